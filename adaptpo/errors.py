@@ -1,0 +1,29 @@
+"""The errors a user can mend. The command line prints their message without a traceback and exits with status 2."""
+
+
+class AdaptpoError(Exception):
+    """Something the user can mend; the message says what was found and names the remedy."""
+
+
+class ConfigError(AdaptpoError):
+    """A recipe or an argument is wrong."""
+
+
+class DataError(AdaptpoError):
+    """A data set cannot be read, or nothing of it is left."""
+
+
+class ModelError(AdaptpoError):
+    """A model or tokenizer cannot do what the run needs."""
+
+
+class AnnotationError(AdaptpoError):
+    """A reward function or reward model failed or returned something unusable."""
+
+
+class RunError(AdaptpoError):
+    """A run directory cannot be used: it belongs to another run, is locked, or its inputs changed."""
+
+
+class TrainingError(AdaptpoError):
+    """Training cannot go on (for instance a loss that is not finite)."""
