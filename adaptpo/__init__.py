@@ -1,3 +1,33 @@
-"""adaptpo: adaptive preference optimization of language models."""
+"""adaptpo: adaptive preference optimization of language models.
+
+`AlignmentTrainer(model, args=AlignmentConfig(...), method=methods.metaapo(), ...).train()`, or `adaptpo train RECIPE`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptpo import methods
+    from adaptpo.config import AlignmentConfig
+    from adaptpo.method import Method
+    from adaptpo.trainer import AlignmentTrainer
 
 __version__ = "0.1.0"
+__all__ = ["AlignmentConfig", "AlignmentTrainer", "Method", "methods"]
+
+_HOMES = {
+    "AlignmentConfig": "adaptpo.config",
+    "AlignmentTrainer": "adaptpo.trainer",
+    "Method": "adaptpo.method",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `adaptpo --help` does not wait for torch."""
+    if name == "methods":
+        return import_module("adaptpo.methods")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'adaptpo' has no attribute '{name}'")

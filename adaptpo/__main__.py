@@ -1,0 +1,4 @@
+from adaptpo.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""A Python function as annotator, with the signature of TRL's `reward_funcs`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptpo.annotation.base import Request, as_completion, valid_reward
+from adaptpo.errors import AnnotationError, ConfigError
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+def import_function(spec: str) -> RewardFunction:
+    """The function that `python:package.module:function` names; the working directory is importable.
+
+    Raises ConfigError if it cannot be found.
+    """
+    module_name, _, name = spec.removeprefix("python:").partition(":")
+    if not module_name or not name:
+        raise ConfigError(f"reward '{spec}' must have the form python:package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise ConfigError(f"reward '{spec}': cannot import '{module_name}' ({error})") from error
+    except AttributeError as error:
+        raise ConfigError(f"reward '{spec}': module '{module_name}' has no '{name}'") from error
+    if not callable(function):
+        raise ConfigError(f"reward '{spec}': '{name}' is a {type(function).__name__}, not a function")
+    return function
+
+
+class FunctionAnnotator:
+    """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
+
+    Prompts and completions are texts, or lists of chat messages where the data is conversational; every further
+    column of the data set arrives as a keyword with one value per completion.
+    """
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        values = self._call(requests)
+        if not isinstance(values, Sequence) and not hasattr(values, "tolist"):
+            raise AnnotationError(
+                f"reward function '{self.name}' returned a {type(values).__name__}; it must return a list of floats"
+            )
+        values = values.tolist() if hasattr(values, "tolist") else list(values)
+        if len(values) != len(requests):
+            raise AnnotationError(
+                f"reward function '{self.name}' returned {len(values)} values for {len(requests)} completions "
+                f"(prompts {requests[0][0].id} to {requests[-1][0].id}); it must return one float per completion"
+            )
+        return [self._valid(value, request) for value, request in zip(values, requests, strict=True)]
+
+    def _call(self, requests: Sequence[Request]) -> Any:
+        names = {name for prompt, _ in requests for name in prompt.columns}
+        columns = {name: [prompt.columns.get(name) for prompt, _ in requests] for name in sorted(names)}
+        try:
+            return self.function(
+                prompts=[prompt.text for prompt, _ in requests],
+                completions=[as_completion(prompt, response) for prompt, response in requests],
+                completion_ids=[response.ids for _, response in requests],
+                **columns,
+            )
+        except Exception as error:
+            raise AnnotationError(
+                f"reward function '{self.name}' raised {type(error).__name__}: {error} "
+                f"(prompts {requests[0][0].id} to {requests[-1][0].id}); mend it and start the same command again"
+            ) from error
+
+    def _valid(self, value: Any, request: Request) -> float | None:
+        try:
+            return valid_reward(value)
+        except (TypeError, ValueError) as error:
+            raise AnnotationError(
+                f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}; it must be a float"
+            ) from error

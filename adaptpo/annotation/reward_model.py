@@ -1,0 +1,85 @@
+"""A sequence-classification reward model as annotator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from adaptpo.annotation.base import Request, as_completion, valid_reward
+from adaptpo.errors import ModelError
+from adaptpo.training.collate import pad
+from adaptpo.training.models import first_line, load_tokenizer
+from adaptpo.types import Prompt, Response
+
+
+def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A reward model with one label and its tokenizer. Raises ModelError otherwise."""
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(path, **{"dtype": torch.float32, **options})
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load a reward model from '{path}': {first_line(error)}") from error
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"the model at '{path}' has {model.config.num_labels} labels; a reward model has one "
+            "(AutoModelForSequenceClassification with num_labels=1). For a classifier, write a Python function that "
+            "turns its logits into a reward: reward: python:module:function"
+        )
+    tokenizer = load_tokenizer(path)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+class RewardModelAnnotator:
+    """Scores prompt and response together, as TRL's `RewardTrainer` presents them: through the reward model's own chat
+    template, or as plain text with the end-of-sequence token where the response ended.
+
+    Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the padded tokens of a
+    batch.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 16384) -> None:
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+    def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        rows = [self.token_ids(prompt, response) for prompt, response in requests]
+        rewards: list[float | None] = [None] * len(rows)
+        for batch in length_batches(rows, self.max_tokens, self.limit):
+            for index, reward in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
+                rewards[index] = valid_reward(reward)
+        return rewards
+
+    def token_ids(self, prompt: Prompt, response: Response) -> list[int]:
+        if isinstance(prompt.text, str):
+            ids = self.tokenizer(f"{prompt.text}{response.text}")["input_ids"]
+            eos = self.tokenizer.eos_token_id
+            return [*ids, eos] if response.ended and (not ids or ids[-1] != eos) else ids
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                "the data is conversational and the reward model's tokenizer has no chat template; "
+                "set `tokenizer.chat_template` of the reward model and save it beside the model"
+            )
+        messages = [*prompt.text, *as_completion(prompt, response)]
+        return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        device = next(self.model.parameters()).device
+        ids = pad(rows, self.tokenizer.pad_token_id).to(device)
+        mask = pad([[1] * len(row) for row in rows], 0).to(device)
+        return self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+
+
+def length_batches(rows: Sequence[Sequence[int]], max_tokens: int, limit: int) -> list[list[int]]:
+    """Indices of rows of at most `limit` tokens, sorted by length, in batches of at most `max_tokens` padded tokens."""
+    order = sorted((i for i, row in enumerate(rows) if len(row) <= limit), key=lambda i: len(rows[i]))
+    batches: list[list[int]] = []
+    for index in order:
+        if not batches or (len(batches[-1]) + 1) * len(rows[index]) > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

@@ -1,0 +1,163 @@
+"""The command line: `adaptpo COMMAND --help` explains each command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import adaptpo
+from adaptpo.errors import AdaptpoError
+
+TRAIN_HELP = """\
+Align a model as a recipe says. One YAML file is one run. A run that was interrupted goes on where it stopped when the
+same command is started again.
+
+  adaptpo train recipe.yaml
+  adaptpo train recipe.yaml --set method=online_dpo --set output_dir=runs/online
+  adaptpo train recipe.yaml --set training.learning_rate=1.0e-6 --set generation.num_generations=4
+"""
+METHODS_HELP = "Print every named method with its four choices: selection, pairing, objective, weighting."
+REPORT_HELP = """\
+Write one self-contained HTML page about a run, and its figures as PNG files. Reads nothing but the run folder, and
+works on unfinished runs.
+
+  adaptpo report runs/example
+"""
+SANDBOX_HELP = """\
+A world of its own, small enough for a CPU, whose true reward is known: a policy, a reward model, offline pairs of
+writers of mixed quality, and held-out prompts, all as ordinary Hugging Face folders and data files.
+
+  adaptpo sandbox build --out sandbox
+  adaptpo sandbox check sandbox
+  adaptpo train sandbox/recipe.yaml
+"""
+CHECK_HELP = """\
+Say whether training can be measured in a world: does the reward model agree with the true reward on the policy's own
+responses, is there room to improve, and do warm-up DPO and Online DPO each bring it closer to the optimum? Trains both;
+takes minutes. Exit status 1 if a check fails.
+"""
+DEMO_HELP = """\
+Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
+terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
+"""
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from adaptpo.config import load_recipe
+    from adaptpo.quiet import quiet_libraries
+    from adaptpo.trainer import AlignmentTrainer
+
+    quiet_libraries()
+    recipe = load_recipe(options.recipe, options.set)
+    final = AlignmentTrainer.from_recipe(recipe).train()
+    print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
+
+
+def run_methods(options: argparse.Namespace) -> None:
+    from adaptpo.method_table import method_rows, print_table
+
+    print_table(method_rows(), as_json=options.json)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from adaptpo.report import write_report
+
+    print(write_report(options.run, options.out))
+
+
+def run_sandbox_build(options: argparse.Namespace) -> None:
+    from adaptpo.quiet import quiet_libraries
+    from adaptpo.sandbox.build import build
+
+    quiet_libraries()
+    build(options.out, prompts=options.prompts, seed=options.seed)
+    print(f"The sandbox is in {options.out}. To align its policy: adaptpo train {options.out}/recipe.yaml")
+
+
+def run_sandbox_check(options: argparse.Namespace) -> int:
+    from adaptpo.quiet import quiet_libraries
+    from adaptpo.sandbox.check import check, print_checks
+
+    quiet_libraries()
+    checks = check(options.folder)
+    print_checks(checks)
+    return 0 if all(c.passed for c in checks) else 1
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from adaptpo.demo import run_demo as demo
+    from adaptpo.quiet import quiet_libraries
+
+    quiet_libraries()
+    demo(options.out, options.seed)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adaptpo", description="Adaptive preference optimization of language models.")
+    parser.add_argument("--version", action="version", version=adaptpo.__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = add_command(commands, "train", "align a model as a recipe says", TRAIN_HELP, run_train)
+    train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ holds examples")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+
+    demo = add_command(commands, "demo", "align a small model in the sandbox and look at it", DEMO_HELP, run_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for world and run (default: demo)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
+
+    report = add_command(commands, "report", "write the report of a run", REPORT_HELP, run_report)
+    report.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
+    report.add_argument("--out", type=Path, default=None, help="folder to write to (default: RUN/report)")
+
+    methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
+    methods.add_argument("--json", action="store_true", help="as JSON, for machines")
+
+    add_sandbox(commands)
+    return parser
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, summary: str, text: str, run: object
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def add_sandbox(commands: argparse._SubParsersAction) -> None:
+    sandbox = commands.add_parser(
+        "sandbox",
+        help="a small world with a known true reward",
+        description=SANDBOX_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = sandbox.add_subparsers(metavar="ACTION", required=True)
+    build = add_command(actions, "build", "write a world", SANDBOX_HELP, run_sandbox_build)
+    build.add_argument("--out", type=Path, required=True, help="folder to write the world to")
+    build.add_argument("--prompts", type=int, default=3000, help="prompts of the offline data set (default: 3000)")
+    build.add_argument("--seed", type=int, default=0, help="seed of data and models (default: 0)")
+    check = add_command(
+        actions,
+        "check",
+        "say whether a world is valid",
+        "Print whether online training can be measured in a world.",
+        run_sandbox_check,
+    )
+    check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
+    try:
+        status = options.run_command(options)
+    except AdaptpoError as error:
+        print(f"adaptpo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nadaptpo: interrupted; start the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)

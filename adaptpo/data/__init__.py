@@ -1,0 +1,33 @@
+"""Read preference data: every row becomes an example or a `Dropped` with its reason.
+
+`open_rows` opens a source (hub id, file, folder, `datasets` object), `iter_examples` turns its rows into preference
+examples, `read_examples` does both; `read_prompts` reads prompts alone. `fingerprint` tells a resumed run whether its
+data changed.
+"""
+
+from adaptpo.data.examples import (
+    PromptExample,
+    iter_examples,
+    iter_prompts,
+    read_examples,
+    read_prompts,
+    require_rows,
+)
+from adaptpo.data.fingerprint import fingerprint
+from adaptpo.data.pairs import TextFormat
+from adaptpo.data.rows import DataSource, Row, Rows, open_rows
+
+__all__ = [
+    "DataSource",
+    "PromptExample",
+    "Row",
+    "Rows",
+    "TextFormat",
+    "fingerprint",
+    "iter_examples",
+    "iter_prompts",
+    "open_rows",
+    "read_examples",
+    "read_prompts",
+    "require_rows",
+]

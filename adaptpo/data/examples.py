@@ -1,0 +1,124 @@
+"""From rows to preference examples and prompts, whatever of the accepted formats a row has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from adaptpo.data.columns import check_preference_columns, check_prompt_columns, is_preference_row
+from adaptpo.data.files import Row
+from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.rows import DataSource, describe, open_rows
+from adaptpo.data.transcripts import is_transcript
+from adaptpo.errors import DataError
+from adaptpo.types import Dropped, PreferenceExample, Text
+
+
+@dataclass(frozen=True)
+class PromptExample:
+    """A prompt without responses; `columns` holds every further column of the row but `chosen` and `rejected`."""
+
+    row: int
+    prompt: Text
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def read_examples(
+    source: DataSource, split: str = "train", name: str | None = None, text_format: TextFormat = "messages"
+) -> Iterator[PreferenceExample | Dropped]:
+    """Open a source and read its preference examples: `open_rows`, then `iter_examples`."""
+    return iter_examples(open_rows(source, split, name), text_format)
+
+
+def read_prompts(
+    source: DataSource, split: str = "train", name: str | None = None, text_format: TextFormat = "messages"
+) -> Iterator[PromptExample | Dropped]:
+    """Open a prompt-only or preference data set and read its prompts: `open_rows`, then `iter_prompts`."""
+    return iter_prompts(open_rows(source, split, name), text_format)
+
+
+def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> Iterator[PreferenceExample | Dropped]:
+    r"""Yield one `PreferenceExample` or `Dropped` per row, in row order; rows count from 0.
+
+    Accepted are `chosen` and `rejected` as message lists or strings, with or without `prompt`:
+
+    - Messages: the prompt is what both conversations share, and the response is one assistant message. The responses
+      may repeat the prompt or leave it out. A string `prompt` beside conversations that contain the prompt is only a
+      copy; beside bare replies it is the user's turn. Text parts are joined.
+    - HH-RLHF transcripts ("\n\nHuman: ...\n\nAssistant: ..."): the prompt ends with the last "\n\nAssistant:".
+      `text_format` "messages" gives chat messages with outer white space removed, "text" the strings as they are.
+    - Strings with a `prompt` string are taken as they are.
+    - Strings without `prompt` and without turns follow TRL's rule: the prompt is their common beginning, here never
+      cutting a word in two. Opening words that both responses share count as prompt; only a `prompt` column avoids it.
+
+    Raises:
+        DataError: the first row lacks a needed column; says what was found and which name was probably meant.
+    """
+    first, rows = _peek(rows)
+    if first is not None:
+        check_preference_columns(first, implicit_prompt_is_text=_has_plain_strings(first))
+    for number, row in enumerate(rows):
+        yield _parse_row(number, row, text_format)
+
+
+def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> Iterator[PromptExample | Dropped]:
+    """Yield one `PromptExample` or `Dropped` per row of a prompt-only or preference data set (see `iter_examples`).
+
+    Raises:
+        DataError: the rows have neither `prompt` nor `chosen` and `rejected`.
+    """
+    first, rows = _peek(rows)
+    if first is not None and is_preference_row(first):
+        yield from map(_prompt_of, iter_examples(rows, text_format))
+        return
+    if first is not None:
+        check_prompt_columns(first)
+    for number, row in enumerate(rows):
+        yield _parse_prompt_row(number, row, text_format)
+
+
+def require_rows(kept: int, dropped: Mapping[str, int], source: DataSource) -> None:
+    """Raise DataError, with the count of every reason, when no row of `source` was kept."""
+    if kept:
+        return
+    what = describe(source)
+    if not dropped:
+        raise DataError(f"{what}: holds no rows; check the path and the split.")
+    counts = "; ".join(f"{count} x {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
+    raise DataError(f"{what}: none of {sum(dropped.values())} rows can be used. Reasons: {counts}.")
+
+
+def _peek(rows: Iterable[Row]) -> tuple[Row | None, Iterable[Row]]:
+    iterator = iter(rows)
+    first = next(iterator, None)
+    return first, [] if first is None else chain([first], iterator)
+
+
+def _has_plain_strings(row: Row) -> bool:
+    return all(isinstance(row.get(key), str) and not is_transcript(row[key]) for key in ("chosen", "rejected"))
+
+
+def _prompt_of(example: PreferenceExample | Dropped) -> PromptExample | Dropped:
+    if isinstance(example, Dropped):
+        return example
+    return PromptExample(example.row, example.prompt, example.columns)
+
+
+def _parse_row(number: int, row: Row, text_format: TextFormat) -> PreferenceExample | Dropped:
+    try:
+        prompt, chosen, rejected = split_pair(row, text_format)
+    except RowProblem as problem:
+        return Dropped(number, str(problem))
+    columns = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
+    return PreferenceExample(number, prompt, chosen, rejected, columns)
+
+
+def _parse_prompt_row(number: int, row: Row, text_format: TextFormat) -> PromptExample | Dropped:
+    try:
+        prompt = split_prompt(row, text_format)
+    except RowProblem as problem:
+        return Dropped(number, str(problem))
+    return PromptExample(number, prompt, {key: value for key, value in row.items() if key != "prompt"})

@@ -1,0 +1,130 @@
+"""Read data files row by row: JSON lines, JSON lists, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow
+import pyarrow.parquet
+
+from adaptpo.errors import DataError
+
+Row = dict[str, Any]
+PARQUET_BATCH_ROWS = 256
+
+
+def is_data_file(path: str | Path) -> bool:
+    """Whether the file's name ends in one of `ACCEPTED_SUFFIXES`."""
+    return _data_suffix(Path(path)) is not None
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """Yield the rows of one file in order. JSON lines, CSV and Parquet are streamed; a JSON list is read whole.
+
+    Raises:
+        DataError: unknown ending, or the content is not what the ending promises (with the 1-based line number).
+    """
+    suffix = _data_suffix(path)
+    if suffix is None:
+        raise DataError(
+            f"{path}: cannot tell the format from the name; accepted endings: {', '.join(ACCEPTED_SUFFIXES)}."
+        )
+    try:
+        yield from READERS[suffix.removesuffix(".gz")](path)
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"{path}: not a readable {suffix} file ({error}); write it anew or give it its true ending."
+        ) from error
+
+
+def _data_suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((suffix for suffix in ACCEPTED_SUFFIXES if name.endswith(suffix)), None)
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with _open_text(path) as file:
+        is_list = _first_visible_character(file) == "["
+    # Many data sets call their JSON lines `.json`.
+    yield from _read_json_list(path) if is_list else _read_json_lines(path)
+
+
+def _first_visible_character(file: TextIO) -> str:
+    while (character := file.read(1)).isspace():
+        pass
+    return character
+
+
+def _read_json_list(path: Path) -> Iterator[Row]:
+    with _open_text(path) as file:
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend the file there."
+            ) from error
+    for number, row in enumerate(rows):
+        yield _as_row(row, f"{path}, item {number}")
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    with _open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _as_row(_parse_line(line, path, number), f"{path}, line {number}")
+
+
+def _parse_line(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); "
+            "mend or delete this line: every line holds one JSON object."
+        ) from error
+
+
+def _as_row(value: Any, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f'{place}: found a JSON {type(value).__name__}; a row is an object such as {{"chosen": ...}}.')
+    return value
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # responses exceed the default of 128 KiB
+    with _open_text(path) as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, line {reader.line_num}: the number of fields differs from the header's "
+                    f"{len(reader.fieldnames or [])}; quote fields that contain commas or line breaks."
+                )
+            yield dict(row)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            yield from batch.to_pylist()
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+ACCEPTED_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")

@@ -1,0 +1,126 @@
+"""Bring chat messages into one form and find the prompt that two conversations share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptpo.data.problems import (
+    BAD_MESSAGE,
+    EMPTY_CHOSEN,
+    EMPTY_PROMPT,
+    EMPTY_REJECTED,
+    EQUAL,
+    NO_FINAL_REPLY,
+    NO_SHARED_PROMPT,
+    NOT_TEXT_CONTENT,
+    PROMPT_END,
+    TOOLS,
+    UNKNOWN_ROLE,
+    RowProblem,
+)
+from adaptpo.types import Message
+
+ACCEPTED_ROLES = ("system", "developer", "user", "assistant")
+TOOL_ROLES = ("tool", "function", "ipython")
+COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking")
+
+
+def normalize_messages(messages: list[Any]) -> list[Message]:
+    """Check every message and join its text parts. Keys that are None (columnar files fill them in) go away.
+
+    Raises:
+        RowProblem: a message without role or content, with tool calls, an unknown role, or content other than text.
+    """
+    return [_normalize_message(message) for message in messages]
+
+
+def _normalize_message(message: Any) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise RowProblem(BAD_MESSAGE)
+    if message.get("tool_calls") or message.get("function_call") or message["role"] in TOOL_ROLES:
+        raise RowProblem(TOOLS)
+    if message["role"] not in ACCEPTED_ROLES:
+        raise RowProblem(UNKNOWN_ROLE)
+    present = {key: value for key, value in message.items() if value is not None and key not in ("role", "content")}
+    return {"role": message["role"], "content": _join_text_parts(message.get("content")), **present}
+
+
+def _join_text_parts(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        raise RowProblem(BAD_MESSAGE)
+    if not isinstance(content, list):
+        raise RowProblem(NOT_TEXT_CONTENT)
+    return "".join(_part_text(part) for part in content)
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise RowProblem(NOT_TEXT_CONTENT)
+    return part["text"]
+
+
+def continue_conversation(prompt: list[Message], response: list[Message]) -> list[Message]:
+    """The whole conversation, whether `response` is the reply alone or repeats the prompt before it."""
+    if shared_length(prompt, response) == len(prompt):
+        return response
+    if response and response[0]["role"] == "assistant":
+        return prompt + response
+    raise RowProblem(NO_SHARED_PROMPT)
+
+
+def split_conversations(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Cut two whole conversations into their longest shared beginning and one assistant message each.
+
+    Raises:
+        RowProblem: they are equal, differ earlier than in the last message, or the parts have the wrong roles.
+    """
+    length = shared_length(chosen, rejected)
+    prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    _check_replies(prompt, chosen, rejected)
+    check_prompt(prompt)
+    return prompt, chosen, rejected
+
+
+def _check_replies(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+    if not chosen and not rejected:
+        raise RowProblem(EQUAL)
+    if not chosen:
+        raise RowProblem(EMPTY_CHOSEN)
+    if not rejected:
+        raise RowProblem(EMPTY_REJECTED)
+    if not prompt or len(chosen) > 1 or len(rejected) > 1:
+        raise RowProblem(NO_SHARED_PROMPT)
+    if chosen[0]["role"] != "assistant" or rejected[0]["role"] != "assistant":
+        raise RowProblem(NO_FINAL_REPLY)
+
+
+def check_prompt(prompt: list[Message]) -> None:
+    """Raise RowProblem unless the prompt ends with a user turn that says something.
+
+    The chat template's generation prompt opens an assistant turn, so what precedes it must call for one.
+    """
+    if not prompt:
+        raise RowProblem(EMPTY_PROMPT)
+    if prompt[-1]["role"] != "user":
+        raise RowProblem(PROMPT_END)
+    if not prompt[-1]["content"].strip():
+        raise RowProblem(EMPTY_PROMPT)
+
+
+def shared_length(first: list[Message], second: list[Message]) -> int:
+    """Number of messages at the start that say the same."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if not _says_the_same(one, other):
+            break
+        length += 1
+    return length
+
+
+def _says_the_same(one: Message, other: Message) -> bool:
+    # Ids and scores attached to messages may differ without changing what a template renders.
+    return all(one.get(key) == other.get(key) for key in COMPARED_KEYS)

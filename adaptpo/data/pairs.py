@@ -1,0 +1,198 @@
+"""Split one row into prompt, chosen and rejected, whatever of the accepted formats it has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from adaptpo.data.files import Row
+from adaptpo.data.messages import check_prompt, continue_conversation, normalize_messages, split_conversations
+from adaptpo.data.problems import (
+    EMPTY_CHOSEN,
+    EMPTY_PROMPT,
+    EMPTY_REJECTED,
+    EQUAL,
+    MIXED_FORMATS,
+    NO_SHARED_PROMPT,
+    NO_SHARED_WORDS,
+    NOT_TEXT,
+    NOT_TEXT_CONTENT,
+    PROMPT_END,
+    TOOLS,
+    RowProblem,
+)
+from adaptpo.data.transcripts import calls_for_reply, is_transcript, prompt_messages, split_last_reply
+from adaptpo.types import Message, Text
+
+TextFormat = Literal["messages", "text"]
+Pair = tuple[Text, Text, Text]
+OTHER_MODALITIES = ("image", "images", "audio", "audios", "video", "videos")
+
+
+def _check_modalities(row: Row) -> None:
+    if row.get("tools"):
+        raise RowProblem(TOOLS)
+    if any(row.get(key) for key in OTHER_MODALITIES):
+        raise RowProblem(NOT_TEXT_CONTENT)
+
+
+def split_pair(row: Row, text_format: TextFormat) -> Pair:
+    """Prompt, chosen and rejected of a row.
+
+    Raises:
+        RowProblem: the row cannot be used; the message is the reason.
+    """
+    _check_modalities(row)
+    prompt = _read_prompt(row)
+    chosen = _read_response(row.get("chosen"), EMPTY_CHOSEN)
+    rejected = _read_response(row.get("rejected"), EMPTY_REJECTED)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        pair = _split_strings(prompt, chosen, rejected, text_format, has_prompt_column="prompt" in row)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        pair = _split_message_lists(prompt, chosen, rejected)
+    else:
+        raise RowProblem(MIXED_FORMATS)
+    _check_responses(pair[1], pair[2])
+    return pair
+
+
+def _read_prompt(row: Row) -> Text | None:
+    prompt = row.get("prompt")
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list):
+        return normalize_messages(prompt)
+    raise RowProblem(NOT_TEXT)
+
+
+def _read_response(value: Any, empty_reason: str) -> Text:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        raise RowProblem(empty_reason)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return normalize_messages(value)
+    raise RowProblem(NOT_TEXT)
+
+
+def _check_responses(chosen: Text, rejected: Text) -> None:
+    chosen, rejected = _without_outer_space(chosen), _without_outer_space(rejected)
+    if chosen in ("", []):
+        raise RowProblem(EMPTY_CHOSEN)
+    if rejected in ("", []):
+        raise RowProblem(EMPTY_REJECTED)
+    if chosen == rejected:
+        raise RowProblem(EQUAL)
+
+
+def _without_outer_space(response: Text) -> Text:
+    if isinstance(response, str):
+        return response.strip()
+    return [{**message, "content": words} for message in response if (words := message["content"].strip())]
+
+
+def _split_message_lists(prompt: Text | None, chosen: list[Message], rejected: list[Message]) -> Pair:
+    replies_alone = chosen[0]["role"] == rejected[0]["role"] == "assistant"
+    if isinstance(prompt, str) and replies_alone:
+        prompt = [_message("user", prompt)]
+    if isinstance(prompt, list):
+        check_prompt(prompt)
+        chosen, rejected = continue_conversation(prompt, chosen), continue_conversation(prompt, rejected)
+    return split_conversations(chosen, rejected)
+
+
+def _split_strings(
+    prompt: Text | None, chosen: str, rejected: str, text_format: TextFormat, has_prompt_column: bool
+) -> Pair:
+    if isinstance(prompt, list):
+        return _split_message_lists(prompt, [_message("assistant", chosen)], [_message("assistant", rejected)])
+    if _are_transcripts(prompt, chosen, rejected):
+        return _split_transcripts(chosen, rejected, text_format)
+    if has_prompt_column:
+        return _prompted_strings(prompt, chosen, rejected, text_format)
+    if is_transcript(chosen) or is_transcript(rejected):
+        raise RowProblem(NO_SHARED_PROMPT)
+    return _split_shared_words(chosen, rejected)
+
+
+def _are_transcripts(prompt: str | None, chosen: str, rejected: str) -> bool:
+    if not (is_transcript(chosen) and is_transcript(rejected)):
+        return False
+    # A reply may itself quote a dialogue: beside a prompt, only a dialogue that contains the prompt is the whole one.
+    return prompt is None or (prompt.strip() in chosen and prompt.strip() in rejected)
+
+
+def _split_transcripts(chosen: str, rejected: str, text_format: TextFormat) -> Pair:
+    one, other = split_last_reply(chosen), split_last_reply(rejected)
+    if one.prompt != other.prompt:
+        raise RowProblem(NO_SHARED_PROMPT)
+    if text_format == "text":
+        check_prompt(prompt_messages(one.prompt))
+        return one.prompt, one.response, other.response
+    return _as_messages(one.prompt, one.response, other.response)
+
+
+def _as_messages(prompt: str, chosen: str, rejected: str) -> Pair:
+    messages = prompt_messages(prompt)
+    check_prompt(messages)
+    return messages, [_message("assistant", chosen.strip())], [_message("assistant", rejected.strip())]
+
+
+def _prompted_strings(prompt: str | None, chosen: str, rejected: str, text_format: TextFormat) -> Pair:
+    if prompt is None or not prompt.strip():
+        raise RowProblem(EMPTY_PROMPT)
+    if text_format == "messages" and is_transcript(prompt) and calls_for_reply(prompt):
+        return _as_messages(prompt, chosen, rejected)
+    return prompt, chosen, rejected
+
+
+def _split_shared_words(chosen: str, rejected: str) -> Pair:
+    end = _shared_characters(chosen, rejected)
+    if end == len(chosen) == len(rejected):
+        raise RowProblem(EQUAL)
+    while end and not (_word_ends_at(chosen, end) and _word_ends_at(rejected, end)):
+        end -= 1
+    if chosen[end - 1 : end] == " ":
+        end -= 1  # tokenizers attach a space to the word that follows
+    if not chosen[:end].strip():
+        raise RowProblem(NO_SHARED_WORDS)
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _shared_characters(first: str, second: str) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _word_ends_at(text: str, end: int) -> bool:
+    return end == len(text) or text[end].isspace() or text[end - 1].isspace()
+
+
+def split_prompt(row: Row, text_format: TextFormat) -> Text:
+    """The prompt of a row without responses.
+
+    Raises:
+        RowProblem: the row cannot be used; the message is the reason.
+    """
+    _check_modalities(row)
+    prompt = _read_prompt(row)
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise RowProblem(EMPTY_PROMPT)
+    if isinstance(prompt, str) and is_transcript(prompt):
+        return _checked_transcript(prompt, text_format)
+    if isinstance(prompt, list):
+        check_prompt(prompt)
+    return prompt
+
+
+def _checked_transcript(prompt: str, text_format: TextFormat) -> Text:
+    if not calls_for_reply(prompt):
+        raise RowProblem(PROMPT_END)
+    if text_format == "text":
+        return prompt
+    messages = prompt_messages(prompt)
+    check_prompt(messages)
+    return messages
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

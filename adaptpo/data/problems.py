@@ -1,0 +1,23 @@
+"""The reasons for which a row is left out. The texts are stable: runs count rows by them."""
+
+from __future__ import annotations
+
+
+class RowProblem(Exception):  # noqa: N818 - never reaches the user: it becomes a `Dropped`
+    """This row cannot be used; the message is the reason."""
+
+
+EMPTY_CHOSEN = "empty chosen response"
+EMPTY_REJECTED = "empty rejected response"
+NOT_TEXT = "not text: a response or prompt is neither a string nor a list of messages"
+MIXED_FORMATS = "mixed formats: one response is a string, the other a list of messages"
+BAD_MESSAGE = "malformed message: role or content is missing"
+UNKNOWN_ROLE = "unsupported role: accepted are system, developer, user, assistant"
+TOOLS = "tool use is not supported"
+NOT_TEXT_CONTENT = "message or row content other than text (image, audio, ...)"
+EQUAL = "chosen equals rejected"
+NO_SHARED_PROMPT = "no shared prompt: chosen and rejected differ before the final assistant turn"
+NO_SHARED_WORDS = "no shared prompt: no prompt column, and the strings share no first words"
+EMPTY_PROMPT = "empty prompt"
+PROMPT_END = "the prompt does not end with a user turn"
+NO_FINAL_REPLY = "the dialogue does not end with an assistant turn"

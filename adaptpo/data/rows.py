@@ -1,0 +1,136 @@
+"""Open a data source of any supported kind and iterate over its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import datasets
+
+from adaptpo.data.files import ACCEPTED_SUFFIXES, Row, is_data_file, read_file
+from adaptpo.errors import DataError
+
+DataSource: TypeAlias = (
+    "str | PathLike[str] | datasets.Dataset | datasets.DatasetDict"
+    " | datasets.IterableDataset | datasets.IterableDatasetDict | list[Row]"
+)
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LOAD_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0."""
+
+    description: str
+    start: Callable[[], Iterable[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.start())
+
+
+def open_rows(source: DataSource, split: str = "train", name: str | None = None) -> Rows:
+    """Open a source without reading its rows yet.
+
+    Args:
+        source: hub id, data file (.jsonl, .json, .csv, each also .gz; .parquet), folder written by `save_to_disk`,
+            folder of data files, a `datasets` object, or a list of rows. An existing path wins over a hub id.
+        split: the split to read. A single file has the split "train" only; a `Dataset` object is already one split.
+        name: the configuration, for hub ids and folders that define several.
+
+    Raises:
+        DataError: nothing found under this name, no such split (names the available ones), or the hub is out of reach.
+    """
+    if isinstance(source, list):
+        return Rows("a list of rows", lambda: source)
+    if not isinstance(source, str | PathLike):
+        return _dataset_rows(source, split, "the given data set")
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _file_rows(path, split)
+    if path.is_dir():
+        return _folder_rows(path, split, name)
+    return _hub_rows(str(source), split, name)
+
+
+def describe(source: DataSource) -> str:
+    """How error messages call this source."""
+    return str(source) if isinstance(source, str | PathLike) else f"the given {type(source).__name__}"
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        _check_split(split, list(data), description)
+        data = data[split]
+    if isinstance(data, datasets.Dataset | datasets.IterableDataset):
+        data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
+    return Rows(description, lambda: data)
+
+
+def _file_rows(path: Path, split: str) -> Rows:
+    _check_split(split, ["train"], str(path))
+    if not is_data_file(path):
+        raise DataError(
+            f"{path}: cannot tell the format from the name; accepted endings: {', '.join(ACCEPTED_SUFFIXES)}."
+        )
+    return Rows(str(path), lambda: read_file(path))
+
+
+def _folder_rows(folder: Path, split: str, name: str | None) -> Rows:
+    try:
+        if is_saved_dataset(folder):
+            return _saved_rows(folder, split)
+        files = folder_files(folder, name)
+        _check_split(split, list(files), str(folder))
+        if all(is_data_file(file) for file in files[split]):
+            return Rows(str(folder), lambda: chain.from_iterable(read_file(Path(file)) for file in files[split]))
+        return _dataset_rows(datasets.load_dataset(str(folder), name, split=split, streaming=True), split, str(folder))
+    except LOAD_ERRORS as error:
+        raise DataError(
+            f"{folder}: cannot be read as a data set ({error}); accepted: a folder written by save_to_disk, or "
+            f"one with data files ending in {', '.join(ACCEPTED_SUFFIXES)}."
+        ) from error
+
+
+def _saved_rows(folder: Path, split: str) -> Rows:
+    data = datasets.load_from_disk(str(folder))
+    if isinstance(data, datasets.Dataset):
+        _check_split(split, ["train", *([str(data.split)] if data.split else [])], str(folder))
+    return _dataset_rows(data, split, str(folder))
+
+
+def folder_files(folder: Path, name: str | None) -> dict[str, list[str]]:
+    """The data files of a folder by split, found by the rules of `datasets.load_dataset`."""
+    builder = datasets.load_dataset_builder(str(folder), name)
+    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+
+
+def _hub_rows(source: str, split: str, name: str | None) -> Rows:
+    if not HUB_ID.fullmatch(source) or is_data_file(source):
+        raise DataError(f"{source}: no such file or folder, and not a hub id either (accepted form: owner/name).")
+    try:
+        data = datasets.load_dataset(source, name, split=split)
+    except LOAD_ERRORS as error:
+        raise DataError(
+            f"{source}: no such file or folder here, and split {split!r} of a hub data set of this name "
+            f"cannot be loaded: {error}. Mend the path, id, name or split; "
+            "without a network use a local copy of the data."
+        ) from error
+    return _dataset_rows(data, split, source)
+
+
+def _check_split(split: str, available: list[str], description: str) -> None:
+    if split not in available:
+        raise DataError(
+            f"{description}: there is no split {split!r}; available: {', '.join(dict.fromkeys(available))}."
+        )

@@ -1,0 +1,133 @@
+"""Files that either exist whole or not at all: write beside the target, flush to disk, rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adaptpo.errors import RunError
+
+TEMPORARY = ".writing-"
+
+
+def flush(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a folder one may not write to into a RunError that names the remedy.
+
+    Libraries wrap the operating system's error in types of their own, so the message is read as well.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(path) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"cannot write {path}: {error.strerror}; choose an output_dir you may write to") from error
+        raise
+    except Exception as error:
+        if "No space left on device" in str(error):
+            raise full_disk(path) from error
+        raise
+
+
+def full_disk(path: Path) -> RunError:
+    return RunError(
+        f"the disk is full: {path} was not written, and nothing half-written counts as done. "
+        "Free some space and start the same command again; it goes on where it stopped."
+    )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write; it becomes `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(TEMPORARY + path.name)
+    with disk_errors(path):
+        try:
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            flush_tree(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    return pq.read_table(path, columns=columns).to_pylist()
+
+
+class JsonLines:
+    """An append-only log that survives a kill: a torn last line is dropped, and lines can be taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, *records: dict[str, Any]) -> None:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def discard(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the records for which `unwanted` is true, and a torn last line."""
+        if self.path.exists():
+            kept = [record for record in self.read() if not unwanted(record)]
+            write_text(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

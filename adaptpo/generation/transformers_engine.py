@@ -1,0 +1,175 @@
+"""Generation in process: one prefill a prompt, its cache expanded to K rows, finished rows dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from adaptpo.generation.base import Sampling
+from adaptpo.tokenization import decode_response
+from adaptpo.training.collate import pad
+from adaptpo.types import Prompt, Response
+
+COMPACT_BELOW = 0.75
+"""Rows are dropped once less than this share of them is unfinished: dropping copies the cache."""
+
+
+def logits_warpers(sampling: Sampling) -> LogitsProcessorList:
+    """In the order of transformers' `generate`."""
+    warpers = LogitsProcessorList()
+    if sampling.temperature not in (0.0, 1.0):
+        warpers.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+def uniform_draws(seeds: Sequence[int], count: int, steps: int) -> Tensor:
+    """[len(seeds) * count, steps] uniform numbers in [0, 1), each prompt's from its own generator."""
+    draws = [
+        torch.rand(count, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
+    return torch.cat(draws)
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse-CDF sampling, [rows]: the token at which the cumulated probability passes `uniforms` [rows]."""
+    cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Strictly below the total, so that rounding never picks a token of probability 0 behind the last one.
+    target = uniforms.to(cumulated.device) * (cumulated[:, -1] * (1 - 1e-12))
+    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
+
+
+class DecodingRows:
+    """The unfinished rows of a batch: which row each one is, and the cache that holds its past."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Prompt], count: int, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+        device = next(model.parameters()).device
+        lengths = [len(prompt.ids) for prompt in prompts]
+        ids = pad([prompt.ids for prompt in prompts], pad_id, left=True).to(device)
+        mask = pad([[1] * length for length in lengths], 0, left=True).to(device)
+        self.cache: Any = DynamicCache(config=model.config)
+        self.logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)).repeat_interleave(count, dim=0)
+        self.cache.batch_repeat_interleave(count)
+        self.mask = mask.repeat_interleave(count, dim=0)
+        self.position = torch.tensor(lengths, device=device).repeat_interleave(count)
+        self.row = torch.arange(len(prompts) * count, device=device)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def advance(self, tokens: Tensor) -> None:
+        """Append one token to every row and compute the logits of the next."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = self._forward(tokens[:, None], self.mask, self.position[:, None])
+        self.position = self.position + 1
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position, self.row = self.mask[rows], self.position[rows], self.row[rows]
+
+
+class UncachedRows:
+    """The same for models whose cache cannot be expanded (state-space and hybrid models): all tokens every step."""
+
+    def __init__(self, model: nn.Module, prompt: Prompt, count: int) -> None:
+        self.model = model
+        device = next(model.parameters()).device
+        self.ids = torch.tensor([prompt.ids] * count, device=device)
+        self.row = torch.arange(count, device=device)
+        self.logits = self._forward()
+
+    def _forward(self) -> Tensor:
+        return self.model(input_ids=self.ids, use_cache=False).logits[:, -1].float()
+
+    def advance(self, tokens: Tensor) -> None:
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        self.logits = self._forward()
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.row = self.ids[rows], self.row[rows]
+
+
+def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tensor) -> list[list[int]]:
+    """Token ids of every row until a stop token (kept) or `max_new_tokens`."""
+    warpers, stops = logits_warpers(sampling), torch.tensor(sorted(sampling.stop_ids))
+    outputs: list[list[int]] = [[] for _ in range(len(uniforms))]
+    alive = torch.ones(len(rows.row), dtype=torch.bool)
+    for step in range(sampling.max_new_tokens):
+        if sampling.temperature == 0:
+            tokens = rows.logits.argmax(dim=-1)
+        else:
+            tokens = draw_tokens(warpers(None, rows.logits), uniforms[rows.row.cpu(), step])
+        chosen = tokens.cpu()
+        for row, token, living in zip(rows.row.tolist(), chosen.tolist(), alive.tolist(), strict=True):
+            if living:
+                outputs[row].append(token)
+        alive &= ~torch.isin(chosen, stops)
+        if not alive.any() or step + 1 == sampling.max_new_tokens:
+            break
+        if alive.float().mean() < COMPACT_BELOW:
+            rows.keep(alive.nonzero()[:, 0].to(tokens.device))
+            tokens, alive = tokens[alive.to(tokens.device)], alive[alive]
+        rows.advance(tokens)
+    return outputs
+
+
+class TransformersGenerator:
+    """Samples from a transformers causal language model in this process.
+
+    The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, batch_size: int = 8
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.sampling, self.batch_size = sampling, batch_size
+        self.expands_cache = not getattr(model, "_is_stateful", False)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
+        was_training = self.model.training
+        self.model.eval()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+        size = self.batch_size if self.expands_cache else 1
+        responses: dict[int, list[Response]] = {}
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            rows = self._rows([prompts[i] for i in batch], count)
+            uniforms = uniform_draws([seeds[i] for i in batch], count, self.sampling.max_new_tokens)
+            outputs = [self._response(ids) for ids in decode(rows, self.sampling, uniforms)]
+            responses |= {index: outputs[n * count : (n + 1) * count] for n, index in enumerate(batch)}
+        self.model.train(was_training)
+        return [responses[i] for i in range(len(prompts))]
+
+    def _rows(self, prompts: Sequence[Prompt], count: int) -> DecodingRows | UncachedRows:
+        if self.expands_cache:
+            return DecodingRows(self.model, prompts, count, self.tokenizer.pad_token_id)
+        return UncachedRows(self.model, prompts[0], count)
+
+    def _response(self, ids: list[int]) -> Response:
+        ended = bool(ids) and ids[-1] in self.sampling.stop_ids
+        return Response(text=decode_response(self.tokenizer, ids, self.sampling.stop_ids), ids=ids, ended=ended)

@@ -1,0 +1,69 @@
+"""A method is four choices: selection, pairing, objective, weighting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaptpo.learner import Gather, Learner, PairBatch
+from adaptpo.objectives import Objective
+from adaptpo.pairing import Offline, Pairing
+from adaptpo.selection import Selection, SelectNone
+from adaptpo.weighting import Uniform, Weighting
+
+
+@dataclass(frozen=True)
+class Method:
+    """The four choices, plus how many epochs of offline training come before the first iteration.
+
+    A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
+    `Method` object can be used for many runs.
+    """
+
+    selection: Selection
+    pairing: Pairing
+    objective: Objective
+    weighting: Weighting
+    warmup_epochs: int = 0
+    name: str = "custom"
+
+    def learners(self) -> tuple[Learner, ...]:
+        """Each learner once, however many choices share it."""
+        found = {id(learner): learner for part in (self.selection, self.weighting) for learner in part.learners()}
+        return tuple(found.values())
+
+    def warmup(self) -> Method:
+        """Plain offline training with the same objective."""
+        return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
+
+    def choices(self) -> dict[str, str]:
+        return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
+
+    def reset(self, seed: int) -> None:
+        for learner in self.learners():
+            learner.reset(seed)
+
+    def start_iteration(self) -> None:
+        for learner in self.learners():
+            learner.start_iteration()
+
+    def observe(self, batch: PairBatch) -> None:
+        for learner in self.learners():
+            learner.observe(batch)
+
+    def update(self, gather: Gather) -> None:
+        for learner in self.learners():
+            learner.update(gather)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"learners": [learner.state_dict() for learner in self.learners()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for learner, saved in zip(self.learners(), state["learners"], strict=True):
+            learner.load_state_dict(saved)
+
+    def metrics(self) -> dict[str, float]:
+        return {name: value for learner in self.learners() for name, value in learner.metrics().items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {name: value for learner in self.learners() for name, value in learner.snapshot().items()}

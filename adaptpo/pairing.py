@@ -1,0 +1,110 @@
+"""The pairing axis: which preference pairs a prompt contributes.
+
+Adding one: the class here, and its line in `PAIRINGS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from adaptpo.types import PreferencePair, Response
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The annotated fresh responses to one prompt; a reward is None where annotation failed."""
+
+    prompt_id: int
+    iteration: int
+    responses: tuple[Response, ...]
+    rewards: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class NoPair:
+    """Why the candidates of a prompt make no pair; counted and recorded by the loop."""
+
+    reason: str
+
+
+def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
+    """The best and the worst of K by reward (MetaAPO, section 4.1). The first of equals wins."""
+    rated = [(i, r) for i, r in enumerate(candidates.rewards) if r is not None and not math.isnan(r)]
+    if len(rated) < 2:
+        return NoPair(f"{len(rated)} responses with a valid reward, a pair needs 2")
+    best, high = max(rated, key=lambda ir: ir[1])
+    worst, low = min(rated, key=lambda ir: ir[1])
+    chosen, rejected = candidates.responses[best], candidates.responses[worst]
+    if high == low:
+        return NoPair("best and worst response have the same reward")
+    if chosen.ids == rejected.ids:
+        return NoPair("best and worst response have the same text")
+    return PreferencePair(
+        prompt_id=candidates.prompt_id,
+        source="online",
+        chosen=chosen,
+        rejected=rejected,
+        iteration=candidates.iteration,
+        reward_gap=high - low,
+    )
+
+
+class Pairing(ABC):
+    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses."""
+
+    num_generations: int = 0
+
+    @abstractmethod
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        """The pairs of a prompt; `candidates` is None where the prompt was not selected."""
+
+
+@dataclass(frozen=True)
+class Offline(Pairing):
+    """The data set's pair, whatever was selected."""
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+        return (offline,)
+
+
+@dataclass(frozen=True)
+class Online(Pairing):
+    """Best against worst of K fresh responses; unselected prompts leave this iteration."""
+
+    num_generations: int = 8
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return ()
+        online = best_against_worst(candidates)
+        return online if isinstance(online, NoPair) else (online,)
+
+
+@dataclass(frozen=True)
+class OfflineAndOnline(Pairing):
+    """MetaAPO's tuple (section 4.1, Algorithm 1 line 12): the offline pair beside best against worst of K.
+
+    Unselected prompts, and selected ones whose responses make no pair, leave this iteration's training, unless
+    `keep_unselected`: then their offline pair stays, with weight 1 (Table 7, "w/ All Offline Samples").
+    """
+
+    num_generations: int = 8
+    keep_unselected: bool = False
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        alone = (offline,) if self.keep_unselected else ()
+        if candidates is None:
+            return alone
+        online = best_against_worst(candidates)
+        if isinstance(online, NoPair):
+            return alone or online
+        return (offline, online)
+
+
+PAIRINGS: dict[str, type[Pairing]] = {
+    "offline": Offline,
+    "online": Online,
+    "offline_and_online": OfflineAndOnline,
+}

@@ -1,0 +1,67 @@
+"""What a run shows on the terminal: a bar for the phase at work, one line for each finished phase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from adaptpo.training.context import Context
+
+SHOWN = {
+    "kept": "{} pairs kept",
+    "dropped": "{} left out (see dropped.jsonl)",
+    "truncated": "{} cut at the length limit",
+    "prompts": "{} prompts",
+    "selected": "{} selected",
+    "responses": "{} responses",
+    "annotated": "{} annotated",
+    "invalid": "{} without a valid reward",
+    "pairs": "{} pairs",
+    "no_pair": "{} prompts without a pair",
+    "too_long": "{} too long for the reward model",
+    "steps": "{} steps",
+    "score_mean": "mean score {:.3f}",
+    "reward/mean": "reward {:.3f}",
+    "win_rate": "win rate {:.1%}",
+}
+
+
+def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
+    if context.config.show_progress:
+        tqdm.write(f"{phase}: {describe(facts)}")
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The known counts of a phase that are not zero, and its seconds."""
+    shown = [text.format(facts[name]) for name, text in SHOWN.items() if facts.get(name)]
+    return ", ".join([*shown, f"{facts['seconds']:.1f} s"])
+
+
+class TrainingBar(TrainerCallback):
+    """A bar over the optimizer steps of a training phase, with its loss."""
+
+    def __init__(self, phase: str, visible: bool) -> None:
+        self.phase, self.visible = phase, visible
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.bar = progress_bar(self.phase, state.max_steps, "step", self.visible, done=state.global_step)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if self.bar is not None and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def progress_bar(phase: str, total: int, unit: str, visible: bool, done: int = 0) -> tqdm:
+    return tqdm(total=total, desc=phase, unit=unit, initial=done, disable=not visible, leave=False, dynamic_ncols=True)

@@ -1,0 +1,190 @@
+"""The run directory: what is done, what is kept, and how a killed run goes on.
+
+A run is a sequence of phases. A phase is done when `state.json` says so, which is written after everything that the
+phase produced is on disk. Long phases write shards of a fixed composition; a shard is a file that exists whole or not
+at all. Training phases write checkpoints (see `adaptpo.training.trainer`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import yaml
+
+from adaptpo.errors import RunError
+from adaptpo.files import JsonLines, read_rows, write_json, write_table, write_text
+from adaptpo.progress import progress_bar
+
+Item = TypeVar("Item")
+Row = dict[str, Any]
+
+NOT_COMPARED = frozenset(
+    {"output_dir", "model", "reward", "data.path", "eval_data.path", "show_progress", "adaptpo"}
+    | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
+)
+"""Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes."""
+
+
+class RunDirectory:
+    """One run on disk; holds the lock on it until closed.
+
+    Raises RunError when another process works on the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise RunError(f"cannot make the folder {path}: {error.strerror}; choose another output_dir") from error
+        self._lock()
+        self.metrics = JsonLines(path / "metrics.jsonl")
+        self.dropped = JsonLines(path / "dropped.jsonl")
+
+    def _lock(self) -> None:
+        self._lock_file = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock_file.seek(0)
+            owner = self._lock_file.read().strip() or "another process"
+            raise RunError(f"{owner} is working on {self.path}; wait for it, or choose another output_dir") from error
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()}")
+        self._lock_file.flush()
+
+    def close(self) -> None:
+        self._lock_file.close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What this run is
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    def claim(self, config: dict[str, Any]) -> bool:
+        """Make this the directory of the run with this resolved config; True if it is being resumed.
+
+        Raises RunError if the directory holds a run with another config or other inputs, or no run at all.
+        """
+        if self.config_path.exists():
+            stored = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            refuse_other_run(self.path, stored, plain(config))
+            return True
+        strangers = [p.name for p in self.path.iterdir() if p.name not in ("lock", "inputs")]
+        if strangers:
+            raise RunError(
+                f"{self.path} is not empty and holds no run (found {', '.join(sorted(strangers)[:3])}); "
+                "choose another output_dir"
+            )
+        write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        return False
+
+    # Phases
+
+    @property
+    def state(self) -> dict[str, Any]:
+        path = self.path / "state.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"phases": {}}
+
+    def done(self, phase: str) -> bool:
+        return bool(self.state["phases"].get(phase, {}).get("done"))
+
+    def phase(self, name: str, work: Callable[[], Row]) -> Row:
+        """Do `work` unless it is done; its summary (counts, for instance) is kept in `state.json` with its seconds."""
+        if not self.done(name):
+            attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
+            self._record(name, {"done": False, "attempts": attempts})
+            started = time.perf_counter()
+            summary = work()
+            seconds = round(time.perf_counter() - started, 3)
+            self._record(name, {"done": True, "attempts": attempts, "seconds": seconds, **summary})
+        return self.state["phases"][name]
+
+    def _record(self, name: str, facts: Row) -> None:
+        state = self.state
+        state["phases"][name] = facts
+        write_json(self.path / "state.json", state)
+
+    # What phases write
+
+    def log(self, phase: str, values: Row, iteration: int | None = None, step: int | None = None) -> None:
+        where = {"phase": phase, "iteration": iteration, "step": step, "time": round(time.time(), 3)}
+        self.metrics.append(where | values)
+
+    def forget_after(self, phase: str, step: int) -> None:
+        """Take back what a phase logged after this step (0: all of it), because it is about to be repeated."""
+        self.metrics.discard(lambda r: r["phase"] == phase and (r["step"] or 0) >= (step + 1 if step else 0))
+
+    def drop(self, phase: str, records: Sequence[Row]) -> None:
+        """Record what the phase left out; a repeated phase replaces its records."""
+        self.dropped.discard(lambda r: r["phase"] == phase)
+        self.dropped.append(*({"phase": phase, **record} for record in records))
+
+    def shards(
+        self,
+        folder: str,
+        items: Sequence[Item],
+        size: int,
+        work: Callable[[Sequence[Item]], pa.Table],
+        show_progress: bool = True,
+    ) -> None:
+        """Apply `work` to consecutive shards of `size` items and keep each result as one Parquet file.
+
+        Shards that exist are skipped. The composition depends on `items` and `size` alone, so that a resumed run
+        computes each shard exactly as an uninterrupted one.
+        """
+        with progress_bar(folder, len(items), "prompt", show_progress) as bar:
+            for number, start in enumerate(range(0, len(items), size)):
+                shard, path = items[start : start + size], self.path / folder / f"{number:05d}.parquet"
+                if not path.exists():
+                    write_table(path, work(shard))
+                bar.update(len(shard))
+
+    def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
+        for path in sorted((self.path / folder).glob("*.parquet")):
+            yield from read_rows(path, columns)
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[RunDirectory]:
+    with RunDirectory(path) as run:
+        yield run
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML would give it back."""
+    return yaml.safe_load(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    parts = (flatten(part, f"{prefix}.{name}" if prefix else name) for name, part in value.items())
+    return {key: leaf for part in parts for key, leaf in part.items()}
+
+
+def refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    old, new = flatten(stored), flatten(wanted)
+    differing = [k for k in sorted((old.keys() | new.keys()) - NOT_COMPARED) if old.get(k) != new.get(k)]
+    lines = [f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now" for key in differing]
+    if lines:
+        shown = "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
+        raise RunError(
+            f"{path} holds a different run:\n{shown}\n"
+            "Start with the run's own settings and inputs to resume it, or choose another output_dir."
+        )

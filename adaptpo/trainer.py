@@ -1,0 +1,115 @@
+"""The public trainer: takes what Hugging Face users have at hand and runs the phases in a run directory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adaptpo
+from adaptpo.build_method import build_method
+from adaptpo.config import AlignmentConfig, Recipe
+from adaptpo.errors import ConfigError
+from adaptpo.inputs import DataInput, as_folder, model_digest, reward_digest
+from adaptpo.method import Method
+from adaptpo.run import RunDirectory, open_run
+from adaptpo.training.context import Context
+from adaptpo.training.loop import align
+
+RewardSource = str | Callable[..., Any] | None
+
+
+class AlignmentTrainer:
+    """Aligns a policy with preferences.
+
+    Args:
+        model: hub id, folder, or a causal language model in memory (with its tokenizer as `processing_class`).
+        args: every setting but model, data, method and reward.
+        method: what `adaptpo.methods` returns, or any `Method`; it is copied, so it can be used again.
+        train_dataset: a `datasets.Dataset` of preference pairs in TRL's formats, a list of rows, a path, or a hub id.
+        reward_funcs: a reward model (hub id, folder, or in memory with its tokenizer as `reward_processing_class`),
+            `"train"`, `"python:module:function"`, or a function `f(prompts, completions, **columns) -> list[float]`;
+            None for methods that never annotate.
+        eval_dataset: held-out prompts or pairs; every stage is then evaluated on the first `max_eval_prompts`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: AlignmentConfig,
+        method: Method,
+        train_dataset: Any,
+        reward_funcs: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_class: Any = None,
+        max_eval_prompts: int = 256,
+    ) -> None:
+        data = DataInput.of(train_dataset)
+        if data is None:
+            raise ConfigError("train_dataset is missing; give a datasets.Dataset, a list of rows, a path, or a hub id")
+        self.args, self.method = args, copy.deepcopy(method)
+        self.data, self.eval_data = data, DataInput.of(eval_dataset)
+        self.max_eval_prompts = max_eval_prompts
+        self.model, self.processing_class = model, processing_class
+        self.reward, self.reward_processing_class = reward_funcs, reward_processing_class
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> AlignmentTrainer:
+        """Raises ConfigError for a method, objective or argument that does not exist."""
+        return cls(
+            model=recipe.model,
+            args=recipe,
+            method=build_method(recipe),
+            train_dataset=recipe.data,
+            reward_funcs=recipe.reward,
+            eval_dataset=recipe.eval_data,
+            max_eval_prompts=recipe.eval_data.max_prompts if recipe.eval_data else 256,
+        )
+
+    def train(self) -> Path:
+        """Run, or go on where `args.output_dir` holds an unfinished run of the same settings and inputs.
+
+        Returns the folder of the aligned model. Raises an AdaptpoError that names the remedy.
+        """
+        with open_run(Path(self.args.output_dir)) as run:
+            initial, reward = self._models(run.path / "inputs")
+            run.claim(self._resolved(initial, reward))
+            return align(self._context(run, initial, reward))
+
+    def _models(self, folder: Path) -> tuple[str, RewardSource]:
+        initial = as_folder(folder / "model", self.model, self.processing_class)
+        reward = self.reward
+        if hasattr(reward, "save_pretrained"):
+            reward = as_folder(folder / "reward_model", reward, self.reward_processing_class)
+        return initial, reward
+
+    def _resolved(self, initial: str, reward: RewardSource) -> dict[str, Any]:
+        """What makes this run this run; a run directory refuses another."""
+        recipe = self.args.model_dump(mode="json")
+        method = {"name": self.method.name, "choices": self.method.choices()}
+        inputs = {
+            "model": model_digest(initial),
+            "reward": reward_digest(reward),
+            "data": self.data.digest(),
+            "eval_data": self.eval_data.digest() if self.eval_data else None,
+        }
+        reward_name = reward if isinstance(reward, str) or reward is None else getattr(reward, "__qualname__", "object")
+        named = {"model": initial, "reward": reward_name, "method": method}
+        return {"adaptpo": adaptpo.__version__} | recipe | named | {"inputs": inputs}
+
+    def _context(self, run: RunDirectory, initial: str, reward: RewardSource) -> Context:
+        rows = self.data.rows()
+        return Context(
+            run=run,
+            config=self.args,
+            method=self.method,
+            initial=initial,
+            reward=reward,
+            rows=rows,
+            eval_rows=self.eval_data.rows() if self.eval_data else None,
+            max_eval_prompts=self.max_eval_prompts,
+            text_format=self.data.text_format,
+            source=rows.description,
+        )

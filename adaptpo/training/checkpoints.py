@@ -1,0 +1,33 @@
+"""Checkpoints inside a training phase: the newest complete one is kept, and only a complete one is resumed from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from adaptpo.files import flush_tree, write_text
+
+COMPLETE = "complete"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Call when everything is written: from now on this checkpoint counts, and older ones go."""
+    flush_tree(checkpoint)
+    write_text(checkpoint / COMPLETE, "")
+    for other in checkpoint.parent.glob("checkpoint-*"):
+        if step_of(other) < step_of(checkpoint):
+            shutil.rmtree(other)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a training folder; incomplete ones are removed."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of)
+    complete = [checkpoint for checkpoint in checkpoints if (checkpoint / COMPLETE).exists()]
+    for checkpoint in checkpoints:
+        if checkpoint not in complete[-1:]:
+            shutil.rmtree(checkpoint)
+    return complete[-1] if complete else None

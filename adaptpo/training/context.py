@@ -1,0 +1,192 @@
+"""What the phases of a run share: settings, models (one in memory at a time), data, and where things lie."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
+
+from adaptpo.annotation.base import Annotator
+from adaptpo.annotation.function import FunctionAnnotator, RewardFunction, import_function
+from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_model
+from adaptpo.config import AlignmentConfig
+from adaptpo.data.pairs import TextFormat
+from adaptpo.errors import ConfigError
+from adaptpo.files import read_rows
+from adaptpo.generation.base import Sampling
+from adaptpo.method import Method
+from adaptpo.records import read_offline
+from adaptpo.run import RunDirectory
+from adaptpo.seeds import seed_for
+from adaptpo.tokenization import stop_token_ids
+from adaptpo.training.models import is_adapter, load_causal_lm, load_policy, load_tokenizer
+from adaptpo.training.passes import PromptedPair
+
+TRAINING_DEFAULTS: dict[str, Any] = {"learning_rate": 5e-7, "logging_steps": 1, "report_to": "none"}
+
+
+@dataclass
+class ModelSlot:
+    """Holds one model at a time, so that policy, reference and reward model never share the accelerator's memory."""
+
+    key: tuple[str, str] | None = None
+    value: Any = None
+
+    def get(self, key: tuple[str, str], load: Callable[[], Any]) -> Any:
+        if key != self.key:
+            self.clear()
+            self.value, self.key = load(), key
+        return self.value
+
+    def clear(self) -> None:
+        self.key = self.value = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class Context:
+    """`initial` is the folder or hub id of the policy that the run starts from; `reward` a path or hub id, `train`,
+    `python:module:function`, a function, or None for methods that never annotate."""
+
+    run: RunDirectory
+    config: AlignmentConfig
+    method: Method
+    initial: str
+    reward: str | RewardFunction | None
+    rows: Iterable[dict[str, Any]]
+    eval_rows: Iterable[dict[str, Any]] | None = None
+    max_eval_prompts: int = 256
+    text_format: Literal["auto", "messages", "text"] = "auto"
+    source: str = "the data set"
+    slot: ModelSlot = field(default_factory=ModelSlot)
+
+    # Where things lie
+
+    def folder(self, iteration: int) -> str:
+        return f"iterations/{iteration}"
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.run.path / self.folder(iteration) / "checkpoint"
+
+    def start_policy(self, iteration: int) -> str:
+        """The policy that iteration starts from."""
+        if iteration > 0:
+            return str(self.checkpoint(iteration - 1))
+        return str(self.run.path / "warmup" / "checkpoint") if self.warmup_epochs else self.initial
+
+    @property
+    def reward_folder(self) -> Path:
+        return self.run.path / "reward" / "model"
+
+    # Settings
+
+    @property
+    def warmup_epochs(self) -> int:
+        chosen = self.config.warmup_epochs
+        return self.method.warmup_epochs if chosen is None else chosen
+
+    def arguments(self, phase: str, **overrides: Any) -> TrainingArguments:
+        settings = TRAINING_DEFAULTS | self.config.training | overrides
+        return TrainingArguments(
+            **{"run_name": f"{self.run.path.name}/{phase}"} | settings,
+            output_dir=str(self.run.path / phase / "training"),
+            seed=seed_for(self.config.seed, "training", phase) % 2**31,
+            remove_unused_columns=False,
+            disable_tqdm=True,  # `adaptpo.progress` draws the bar.
+        )
+
+    @cached_property
+    def inference_arguments(self) -> TrainingArguments:
+        return self.arguments("inference")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.initial)
+
+    @property
+    def text_mode(self) -> TextFormat:
+        """Dialogues in plain text become chat messages where the tokenizer can render them."""
+        if self.text_format != "auto":
+            return self.text_format
+        return "messages" if self.tokenizer.chat_template else "text"
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        settings = self.config.generation
+        return Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=self.stop_ids,
+        )
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        try:
+            generation_config = GenerationConfig.from_pretrained(self.initial)
+        except OSError:  # A model folder without generation_config.json.
+            generation_config = None
+        return stop_token_ids(self.tokenizer, generation_config)
+
+    # Models
+
+    def policy(self, path: str) -> nn.Module:
+        seed = seed_for(self.config.seed, "adapter") % 2**31
+        options = self.config.model_init_kwargs
+        load = lambda: load_policy(path, self.initial, self.config.peft, options, seed)  # noqa: E731
+        return self.slot.get(("policy", path), lambda: self._placed(load()))
+
+    def reference(self, path: str) -> nn.Module:
+        """The frozen reference: the model at `path` as it is, without a fresh adapter."""
+        if is_adapter(path) and path != self.initial:
+            return self.policy(path)
+        options = self.config.model_init_kwargs
+        return self.slot.get(("reference", path), lambda: self._placed(load_causal_lm(path, options)))
+
+    def take_policy(self, path: str) -> nn.Module:
+        """The policy for training, which changes it: the slot forgets it."""
+        model = self.policy(path)
+        self.slot.key = self.slot.value = None
+        return model
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        return model.to(self.inference_arguments.device)
+
+    def annotator(self) -> Annotator:
+        if self.reward is None:
+            raise ConfigError(
+                f"method '{self.method.name}' annotates fresh responses and the run has no reward; "
+                "set `reward` to a reward model, to `train`, or to python:module:function"
+            )
+        if callable(self.reward):
+            return FunctionAnnotator(self.reward)
+        if self.reward.startswith("python:"):
+            return FunctionAnnotator(import_function(self.reward))
+        path = str(self.reward_folder) if self.reward == "train" else self.reward
+        return self.slot.get(("reward", path), lambda: self._load_annotator(path))
+
+    def _load_annotator(self, path: str) -> RewardModelAnnotator:
+        model, tokenizer = load_reward_model(path, {})
+        return RewardModelAnnotator(self._placed(model), tokenizer)
+
+    # Data
+
+    def offline(self, part: int | None = None) -> list[PromptedPair]:
+        """The tokenized offline pairs of one part, or of all."""
+        rows = read_rows(self.run.path / "data" / "offline.parquet")
+        return [read_offline(row) for row in rows if part is None or row["part"] == part]
+
+    def reference_logps(self, folder: str) -> dict[tuple[int, str], tuple[float, float]]:
+        """Kept log-probs of (chosen, rejected) by (prompt id, source)."""
+        rows = self.run.read_shards(folder)
+        return {(row["prompt_id"], row["source"]): (row["chosen"], row["rejected"]) for row in rows}

@@ -1,0 +1,146 @@
+"""The sequence of phases that a run goes through."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from adaptpo.errors import ConfigError, RunError
+from adaptpo.files import whole_folder, write_json
+from adaptpo.model_card import model_card
+from adaptpo.progress import announce
+from adaptpo.tokenization import check_tokenizer_fits
+from adaptpo.training.context import Context
+from adaptpo.training.phases.evaluate import evaluate_policy
+from adaptpo.training.phases.prepare import prepare_data
+from adaptpo.training.phases.reward import train_reward_model
+from adaptpo.training.phases.sample import (
+    annotate_responses,
+    build_pairs,
+    generate_responses,
+    keep_iteration_reference,
+    select_prompts,
+)
+from adaptpo.training.phases.score import keep_reference, score_offline
+from adaptpo.training.phases.train import train_iteration, warm_up
+from adaptpo.training.trainer import load_method
+
+Work = Callable[[], dict[str, Any]]
+NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin")
+
+
+def align(context: Context) -> Path:
+    """Run every phase that is not done yet; returns the folder of the aligned model."""
+    refuse_impossible(context)
+    context.method.reset(context.config.seed)
+    snapshot(context, "start")
+    prepare(context)
+    evaluate(context, "initial", context.initial)
+    if context.warmup_epochs:
+        do(context, "warmup", partial(warm_up, context))
+        remove_training_folder(context, "warmup")
+        evaluate(context, "warmup", context.start_policy(0))
+    for iteration in range(context.config.num_iterations):
+        run_iteration(context, iteration)
+    do(context, "final", partial(write_final, context))
+    return context.run.path / "final"
+
+
+def prepare(context: Context) -> None:
+    do(context, "data", partial(prepare_data, context))
+    if context.reward == "train" and needs_annotation(context):
+        do(context, "reward", partial(train_reward_model, context))
+        remove_training_folder(context, "reward")
+    if context.method.objective.needs_reference:
+        do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
+
+
+def run_iteration(context: Context, iteration: int) -> None:
+    """Score, select, generate, annotate, pair, train, evaluate: one sequential part of the data."""
+    folder = context.folder(iteration)
+    restore_method(context, iteration)
+    steps: dict[str, Work] = {}
+    if context.method.selection.needs_margins:
+        steps["score"] = partial(score_offline, context, iteration)
+    if context.method.pairing.num_generations:
+        steps["select"] = partial(select_prompts, context, iteration)
+        steps["generate"] = partial(generate_responses, context, iteration)
+        steps["annotate"] = partial(annotate_responses, context, iteration)
+    steps["pair"] = partial(build_pairs, context, iteration)
+    if context.method.objective.needs_reference:
+        steps["reference"] = partial(keep_iteration_reference, context, iteration)
+    steps["train"] = partial(train_iteration, context, iteration)
+    for name, work in steps.items():
+        do(context, f"{folder}/{name}", work)
+    remove_training_folder(context, folder)
+    load_method(context.method, context.checkpoint(iteration))
+    snapshot(context, f"iteration-{iteration}")
+    evaluate(context, f"iteration-{iteration}", str(context.checkpoint(iteration)))
+
+
+def do(context: Context, phase: str, work: Work) -> None:
+    if not context.run.done(phase):
+        announce(context, phase, context.run.phase(phase, work))
+
+
+def evaluate(context: Context, stage: str, policy: str) -> None:
+    if context.eval_rows is not None:
+        do(context, f"evaluate/{stage}", partial(evaluate_policy, context, stage, policy))
+
+
+def needs_annotation(context: Context) -> bool:
+    return context.method.pairing.num_generations > 0 or context.eval_rows is not None
+
+
+def restore_method(context: Context, iteration: int) -> None:
+    """The learners as the iteration before left them, whatever this process did until now."""
+    if iteration > 0:
+        load_method(context.method, context.checkpoint(iteration - 1))
+    context.method.start_iteration()
+
+
+def snapshot(context: Context, name: str) -> None:
+    path = context.run.path / "snapshots" / f"{name}.json"
+    if not path.exists():
+        write_json(path, context.method.snapshot())
+
+
+def remove_training_folder(context: Context, phase: str) -> None:
+    """Intermediate checkpoints go once the phase's own checkpoint counts as done."""
+    shutil.rmtree(context.run.path / phase / "training", ignore_errors=True)
+
+
+def write_final(context: Context) -> dict[str, Any]:
+    last = context.checkpoint(context.config.num_iterations - 1)
+    with whole_folder(context.run.path / "final") as folder:
+        shutil.copytree(
+            last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("method.pt", "training_args.bin")
+        )
+        (folder / "README.md").write_text(model_card(context), encoding="utf-8")
+    return {}
+
+
+def refuse_impossible(context: Context) -> None:
+    """What would otherwise fail hours later."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("runs over several processes are not supported yet; start one process")
+    if context.reward is None and needs_annotation(context):
+        raise ConfigError(
+            f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
+            "set `reward` to a reward model, to `train`, or to python:module:function"
+        )
+    check_tokenizer_fits(context.tokenizer, AutoConfig.from_pretrained(context.initial))
+    check_reward(context)
+
+
+def check_reward(context: Context) -> None:
+    """Load the annotator once, so that a wrong one is an error before anything is spent."""
+    trained_later = context.reward == "train" and not context.reward_folder.exists()
+    if context.reward is not None and needs_annotation(context) and not trained_later:
+        context.annotator()

@@ -1,0 +1,65 @@
+"""Loading policies, references and tokenizers from ordinary Hugging Face folders or hub ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from adaptpo.errors import ModelError
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Raises ModelError where there is none, or one without a token to end or pad with."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load a tokenizer from '{path}': {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of '{path}' has no end-of-sequence token; set its eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
+    """A causal language model in float32 unless `options` (arguments of `from_pretrained`) name another dtype."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **{"dtype": torch.float32, **options})
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a causal language model from '{path}': {first_line(error)}\n"
+            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
+        ) from error
+
+
+def is_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").exists()
+
+
+def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict[str, Any], seed: int) -> nn.Module:
+    """The policy at `path`: the initial model itself, a checkpoint of the run, or its adapter on `base`.
+
+    With `peft` (arguments of `LoraConfig`) and no adapter at `path` yet, a fresh one is put on the model; its
+    initialization depends on `seed` alone.
+    """
+    if peft is None:
+        return load_causal_lm(path, options)
+    model = load_causal_lm(base, options)
+    if is_adapter(path) and path != base:
+        return PeftModel.from_pretrained(model, path, is_trainable=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora_config(peft))
+
+
+def lora_config(peft: dict[str, Any]) -> LoraConfig:
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **peft})

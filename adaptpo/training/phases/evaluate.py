@@ -1,0 +1,125 @@
+"""Held-out prompts: one response each from a policy of the run, annotated and compared with the initial policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+
+from adaptpo.data import PromptExample, iter_examples, iter_prompts
+from adaptpo.data.columns import is_preference_row
+from adaptpo.errors import DataError
+from adaptpo.files import read_rows, write_table
+from adaptpo.objectives import score
+from adaptpo.records import EVALUATION_SCHEMA, dump_text, table
+from adaptpo.run import Row
+from adaptpo.seeds import seed_for
+from adaptpo.tokenization import tokenize_pair, tokenize_prompt
+from adaptpo.training.context import Context
+from adaptpo.training.passes import PromptedPair, evaluate_pairs
+from adaptpo.training.phases.sample import generator
+from adaptpo.training.phases.score import with_kept_reference
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
+
+Summary = dict[str, Any]
+Heldout = tuple[Prompt, PreferencePair | None]
+"""A held-out prompt, and its offline pair where the data has one."""
+
+
+def heldout(context: Context) -> list[Heldout]:
+    """The first prompts of the evaluation data that fit. Their ids count from 0, apart from those of the training data.
+
+    Raises DataError if none is left.
+    """
+    kept = list(islice(readable(context), context.max_eval_prompts))
+    if not kept:
+        raise DataError(
+            "eval_data holds no usable prompt; it needs a `prompt` column or preference pairs, with prompts of at most "
+            f"max_prompt_length = {context.config.max_prompt_length} tokens"
+        )
+    return kept
+
+
+def readable(context: Context) -> Iterator[Heldout]:
+    rows = context.eval_rows or []
+    first = next(iter(rows), {})
+    examples: Iterator[PreferenceExample | PromptExample | Dropped] = (
+        iter_examples(rows, context.text_mode) if is_preference_row(first) else iter_prompts(rows, context.text_mode)
+    )
+    number = 0
+    for example in examples:
+        item = None if isinstance(example, Dropped) else tokenized(context, number, example)
+        if item is not None:
+            yield item
+            number += 1
+
+
+def tokenized(context: Context, number: int, example: PreferenceExample | PromptExample) -> Heldout | None:
+    if isinstance(example, PromptExample):
+        ids = tokenize_prompt(context.tokenizer, example.prompt)
+        prompt = Prompt(number, example.prompt, ids, example.columns)
+        return (prompt, None) if len(ids) <= context.config.max_prompt_length else None
+    limits = (context.config.max_prompt_length, context.config.completion_limit)
+    result = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
+    if isinstance(result, str):
+        return None
+    prompt = Prompt(number, example.prompt, result.prompt_ids, example.columns)
+    return prompt, PreferencePair(number, "offline", result.chosen, result.rejected)
+
+
+def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
+    """Sample, annotate and score; the table goes to `evaluation/STAGE.parquet`, its means to the metrics."""
+    items = heldout(context)
+    prompts = [prompt for prompt, _ in items]
+    seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
+    responses = [several[0] for several in generator(context, policy).generate(prompts, 1, seeds)]
+    margins = offline_margins(context, policy, [(prompt, pair) for prompt, pair in items if pair is not None])
+    rewards = context.annotator().rewards(list(zip(prompts, responses, strict=True)))
+    rows = [
+        evaluation_row(*columns, margin=margins.get(columns[0].id))
+        for columns in zip(prompts, responses, rewards, strict=True)
+    ]
+    write_table(context.run.path / "evaluation" / f"{stage}.parquet", table(rows, EVALUATION_SCHEMA))
+    summary = summarize(rows, read_rows(context.run.path / "evaluation" / "initial.parquet"))
+    phase = f"evaluate/{stage}"
+    context.run.forget_after(phase, 0)
+    context.run.log(phase, summary)
+    return summary
+
+
+def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]) -> dict[int, float]:
+    """Margins of the held-out offline pairs by prompt id, against the initial model's kept log-probs."""
+    if not items:
+        return {}
+    items = with_kept_reference(context, "evaluation/reference", items)
+    pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
+    margins = context.method.objective.margin(evaluate_pairs(context.policy(policy), pad_id, items, args))
+    return {prompt.id: margin for (prompt, _), margin in zip(items, margins.tolist(), strict=True)}
+
+
+def evaluation_row(prompt: Prompt, response: Response, reward: float | None, margin: float | None) -> Row:
+    return {
+        "prompt_id": prompt.id,
+        "prompt": dump_text(prompt.text),
+        "response": response.text,
+        "length": len(response.ids),
+        "ended": response.ended,
+        "reward": reward,
+        "margin": margin,
+        "score": None if margin is None else score(torch.tensor(margin)).item(),
+    }
+
+
+def summarize(rows: Sequence[Row], initial: Sequence[Row]) -> Summary:
+    """Means over the held-out prompts; `win_rate` counts a tie as half a win."""
+    summary: Summary = {"length/mean": fmean(row["length"] for row in rows), "ended": fmean(r["ended"] for r in rows)}
+    for name in ("reward", "score"):
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            summary |= {f"{name}/mean": fmean(values), f"{name}/std": pstdev(values)}
+    both = [(row["reward"], old["reward"]) for row, old in zip(rows, initial, strict=True)]
+    wins = [(new > old) + (new == old) / 2 for new, old in both if new is not None and old is not None]
+    return summary | ({"win_rate": fmean(wins)} if wins else {})

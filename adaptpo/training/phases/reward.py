@@ -1,0 +1,109 @@
+"""`reward: train`: a reward model trained from the initial policy on the offline pairs (appendix B.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from adaptpo.errors import ModelError, TrainingError
+from adaptpo.files import disk_errors, whole_folder
+from adaptpo.progress import TrainingBar
+from adaptpo.seeds import seed_for
+from adaptpo.telemetry import turn_off_telemetry
+from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.training.context import Context
+from adaptpo.training.models import first_line, load_tokenizer
+from adaptpo.types import PreferencePair, Prompt
+
+Summary = dict[str, Any]
+PHASE = "reward"
+
+
+def reward_rows(context: Context) -> Dataset:
+    """The offline pairs in TRL's explicit preference format."""
+    return Dataset.from_list([preference_row(prompt, pair) for prompt, pair in context.offline()])
+
+
+def preference_row(prompt: Prompt, pair: PreferencePair) -> dict[str, Any]:
+    return {"prompt": prompt.text, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+
+
+def train_reward_model(context: Context) -> Summary:
+    """One epoch of TRL's `RewardTrainer`; the model goes to `reward/model` of the run."""
+    context.slot.clear()
+    trainer = reward_trainer(context)
+    checkpoint = last_complete(Path(trainer.args.output_dir))
+    context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
+    with disk_errors(context.reward_folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with whole_folder(context.reward_folder) as folder:
+        trainer.save_model(str(folder))
+    pairs = len(trainer.train_dataset)
+    return {"pairs": pairs, "too_long": len(context.offline()) - pairs, "steps": trainer.state.global_step}
+
+
+def reward_trainer(context: Context) -> Any:
+    from trl import RewardTrainer
+
+    turn_off_telemetry()
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(context.initial, num_labels=1, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"reward: train cannot make a reward model of '{context.initial}': {first_line(error)}; "
+            "give a reward model or a Python function instead"
+        ) from error
+    tokenizer = load_tokenizer(context.initial)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    trainer = RewardTrainer(
+        model=model,
+        args=reward_arguments(context),
+        train_dataset=reward_rows(context),
+        processing_class=tokenizer,
+        callbacks=[RewardHooks(context), TrainingBar(PHASE, context.config.show_progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def reward_arguments(context: Context) -> Any:
+    from trl import RewardConfig
+
+    limit = context.config.max_prompt_length + context.config.completion_limit
+    settings = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-5,
+        "logging_steps": 1,
+        "report_to": "none",
+        "max_length": limit + 64,  # Room for what the chat template puts behind a response.
+    }
+    return RewardConfig(
+        **settings | context.config.reward_training,
+        output_dir=str(context.run.path / PHASE / "training"),
+        seed=seed_for(context.config.seed, PHASE) % 2**31,
+        disable_tqdm=True,
+    )
+
+
+class RewardHooks(TrainerCallback):
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not torch.isfinite(torch.tensor(float(logs["loss"]))):
+            raise TrainingError("the reward model's loss is not finite; lower reward_training.learning_rate")
+        self.context.run.log(PHASE, {f"reward_model/{k}": v for k, v in logs.items()}, step=state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

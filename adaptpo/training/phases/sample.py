@@ -1,0 +1,165 @@
+"""Select prompts, generate fresh responses, annotate them, and build the pairs of an iteration."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from adaptpo.files import read_rows, write_table
+from adaptpo.generation.transformers_engine import TransformersGenerator
+from adaptpo.pairing import Candidates, NoPair
+from adaptpo.records import (
+    ANNOTATIONS_SCHEMA,
+    PAIRS_SCHEMA,
+    RESPONSES_SCHEMA,
+    SELECTION_SCHEMA,
+    pair_row,
+    read_generated,
+    read_pair,
+    response_rows,
+    table,
+)
+from adaptpo.run import Row
+from adaptpo.seeds import seed_for, uniform_for
+from adaptpo.selection import ScoredPrompts
+from adaptpo.training.context import Context
+from adaptpo.training.passes import PromptedPair
+from adaptpo.training.phases.score import keep_reference
+from adaptpo.types import PreferencePair, Prompt, Response
+
+Summary = dict[str, Any]
+
+
+def select_prompts(context: Context, iteration: int) -> Summary:
+    """Draw which prompts get fresh responses, each with its own uniform number."""
+    prompts = [prompt for prompt, _ in context.offline(iteration)]
+    probabilities = context.method.selection.probability(scored_prompts(context, iteration, len(prompts)))
+    rows = [
+        selection_row(prompt.id, probability, uniform_for(context.config.seed, "select", iteration, prompt.id))
+        for prompt, probability in zip(prompts, probabilities.tolist(), strict=True)
+    ]
+    write_table(context.run.path / context.folder(iteration) / "selection.parquet", table(rows, SELECTION_SCHEMA))
+    return {"prompts": len(rows), "selected": sum(row["selected"] for row in rows)}
+
+
+def scored_prompts(context: Context, iteration: int, count: int) -> ScoredPrompts:
+    if not context.method.selection.needs_margins:
+        return ScoredPrompts(count)
+    scores = context.run.read_shards(f"{context.folder(iteration)}/scores", ["margin"])
+    return ScoredPrompts(count, torch.tensor([row["margin"] for row in scores], dtype=torch.float32))
+
+
+def selection_row(prompt_id: int, probability: float, u: float) -> Row:
+    # u >= 1 - p is Algorithm 1's u > w, and holds always for p = 1 and never for p = 0.
+    return {"prompt_id": prompt_id, "probability": probability, "u": u, "selected": u >= 1 - probability}
+
+
+def selected_prompts(context: Context, iteration: int) -> list[Prompt]:
+    rows = read_rows(context.run.path / context.folder(iteration) / "selection.parquet")
+    selected = {row["prompt_id"] for row in rows if row["selected"]}
+    return [prompt for prompt, _ in context.offline(iteration) if prompt.id in selected]
+
+
+def generate_responses(context: Context, iteration: int) -> Summary:
+    """K fresh responses to each selected prompt from the policy that starts the iteration."""
+    count = context.method.pairing.num_generations
+    prompts = selected_prompts(context, iteration) if count else []
+    folder = f"{context.folder(iteration)}/responses"
+
+    def work(shard: Sequence[Prompt]) -> pa.Table:
+        seeds = [seed_for(context.config.seed, "generate", iteration, prompt.id) for prompt in shard]
+        responses = generator(context, context.start_policy(iteration)).generate(shard, count, seeds)
+        return table(response_rows(shard, responses), RESPONSES_SCHEMA)
+
+    context.run.shards(folder, prompts, context.config.shard_size, work, context.config.show_progress)
+    ended = [row["ended"] for row in context.run.read_shards(folder, ["ended"])]
+    return {"prompts": len(prompts), "responses": len(ended), "truncated": len(ended) - sum(ended)}
+
+
+def generator(context: Context, policy: str) -> TransformersGenerator:
+    batch_size = context.config.generation.batch_size
+    return TransformersGenerator(context.policy(policy), context.tokenizer, context.sampling, batch_size)
+
+
+Answered = tuple[Prompt, list[Response]]
+
+
+def answered_prompts(context: Context, iteration: int) -> list[Answered]:
+    """The selected prompts with their fresh responses, in the order of generation."""
+    responses: dict[int, list[Response]] = defaultdict(list)
+    for row in context.run.read_shards(f"{context.folder(iteration)}/responses"):
+        responses[row["prompt_id"]].append(read_generated(row))
+    return [(prompt, responses[prompt.id]) for prompt, _ in context.offline(iteration) if prompt.id in responses]
+
+
+def annotate_responses(context: Context, iteration: int) -> Summary:
+    """One reward per response; responses without a valid one are recorded and left out."""
+    answered = answered_prompts(context, iteration)
+    folder = f"{context.folder(iteration)}/annotations"
+
+    def work(shard: Sequence[Answered]) -> pa.Table:
+        requests = [(prompt, response) for prompt, responses in shard for response in responses]
+        places = [(prompt.id, index) for prompt, responses in shard for index in range(len(responses))]
+        rewards = context.annotator().rewards(requests)
+        names = ("prompt_id", "index", "reward")
+        rows = [dict(zip(names, (*place, r), strict=True)) for place, r in zip(places, rewards, strict=True)]
+        return table(rows, ANNOTATIONS_SCHEMA)
+
+    context.run.shards(folder, answered, context.config.shard_size, work, context.config.show_progress)
+    rows = list(context.run.read_shards(folder))
+    invalid = [row for row in rows if row["reward"] is None]
+    reason = "no valid reward (missing, NaN or infinite, or too long for the reward model)"
+    records = [{"prompt_id": row["prompt_id"], "index": row["index"], "reason": reason} for row in invalid]
+    context.run.drop(f"{context.folder(iteration)}/annotate", records)
+    return {"annotated": len(rows), "invalid": len(invalid)}
+
+
+def build_pairs(context: Context, iteration: int) -> Summary:
+    """What each prompt of this part contributes; selected prompts whose responses make no pair are recorded."""
+    candidates = read_candidates(context, iteration)
+    pairs: list[PreferencePair] = []
+    left_out: list[Row] = []
+    for prompt, offline in context.offline(iteration):
+        offline = replace(offline, iteration=iteration)
+        outcome = context.method.pairing.pairs(offline, candidates.get(prompt.id))
+        if isinstance(outcome, NoPair):
+            left_out.append({"prompt_id": prompt.id, "reason": outcome.reason})
+        else:
+            pairs += outcome
+    context.run.drop(f"{context.folder(iteration)}/pair", left_out)
+    path = context.run.path / context.folder(iteration) / "pairs.parquet"
+    write_table(path, table(map(pair_row, pairs), PAIRS_SCHEMA))
+    sources: Summary = dict(Counter(pair.source for pair in pairs))
+    return {"pairs": len(pairs), **sources, "no_pair": len(left_out)}
+
+
+def read_candidates(context: Context, iteration: int) -> dict[int, Candidates]:
+    rewards: dict[int, list[float | None]] = defaultdict(list)
+    for row in context.run.read_shards(f"{context.folder(iteration)}/annotations"):
+        rewards[row["prompt_id"]].append(row["reward"])
+    return {
+        prompt.id: Candidates(prompt.id, iteration, tuple(responses), tuple(rewards[prompt.id]))
+        for prompt, responses in answered_prompts(context, iteration)
+    }
+
+
+def iteration_pairs(context: Context, iteration: int) -> list[PromptedPair]:
+    prompts = {prompt.id: prompt for prompt, _ in context.offline(iteration)}
+    rows = read_rows(context.run.path / context.folder(iteration) / "pairs.parquet")
+    return [(prompts[row["prompt_id"]], read_pair(row)) for row in rows]
+
+
+def keep_iteration_reference(context: Context, iteration: int) -> Summary:
+    """Reference log-probs of this iteration's pairs: of the online ones under the initial model (the offline ones are
+    kept already), or of all under the policy that started the iteration."""
+    folder = f"{context.folder(iteration)}/reference"
+    items = iteration_pairs(context, iteration)
+    if context.config.reference == "previous":
+        return keep_reference(context, folder, context.start_policy(iteration), items)
+    fresh = [(prompt, pair) for prompt, pair in items if pair.source != "offline"]
+    return keep_reference(context, folder, context.initial, fresh)

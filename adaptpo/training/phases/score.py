@@ -1,0 +1,80 @@
+"""Log-probs of pairs: the kept reference, and the policy's scores of the offline pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from adaptpo.objectives import PairLogps, score
+from adaptpo.records import LOGPS_SCHEMA, SCORES_SCHEMA, table
+from adaptpo.run import Row
+from adaptpo.training.context import Context
+from adaptpo.training.passes import PromptedPair, evaluate_pairs
+
+Summary = dict[str, Any]
+
+
+def keep_reference(context: Context, folder: str, path: str, items: Sequence[PromptedPair]) -> Summary:
+    """Log-probs of pairs under the reference at `path`, once, in shards."""
+
+    def work(shard: Sequence[PromptedPair]) -> pa.Table:
+        model = context.reference(path)
+        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments)
+        return table(reference_rows(shard, logps), LOGPS_SCHEMA)
+
+    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    return {"pairs": len(items)}
+
+
+def reference_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
+    values = zip(items, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
+    return [
+        {"prompt_id": prompt.id, "source": pair.source, "chosen": chosen, "rejected": rejected}
+        for (prompt, pair), chosen, rejected in values
+    ]
+
+
+def with_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+    """The pairs with the reference log-probs kept in `folder`; as they are where the objective needs none."""
+    if not context.method.objective.needs_reference:
+        return list(items)
+    kept = context.reference_logps(folder)
+    return [
+        (p, replace(pair, reference_logps=kept.get((p.id, pair.source), pair.reference_logps))) for p, pair in items
+    ]
+
+
+def with_kept_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+    """The pairs with the initial model's log-probs, computed unless `folder` keeps them already."""
+    if context.method.objective.needs_reference:
+        keep_reference(context, folder, context.initial, items)
+    return with_reference(context, folder, items)
+
+
+def score_offline(context: Context, iteration: int) -> Summary:
+    """The policy's margin and score (Eq. 4) of each offline pair of this part."""
+    items = with_reference(context, "reference", context.offline(iteration))
+    folder = f"{context.folder(iteration)}/scores"
+
+    def work(shard: Sequence[PromptedPair]) -> pa.Table:
+        model = context.policy(context.start_policy(iteration))
+        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments)
+        return table(score_rows(context, shard, logps), SCORES_SCHEMA)
+
+    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    scores = [row["score"] for row in context.run.read_shards(folder, ["score"])]
+    return {"prompts": len(items), "score_mean": sum(scores) / len(scores) if scores else None}
+
+
+def score_rows(context: Context, items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
+    margins = context.method.objective.margin(logps)
+    columns = (margins, score(margins), logps.chosen, logps.rejected)
+    names = ("margin", "score", "chosen_logp", "rejected_logp")
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        {"prompt_id": prompt.id, **dict(zip(names, row, strict=True))}
+        for (prompt, _), row in zip(items, values, strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""Train the policy on prompt groups: the warm-up and the iterations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from adaptpo.files import JsonLines, whole_folder
+from adaptpo.progress import TrainingBar
+from adaptpo.training.context import Context
+from adaptpo.training.passes import PromptedPair
+from adaptpo.training.phases.sample import iteration_pairs
+from adaptpo.training.phases.score import with_reference
+from adaptpo.training.trainer import PreferenceTrainer, save_method, train_phase
+from adaptpo.types import PreferencePair, Prompt, PromptGroup
+
+Summary = dict[str, Any]
+
+
+def as_groups(items: Sequence[PromptedPair]) -> list[PromptGroup]:
+    prompts: dict[int, Prompt] = {}
+    pairs: dict[int, list[PreferencePair]] = defaultdict(list)
+    for prompt, pair in items:
+        prompts[prompt.id] = prompt
+        pairs[prompt.id].append(pair)
+    return [PromptGroup(prompts[i], tuple(pairs[i])) for i in prompts]
+
+
+def warm_up(context: Context) -> Summary:
+    """Offline training with the method's objective before the first iteration (B.4)."""
+    items = with_reference(context, "reference", context.offline())
+    return train(context, "warmup", items, context.initial, warmup=True)
+
+
+def train_iteration(context: Context, iteration: int) -> Summary:
+    items = with_reference(context, "reference", iteration_pairs(context, iteration))
+    items = with_reference(context, f"{context.folder(iteration)}/reference", items)
+    return train(context, context.folder(iteration), items, context.start_policy(iteration), iteration=iteration)
+
+
+def train(
+    context: Context,
+    phase: str,
+    items: Sequence[PromptedPair],
+    policy: str,
+    iteration: int | None = None,
+    warmup: bool = False,
+) -> Summary:
+    """Train the policy on these pairs and write the checkpoint: an ordinary model folder with the learners' state."""
+    groups = as_groups(items)
+    log_phase = phase if warmup else f"{phase}/train"
+    overrides = {"num_train_epochs": context.warmup_epochs} if warmup else {}
+    args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
+    trainer = PreferenceTrainer(
+        model=trainable(context, policy, args.gradient_checkpointing),
+        args=args,
+        groups=groups,
+        tokenizer=context.tokenizer,
+        method=context.method.warmup() if warmup else context.method,
+        log=lambda step, values: context.run.log(log_phase, values, iteration, step),
+        pair_log=None if warmup else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
+        callbacks=[TrainingBar(log_phase, context.config.show_progress)],
+    )
+    if groups:
+        train_phase(trainer, context.run, log_phase)
+    with whole_folder(context.run.path / phase / "checkpoint") as folder:
+        trainer.save_model(str(folder))
+        save_method(context.method, folder)
+    return {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
+
+
+def trainable(context: Context, policy: str, gradient_checkpointing: bool) -> nn.Module:
+    model = context.take_policy(policy)
+    if gradient_checkpointing and context.config.peft is not None:
+        # Frozen embeddings would cut the graph of recomputed layers.
+        model.enable_input_require_grads()
+    return model

@@ -1,0 +1,56 @@
+"""One training step, which knows no method by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptpo.learner import ONLINE, PairBatch
+from adaptpo.method import Method
+from adaptpo.objectives import PairLogps
+from adaptpo.training.collate import Batch, count_prompts, pair_batch
+from adaptpo.training.logps import pair_logps
+
+
+@dataclass(frozen=True)
+class Step:
+    """`loss`: scalar with graph; the rest is detached. `weights` [n] belong to the pairs of `pairs`."""
+
+    loss: Tensor
+    pairs: PairBatch
+    weights: Tensor
+    metrics: dict[str, float]
+
+
+def preference_step(model: nn.Module, batch: Batch, method: Method, num_prompts: int | Tensor) -> Step:
+    """The weighted loss of a micro-batch of whole groups: `sum_i weight_i * loss_i / num_prompts` (Eq. 5).
+
+    `num_prompts` is the number of prompts of the whole optimizer step, over all micro-batches (and ranks).
+    """
+    logps = pair_logps(model, batch)
+    losses = method.objective.loss(logps)
+    pairs = pair_batch(batch, method.objective.margin(logps))
+    weights = method.weighting.weights(pairs).detach()
+    metrics = step_metrics(method, logps, pairs, weights) | {"prompts": float(count_prompts(batch))}
+    return Step((weights * losses).sum() / num_prompts, pairs, weights, metrics)
+
+
+@torch.no_grad()
+def step_metrics(method: Method, logps: PairLogps, pairs: PairBatch, weights: Tensor) -> dict[str, float]:
+    """TRL's names, as means over pairs; weights as means over the pairs of a source."""
+    chosen, rejected = method.objective.rewards(logps)
+    values = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
+        "logps/chosen": logps.chosen,
+        "logps/rejected": logps.rejected,
+    }
+    online = pairs.source == ONLINE
+    for name, members in (("weight/online", online), ("weight/offline", ~online)):
+        if members.any():
+            values[name] = weights[members]
+    return {name: value.float().mean().item() for name, value in values.items()}
