@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class MetaLearner(Learner):
         self.updates, self.last_loss = self.updates + 1, loss.item()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
@@ -117,6 +118,7 @@ class MetaLearner(Learner):
             "steps": self.steps,
             "buffer": self.buffer,
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])

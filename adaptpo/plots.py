@@ -104,6 +104,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def short(value: float, sign: str = "-") -> str:
+    """A number to three digits or so; `sign` as in a format specification."""
+    decimals = 2 if 1 <= abs(value) < 100 else 3 if abs(value) < 1 else 0
+    return f"{value:{sign},.{decimals}f}".replace("-", "−")
+
+
 def density(values: FloatArray, grid: FloatArray) -> FloatArray:
     """Gaussian kernel density of `values` on an even `grid` that covers them (Silverman's bandwidth).
 
@@ -171,10 +177,11 @@ def learner_curves(curves: Sequence[Line], scores: Sequence[Line], theme: Theme)
         style = "--" if curve.role == "before" else "-"
         top.plot(curve.x, curve.y, color=colour, linewidth=2, linestyle=style, label=curve.label)
     top.set_ylim(0, 1)
+    top.set_xlim(*_score_frame(curves, scores))
     _titles(top, theme, y="weight of the offline pair")
     _legend(top, theme)
     if scores:
-        _draw_scores(grid[1, 0], curves, scores, theme)
+        _draw_scores(grid[1, 0], scores, top.get_xlim(), theme)
     _titles(grid[-1, 0], theme, x="offline score, log sigmoid(margin)")
     return figure
 
@@ -206,8 +213,9 @@ def training_curves(panels: Sequence[CurvePanel], phases: Sequence[tuple[float, 
     room = 0.02 * max(end - phases[0][0], 1.0)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for line, colour in zip(panel.lines, _colours(panel.lines, theme), strict=True):
-            _draw_smoothed(axes, line, colour)
+            _draw_by_phase(axes, line, [start for start, _ in phases], colour)
         axes.set_xlim(phases[0][0] - room, end + room)
+        axes.margins(y=0.12)
         _mark_phases(axes, phases, end, theme)
         _titles(axes, theme, title=panel.title)
         if len(panel.lines) > 1:
@@ -252,7 +260,7 @@ def reward_distributions(distributions: Sequence[tuple[str, str, FloatArray]], t
     x = np.linspace(low, high, DENSITY_BINS)
     for label, role, values in distributions:
         colour = theme.colours[role]
-        _fill_density(axes, values, x, colour, f"{label} (mean {_short(values.mean())})")
+        _fill_density(axes, values, x, colour, f"{label} (mean {short(values.mean())})")
         axes.axvline(values.mean(), color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
@@ -334,11 +342,6 @@ def _frame(groups: Sequence[FloatArray]) -> tuple[float, float]:
     return float(low - room), float(high + room)
 
 
-def _short(value: float) -> str:
-    decimals = 2 if 1 <= abs(value) < 100 else 3 if abs(value) < 1 else 0
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
 def _halo(theme: Theme) -> list[Any]:
     """Keeps text readable where it crosses a line."""
     return [withStroke(linewidth=3, foreground=theme.background)]
@@ -348,7 +351,7 @@ def _label_points(axes: Any, values: FloatArray, theme: Theme) -> None:
     for x, value in enumerate(values):
         if np.isfinite(value):
             axes.annotate(
-                _short(value), (x, value), xytext=(0, 7), textcoords="offset points", ha="center",
+                short(value), (x, value), xytext=(0, 7), textcoords="offset points", ha="center",
                 fontsize=8.5, color=theme.text, path_effects=_halo(theme),
             )  # fmt: skip
 
@@ -396,29 +399,46 @@ def _within(values: FloatArray, frame: tuple[float, float]) -> npt.NDArray[np.bo
     return (values >= frame[0]) & (values <= frame[1])
 
 
-def _draw_scores(axes: Any, curves: Sequence[Line], scores: Sequence[Line], theme: Theme) -> None:
-    _style(axes, theme)
+def _score_frame(curves: Sequence[Line], scores: Sequence[Line]) -> tuple[float, float]:
+    """The part of the curves that the run's scores reach, with room to their left: at least down to -3."""
     low = min(float(curve.x.min()) for curve in curves)
     high = max(float(curve.x.max()) for curve in curves)
+    if not scores:
+        return low, high
+    lowest, highest = _frame([line.x for line in scores])
+    return max(low, min(-3.0, lowest - 0.5 * (highest - lowest))), high
+
+
+def _draw_scores(axes: Any, scores: Sequence[Line], frame: tuple[float, float], theme: Theme) -> None:
+    _style(axes, theme)
     for line, colour in zip(scores, _ramp(theme, len(scores)), strict=True):
-        bins = int(np.clip(2 * np.sqrt(len(line.x)), 24, 80))
-        axes.hist(line.x, bins=bins, range=(low, high), density=True, histtype="step", color=colour, linewidth=1.4)
-    axes.set_xlim(low, high)
+        bins = int(np.clip(2 * np.sqrt(len(line.x)), 36, 80))
+        axes.hist(line.x, bins=bins, range=frame, density=True, histtype="step", color=colour, linewidth=1.4)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(2))
     _titles(axes, theme, y="prompts\n(density)")
 
 
-def _draw_smoothed(axes: Any, line: Line, colour: Any) -> None:
-    if len(line.y) < SMOOTHED_FROM:
-        axes.plot(line.x, line.y, color=colour, linewidth=1.6, label=line.label)
-        return
-    axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3)
-    axes.plot(line.x, _running_mean(line.y), color=colour, linewidth=1.9, label=line.label)
+def _draw_by_phase(axes: Any, line: Line, starts: Sequence[float], colour: Any) -> None:
+    """Phases are drawn apart: nothing is joined or averaged across the beginning of one."""
+    cuts = np.searchsorted(line.x, starts)
+    labels = iter([line.label])
+    for x, y in zip(np.split(line.x, cuts), np.split(line.y, cuts), strict=True):
+        if len(x):
+            _draw_smoothed(axes, x, y, next(labels, None), colour, smooth=len(line.x) >= SMOOTHED_FROM)
+
+
+def _draw_smoothed(axes: Any, x: FloatArray, y: FloatArray, label: str | None, colour: Any, smooth: bool) -> None:
+    marker = "o" if len(x) == 1 else None
+    if smooth:
+        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(
+        x, _running_mean(y) if smooth else y, color=colour, linewidth=1.8, label=label, marker=marker, markersize=3
+    )
 
 
 def _running_mean(values: FloatArray) -> FloatArray:
-    window = np.ones(2 * (len(values) // 60) + 1)
+    window = np.ones(2 * (len(values) // 30) + 1)
     return np.convolve(values, window, mode="same") / np.convolve(np.ones_like(values), window, mode="same")
 
 

@@ -66,6 +66,7 @@ EVALUATION_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),
         "prompt": pa.string(),
+        "chosen": pa.string(),
         "response": pa.string(),
         "length": pa.int32(),
         "ended": pa.bool_(),

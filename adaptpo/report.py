@@ -29,7 +29,6 @@ from adaptpo.errors import RunError
 from adaptpo.plots import FloatArray
 
 Columns = dict[str, npt.NDArray[Any]]
-ITERATION_PHASES = ("score", "select", "generate", "annotate", "pair", "train")
 FACTS = (
     ("model", "model"),
     ("reward", "reward"),
@@ -138,6 +137,10 @@ class RunData:
         """Every pair as trained, by iteration."""
         return {t: list(self.lines(f"iterations/{t}/pair_weights.jsonl")) for t in self.iterations}
 
+    def files(self, pattern: str) -> list[Path]:
+        """Files that match, in order; hidden ones are still being written."""
+        return sorted(path for path in self.root.glob(pattern) if not path.name.startswith("."))
+
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """Objects of a JSON-lines file. A last line cut short by a kill is skipped."""
         path = self.root / name
@@ -148,7 +151,7 @@ class RunData:
 
     def table(self, pattern: str, *names: str) -> Columns:
         """The named columns of all Parquet files that match; empty when there is no file."""
-        tables = [_read_parquet(path, names) for path in sorted(self.root.glob(pattern))]
+        tables = [_read_parquet(path, names) for path in self.files(pattern)]
         if not tables:
             return {}
         joined = pa.concat_tables(tables, promote_options="permissive")
@@ -201,7 +204,7 @@ def finite(table: Columns, name: str) -> FloatArray:
 
 def _stages(run: RunData) -> Iterator[Stage]:
     logged = {line["phase"].removeprefix("evaluate/"): line for line in run.metrics if _is_evaluation(line)}
-    kept = {path.stem for path in (run.root / "evaluation").glob("*.parquet")}
+    kept = {path.stem for path in run.files("evaluation/*.parquet")}
     for key in sorted({*logged, *kept}, key=_stage_order):
         table = run.table(f"evaluation/{key}.parquet", "prompt_id", "reward", "score")
         yield Stage(key, table, logged.get(key, {}))
@@ -279,16 +282,27 @@ def _unfinished(run: RunData) -> str:
 
 
 def _next_phase(run: RunData, last: str) -> str:
-    """The phase after `last`. Named as `iteration T` where the method decides what an iteration begins with."""
-    evaluated = bool(run.config.get("eval_data"))
-    order = ["data", *["reward"] * bool(run.config.get("reward")), "reference"]
-    order += ["evaluate/initial"] * evaluated
-    order += ["warmup", *["evaluate/warmup"] * evaluated] if run.config.get("warmup_epochs") else []
-    for t in range(run.config.get("num_iterations") or 1):
-        order += [f"iteration {t}", *(f"iterations/{t}/{kind}" for kind in ITERATION_PHASES)]
+    """The phase after `last`, in the plain word `training` or `iteration T` where the method decides what comes."""
+    config = run.config
+    evaluated = bool(config.get("eval_data") or (config.get("inputs") or {}).get("eval_data"))
+    reference = ["reference"] * ("reference" in run.phases)
+    warmup = ["warmup", *["evaluate/warmup"] * evaluated] if _warms_up(run) else []
+    order = ["data", *["reward"] * (config.get("reward") == "train"), *reference, *["evaluate/initial"] * evaluated]
+    order += ["training", *warmup] if _warms_up(run) is None else warmup
+    for t in range(config.get("num_iterations") or 1):
+        kinds = ["score", "select", "generate", "annotate", "pair", *reference, "train"]
+        order += [f"iteration {t}", *(f"iterations/{t}/{kind}" for kind in kinds)]
         order += [f"evaluate/iteration-{t}"] * evaluated
     order += ["final"]
     return order[order.index(last) + 1] if last in order[:-1] else "final"
+
+
+def _warms_up(run: RunData) -> bool | None:
+    """Whether this run has a warm-up; None where the method decides and the warm-up is not begun."""
+    epochs = run.config.get("warmup_epochs")
+    if "warmup" in run.phases:
+        return True
+    return None if epochs is None else bool(epochs)
 
 
 def key_figures(run: RunData) -> list[tuple[str, str, str]]:
@@ -297,12 +311,17 @@ def key_figures(run: RunData) -> list[tuple[str, str, str]]:
     tiles = [
         _annotation_ratio(counts),
         _responses_annotated(counts),
-        _change(run, "held-out reward", "reward/mean", ".2f"),
-        _change(run, "win rate over the initial policy", "win_rate", ".0%"),
+        _change(run, "held-out reward", "reward/mean", plots.short),
+        _change(run, "win rate over the initial policy", "win_rate", "{:.0%}".format),
         ("wall time", duration(run.seconds()), "all phases together") if run.phases else None,
-        ("dropped rows", f"{sum('row' in line for line in run.dropped):,}", "of the data, listed below"),
+        _dropped_rows(run),
     ]
     return [tile for tile in tiles if tile]
+
+
+def _dropped_rows(run: RunData) -> tuple[str, str, str]:
+    count = sum("row" in line for line in run.dropped)
+    return "dropped rows", f"{count:,}", "of the data, listed below" if count else "every row is used"
 
 
 def _annotation_ratio(counts: Sequence[Mapping[str, Any]]) -> tuple[str, str, str] | None:
@@ -319,8 +338,8 @@ def _responses_annotated(counts: Sequence[Mapping[str, Any]]) -> tuple[str, str,
     return ("responses annotated", f"{annotated:,}", f"{invalid:,} without a valid reward") if annotated else None
 
 
-def _change(run: RunData, label: str, name: str, style: str) -> tuple[str, str, str] | None:
-    known = [(stage.label, text) for stage in run.stages if (text := _format(stage.value(name), style))]
+def _change(run: RunData, label: str, name: str, show: Callable[[float], str]) -> tuple[str, str, str] | None:
+    known = [(stage.label, show(value)) for stage in run.stages if (value := stage.value(name)) is not None]
     if not known:
         return None
     (first, before), (last, after) = known[0], known[-1]
@@ -421,10 +440,14 @@ def phase_table(run: RunData) -> Table | None:
             "phase": phase,
             "status": "done" if state.get("done") else "unfinished",
             "seconds": _format(_number(state.get("seconds")), ",.1f"),
-            "counts": ", ".join(f"{name} {_plain(state[name])}" for name in state if name not in ("done", "seconds")),
+            "counts": ", ".join(f"{name} {_plain(value)}" for name, value in state.items() if _is_count(name, value)),
         }
         for phase, state in run.phases.items()
     )
+
+
+def _is_count(name: str, value: Any) -> bool:
+    return name not in ("done", "seconds") and not isinstance(value, dict) and (name, value) != ("attempts", 1)
 
 
 def dropped_table(run: RunData) -> Table | None:
@@ -463,11 +486,13 @@ def _place(line: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8.2 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    """Seconds as people say them, with no-break spaces: `8.2 s`, `3 min 20 s`, `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if seconds < 60:
+        text = f"{seconds:.1f} s"
+    else:
+        text = f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return text.replace(" ", "\u00a0")
 
 
 def _plain(value: Any) -> str:
@@ -535,7 +560,7 @@ def _spread(tables: Sequence[Columns]) -> list[tuple[int, str]]:
         return [(key, "") for key in sorted(first)[:SAMPLES_AT_MOST]]
     picks = np.unique(np.linspace(0, len(ranked) - 1, SAMPLES_AT_MOST).round().astype(int))
     return [
-        (ranked[pick], f"reward {_format(changes[ranked[pick]], '+.2f')}, rank {pick + 1} of {len(ranked)}")
+        (ranked[pick], f"reward {plots.short(changes[ranked[pick]], '+')}, rank {pick + 1} of {len(ranked)}")
         for pick in picks
     ]
 
@@ -548,7 +573,7 @@ def _by_prompt(table: Columns) -> dict[int, float]:
 def _chosen_texts(run: RunData, prompts: set[str], tables: Mapping[str, Columns]) -> dict[str, str]:
     """Offline chosen response by prompt, from the evaluation itself or from any data table that holds the prompt."""
     texts: dict[str, str] = {}
-    kept = [run.rows_of_prompts(path, prompts) for path in sorted((run.root / "data").glob("*.parquet"))]
+    kept = [run.rows_of_prompts(path, prompts) for path in run.files("data/*.parquet")]
     for source in [*kept, *tables.values()]:
         if "prompt" in source and "chosen" in source:
             texts.update(zip(source["prompt"], source["chosen"], strict=True))
@@ -573,8 +598,8 @@ def _sample(
 
 
 def _answer(label: str, table: Columns, row: int) -> Answer:
-    reward = _format(_number(table["reward"][row]) if "reward" in table else None, ".2f")
-    note = f"reward {reward}" if reward else "no valid reward"
+    reward = _number(table["reward"][row]) if "reward" in table else None
+    note = "no valid reward" if reward is None else f"reward {plots.short(reward)}"
     cut = " · cut off" if "ended" in table and not table["ended"][row] else ""
     return Answer(label, note + cut, _clip(plain_text(table["response"][row])))
 
@@ -707,11 +732,13 @@ def gain_figure(run: RunData) -> FigureSpec | None:
     if not panels:
         return None
     shown = _evenly(panels)
+    strip = any(len(panel.unselected) for panel in panels)
+    left_out = "; prompts left out have no online pair and show only in the strip of scoring margins above"
     caption = (
-        "Each point is a prompt with both pairs, at its first visit in training; prompts left out have no online pair "
-        "and show only in the strip of scoring margins above. Mirrors Figure 2 (middle): look for points "
-        "concentrated at the upper left and for left-out prompts further right. Part of the falling trend is built in, "
-        "as the offline margin enters both axes." + _shown_note(shown, panels)
+        f"Each point is a prompt with both pairs, at its first visit in training{left_out if strip else ''}. Mirrors "
+        "Figure 2 (middle): look for points concentrated at the upper left"
+        f"{' and for left-out prompts further right' if strip else ''}. Part of the falling trend is built in, as the "
+        "offline margin enters both axes." + _shown_note(shown, panels)
     )
     return FigureSpec("gains", "Where online responses help", caption, lambda theme: plots.gains(shown, theme))
 
@@ -768,8 +795,7 @@ def learner_figure(run: RunData) -> FigureSpec | None:
 
 
 def _snapshots(run: RunData) -> list[Path]:
-    folder = run.root / "snapshots"
-    return sorted(folder.glob("*.json"), key=lambda path: (path.stem != "start", _stage_order(path.stem)))
+    return sorted(run.files("snapshots/*.json"), key=lambda path: (path.stem != "start", _stage_order(path.stem)))
 
 
 def _learner_curve(path: Path) -> plots.Line | None:

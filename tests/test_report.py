@@ -89,10 +89,11 @@ class RunWriter:
             "seed": 17,
             "output_dir": "runs/example",
         }
+        self.config = config
         (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def finish(self, phase: str, seconds: float, **counts: int) -> None:
-        self.state[phase] = {"done": True, "seconds": seconds, **counts}
+        self.state[phase] = {"done": True, "attempts": 1, "seconds": seconds, **counts}
         self.save()
 
     def save(self) -> None:
@@ -164,7 +165,7 @@ class RunWriter:
         self.finish(f"evaluate/{stage}", seconds)
 
     def snapshot(self, name: str, slope: float) -> None:
-        score = np.linspace(-4, 0.5, 60)
+        score = log_sigmoid(np.linspace(-40, 10, 501))
         weight = 0.55 / (1 + np.exp(-slope * (score + 0.9)))
         curve = {"score": score.tolist(), "weight": weight.tolist()}
         write_json(self.root / f"snapshots/{name}.json", {"curve": curve} if self.adaptive else {})
@@ -450,6 +451,21 @@ def test_status_names_the_next_phase(tmp_path: Path, phase: str, following: str)
     assert header(RunData.open(run.root))["status"] == f"unfinished: {phase} is done, next is {following}"
 
 
+def test_status_claims_no_warmup_that_the_method_decides(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "run")
+    (run.root / "config.yaml").write_text(yaml.safe_dump(run.config | {"warmup_epochs": None}))
+    run.finish("evaluate/initial", 1.0)
+    assert header(RunData.open(run.root))["status"].endswith("next is training")
+
+
+def test_files_that_are_being_written_are_not_read(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", "dpo").root
+    (root / "data/.writing-offline.parquet").write_bytes(b"half")
+    (root / "evaluation/.writing-final.parquet").write_bytes(b"half")
+    assert len(RunData.open(root).stages) == 5
+    assert write_report(root).is_file()
+
+
 def test_status_names_the_phase_in_which_a_run_stopped(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "run")
     run.data()
@@ -506,7 +522,7 @@ def test_density_integrates_to_one() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.21, "8.2 s"), (200, "3 min 20 s"), (7_500, "2 h 05 min")])
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert duration(seconds).replace("\u00a0", " ") == text
 
 
 def test_plain_text_reads_strings_and_chats() -> None:

@@ -29,7 +29,12 @@ from adaptpo.tokenization import stop_token_ids
 from adaptpo.training.models import is_adapter, load_causal_lm, load_policy, load_tokenizer
 from adaptpo.training.passes import PromptedPair
 
-TRAINING_DEFAULTS: dict[str, Any] = {"learning_rate": 5e-7, "logging_steps": 1, "report_to": "none"}
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-7,
+    "logging_steps": 1,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
 
 
 @dataclass

@@ -79,8 +79,8 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     margins = offline_margins(context, policy, [(prompt, pair) for prompt, pair in items if pair is not None])
     rewards = context.annotator().rewards(list(zip(prompts, responses, strict=True)))
     rows = [
-        evaluation_row(*columns, margin=margins.get(columns[0].id))
-        for columns in zip(prompts, responses, rewards, strict=True)
+        evaluation_row(item, response, reward, margins.get(item[0].id))
+        for item, response, reward in zip(items, responses, rewards, strict=True)
     ]
     write_table(context.run.path / "evaluation" / f"{stage}.parquet", table(rows, EVALUATION_SCHEMA))
     summary = summarize(rows, read_rows(context.run.path / "evaluation" / "initial.parquet"))
@@ -100,10 +100,12 @@ def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]
     return {prompt.id: margin for (prompt, _), margin in zip(items, margins.tolist(), strict=True)}
 
 
-def evaluation_row(prompt: Prompt, response: Response, reward: float | None, margin: float | None) -> Row:
+def evaluation_row(item: Heldout, response: Response, reward: float | None, margin: float | None) -> Row:
+    prompt, pair = item
     return {
         "prompt_id": prompt.id,
         "prompt": dump_text(prompt.text),
+        "chosen": None if pair is None else dump_text(pair.chosen.text),
         "response": response.text,
         "length": len(response.ids),
         "ended": response.ended,

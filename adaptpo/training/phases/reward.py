@@ -84,6 +84,9 @@ def reward_arguments(context: Context) -> Any:
         "learning_rate": 1e-5,
         "logging_steps": 1,
         "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": context.config.training.get("use_cpu", False),
+        "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "max_length": limit + 64,  # Room for what the chat template puts behind a response.
     }
     return RewardConfig(
@@ -103,7 +106,9 @@ class RewardHooks(TrainerCallback):
             return
         if not torch.isfinite(torch.tensor(float(logs["loss"]))):
             raise TrainingError("the reward model's loss is not finite; lower reward_training.learning_rate")
-        self.context.run.log(PHASE, {f"reward_model/{k}": v for k, v in logs.items()}, step=state.global_step)
+        # TRL's token count starts again at 0 in a resumed process.
+        values = {f"reward_model/{name}": value for name, value in logs.items() if name != "num_tokens"}
+        self.context.run.log(PHASE, values, step=state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

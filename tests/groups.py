@@ -1,0 +1,53 @@
+"""Prompt groups for tests, from rows or from random tokens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from adaptpo.data import iter_examples
+from adaptpo.tokenization import tokenize_pair
+from adaptpo.training.collate import GroupCollator
+from adaptpo.training.logps import pair_logps
+from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
+
+
+def tokenized_groups(tokenizer: Any, rows: list[dict], reference: torch.nn.Module | None = None) -> list[PromptGroup]:
+    """One offline pair a group, with the log-probs of `reference` where one is given."""
+    groups = []
+    for number, example in enumerate(iter_examples(rows)):
+        pair = tokenize_pair(example, tokenizer, None, None)
+        prompt = Prompt(number, example.prompt, pair.prompt_ids)
+        groups.append(PromptGroup(prompt, (PreferencePair(number, "offline", pair.chosen, pair.rejected),)))
+    return with_reference(groups, reference) if reference is not None else groups
+
+
+def random_groups(count: int, seed: int = 0, sources: tuple = ("offline", "online"), length: int = 12) -> list[PromptGroup]:
+    """Groups with one pair per source, random tokens of ragged lengths."""
+    rng = random.Random(seed)
+
+    def tokens(shortest: int) -> list[int]:
+        return [rng.randrange(6, 200) for _ in range(rng.randint(shortest, length))]
+
+    groups = []
+    for number in range(count):
+        pairs = tuple(
+            PreferencePair(number, source, Response("", tokens(1)), Response("", tokens(1)), reward_gap=1.0)
+            for source in sources
+        )
+        groups.append(PromptGroup(Prompt(number, "", tokens(2)), pairs))
+    return groups
+
+
+@torch.no_grad()
+def with_reference(groups: list[PromptGroup], reference: torch.nn.Module) -> list[PromptGroup]:
+    return [replace(group, pairs=tuple(kept_pairs(group, reference))) for group in groups]
+
+
+def kept_pairs(group: PromptGroup, reference: torch.nn.Module) -> list[PreferencePair]:
+    logps = pair_logps(reference, GroupCollator(0)([group]))
+    kept = zip(group.pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
+    return [replace(pair, reference_logps=(chosen, rejected)) for pair, chosen, rejected in kept]

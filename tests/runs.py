@@ -1,0 +1,139 @@
+"""Runs in processes of their own that can be killed at a chosen event, and what is compared afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.preload"])
+
+SETTINGS: dict[str, Any] = {
+    "num_iterations": 2,
+    "max_prompt_length": 64,
+    "generation": {"max_new_tokens": 10, "batch_size": 4},
+    "training": {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_steps": 2},
+    "reward_training": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "save_steps": 2},
+    "shard_size": 8,
+    "show_progress": False,
+}
+
+
+def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int = 40, **settings: Any) -> Any:
+    """Align a tiny model; returns the folder of the result."""
+    from adaptpo import AlignmentConfig, AlignmentTrainer
+    from adaptpo.methods import METHODS
+    from adaptpo.quiet import quiet_libraries
+    from tests.tiny import preference_rows
+
+    quiet_libraries()
+    torch.set_num_threads(1)
+    arguments = {"num_generations": 4, "update_interval": 2} if method.startswith("metaapo") else {}
+    trainer = AlignmentTrainer(
+        model=model,
+        args=AlignmentConfig(output_dir=str(out), **(SETTINGS | settings)),
+        method=METHODS[method](**arguments),
+        train_dataset=preference_rows(rows),
+        reward_funcs=reward,
+        eval_dataset=preference_rows(6, seed=9),
+    )
+    return trainer.train()
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_around(owner: Any, name: str, matches: Callable[..., bool], after: bool) -> None:
+    """Replace a function by one that kills this process before or after its first call with matching arguments."""
+    original = getattr(owner, name)
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        dies = matches(*args, **kwargs)
+        if dies and not after:
+            kill_self()
+        result = original(*args, **kwargs)
+        if dies:
+            kill_self()
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def arm(point: str) -> None:
+    """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH`, `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
+    `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name)."""
+    from adaptpo import files, run
+    from adaptpo.training import trainer
+    from adaptpo.training.phases import prepare, reward
+
+    kind, _, rest = point.partition(":")
+    if kind in ("start", "done"):
+        done = kind == "done"
+        matches = lambda self, phase, facts: phase == rest and facts["done"] == done  # noqa: E731
+        kill_around(run.RunDirectory, "_record", matches, after=True)
+    elif kind == "file":
+        for module in (run, prepare):
+            kill_around(module, "write_table", lambda path, table: rest in str(path), after=False)
+    elif kind == "folder":
+        kill_around(files, "flush_tree", lambda folder: rest in str(folder), after=True)
+    elif kind == "reward-step":
+        kill_around(reward.RewardHooks, "on_log", lambda *a, **k: a[2].global_step == int(rest), after=False)
+    else:
+        phase, _, step = rest.rpartition(":")
+        arm_training(trainer, kind, phase, int(step))
+
+
+def arm_training(trainer: Any, kind: str, phase: str, step: int) -> None:
+    def in_phase(hooks: Any, args: Any, state: Any, *_: Any, **__: Any) -> bool:
+        return f"/{phase}/training" in args.output_dir and state.global_step == step
+
+    name = "on_step_end" if kind == "step" else "on_save"
+    kill_around(trainer.StepHooks, name, in_phase, after=kind == "saved")
+
+
+def run_armed(point: str | None, arguments: dict[str, Any]) -> None:
+    if point is not None:
+        arm(point)
+    start(**arguments)
+
+
+def run_in_process(point: str | None = None, **arguments: Any) -> int:
+    """Exit code of a run in its own process: 0, or -9 where it was killed."""
+    process = context.Process(target=run_armed, args=(point, arguments))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def tables(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Selection, responses, annotations, pairs and evaluations of a run, by file."""
+    return {str(p.relative_to(out)): pq.read_table(p).to_pylist() for p in sorted(out.rglob("*.parquet"))}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.relative_to(out)}:{name}": tensor
+        for path in sorted(out.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Same selection, responses, pairs and evaluations, and bit-identical weights of every checkpoint."""
+    left, right = tables(one), tables(other)
+    assert left.keys() == right.keys()
+    for name, table in left.items():
+        assert table == right[name], name
+    left_weights, right_weights = weights(one), weights(other)
+    assert left_weights.keys() == right_weights.keys()
+    for name, tensor in left_weights.items():
+        assert torch.equal(tensor, right_weights[name]), name

@@ -1,0 +1,228 @@
+"""The method-blind step: its gradient by hand, and that batching changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from adaptpo import methods
+from adaptpo.errors import TrainingError
+from adaptpo.files import JsonLines
+from adaptpo.learner import OFFLINE
+from adaptpo.method import Method
+from adaptpo.objectives import PairLogps
+from adaptpo.training.collate import GroupCollator
+from adaptpo.training.logps import pair_logps
+from adaptpo.training.models import load_policy
+from adaptpo.training.step import preference_step
+from adaptpo.training.trainer import PreferenceTrainer
+from adaptpo.types import PromptGroup
+from tests.groups import random_groups, with_reference
+from tests.tiny import byte_tokenizer, save_policy, tiny_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def groups(tokenizer: Any) -> list[PromptGroup]:
+    return with_reference(random_groups(10), tiny_model(tokenizer, seed=1))
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=1e-4, msg=name)
+
+
+def test_metaapo_loss_and_gradient_by_hand(tokenizer: Any, groups: list[PromptGroup]) -> None:
+    """Eq. 5 with the weight a constant: dL/dtheta = -1/N sum_i [w_i dl_off/dtheta + (1 - w_i) dl_on/dtheta], and
+    dl/dtheta = (1 - sigmoid(m)) * beta * d(logp_w - logp_l)/dtheta."""
+    model, method = tiny_model(tokenizer), methods.metaapo()
+    batch = GroupCollator(0)(groups)
+    preference_step(model, batch, method, len(groups)).loss.backward()
+    ours = gradients(model)
+
+    model.zero_grad()
+    logps = pair_logps(model, batch)
+    beta, learner = method.objective.beta, method.learners()[0]
+    margins = beta * (
+        (logps.chosen - batch["reference_chosen"]) - (logps.rejected - batch["reference_rejected"])
+    ).detach()
+    by_group = margins.view(len(groups), 2)
+    trust = learner.weight(by_group[:, 0])
+    weights = torch.stack([trust, 1 - trust], dim=1).view(-1)
+    coefficients = -weights * torch.sigmoid(-margins) * beta / len(groups)
+    (coefficients * (logps.chosen - logps.rejected)).sum().backward()
+    assert_close(ours, gradients(model))
+
+    scores = torch.log(torch.sigmoid(by_group))
+    expected = -(trust * scores[:, 0] + (1 - trust) * scores[:, 1]).mean()
+    assert preference_step(model, batch, method, len(groups)).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_step_gives_the_policy_no_gradient_through_the_weight(tokenizer: Any, groups: list[PromptGroup]) -> None:
+    method = methods.metaapo()
+    step = preference_step(tiny_model(tokenizer), GroupCollator(0)(groups), method, len(groups))
+    assert not step.weights.requires_grad
+    assert not step.pairs.margin.requires_grad
+    step.loss.backward()
+    assert all(p.grad is None for p in method.learners()[0].network.parameters())
+
+
+def make_trainer(
+    model: torch.nn.Module, groups: list[PromptGroup], tokenizer: Any, method: Method, out: Path, **settings: Any
+) -> PreferenceTrainer:
+    defaults = {
+        "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
+        "learning_rate": 1e-3, "remove_unused_columns": False, "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1,
+    }  # fmt: skip
+    arguments = TrainingArguments(output_dir=str(out), **(defaults | settings))
+    return PreferenceTrainer(model, arguments, groups, tokenizer, method, log=lambda step, values: None)
+
+
+def trained(method: Method, groups: list[PromptGroup], tokenizer: Any, out: Path, **settings: Any) -> PreferenceTrainer:
+    method.reset(seed=0)
+    trainer = make_trainer(tiny_model(tokenizer), groups, tokenizer, method, out, **settings)
+    trainer.train()
+    return trainer
+
+
+def parameters(trainer: PreferenceTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def learner_parameters(method: Method) -> dict[str, torch.Tensor]:
+    return dict(method.learners()[0].network.state_dict())
+
+
+def test_accumulation_is_the_same_as_one_large_batch(tokenizer: Any, groups: list[PromptGroup], tmp_path: Path) -> None:
+    """10 groups, 8 a step: the last step is smaller. Learner updates included."""
+    results = []
+    for per_device, accumulation in ((8, 1), (1, 8), (2, 4)):
+        method = methods.metaapo(update_interval=1)
+        sizes = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
+        trainer = trained(method, groups, tokenizer, tmp_path, **sizes)
+        assert trainer.state.global_step == 2
+        results.append((parameters(trainer), learner_parameters(method)))
+    for policy, learner in results[1:]:
+        assert_close(policy, results[0][0], tolerance=1e-5)
+        assert_close(learner, results[0][1], tolerance=1e-5)
+
+
+def test_training_moves_the_policy_towards_the_chosen_responses(
+    tokenizer: Any, groups: list[PromptGroup], tmp_path: Path
+) -> None:
+    batch = GroupCollator(0)(groups)
+    before = pair_logps(tiny_model(tokenizer), batch)
+    method = methods.metaapo()
+    settings = {"per_device_train_batch_size": 5, "num_train_epochs": 5, "learning_rate": 3e-3}
+    after = pair_logps(trained(method, groups, tokenizer, tmp_path, **settings).model, batch)
+    gain = method.objective.margin
+    assert (gain(with_references(after, batch)) - gain(with_references(before, batch))).mean() > 0.05
+
+
+def with_references(logps: PairLogps, batch: dict[str, torch.Tensor]) -> PairLogps:
+    names = ("reference_chosen", "reference_rejected")
+    return replace(logps, **{name: batch[name] for name in names})
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(
+    reentrant: bool, tokenizer: Any, groups: list[PromptGroup], tmp_path: Path
+) -> None:
+    plain = trained(methods.metaapo(), groups, tokenizer, tmp_path, per_device_train_batch_size=5)
+    checkpointing = {
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
+    }  # fmt: skip
+    recomputed = trained(methods.metaapo(), groups, tokenizer, tmp_path, per_device_train_batch_size=5, **checkpointing)
+    assert_close(parameters(plain), parameters(recomputed), tolerance=1e-6)
+
+
+def test_bf16_stays_near_float32(tokenizer: Any, groups: list[PromptGroup], tmp_path: Path) -> None:
+    full = trained(methods.dpo(), offline_only(groups), tokenizer, tmp_path, per_device_train_batch_size=5)
+    half = trained(methods.dpo(), offline_only(groups), tokenizer, tmp_path, per_device_train_batch_size=5, bf16=True)
+    batch = GroupCollator(0)(groups)
+    with torch.no_grad():
+        difference = pair_logps(full.model, batch).chosen - pair_logps(half.model, batch).chosen
+    assert difference.abs().max() < 0.1
+
+
+def offline_only(groups: list[PromptGroup]) -> list[PromptGroup]:
+    return [PromptGroup(g.prompt, tuple(p for p in g.pairs if p.source == "offline")) for g in groups]
+
+
+def test_lora_trains_the_adapter_alone_and_starts_at_the_reference(tokenizer: Any, tmp_path: Path) -> None:
+    base = save_policy(tmp_path / "policy")
+    policy = load_policy(base, base, {"r": 4, "target_modules": "all-linear"}, {}, seed=0)
+    with policy.disable_adapter():
+        groups = with_reference(random_groups(6), policy)
+    batch = GroupCollator(0)(groups)
+    method = methods.metaapo()
+    first = preference_step(policy, batch, method, len(groups))
+    assert first.pairs.margin.abs().max() < 1e-5
+    frozen = {n: p.detach().clone() for n, p in policy.named_parameters() if not p.requires_grad}
+    trainer = make_trainer(policy, groups, tokenizer, method, tmp_path / "run", per_device_train_batch_size=3)
+    trainer.train()
+    assert_close(frozen, {n: p for n, p in policy.named_parameters() if not p.requires_grad}, tolerance=0)
+    assert preference_step(policy, batch, method, len(groups)).pairs.margin.abs().max() > 1e-4
+
+
+def test_torn_group_stops_training(tokenizer: Any, groups: list[PromptGroup]) -> None:
+    batch = GroupCollator(0)(groups)
+    batch["group_size"] = batch["group_size"].clone()
+    batch["group_size"][0] = 3
+    with pytest.raises(TrainingError, match="whole prompt groups"):
+        preference_step(tiny_model(tokenizer), batch, methods.metaapo(), len(groups))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_not_finite_stops_before_weights_are_written(
+    where: str, tokenizer: Any, groups: list[PromptGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        tiny_model(tokenizer), groups, tokenizer, methods.metaapo(), tmp_path, per_device_train_batch_size=5
+    )
+    before = parameters(trainer)
+    if where == "loss":
+        monkeypatch.setattr(GroupCollator, "__call__", poisoned(GroupCollator.__call__))
+    else:
+        trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=f"{where} is not finite after step 0"):
+        trainer.train()
+    assert_close(before, parameters(trainer), tolerance=0)
+
+
+def poisoned(original: Any) -> Any:
+    def call(self: Any, groups: Any) -> dict[str, torch.Tensor]:
+        batch = original(self, groups)
+        batch["reference_chosen"][batch["source"] == OFFLINE] = float("nan")
+        return batch
+
+    return call
+
+
+def test_pair_log_says_how_each_pair_counted(tokenizer: Any, groups: list[PromptGroup], tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tiny_model(tokenizer), groups, tokenizer, methods.metaapo(), tmp_path, per_device_train_batch_size=4
+    )
+    trainer.pair_log = JsonLines(tmp_path / "pair_weights.jsonl")
+    trainer.train()
+    records = trainer.pair_log.read()
+    assert sorted({r["step"] for r in records}) == [1, 2, 3]
+    for prompt in range(10):
+        mine = [r for r in records if r["prompt_id"] == prompt]
+        assert {r["source"] for r in mine} == {"offline", "online"}
+        assert sum(r["weight"] for r in mine) == pytest.approx(1, abs=2e-6)
