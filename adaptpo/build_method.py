@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from adaptpo.config import Recipe, check_names, nearest
 from adaptpo.errors import ConfigError
@@ -12,13 +15,32 @@ from adaptpo.methods import METHODS
 from adaptpo.objectives import OBJECTIVES, Objective
 
 
+def named_entry(section: str, entry: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of `name`, or of `{name: name, argument: value}`."""
+    if isinstance(entry, str):
+        return entry, {}
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ConfigError(f"'{section}' is a name, or a mapping with `name` and arguments (found {entry!r})")
+    return entry["name"], {key: value for key, value in entry.items() if key != "name"}
+
+
+def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
+    """Raise ConfigError for the first value that is not of the type that `target` declares."""
+    hints = get_type_hints(target)
+    for name, value in values.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
+
+
 def build_objective(entry: str | dict[str, Any]) -> Objective:
     """`simpo`, or `{name: simpo, beta: 2.5, gamma: 0.6}`."""
-    values = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = values.pop("name", None)
+    name, values = named_entry("method.objective", entry)
     if name not in OBJECTIVES:
-        raise ConfigError(f"unknown objective '{name}': {nearest(str(name), list(OBJECTIVES))}")
+        raise ConfigError(f"unknown objective '{name}': {nearest(name, list(OBJECTIVES))}")
     check_names("method.objective", values, OBJECTIVES[name])
+    check_types("method.objective", values, OBJECTIVES[name])
     return OBJECTIVES[name](**values)
 
 
@@ -27,14 +49,13 @@ def build_method(recipe: Recipe) -> Method:
 
     Raises ConfigError for an unknown method or argument, with the nearest valid name.
     """
-    arguments: dict[str, Any] = {"name": recipe.method} if isinstance(recipe.method, str) else dict(recipe.method)
-    name = arguments.pop("name", None)
+    name, arguments = named_entry("method", recipe.method)
     if name not in METHODS:
-        raise ConfigError(f"unknown method '{name}': {nearest(str(name), list(METHODS))}")
+        raise ConfigError(f"unknown method '{name}': {nearest(name, list(METHODS))}")
     check_names("method", arguments, METHODS[name])
-    if "objective" in arguments:
-        arguments["objective"] = build_objective(arguments["objective"])
-    return METHODS[name](**(shared_settings(recipe, name) | arguments))
+    built = {"objective": build_objective(arguments.pop("objective"))} if "objective" in arguments else {}
+    check_types("method", arguments, METHODS[name])
+    return METHODS[name](**(shared_settings(recipe, name) | arguments | built))
 
 
 def shared_settings(recipe: Recipe, name: str) -> dict[str, Any]:

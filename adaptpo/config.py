@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -25,6 +26,19 @@ OWNED_TRAINING_ARGUMENTS = {
     "disable_tqdm": "set show_progress of the recipe",
     "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
 }
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Reads 1e-6 as a number, as YAML 1.2 does; by YAML 1.1, which PyYAML follows, it is a string."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, RecipeLoader)
 
 
 class Settings(BaseModel):
@@ -86,9 +100,7 @@ class AlignmentConfig(Settings):
     def _training_fields_exist(cls, values: dict[str, Any]) -> dict[str, Any]:
         from transformers import TrainingArguments
 
-        for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
-            if name in values:
-                raise ConfigError(f"training.{name} is set by the run itself: {remedy}")
+        refuse_owned("training", values)
         check_names("training", values, TrainingArguments)
         return values
 
@@ -98,6 +110,7 @@ class AlignmentConfig(Settings):
         if values:
             from trl import RewardConfig
 
+            refuse_owned("reward_training", values)
             check_names("reward_training", values, RewardConfig)
         return values
 
@@ -161,6 +174,12 @@ def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]
             raise ConfigError(f"unknown key '{section}.{name}': {hint}")
 
 
+def refuse_owned(section: str, values: dict[str, Any]) -> None:
+    for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
+        if name in values:
+            raise ConfigError(f"{section}.{name} is set by the run itself: {remedy}")
+
+
 def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The settings class that the keys at this location belong to."""
     for part in location:
@@ -190,7 +209,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def parse_recipe(values: dict[str, Any]) -> Recipe:
     """Raises ConfigError naming every key that is wrong and the nearest valid name."""
     try:
-        return Recipe(**values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, Recipe)) from error
 
@@ -204,13 +223,18 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
         )
     *sections, last = key.split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
+        inner = values.get(section)
+        if inner is None:
+            inner = values[section] = {}
         if isinstance(inner, str):
-            inner = values[section] = {"name": inner} if section == "method" else {"path": inner}
+            inner = values[section] = {"name" if section in ("method", "objective") else "path": inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {assignment}: '{section}' is not a section")
         values = inner
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from error
 
 
 def resolve_path(value: str, folder: Path) -> str:
@@ -222,10 +246,12 @@ def resolve_path(value: str, folder: Path) -> str:
 def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply `--set` assignments. Raises ConfigError with what is wrong and the remedy."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no recipe at {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no recipe; it needs at least model, data and output_dir")

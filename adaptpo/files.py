@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 from adaptpo.errors import RunError
 
 TEMPORARY = ".writing-"
+REPLACED = ".replaced-"
+FULL_DISK_MESSAGES = ("No space left on device", "unexpected pos", "file write failed")
+"""Of the operating system, and of `torch.save`, which hides the system's own."""
 
 
 def flush(path: Path) -> None:
@@ -43,7 +46,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise RunError(f"cannot write {path}: {error.strerror}; choose an output_dir you may write to") from error
         raise
     except Exception as error:
-        if "No space left on device" in str(error):
+        if any(message in str(error) for message in FULL_DISK_MESSAGES):
             raise full_disk(path) from error
         raise
 
@@ -58,9 +61,9 @@ def full_disk(path: Path) -> RunError:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write; it becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY + path.name)
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             flush(temporary)
@@ -73,16 +76,19 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
-    temporary = path.with_name(TEMPORARY + path.name)
+    temporary, replaced = path.with_name(TEMPORARY + path.name), path.with_name(REPLACED + path.name)
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(path):
         temporary.mkdir(parents=True)
         try:
             yield temporary
             flush_tree(temporary)
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+            if path.exists():
+                path.replace(replaced)  # Deleting in place, a kill would leave half of the old folder.
             temporary.replace(path)
             flush(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -110,6 +116,15 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
     return pq.read_table(path, columns=columns).to_pylist()
 
 
+def cut_torn_line(file: BinaryIO) -> None:
+    """Remove what stands behind the last line break; the file is then at its end."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 class JsonLines:
     """An append-only log that survives a kill: a torn last line is dropped, and lines can be taken back."""
 
@@ -117,14 +132,16 @@ class JsonLines:
         self.path = path
 
     def append(self, *records: dict[str, Any]) -> None:
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with disk_errors(self.path), self.path.open("a+b") as file:
+            cut_torn_line(file)
+            file.write(text.encode())
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        # Split before decoding: a line may be torn inside a character.
+        return [json.loads(line) for line in self.path.read_bytes().split(b"\n")[:-1]]
 
     def discard(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Remove the records for which `unwanted` is true, and a torn last line."""

@@ -27,10 +27,13 @@ Item = TypeVar("Item")
 Row = dict[str, Any]
 
 NOT_COMPARED = frozenset(
-    {"output_dir", "model", "reward", "data.path", "eval_data.path", "show_progress", "adaptpo"}
+    {"output_dir", "model", "reward", "data.path", "eval_data.path", "show_progress", "adaptpo", "training"}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
 )
-"""Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes."""
+"""Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes.
+
+`training` stands for an empty section: beside a section with keys, these are compared one by one.
+"""
 
 
 class RunDirectory:
@@ -43,19 +46,20 @@ class RunDirectory:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise RunError(f"cannot make the folder {path}: {error.strerror}; choose another output_dir") from error
+            self._lock_file = (path / "lock").open("a+")
+        except OSError as error:
+            raise RunError(f"cannot use the folder {path}: {error.strerror}; choose another output_dir") from error
         self._lock()
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
 
     def _lock(self) -> None:
-        self._lock_file = (self.path / "lock").open("a+")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock_file.seek(0)
             owner = self._lock_file.read().strip() or "another process"
+            self.close()
             raise RunError(f"{owner} is working on {self.path}; wait for it, or choose another output_dir") from error
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()}")
@@ -156,7 +160,7 @@ class RunDirectory:
                 bar.update(len(shard))
 
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
-        for path in sorted((self.path / folder).glob("*.parquet")):
+        for path in sorted((self.path / folder).glob("[0-9]*.parquet")):
             yield from read_rows(path, columns)
 
 

@@ -32,6 +32,8 @@ STOP_TOKEN_INSIDE = "a stop token stands inside a response"
 EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
 TEMPLATE_PROBE = "probe"
+WORD_START = "\u2581"
+ANCHOR = "\n"
 
 
 class TemplateProblem(Exception):  # noqa: N818 - never reaches the user: it becomes a reason
@@ -164,7 +166,7 @@ def _text_response_ids(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]
     together = _encode_text(tokenizer, prompt + text)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
-    return _encode_rendered(tokenizer, text)
+    return _encode_continuation(tokenizer, text)
 
 
 def _chat_response_ids(
@@ -175,7 +177,7 @@ def _chat_response_ids(
     together = _encode_rendered(tokenizer, conversation)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
-    return _encode_rendered(tokenizer, conversation[len(prompt) :])
+    return _encode_continuation(tokenizer, conversation[len(prompt) :])
 
 
 def _render(
@@ -200,6 +202,16 @@ def _render(
 def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # A rendered conversation already has its special tokens; the tokenizer's own would double BOS.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that goes on where another one ended."""
+    ids = _encode_rendered(tokenizer, text)
+    if text[:1].isspace() or not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
+        return ids
+    # SentencePiece puts a space before every text; behind an anchor it does not.
+    anchor, anchored = _encode_rendered(tokenizer, ANCHOR), _encode_rendered(tokenizer, ANCHOR + text)
+    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else ids
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

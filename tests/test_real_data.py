@@ -80,24 +80,29 @@ def test_hh_prompts_and_fingerprint() -> None:
     assert fingerprint(HH)[str(HH)].startswith("sha256:")
 
 
-ALPACA_UNDECIDED = {
-    "FuseChat-Llama-3.2-1B-Instruct": 0,
-    "FuseChat-Qwen-2.5-7B-Instruct": 0,
-    "OpenHermes-2.5-Mistral-7B": 0,
-    "alpaca-7b": 0,
-    "claude-2.1_concise": 0,
-    "gpt-3.5-turbo-1106_verbose": 0,
+# Records left out: undecided (preference within 0.05 of 1.5), output equal to the baseline's.
+ALPACA_DROPPED = {
+    "FuseChat-Llama-3.2-1B-Instruct": (18, 2),
+    "FuseChat-Qwen-2.5-7B-Instruct": (23, 1),
+    "OpenHermes-2.5-Mistral-7B": (7, 3),
+    "alpaca-7b": (2, 3),
+    "claude-2.1_concise": (10, 1),
+    "gpt-3.5-turbo-1106_verbose": (11, 2),
 }
 
 
 @needs_alpaca
-@pytest.mark.parametrize("model", ALPACA_UNDECIDED)
+@pytest.mark.parametrize("model", ALPACA_DROPPED)
 def test_alpaca_eval_outputs_become_pairs(model: str) -> None:
     path = ALPACA / f"{model}.jsonl.gz"
     results = list(read_alpaca_eval_pairs(path, BASELINE))
     records = {record["index"]: record for record in open_rows(path)}
     assert [result.row for result in results] == list(range(805))
-    print(model, dropped(results))
+    undecided, equal = ALPACA_DROPPED[model]
+    assert Counter({reason: len(rows) for reason, rows in dropped(results).items()}) == {
+        alpaca_eval.UNDECIDED: undecided,
+        alpaca_eval.EQUAL_OUTPUTS: equal,
+    }
     for example in kept(results):
         record = records[example.row]
         assert example.prompt == [{"role": "user", "content": record["instruction"]}]

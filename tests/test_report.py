@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from adaptpo import plots
 from adaptpo.errors import RunError
 from adaptpo.report import (
     RunData,
+    adaptation_plots,
     dropped_table,
     duration,
     evaluation_table,
@@ -26,10 +26,13 @@ from adaptpo.report import (
     header,
     iteration_table,
     key_figures,
+    phase_table,
     plain_text,
+    plots,
     samples,
     write_report,
 )
+from adaptpo.report.canvas import DARK, LIGHT, density
 
 PROMPTS, ITERATIONS, GENERATIONS, HELD_OUT = 300, 3, 4, 60
 PART = PROMPTS // ITERATIONS
@@ -347,6 +350,39 @@ def test_key_figures(run: Path) -> None:
     assert tiles["win rate over the initial policy"] == ("50% → 77%", "initial → iteration 2")
 
 
+def test_annotation_ratio_counts_answered_prompts_of_every_part_so_far(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "run")
+    run.data()
+    run.select(0)
+    run.generate(0)
+    answered = len(run.chosen)
+    run.select(1)
+    tiles = {label: (value, note) for label, value, note in key_figures(RunData.open(run.root))}
+    assert tiles["annotation ratio"] == (
+        f"{answered / (2 * PART):.1%}",
+        f"responses for {answered} of {2 * PART} prompts",
+    )
+
+
+def test_seconds_of_resumed_phases_are_named_as_those_of_their_last_attempt(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "run")
+    run.data()
+    run.warmup()
+    run.select(0)
+    run.state["warmup"]["attempts"] = 2
+    run.state["iterations/0/generate"] = {"done": False, "attempts": 3}
+    run.save()
+    data = RunData.open(run.root)
+    note = "Interrupted and resumed, so counted with the last attempt alone: warmup."
+    phases = phase_table(data)
+    assert phases.note == note and iteration_table(data).note == ""
+    assert {row[0]: row[1] for row in phases.rows}["warmup"] == "done, attempt 2"
+    assert phases.rows[-1][1] == "unfinished, attempt 3"
+    assert figure_specs(data)[-1].caption.endswith(note)
+    assert write_report(run.root).read_text().count(note) == 3
+    assert ("wall time", duration(data.seconds()), "1 phase counted with its last attempt alone") in key_figures(data)
+
+
 def test_dropped_rows_are_grouped_by_reason_with_examples(run: Path) -> None:
     table = dropped_table(RunData.open(run))
     assert table.columns == ["reason", "phase", "count", "examples"]
@@ -392,6 +428,18 @@ def test_samples_show_the_offline_chosen_response_where_the_data_holds_the_promp
     assert answers[0].text == "[assistant] Chosen 10001"
 
 
+def test_samples_show_the_chosen_response_of_the_evaluation_where_it_has_one(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "run")
+    run.evaluate("initial", 0.0)
+    path = run.root / "evaluation/initial.parquet"
+    chosen = [None, json.dumps("As text"), json.dumps([{"role": "assistant", "content": "As messages"}])]
+    column = pa.array(chosen + [None] * (HELD_OUT - 3), pa.string())
+    pq.write_table(pq.read_table(path).append_column("chosen", column), path)
+    shown = [sample.answers[0] for sample in samples(RunData.open(run.root))[:4]]
+    assert [answer.label for answer in shown] == ["initial", "offline chosen", "offline chosen", "initial"]
+    assert [answer.text for answer in shown[1:3]] == ["As text", "[assistant] As messages"]
+
+
 def test_plain_dpo_leaves_out_what_it_has_not(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "dpo")
     links = Links(write_report(run.root).read_text())
@@ -424,7 +472,7 @@ def test_many_iterations_without_selection_show_some_panels(tmp_path: Path) -> N
         write_lines(run.root / f"iterations/{t}/pair_weights.jsonl", pair)
     specs = {spec.name: spec for spec in figure_specs(RunData.open(run.root))}
     assert "4 of 6 iterations are shown" in specs["gains"].caption
-    drawn = specs["gains"].draw(plots.DARK)
+    drawn = specs["gains"].draw(DARK)
     assert [axes.get_title(loc="left") for axes in drawn.axes] == [f"iteration {t}" for t in (0, 2, 3, 5)]
 
 
@@ -507,17 +555,25 @@ def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
     original = plots.training_curves
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "training_curves", lambda panels, *rest: shown.extend(panels) or original(panels, *rest))
-        spec.draw(plots.LIGHT)
+        spec.draw(LIGHT)
     assert shown[0].lines[0].x.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_panels_that_share_an_axis_show_the_tallest_curve_whole() -> None:
+    rng = np.random.default_rng(0)
+    panels = [("wide", {"offline": rng.normal(0, 2, 500)}), ("narrow", {"offline": rng.normal(0, 0.2, 500)})]
+    drawn = adaptation_plots.margins(panels, LIGHT)
+    tallest = max(np.max(line.get_ydata()) for axes in drawn.axes for line in axes.lines)
+    assert all(axes.get_ylim()[1] > tallest for axes in drawn.axes)
 
 
 def test_density_integrates_to_one() -> None:
     values = np.random.default_rng(0).normal(2, 1, 2_000)
     grid = np.linspace(-4, 8, 500)
-    density = plots.density(values, grid)
-    assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-3)
-    assert grid[density.argmax()] == pytest.approx(2, abs=0.3)
-    assert np.isfinite(plots.density(np.zeros(5), np.linspace(-1, 1, 50))).all()
+    curve = density(values, grid)
+    assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    assert grid[curve.argmax()] == pytest.approx(2, abs=0.3)
+    assert np.isfinite(density(np.zeros(5), np.linspace(-1, 1, 50))).all()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.21, "8.2 s"), (200, "3 min 20 s"), (7_500, "2 h 05 min")])

@@ -106,7 +106,11 @@ def trl_columns(examples: list[PreferenceExample], tokenizer: Any, folder: Path)
     rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in examples]
     args = DPOConfig(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, max_length=None)
     trainer = DPOTrainer(
-        LlamaForCausalLM(config), args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
+        LlamaForCausalLM(config),
+        ref_model=LlamaForCausalLM(config),
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     return list(trainer.train_dataset)
 
@@ -206,6 +210,17 @@ def test_tokens_that_would_merge_across_the_border_leave_the_prompt_whole() -> N
     assert joined[: len(pair.prompt_ids)] != pair.prompt_ids
     assert pair.prompt_ids == tokenize_prompt(tokenizer, "the sky is ")
     assert tokenizer.decode(pair.prompt_ids + pair.chosen.ids[:-1]) == "the sky is blue"
+
+
+def test_sentencepiece_adds_no_space_where_a_word_goes_on() -> None:
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    backend.train_from_iterator(CORPUS * 4, trainers.BpeTrainer(special_tokens=["<unk>", "</s>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    pair = pair_of(plain("the sk", "y", " no"), tokenizer)
+    assert tokenizer.decode(pair.prompt_ids + pair.chosen.ids[:-1]) == "the sky"
+    assert tokenizer.decode(pair.prompt_ids + pair.rejected.ids[:-1]) == "the sk no"
 
 
 TEXTS = st.text("abs \n.é", min_size=1, max_size=12).filter(str.strip)

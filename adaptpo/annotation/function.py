@@ -25,11 +25,13 @@ def import_function(spec: str) -> RewardFunction:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise ConfigError(f"reward '{spec}': cannot import '{module_name}' ({error})") from error
-    except AttributeError as error:
-        raise ConfigError(f"reward '{spec}': module '{module_name}' has no '{name}'") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:  # Whatever the module does when it is imported.
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"reward '{spec}': cannot import '{module_name}' ({problem})") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"reward '{spec}': module '{module_name}' has no '{name}'")
+    function = getattr(module, name)
     if not callable(function):
         raise ConfigError(f"reward '{spec}': '{name}' is a {type(function).__name__}, not a function")
     return function
@@ -47,12 +49,12 @@ class FunctionAnnotator:
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
-        values = self._call(requests)
-        if not isinstance(values, Sequence) and not hasattr(values, "tolist"):
+        returned = self._call(requests)
+        values = returned.tolist() if hasattr(returned, "tolist") else returned
+        if not isinstance(values, Sequence):
             raise AnnotationError(
-                f"reward function '{self.name}' returned a {type(values).__name__}; it must return a list of floats"
+                f"reward function '{self.name}' returned a {type(returned).__name__}; it must return a list of floats"
             )
-        values = values.tolist() if hasattr(values, "tolist") else list(values)
         if len(values) != len(requests):
             raise AnnotationError(
                 f"reward function '{self.name}' returned {len(values)} values for {len(requests)} completions "
@@ -63,13 +65,13 @@ class FunctionAnnotator:
     def _call(self, requests: Sequence[Request]) -> Any:
         names = {name for prompt, _ in requests for name in prompt.columns}
         columns = {name: [prompt.columns.get(name) for prompt, _ in requests] for name in sorted(names)}
+        own = {
+            "prompts": [prompt.text for prompt, _ in requests],
+            "completions": [as_completion(prompt, response) for prompt, response in requests],
+            "completion_ids": [response.ids for _, response in requests],
+        }
         try:
-            return self.function(
-                prompts=[prompt.text for prompt, _ in requests],
-                completions=[as_completion(prompt, response) for prompt, response in requests],
-                completion_ids=[response.ids for _, response in requests],
-                **columns,
-            )
+            return self.function(**(columns | own))
         except Exception as error:
             raise AnnotationError(
                 f"reward function '{self.name}' raised {type(error).__name__}: {error} "
@@ -79,7 +81,7 @@ class FunctionAnnotator:
     def _valid(self, value: Any, request: Request) -> float | None:
         try:
             return valid_reward(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise AnnotationError(
                 f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}; it must be a float"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -64,7 +65,13 @@ class RewardModelAnnotator:
                 "set `tokenizer.chat_template` of the reward model and save it beside the model"
             )
         messages = [*prompt.text, *as_completion(prompt, response)]
-        return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the reward model's chat template refuses prompt {prompt.id}: {error}; leave such prompts out of the "
+                "data, or use another reward model"
+            ) from error
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -25,6 +25,13 @@ COMPACT_BELOW = 0.75
 """Rows are dropped once less than this share of them is unfinished: dropping copies the cache."""
 
 
+def expands_cache(model: Any) -> bool:
+    """Whether a prompt's cache can be repeated for its responses; state-space and hybrid models have others."""
+    stateful = getattr(model, "_is_stateful", False)
+    layers = [] if stateful else DynamicCache(config=model.config).layers
+    return not stateful and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
+
+
 def logits_warpers(sampling: Sampling) -> LogitsProcessorList:
     """In the order of transformers' `generate`."""
     warpers = LogitsProcessorList()
@@ -114,7 +121,7 @@ class UncachedRows:
 
 def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tensor) -> list[list[int]]:
     """Token ids of every row until a stop token (kept) or `max_new_tokens`."""
-    warpers, stops = logits_warpers(sampling), torch.tensor(sorted(sampling.stop_ids))
+    warpers, stops = logits_warpers(sampling), torch.tensor(sorted(sampling.stop_ids), dtype=torch.long)
     outputs: list[list[int]] = [[] for _ in range(len(uniforms))]
     alive = torch.ones(len(rows.row), dtype=torch.bool)
     for step in range(sampling.max_new_tokens):
@@ -147,7 +154,7 @@ class TransformersGenerator:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.sampling, self.batch_size = sampling, batch_size
-        self.expands_cache = not getattr(model, "_is_stateful", False)
+        self.expands_cache = expands_cache(model)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:

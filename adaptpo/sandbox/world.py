@@ -37,9 +37,7 @@ GREETINGS: tuple[str, ...] = ("please", "kindly", "hello", "hi", "greetings", "h
 VERBS: tuple[str, ...] = ("list", "name", "give", "write", "mention", "recall")
 AUDIENCES: tuple[str, ...] = ("friends", "students", "children", "visitors", "colleagues", "doctors", "poets", "pilots")
 OCCASIONS: tuple[str, ...] = ("today", "tonight", "tomorrow", "later", "soon", "again")
-PROMPT_SPACE = (
-    len(GREETINGS) * len(VERBS) * len(COUNTS) * len(TOPICS) * len(AUDIENCES) * len(OPENERS) * len(OCCASIONS)
-)
+PROMPT_SPACE = len(GREETINGS) * len(VERBS) * len(COUNTS) * len(TOPICS) * len(AUDIENCES) * len(OPENERS) * len(OCCASIONS)
 
 REPETITION_PENALTY = 0.3
 JUNK_PENALTY = 0.1

@@ -66,7 +66,10 @@ class Writer:
 
 def writers(qualities: tuple[float, ...], rng: random.Random) -> list[Writer]:
     """One writer per quality, each with a filler and favourite words of its own."""
-    return [Writer(f"writer-{quality:g}", quality, FILLERS[i % len(FILLERS)], _likes(rng)) for i, quality in enumerate(qualities)]
+    return [
+        Writer(f"writer-{quality:g}", quality, FILLERS[i % len(FILLERS)], _likes(rng))
+        for i, quality in enumerate(qualities)
+    ]
 
 
 def _likes(rng: random.Random) -> dict[str, tuple[str, ...]]:

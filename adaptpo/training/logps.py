@@ -23,10 +23,10 @@ def unwrapped(model: Any) -> Any:
 
 
 def response_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probs summed over response tokens (nats, float32) and token counts, both [rows].
+    """Log-probs summed over response tokens (nats) and token counts, both [rows].
 
     The language-model head runs on response positions only where the model knows `logits_to_keep`. Log-softmax and
-    sum are computed in float32 whatever the model's dtype: in bfloat16 they are off by more than a nat.
+    sum are computed in float32 at least, whatever the model's dtype: in bfloat16 they are off by more than a nat.
     """
     mask = batch["response_mask"]
     width = mask.shape[1]
@@ -38,7 +38,8 @@ def response_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         arguments["logits_to_keep"] = width + 1
     logits = model(**arguments, use_cache=False).logits[:, -width - 1 : -1]
     targets = batch["input_ids"][:, -width:]
-    token_logps = log_softmax(logits.float(), dim=-1).gather(-1, targets[..., None])[..., 0]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    token_logps = log_softmax(wide, dim=-1).gather(-1, targets[..., None])[..., 0]
     return torch.where(mask.bool(), token_logps, 0.0).sum(dim=1), mask.sum(dim=1)
 
 

@@ -84,6 +84,7 @@ def reward_arguments(context: Context) -> Any:
         "learning_rate": 1e-5,
         "logging_steps": 1,
         "report_to": "none",
+        "gradient_checkpointing": bool(context.config.training.get("gradient_checkpointing", False)),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
         "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),

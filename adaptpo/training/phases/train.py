@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 
 from adaptpo.files import JsonLines, whole_folder
 from adaptpo.progress import TrainingBar
@@ -55,7 +56,7 @@ def train(
     overrides = {"num_train_epochs": context.warmup_epochs} if warmup else {}
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
     trainer = PreferenceTrainer(
-        model=trainable(context, policy, args.gradient_checkpointing),
+        model=trainable(context, policy, recomputes_activations(args)),
         args=args,
         groups=groups,
         tokenizer=context.tokenizer,
@@ -70,6 +71,11 @@ def train(
         trainer.save_model(str(folder))
         save_method(context.method, folder)
     return {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
+
+
+def recomputes_activations(args: TrainingArguments) -> bool:
+    # transformers renames the field; both names work until its next major version.
+    return bool(getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False))
 
 
 def trainable(context: Context, policy: str, gradient_checkpointing: bool) -> nn.Module:

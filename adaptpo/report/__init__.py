@@ -1,0 +1,28 @@
+"""The report of a run: one self-contained HTML page, made from the run folder alone.
+
+`reading` reads; `overview`, `tables` and `samples` summarize; `outcome`, `adaptation` and `cost` select what figures
+show; `plots` and `adaptation_plots` draw it on a `canvas`; `page` puts all together. What a run does not hold (yet) is
+left out.
+"""
+
+from adaptpo.report.formats import duration, plain_text
+from adaptpo.report.overview import header, key_figures
+from adaptpo.report.page import figure_specs, write_report
+from adaptpo.report.reading import RunData
+from adaptpo.report.samples import samples
+from adaptpo.report.tables import dropped_table, evaluation_table, iteration_table, phase_table
+
+__all__ = [
+    "RunData",
+    "dropped_table",
+    "duration",
+    "evaluation_table",
+    "figure_specs",
+    "header",
+    "iteration_table",
+    "key_figures",
+    "phase_table",
+    "plain_text",
+    "samples",
+    "write_report",
+]

@@ -1,0 +1,130 @@
+"""The head of the page: what the run is, how far it is, and its key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from adaptpo.report.formats import duration, short
+from adaptpo.report.reading import RunData
+from adaptpo.report.tables import IterationCounts, iteration_counts
+
+FACTS = {
+    "model": "model",
+    "reward": "reward",
+    "data": "data",
+    "held-out data": "eval_data",
+    "iterations": "num_iterations",
+    "seed": "seed",
+}
+Tile = tuple[str, str, str]
+"""A key figure: label, value, note."""
+
+
+def header(run: RunData) -> dict[str, Any]:
+    """What the run is: method, its four choices, model, seed, status."""
+    method = run.config.get("method")
+    choices = method.get("choices", {}) if isinstance(method, dict) else {}
+    finished = bool(run.phases.get("final", {}).get("done"))
+    return {
+        "method": name(method),
+        "choices": list(choices.items()),
+        "facts": [(label, name(run.config[key])) for label, key in FACTS.items() if run.config.get(key) is not None],
+        "finished": finished,
+        "status": "finished" if finished else unfinished(run),
+    }
+
+
+def name(value: Any) -> str:
+    """Of a configured thing: itself, or its `path` or `name`."""
+    return str(value.get("path") or value.get("name")) if isinstance(value, dict) else str(value)
+
+
+def unfinished(run: RunData) -> str:
+    begun = next((phase for phase, state in run.phases.items() if not state.get("done")), None)
+    if begun:
+        return f"unfinished: {begun} is begun but not done"
+    if not run.phases:
+        return "unfinished: nothing is done yet"
+    last = list(run.phases)[-1]
+    order = list(planned(run))
+    following = order[order.index(last) + 1] if last in order else "final"
+    return f"unfinished: {last} is done, next is {following}"
+
+
+def planned(run: RunData) -> Iterator[str]:
+    """The phases in order, with the plain words `training` and `iteration T` where the method decides what comes."""
+    evaluated = bool(run.config.get("eval_data") or run.config.get("inputs", {}).get("eval_data"))
+    reference = ["reference"] if "reference" in run.phases else []
+    yield from ["data", *["reward"] * (run.config.get("reward") == "train"), *reference]
+    yield from ["evaluate/initial"] * evaluated
+    warmup = warms_up(run)
+    if warmup is None:
+        yield "training"
+    elif warmup:
+        yield from ["warmup", *["evaluate/warmup"] * evaluated]
+    for t in range(run.config.get("num_iterations", 1)):
+        yield f"iteration {t}"
+        kinds = ["score", "select", "generate", "annotate", "pair", *reference, "train"]
+        yield from (f"iterations/{t}/{kind}" for kind in kinds)
+        yield from [f"evaluate/iteration-{t}"] * evaluated
+    yield "final"
+
+
+def warms_up(run: RunData) -> bool | None:
+    """Whether this run has a warm-up; None where the method decides and the warm-up is not begun."""
+    epochs = run.config.get("warmup_epochs")
+    if "warmup" in run.phases:
+        return True
+    return None if epochs is None else bool(epochs)
+
+
+def key_figures(run: RunData) -> list[Tile]:
+    """The run in a few numbers."""
+    counts = [iteration_counts(run, t) for t in run.iterations]
+    tiles = [
+        annotation_ratio(counts),
+        responses_annotated(counts),
+        change(run, "held-out reward", "reward/mean", short),
+        change(run, "win rate over the initial policy", "win_rate", "{:.0%}".format),
+        wall_time(run),
+        dropped_rows(run),
+    ]
+    return [tile for tile in tiles if tile]
+
+
+def annotation_ratio(counts: Sequence[IterationCounts]) -> Tile | None:
+    """Prompts that got fresh responses, of the prompts of all iterations so far."""
+    prompts = sum(count.prompts or 0 for count in counts)
+    if not prompts or all(count.generated_for is None for count in counts):
+        return None
+    answered = sum(count.generated_for or 0 for count in counts)
+    return "annotation ratio", f"{answered / prompts:.1%}", f"responses for {answered:,} of {prompts:,} prompts"
+
+
+def responses_annotated(counts: Sequence[IterationCounts]) -> Tile | None:
+    annotated = sum(count.annotated or 0 for count in counts)
+    invalid = sum(count.invalid or 0 for count in counts)
+    return ("responses annotated", f"{annotated:,}", f"{invalid:,} without a valid reward") if annotated else None
+
+
+def change(run: RunData, label: str, metric: str, show: Callable[[float], str]) -> Tile | None:
+    known = [(stage.label, show(value)) for stage in run.stages if (value := stage.value(metric)) is not None]
+    if not known:
+        return None
+    (first, before), (last, after) = known[0], known[-1]
+    return (label, after, first) if first == last else (label, f"{before} → {after}", f"{first} → {last}")
+
+
+def wall_time(run: RunData) -> Tile | None:
+    if not run.phases:
+        return None
+    repeated = len(run.repeated())
+    one_or_more = "1 phase counted with its" if repeated == 1 else f"{repeated} phases counted with their"
+    note = f"{one_or_more} last attempt alone" if repeated else "all phases together"
+    return "wall time", duration(run.seconds()), note
+
+
+def dropped_rows(run: RunData) -> Tile:
+    count = sum("row" in line for line in run.dropped)
+    return "dropped rows", f"{count:,}", "of the data, listed below" if count else "every row is used"

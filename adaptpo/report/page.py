@@ -1,0 +1,65 @@
+"""The page itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from adaptpo.files import write_text
+from adaptpo.report.adaptation import gain_figure, learner_figure, margin_figure
+from adaptpo.report.cost import time_figure, training_figure
+from adaptpo.report.figures import FigureSpec, render
+from adaptpo.report.outcome import dynamics_figure, reward_figure
+from adaptpo.report.overview import header, key_figures
+from adaptpo.report.reading import RunData
+from adaptpo.report.samples import samples
+from adaptpo.report.tables import dropped_table, evaluation_table, iteration_table, phase_table
+
+FIGURES = (
+    dynamics_figure,
+    reward_figure,
+    gain_figure,
+    learner_figure,
+    margin_figure,
+    training_figure,
+    time_figure,
+)
+
+
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the report of a run folder, finished or not, and return the path of its page.
+
+    `out` is the folder for `report.html` and its figures; the default is `<run>/report`. Raises `RunError` when
+    `run` is no run folder or one of its files cannot be read.
+    """
+    data = RunData.open(Path(run))
+    folder = Path(out) if out is not None else data.root / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = template().render(
+        title=data.root.name,
+        run=header(data),
+        key_figures=key_figures(data),
+        evaluation=evaluation_table(data),
+        iterations=iteration_table(data),
+        phases=phase_table(data),
+        dropped=dropped_table(data),
+        samples=samples(data),
+        figures={spec.name: render(spec, folder) for spec in figure_specs(data)},
+        config=data.config_text,
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def figure_specs(run: RunData) -> list[FigureSpec]:
+    """The figures for which the run holds data, in the order of the report."""
+    return [spec for maker in FIGURES if (spec := maker(run))]
+
+
+def template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html.j2")

@@ -1,0 +1,200 @@
+"""The files of a run folder, for its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from adaptpo.errors import RunError
+from adaptpo.files import JsonLines
+
+FloatArray = npt.NDArray[np.float64]
+Columns = dict[str, npt.NDArray[Any]]
+Row = dict[str, Any]
+EVALUATION_COLUMNS = ("prompt_id", "prompt", "chosen", "response", "ended", "reward", "score")
+FIRST_STAGES = ("start", "initial", "warmup")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The files of a run folder. Each is read when it is first asked for; what is absent is empty."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> RunData:
+        """Raises `RunError` when `root` holds no run."""
+        if not (root / "config.yaml").is_file():
+            raise RunError(
+                f"{root} is no run folder: it holds no config.yaml. "
+                "Give the folder that `adaptpo train` wrote (the recipe's output_dir)."
+            )
+        return cls(root.resolve())
+
+    @cached_property
+    def config_text(self) -> str:
+        """The resolved recipe as stored."""
+        return (self.root / "config.yaml").read_text(encoding="utf-8")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        with reading(self.root / "config.yaml"):
+            return dict(yaml.safe_load(self.config_text))
+
+    @cached_property
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """State of every phase that was begun, in order."""
+        path = self.root / "state.json"
+        return dict(read_json(path).get("phases", {})) if path.is_file() else {}
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """Every logged line, in order."""
+        return self.lines("metrics.jsonl")
+
+    @cached_property
+    def dropped(self) -> list[Row]:
+        """Everything that was left out, with its reason."""
+        return self.lines("dropped.jsonl")
+
+    @cached_property
+    def iterations(self) -> list[int]:
+        """Iterations of which the folder holds anything."""
+        names = [phase.split("/")[1] for phase in self.phases if phase.startswith("iterations/")]
+        names += [path.name for path in (self.root / "iterations").glob("*")]
+        return sorted({int(name) for name in names if name.isdigit()})
+
+    @cached_property
+    def parts(self) -> npt.NDArray[Any]:
+        """The iteration whose part of the data each prompt belongs to."""
+        return self.table("data/offline.parquet", "part").get("part", np.array([]))
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Evaluations on the held-out prompts, in order."""
+        phases = ((str(line.get("phase")), line) for line in self.metrics)
+        logged = {phase.removeprefix("evaluate/"): line for phase, line in phases if phase.startswith("evaluate/")}
+        kept = {path.stem for path in self.files("evaluation/*.parquet")}
+        keys = sorted({*logged, *kept}, key=stage_order)
+        return [
+            Stage(key, self.table(f"evaluation/{key}.parquet", *EVALUATION_COLUMNS), logged.get(key, {}))
+            for key in keys
+        ]
+
+    @cached_property
+    def pair_weights(self) -> dict[int, list[Row]]:
+        """Every pair as trained, by iteration."""
+        return {t: self.lines(f"iterations/{t}/pair_weights.jsonl") for t in self.iterations}
+
+    def files(self, pattern: str) -> list[Path]:
+        """Files that match, in order; hidden ones are still being written."""
+        return sorted(path for path in self.root.glob(pattern) if not path.name.startswith("."))
+
+    def lines(self, name: str) -> list[Row]:
+        """Objects of a JSON-lines file."""
+        with reading(self.root / name):
+            return JsonLines(self.root / name).read()
+
+    def table(self, pattern: str, *names: str) -> Columns:
+        """Those of the named columns that the matching Parquet files have; empty when there is no file."""
+        tables = [read_parquet(path, names) for path in self.files(pattern)]
+        if not tables:
+            return {}
+        joined = pa.concat_tables(tables, promote_options="permissive")
+        return {name: joined[name].to_numpy() for name in joined.column_names}
+
+    def chosen_responses(self, prompts: set[str]) -> dict[str, str]:
+        """Offline chosen responses of these prompts alone: the data can be far larger than the report needs."""
+        texts: dict[str, str] = {}
+        for path in self.files("data/*.parquet"):
+            with reading(path):
+                found = pq.read_table(path, columns=["prompt", "chosen"], filters=[("prompt", "in", prompts)])
+            texts.update(zip(found["prompt"].to_pylist(), found["chosen"].to_pylist(), strict=True))
+        return texts
+
+    def seconds(self, prefix: str = "") -> float:
+        """Wall time of all phases whose name starts with `prefix`."""
+        return sum(state.get("seconds", 0.0) for phase, state in self.phases.items() if phase.startswith(prefix))
+
+    def repeated(self, prefix: str = "") -> list[str]:
+        """Phases with this prefix that took several attempts; their seconds are those of the last one."""
+        several = [phase for phase, state in self.phases.items() if state.get("done") and state.get("attempts", 1) > 1]
+        return [phase for phase in several if phase.startswith(prefix)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One evaluation on the held-out prompts; `metrics` is its line of `metrics.jsonl`."""
+
+    key: str
+    table: Columns
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The stage as the report names it."""
+        return "warm-up" if self.key == "warmup" else self.key.replace("-", " ")
+
+    def value(self, name: str) -> float | None:
+        """A metric such as `reward/mean`: from the responses where they are kept, else as logged."""
+        column, _, statistic = name.partition("/")
+        values = finite(self.table, column)
+        if len(values) and statistic in ("mean", "std"):
+            return float(getattr(values, statistic)())
+        return number(self.metrics.get(name))
+
+    def rows(self) -> dict[int, Row]:
+        """The kept responses by prompt."""
+        rows = [dict(zip(self.table, values, strict=True)) for values in zip(*self.table.values(), strict=True)]
+        return {int(row["prompt_id"]): row for row in rows if "response" in row}
+
+
+def stage_order(key: str) -> tuple[int, int, str]:
+    count = key.removeprefix("iteration-")
+    if count.isdigit():
+        return 1, int(count), key
+    return 0, FIRST_STAGES.index(key) if key in FIRST_STAGES else len(FIRST_STAGES), key
+
+
+def finite(table: Columns, name: str) -> FloatArray:
+    """The finite numbers of a column; empty when the column is absent."""
+    values = np.asarray(table.get(name, ()), dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def number(value: Any) -> float | None:
+    return float(value) if isinstance(value, Real) and np.isfinite(float(value)) else None
+
+
+def read_parquet(path: Path, names: tuple[str, ...]) -> pa.Table:
+    with reading(path):
+        file = pq.ParquetFile(path)
+        return file.read(columns=[name for name in names if name in file.schema_arrow.names])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    with reading(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a broken file raises into a `RunError` that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, pa.ArrowException, yaml.YAMLError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}). Restore the file, or delete it and resume the run."
+        ) from error
