@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from adaptpo.config import Recipe, check_names, nearest
+from adaptpo.config import Recipe, check_names, check_types, nearest
 from adaptpo.errors import ConfigError
 from adaptpo.method import Method
 from adaptpo.methods import METHODS
@@ -22,16 +19,6 @@ def named_entry(section: str, entry: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ConfigError(f"'{section}' is a name, or a mapping with `name` and arguments (found {entry!r})")
     return entry["name"], {key: value for key, value in entry.items() if key != "name"}
-
-
-def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
-    """Raise ConfigError for the first value that is not of the type that `target` declares."""
-    hints = get_type_hints(target)
-    for name, value in values.items():
-        try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
 
 
 def build_objective(entry: str | dict[str, Any]) -> Objective:

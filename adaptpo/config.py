@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from adaptpo.errors import ConfigError
 
@@ -102,6 +102,7 @@ class AlignmentConfig(Settings):
 
         refuse_owned("training", values)
         check_names("training", values, TrainingArguments)
+        check_types("training", values, TrainingArguments)
         return values
 
     @field_validator("reward_training")
@@ -112,6 +113,7 @@ class AlignmentConfig(Settings):
 
             refuse_owned("reward_training", values)
             check_names("reward_training", values, RewardConfig)
+            check_types("reward_training", values, RewardConfig)
         return values
 
     @field_validator("peft")
@@ -121,6 +123,7 @@ class AlignmentConfig(Settings):
             from peft import LoraConfig
 
             check_names("peft", values, LoraConfig)
+            check_types("peft", values, LoraConfig)
         return values
 
     @property
@@ -172,6 +175,16 @@ def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]
             close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"see the fields of {target.__name__}"
             raise ConfigError(f"unknown key '{section}.{name}': {hint}")
+
+
+def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
+    """Raise ConfigError for the first value that is not of the type that `target` declares for it."""
+    hints = get_type_hints(target)
+    for name, value in values.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
 
 
 def refuse_owned(section: str, values: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,20 +84,27 @@ class RunDirectory:
     def claim(self, config: dict[str, Any]) -> bool:
         """Make this the directory of the run with this resolved config; True if it is being resumed.
 
+        A run none of whose phases is done can still change: its recipe or data may just have been mended.
+
         Raises RunError if the directory holds a run with another config or other inputs, or no run at all.
         """
-        if self.config_path.exists():
+        if any(facts["done"] for facts in self.state["phases"].values()):
             stored = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
             refuse_other_run(self.path, stored, plain(config))
             return True
-        strangers = [p.name for p in self.path.iterdir() if p.name not in ("lock", "inputs")]
-        if strangers:
-            raise RunError(
-                f"{self.path} is not empty and holds no run (found {', '.join(sorted(strangers)[:3])}); "
-                "choose another output_dir"
-            )
+        if not self.config_path.exists():
+            self._refuse_strangers()
+        shutil.rmtree(self.path / "snapshots", ignore_errors=True)
         write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         return False
+
+    def _refuse_strangers(self) -> None:
+        strangers = sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "inputs"))
+        if strangers:
+            raise RunError(
+                f"{self.path} is not empty and holds no run (found {', '.join(strangers[:3])}); "
+                "choose another output_dir"
+            )
 
     # Phases
 

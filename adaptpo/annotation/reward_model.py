@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from adaptpo.annotation.base import Request, as_completion, valid_reward
 from adaptpo.errors import ModelError
+from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.collate import pad
 from adaptpo.training.models import first_line, load_tokenizer
 from adaptpo.types import Prompt, Response
@@ -19,8 +20,9 @@ from adaptpo.types import Prompt, Response
 
 def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A reward model with one label and its tokenizer. Raises ModelError otherwise."""
+    arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, **{"dtype": torch.float32, **options})
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load a reward model from '{path}': {first_line(error)}") from error
     if model.config.num_labels != 1:
@@ -29,7 +31,13 @@ def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pr
             "(AutoModelForSequenceClassification with num_labels=1). For a classifier, write a Python function that "
             "turns its logits into a reward: reward: python:module:function"
         )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"the model at '{path}' is no trained reward model: it holds no {', '.join(missing[:3])}; "
+            "give the folder of a trained reward model, or set reward: train"
+        )
     tokenizer = load_tokenizer(path)
+    check_tokenizer_fits(tokenizer, model.config)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 

@@ -72,13 +72,13 @@ def time_figure(run: RunData) -> FigureSpec | None:
     """Seconds by kind of work, split by iteration."""
     if not run.seconds():
         return None
-    groups = [None, *run.iterations]
+    groups = [None, *sorted({t for _, t in map(kind_and_iteration, run.phases) if t is not None})]
     spent: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(groups)))
     for phase, state in run.phases.items():
         kind, t = kind_and_iteration(phase)
         spent[kind][groups.index(t)] += state.get("seconds", 0.0)
     rows = ranked(spent)
-    labels = ["outside iterations", *(f"iteration {t}" for t in run.iterations)]
+    labels = ["outside iterations" if t is None else f"iteration {t}" for t in groups]
     caption = (
         "Wall time of every finished phase by kind of work. Goes with the paper's account of time in Appendix C.7: "
         "look for the share of generation and annotation, which selection is there to save. " + last_attempts(run)

@@ -159,7 +159,8 @@ def train_policy(
 ) -> PreTrainedModel:
     model = build_policy(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = SFTConfig(**common_arguments(world, scratch, world.sft_epochs, learning_rate=3e-3))
+        common = common_arguments(world, scratch, world.sft_epochs, learning_rate=3e-3)
+        arguments = SFTConfig(**common, train_sampling_strategy="group_by_length")
         trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         quiet_training(trainer, "sandbox: SFT policy")
     model.save_pretrained(folder)
