@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from adaptpo.config import load_recipe
 from adaptpo.files import read_rows, write_json
 from adaptpo.report import write_report
 from adaptpo.sandbox.build import build
-from adaptpo.sandbox.world import true_reward
+from adaptpo.sandbox.check import stage_rewards
 from adaptpo.trainer import AlignmentTrainer
 
 
@@ -51,14 +50,8 @@ def run_demo(out: Path, seed: int) -> None:
 def measure(run: Path) -> list[Stage]:
     """The stages of a finished run, in order."""
     names = ["initial", "warmup", *(f"iteration-{i}" for i in range(len(list((run / "iterations").iterdir()))))]
-    rewards = {name: true_rewards(run / "evaluation" / f"{name}.parquet") for name in names}
+    rewards = {name: stage_rewards(run, name) for name in names}
     return [stage(run, name, rewards[name], rewards["initial"]) for name in names]
-
-
-def true_rewards(path: Path) -> list[float]:
-    rows = read_rows(path)
-    completions = [[{"role": "assistant", "content": row["response"]}] for row in rows]
-    return true_reward([json.loads(row["prompt"]) for row in rows], completions)
 
 
 def stage(run: Path, name: str, rewards: list[float], baseline: list[float]) -> Stage:

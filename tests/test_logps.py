@@ -259,7 +259,7 @@ def test_margin_of_the_reference_itself_is_zero(precision: str, groups: list[Pro
     args.per_device_eval_batch_size = 5
     assert objective.margin(evaluate_pairs(model, 0, referenced, args)).abs().max() < tolerance
     other = sharpened(tiny_model(TOKENIZER, seed=2))
-    assert objective.margin(evaluate_pairs(other, 0, referenced, args)).abs().min() > tolerance
+    assert objective.margin(evaluate_pairs(other, 0, referenced, args)).abs().mean() > 1
 
 
 def test_evaluation_leaves_no_gradient_and_switches_dropout_off(groups: list[PromptGroup], tmp_path: Path) -> None:

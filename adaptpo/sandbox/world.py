@@ -9,6 +9,7 @@ This module imports neither torch nor transformers: it can score text anywhere.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def parse(response: str) -> ParsedResponse:
 
 def _read_items(tokens: Sequence[str]) -> tuple[tuple[str, ...], tuple[str | None, ...], int]:
     places = [place for place, token in enumerate(tokens) if token in TOPIC_OF]
-    between = [tokens[left + 1 : right] for left, right in zip(places, places[1:], strict=False)]
+    between = [tokens[left + 1 : right] for left, right in itertools.pairwise(places)]
     gaps = tuple(gap[0] if len(gap) == 1 and gap[0] in SEPARATORS.values() else None for gap in between)
     misplaced = len(tokens) - len(places) - sum(gap is not None for gap in gaps)
     return tuple(tokens[place] for place in places), gaps, misplaced
@@ -165,7 +166,7 @@ def reward_terms(prompt: str, response: str) -> RewardTerms:
     """The terms of the true reward of one response (both as plain text)."""
     task, parsed = parse_prompt(prompt), parse(response)
     items, gaps = parsed.items, parsed.gaps
-    repeats = sum(left == right for left, right in zip(items, items[1:], strict=False))
+    repeats = sum(left == right for left, right in itertools.pairwise(items))
     return RewardTerms(
         topic=_share(sum(TOPIC_OF[item] == task.topic for item in items), len(items)),
         count=max(0.0, 1 - abs(len(items) - task.count) / task.count),

@@ -1,0 +1,133 @@
+"""Whether training can be measured in a world. A world that fails is to be mended, not its measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_model
+from adaptpo.config import load_recipe
+from adaptpo.errors import RunError
+from adaptpo.files import read_rows
+from adaptpo.sandbox.sampling import sample_responses
+from adaptpo.sandbox.world import plain_text, true_reward, user
+from adaptpo.trainer import AlignmentTrainer
+from adaptpo.types import Prompt, Response
+
+AGREEMENT = 0.75
+ROOM = 0.2
+RESPONSES = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """`passed` means that `value` is at least `threshold`."""
+
+    name: str
+    value: float
+    threshold: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.threshold
+
+
+def check(folder: Path) -> list[Check]:
+    """Every check of the world in `folder`. Trains `dpo` and `online_dpo` in `folder/check`, and resumes there.
+
+    Raises RunError where `folder` holds no world.
+    """
+    if not (folder / "world.json").exists():
+        raise RunError(f"{folder} holds no sandbox; write one with: adaptpo sandbox build --out {folder}")
+    return [*reward_model_checks(folder), *training_checks(folder)]
+
+
+def reward_model_checks(folder: Path) -> list[Check]:
+    """The reward model on the SFT policy's own responses to held-out prompts, and the room above that policy."""
+    prompts, responses = policy_responses(folder)
+    true = [true_reward([prompt] * RESPONSES, group) for prompt, group in zip(prompts, responses, strict=True)]
+    predicted = predicted_rewards(folder, prompts, responses)
+    pairs = [pair for t, p in zip(true, predicted, strict=True) for pair in agreements(t, p)]
+    mean = fmean(reward for group in true for reward in group)
+    return [
+        Check("the reward model agrees with the true reward on on-policy pairs", fmean(pairs), AGREEMENT),
+        Check("room above the SFT policy (1 - its true reward)", 1 - mean, ROOM),
+    ]
+
+
+def policy_responses(folder: Path) -> tuple[list[str], list[list[str]]]:
+    model = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    lines = (folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [plain_text(json.loads(line)["prompt"]) for line in lines]
+    return prompts, sample_responses(model, tokenizer, prompts, RESPONSES, seed=1)
+
+
+def predicted_rewards(folder: Path, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+    annotator = RewardModelAnnotator(*load_reward_model(str(folder / "reward_model"), {}))
+    requests = [
+        (Prompt(number, user(prompt), []), Response(text, []))
+        for number, (prompt, group) in enumerate(zip(prompts, responses, strict=True))
+        for text in group
+    ]
+    rewards = [float("nan") if reward is None else reward for reward in annotator.rewards(requests)]
+    return [rewards[start : start + RESPONSES] for start in range(0, len(rewards), RESPONSES)]
+
+
+def agreements(true: Sequence[float], predicted: Sequence[float]) -> list[float]:
+    """1 for each pair that both rewards order alike, 0 for the others; pairs of equal true reward do not count."""
+    return [
+        float((true[i] > true[j]) == (predicted[i] > predicted[j]))
+        for i, j in combinations(range(len(true)), 2)
+        if true[i] != true[j]
+    ]
+
+
+def training_checks(folder: Path) -> list[Check]:
+    """Differences of true reward on the same held-out prompts; each has to exceed two of its standard errors."""
+    offline = trained(folder, "dpo")
+    online = trained(folder, "online_dpo")
+    initial, warmup = (stage_rewards(online, stage) for stage in ("initial", "warmup"))
+    last = sorted(path.stem for path in (online / "evaluation").glob("iteration-*.parquet"))[-1]
+    return [
+        gain("warm-up DPO above SFT, true reward", warmup, initial),
+        gain("Online DPO above offline DPO, true reward", stage_rewards(online, last), stage_rewards(offline, last)),
+    ]
+
+
+def trained(folder: Path, method: str) -> Path:
+    """The run of the world's recipe with another method, warm-up included."""
+    out = folder / "check" / method
+    settings = [f"output_dir={out}", f"method.name={method}", "warmup_epochs=1"]
+    AlignmentTrainer.from_recipe(load_recipe(folder / "recipe.yaml", settings)).train()
+    return out
+
+
+def stage_rewards(run: Path, stage: str) -> list[float]:
+    """True rewards of the held-out responses of one stage of a run."""
+    rows = read_rows(run / "evaluation" / f"{stage}.parquet")
+    return true_reward([json.loads(row["prompt"]) for row in rows], [row["response"] for row in rows])
+
+
+def gain(name: str, better: Sequence[float], worse: Sequence[float]) -> Check:
+    differences = [a - b for a, b in zip(better, worse, strict=True)]
+    return Check(name, fmean(differences), 2 * stdev(differences) / len(differences) ** 0.5)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("check", "value", "at least", ""):
+        table.add_column(title, justify="right" if title in ("value", "at least") else "left")
+    for each in checks:
+        verdict = "[green]ok[/green]" if each.passed else "[red]fails[/red]"
+        table.add_row(each.name, f"{each.value:.3f}", f"{each.threshold:.3f}", verdict)
+    Console().print(table)
