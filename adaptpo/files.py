@@ -119,10 +119,12 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
 def cut_torn_line(file: BinaryIO) -> None:
     """Remove what stands behind the last line break; the file is then at its end."""
     end = file.seek(0, os.SEEK_END)
-    file.seek(max(end - 1, 0))
-    if file.read(1) not in (b"", b"\n"):
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        file.truncate(file.read(end).rfind(b"\n") + 1)
 
 
 class JsonLines:

@@ -84,19 +84,23 @@ class RunDirectory:
     def claim(self, config: dict[str, Any]) -> bool:
         """Make this the directory of the run with this resolved config; True if it is being resumed.
 
-        A run none of whose phases is done can still change: its recipe or data may just have been mended.
+        A run that has done no work yet can still change: its recipe or data may just have been mended.
 
         Raises RunError if the directory holds a run with another config or other inputs, or no run at all.
         """
-        if any(facts["done"] for facts in self.state["phases"].values()):
+        if not self.config_path.exists():
+            self._refuse_strangers()
+        elif self._holds_work():
             stored = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
             refuse_other_run(self.path, stored, plain(config))
             return True
-        if not self.config_path.exists():
-            self._refuse_strangers()
         shutil.rmtree(self.path / "snapshots", ignore_errors=True)
         write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         return False
+
+    def _holds_work(self) -> bool:
+        done = any(facts["done"] for facts in self.state["phases"].values())
+        return done or any(self.path.rglob("*.parquet"))
 
     def _refuse_strangers(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "inputs"))

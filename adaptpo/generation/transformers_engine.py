@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -146,12 +147,19 @@ def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tens
 class TransformersGenerator:
     """Samples from a transformers causal language model in this process.
 
-    The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts.
+    The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts;
+    `precision` makes the context that the model runs in, such as autocast.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, batch_size: int = 8
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        batch_size: int = 8,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
+        self.precision = precision
         self.model, self.tokenizer = model, tokenizer
         self.sampling, self.batch_size = sampling, batch_size
         self.expands_cache = expands_cache(model)
@@ -165,9 +173,10 @@ class TransformersGenerator:
         responses: dict[int, list[Response]] = {}
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            rows = self._rows([prompts[i] for i in batch], count)
             uniforms = uniform_draws([seeds[i] for i in batch], count, self.sampling.max_new_tokens)
-            outputs = [self._response(ids) for ids in decode(rows, self.sampling, uniforms)]
+            with self.precision():
+                tokens = decode(self._rows([prompts[i] for i in batch], count), self.sampling, uniforms)
+            outputs = [self._response(ids) for ids in tokens]
             responses |= {index: outputs[n * count : (n + 1) * count] for n, index in enumerate(batch)}
         self.model.train(was_training)
         return [responses[i] for i in range(len(prompts))]

@@ -146,10 +146,11 @@ class Context:
     # Models
 
     def policy(self, path: str) -> nn.Module:
-        seed = seed_for(self.config.seed, "adapter") % 2**31
-        options = self.config.model_init_kwargs
-        load = lambda: load_policy(path, self.initial, self.config.peft, options, seed)  # noqa: E731
-        return self.slot.get(("policy", path), lambda: self._placed(load()))
+        return self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path)))
+
+    def _load_policy(self, path: str) -> nn.Module:
+        adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
+        return load_policy(path, self.initial, self.config.peft, self.config.model_init_kwargs, adapter_seed)
 
     def reference(self, path: str) -> nn.Module:
         """The frozen reference: the model at `path` as it is, without a fresh adapter."""

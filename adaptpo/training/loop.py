@@ -135,8 +135,21 @@ def refuse_impossible(context: Context) -> None:
             f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
             "set `reward` to a reward model, to `train`, or to python:module:function"
         )
-    check_tokenizer_fits(context.tokenizer, AutoConfig.from_pretrained(context.initial))
+    config = AutoConfig.from_pretrained(context.initial)
+    check_tokenizer_fits(context.tokenizer, config)
+    check_lengths(context, config)
     check_reward(context)
+
+
+def check_lengths(context: Context, model_config: Any) -> None:
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    longest = max(context.config.completion_limit, context.config.generation.max_new_tokens)
+    needed = context.config.max_prompt_length + longest
+    if positions is not None and needed > positions:
+        raise ConfigError(
+            f"max_prompt_length and the response limit make {needed} tokens, and the model has {positions} positions; "
+            "lower max_prompt_length, max_completion_length or generation.max_new_tokens"
+        )
 
 
 def check_reward(context: Context) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 
-from adaptpo.data import PromptExample, iter_examples, iter_prompts
+from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
 from adaptpo.data.columns import is_preference_row
-from adaptpo.errors import DataError
 from adaptpo.files import read_rows, write_table
 from adaptpo.objectives import score
 from adaptpo.records import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.run import Row
 from adaptpo.seeds import seed_for
-from adaptpo.tokenization import tokenize_pair, tokenize_prompt
+from adaptpo.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_prompt
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair, evaluate_pairs
 from adaptpo.training.phases.sample import generator
@@ -30,42 +29,42 @@ Heldout = tuple[Prompt, PreferencePair | None]
 
 
 def heldout(context: Context) -> list[Heldout]:
-    """The first prompts of the evaluation data that fit. Their ids count from 0, apart from those of the training data.
+    """The first usable prompts of the evaluation data; their ids count from 0, apart from those of the training data.
 
-    Raises DataError if none is left.
+    Rows left out on the way are recorded. Raises DataError if no prompt is left.
     """
-    kept = list(islice(readable(context), context.max_eval_prompts))
-    if not kept:
-        raise DataError(
-            "eval_data holds no usable prompt; it needs a `prompt` column or preference pairs, with prompts of at most "
-            f"max_prompt_length = {context.config.max_prompt_length} tokens"
-        )
+    kept: list[Heldout] = []
+    dropped: list[Row] = []
+    for example in held_out_examples(context):
+        item = example if isinstance(example, Dropped) else tokenized(context, len(kept), example)
+        if isinstance(item, Dropped):
+            dropped.append({"row": item.row, "reason": item.reason})
+        else:
+            kept.append(item)
+        if len(kept) == context.max_eval_prompts:
+            break
+    context.run.drop("eval_data", dropped)
+    require_rows(len(kept), Counter(record["reason"] for record in dropped), "eval_data")
     return kept
 
 
-def readable(context: Context) -> Iterator[Heldout]:
+def held_out_examples(context: Context) -> Iterator[PreferenceExample | PromptExample | Dropped]:
     rows = context.eval_rows or []
-    first = next(iter(rows), {})
-    examples: Iterator[PreferenceExample | PromptExample | Dropped] = (
-        iter_examples(rows, context.text_mode) if is_preference_row(first) else iter_prompts(rows, context.text_mode)
-    )
-    number = 0
-    for example in examples:
-        item = None if isinstance(example, Dropped) else tokenized(context, number, example)
-        if item is not None:
-            yield item
-            number += 1
+    if is_preference_row(next(iter(rows), {})):
+        return iter_examples(rows, context.text_mode)
+    return iter_prompts(rows, context.text_mode)
 
 
-def tokenized(context: Context, number: int, example: PreferenceExample | PromptExample) -> Heldout | None:
+def tokenized(context: Context, number: int, example: PreferenceExample | PromptExample) -> Heldout | Dropped:
+    limits = (context.config.max_prompt_length, context.config.completion_limit)
     if isinstance(example, PromptExample):
         ids = tokenize_prompt(context.tokenizer, example.prompt)
-        prompt = Prompt(number, example.prompt, ids, example.columns)
-        return (prompt, None) if len(ids) <= context.config.max_prompt_length else None
-    limits = (context.config.max_prompt_length, context.config.completion_limit)
+        if len(ids) > limits[0]:
+            return Dropped(example.row, f"{PROMPT_TOO_LONG} ({limits[0]})")
+        return Prompt(number, example.prompt, ids, example.columns), None
     result = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
     if isinstance(result, str):
-        return None
+        return Dropped(example.row, result)
     prompt = Prompt(number, example.prompt, result.prompt_ids, example.columns)
     return prompt, PreferencePair(number, "offline", result.chosen, result.rejected)
 

@@ -28,7 +28,7 @@ from adaptpo.run import Row
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.selection import ScoredPrompts
 from adaptpo.training.context import Context
-from adaptpo.training.passes import PromptedPair
+from adaptpo.training.passes import PromptedPair, autocast
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.types import PreferencePair, Prompt, Response
 
@@ -82,8 +82,13 @@ def generate_responses(context: Context, iteration: int) -> Summary:
 
 
 def generator(context: Context, policy: str) -> TransformersGenerator:
-    batch_size = context.config.generation.batch_size
-    return TransformersGenerator(context.policy(policy), context.tokenizer, context.sampling, batch_size)
+    return TransformersGenerator(
+        context.policy(policy),
+        context.tokenizer,
+        context.sampling,
+        batch_size=context.config.generation.batch_size,
+        precision=lambda: autocast(context.inference_arguments),
+    )
 
 
 Answered = tuple[Prompt, list[Response]]

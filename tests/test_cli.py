@@ -1,0 +1,329 @@
+"""The command line: what is wrong with the input is said in one message with its remedy, and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import adaptpo
+from adaptpo.cli import build_parser, main
+from adaptpo.methods import METHODS
+from adaptpo.run import open_run
+from tests.tiny import byte_tokenizer, preference_rows, save_policy, save_reward_model, write_jsonl
+
+HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "vllm", "wandb", "pandas", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    larger = byte_tokenizer()
+    larger.add_tokens(["<more>"])
+    save_policy(folder / "larger tokenizer")
+    larger.save_pretrained(folder / "larger tokenizer")
+    return {
+        "policy": save_policy(folder / "policy"),
+        "no template": save_policy(folder / "no template", chat=False),
+        "larger tokenizer": str(folder / "larger tokenizer"),
+        "reward": save_reward_model(folder / "reward"),
+        "two labels": save_reward_model(folder / "two labels", num_labels=2),
+    }
+
+
+REWARDS = """
+def length(completions, **_):
+    return [float(len(c[-1]["content"])) for c in completions]
+def raises(completions, **_):
+    return [c["score"] for c in completions]
+def too_few(completions, **_):
+    return [1.0]
+def interrupted(completions, **_):
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with a data set and a module of reward functions, forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "shop_rewards.py").write_text(REWARDS)
+    write_jsonl(tmp_path / "pairs.jsonl", preference_rows(3))
+    yield tmp_path
+    sys.modules.pop("shop_rewards", None)
+
+
+Recipe = Callable[..., str]
+
+
+@pytest.fixture
+def recipe(folder: Path, models: dict[str, str]) -> Recipe:
+    """Writes a recipe that takes about a second to run; returns its path."""
+
+    def write(**changes: Any) -> str:
+        values = {
+            "model": models["policy"],
+            "data": "pairs.jsonl",
+            "output_dir": str(folder / "run"),
+            "method": "dpo",
+            "num_iterations": 1,
+            "warmup_epochs": 0,
+            "max_prompt_length": 64,
+            "generation": {"max_new_tokens": 2, "num_generations": 2},
+            "training": {"learning_rate": 1e-3},
+            "show_progress": False,
+        }
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(values | changes))
+        return str(folder / "recipe.yaml")
+
+    return write
+
+
+def status_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The message of a command that must end with status 2."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert status_of(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("adaptpo: ") and "Traceback" not in error
+        return error
+
+    return run
+
+
+# --- it works --------------------------------------------------------------------------------------------------------
+
+
+def test_train_says_where_the_model_is(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Started again it finds everything done."""
+    for _ in range(2):
+        assert status_of("train", recipe()) == 0
+        output = capsys.readouterr().out
+        assert f"The aligned model is in {folder}/run/final" in output and f"adaptpo report {folder}/run" in output
+    assert (folder / "run/final/config.json").exists()
+
+
+def test_set_reaches_the_run(recipe: Recipe, folder: Path) -> None:
+    arguments = ["--set", "method.objective={name: simpo, beta: 4}", "--set", f"output_dir={folder}/other"]
+    assert status_of("train", recipe(), *arguments) == 0
+    stored = yaml.safe_load((folder / "other/config.yaml").read_text())
+    assert stored["method"]["choices"]["objective"] == {"name": "SimPO", "beta": 4.0, "gamma": 0.6} or (
+        "beta=4" in str(stored["method"]["choices"]["objective"])
+    )
+    assert not (folder / "run").exists()
+
+
+def test_report_of_a_run(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("train", recipe()) == 0
+    capsys.readouterr()
+    assert status_of("report", str(folder / "run")) == 0
+    assert Path(capsys.readouterr().out.strip()).read_text().startswith("<!")
+
+
+# --- what is wrong with the recipe and the data ----------------------------------------------------------------------
+
+
+def test_unknown_key(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    assert refusal("train", recipe(num_iteration=3)).endswith("'num_iteration': did you mean 'num_iterations'?\n")
+    assert "did you mean 'top_p'?" in refusal("train", recipe(), "--set", "generation.topp=1")
+    assert not (folder / "run").exists()
+
+
+def test_missing_recipe(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert "no recipe at" in refusal("train", str(tmp_path / "none.yaml"))
+
+
+def test_missing_column(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    write_jsonl(folder / "pairs.jsonl", [{"question": "a", "chosen": "b", "rejected": "c"}])
+    assert "rename `question` to `prompt`" in refusal("train", recipe())
+
+
+def test_malformed_line_is_named_and_can_be_mended(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    """With the data mended the same command goes through: the run had done nothing yet."""
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    (folder / "pairs.jsonl").write_text("\n".join([lines[0], '{"prompt": ', lines[2]]) + "\n")
+    message = refusal("train", recipe())
+    assert "pairs.jsonl, line 2: not valid JSON" in message and "mend or delete this line" in message
+    (folder / "pairs.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
+    assert status_of("train", recipe()) == 0
+
+
+def test_all_rows_dropped(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "", "rejected": "b"}]
+    write_jsonl(folder / "pairs.jsonl", [rows[0], *rows])
+    message = refusal("train", recipe())
+    assert "none of 3 rows can be used" in message
+    assert "2 x chosen equals rejected; 1 x empty chosen response" in message
+    dropped = [json.loads(line) for line in (folder / "run/dropped.jsonl").read_text().splitlines()]
+    assert [record["row"] for record in dropped] == [0, 1, 2]
+
+
+def test_missing_data(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    assert "none.jsonl: no such file or folder" in refusal("train", recipe(data="none.jsonl"))
+
+
+# --- what is wrong with the models -----------------------------------------------------------------------------------
+
+
+def test_missing_model(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    missing = str(folder / "none")
+    for changes in ({"model": missing}, {"reward": missing, "method": "online_dpo"}):
+        message = refusal("train", recipe(**changes))
+        assert f"no model at '{missing}'" in message and "`save_pretrained`" in message
+
+
+def test_chats_without_template(recipe: Recipe, models: dict[str, str], refusal: Callable[..., str]) -> None:
+    message = refusal("train", recipe(model=models["no template"]))
+    assert "no chat template" in message and "set tokenizer.chat_template" in message
+
+
+def test_tokenizer_larger_than_the_embedding(
+    recipe: Recipe, models: dict[str, str], refusal: Callable[..., str]
+) -> None:
+    message = refusal("train", recipe(model=models["larger tokenizer"]))
+    size = len(byte_tokenizer())
+    assert f"embedding has {size} rows" in message and f"resize_token_embeddings({size + 1})" in message
+
+
+def test_reward_model_with_two_labels(recipe: Recipe, models: dict[str, str], refusal: Callable[..., str]) -> None:
+    message = refusal("train", recipe(method="online_dpo", reward=models["two labels"]))
+    assert "has 2 labels; a reward model has one" in message and "python:module:function" in message
+
+
+def test_online_method_without_reward(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    assert "set `reward` to a reward model" in refusal("train", recipe(method="online_dpo"))
+
+
+# --- reward functions ------------------------------------------------------------------------------------------------
+
+
+def test_reward_function_that_raises(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    message = refusal("train", recipe(method="online_dpo", reward="python:shop_rewards:raises"))
+    assert "reward function 'raises' raised TypeError" in message and "prompts 0 to 2" in message
+
+
+def test_reward_function_that_returns_too_few(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    """Three prompts with two responses each."""
+    message = refusal("train", recipe(method="online_dpo", reward="python:shop_rewards:too_few"))
+    assert "'too_few' returned 1 values for 6 completions" in message and "one float per completion" in message
+
+
+def test_unknown_reward_function(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    message = refusal("train", recipe(method="online_dpo", reward="python:shop_rewards:size"))
+    assert "module 'shop_rewards' has no 'size'" in message
+
+
+def test_interruption_says_how_to_go_on(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(method="online_dpo", reward="python:shop_rewards:interrupted")
+    assert status_of("train", path) == 130
+    error = capsys.readouterr().err
+    assert "interrupted; start the same command again to go on" in error and "Traceback" not in error
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def test_output_dir_of_another_run(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    assert status_of("train", recipe()) == 0
+    message = refusal("train", recipe(seed=4, training={"learning_rate": 2e-3}))
+    assert "  seed: 0 in the run, 4 now\n" in message
+    assert "  training.learning_rate: 0.001 in the run, 0.002 now\n" in message
+    assert "choose another output_dir" in message
+
+
+def test_changed_data_is_another_run(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    assert status_of("train", recipe()) == 0
+    write_jsonl(folder / "pairs.jsonl", preference_rows(4))
+    assert "  inputs.data: '" in refusal("train", recipe())
+
+
+def test_output_dir_with_other_things(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    assert "holds no run (found pairs.jsonl, recipe.yaml, shop_rewards.py)" in refusal(
+        "train", recipe(output_dir=str(folder))
+    )
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_second_process_on_a_run_names_the_first(recipe: Recipe, folder: Path) -> None:
+    with open_run(folder / "run"):
+        second = python("-m", "adaptpo", "train", recipe())
+    assert second.returncode == 2
+    assert f"process {os.getpid()} is working on {folder}/run" in second.stderr
+    assert "Traceback" not in second.stderr and second.stdout == ""
+
+
+# --- help, tables, imports -------------------------------------------------------------------------------------------
+
+
+def commands(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command and every action below it."""
+    yield path
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("command", commands(build_parser()), ids=lambda c: " ".join(c) or "adaptpo")
+def test_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*command, "--help") == 0
+    output = capsys.readouterr().out
+    assert output.startswith(" ".join(["usage: adaptpo", *command]))
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--help") == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert {"train", "methods", "report", "sandbox", "demo"} <= set(listed)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("--version") == 0
+    assert capsys.readouterr().out.strip() == adaptpo.__version__
+
+
+@pytest.mark.parametrize("arguments", [(), ("trian",), ("train",)])
+def test_wrong_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*arguments) == 2
+    assert "usage: adaptpo" in capsys.readouterr().err
+
+
+def test_methods_prints_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("methods") == 0
+    words = capsys.readouterr().out.split()
+    assert set(METHODS) <= set(words)
+
+
+def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("methods", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(METHODS)
+    assert all(row[axis] for row in rows for axis in ("selection", "pairing", "objective", "weighting"))
+
+
+def test_importing_and_asking_for_help_is_light() -> None:
+    """`adaptpo --help` must not wait for torch, and no extra may be needed for it."""
+    code = "import sys, adaptpo, adaptpo.cli as cli; cli.build_parser(); print(*(n.split('.')[0] for n in sys.modules))"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert not HEAVY & set(result.stdout.split())
