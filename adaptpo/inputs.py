@@ -37,6 +37,8 @@ class DataInput:
         return open_rows(self.source, self.split, self.name)
 
     def digest(self) -> str:
+        """Raises DataError at once where nothing can be opened; a fingerprint alone would first wait for the hub."""
+        self.rows()
         return combined(fingerprint(self.source, self.split, self.name))
 
 

@@ -12,8 +12,8 @@ from adaptpo.errors import TrainingError
 from adaptpo.learner import OFFLINE, ONLINE, PairBatch
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.pairing import PAIRINGS, Candidates, NoPair, Offline, OfflineAndOnline, Online, best_against_worst
-from adaptpo.selection import SELECTIONS, ScoredPrompts, SelectAll, SelectByLearner, SelectNone
 from adaptpo.seeds import seed_for, uniform_for
+from adaptpo.selection import SELECTIONS, ScoredPrompts, SelectAll, SelectByLearner, SelectNone
 from adaptpo.training.phases.sample import selection_row
 from adaptpo.types import PreferencePair, Response
 from adaptpo.weighting import WEIGHTINGS, LearnedBlend, Uniform

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     JambaConfig,
     Lfm2Config,
     LlamaConfig,
@@ -148,6 +149,12 @@ def test_sliding_window_shorter_than_the_prompts() -> None:
     responses = generated(mistral(4), greedy(), batch_size=3)
     assert [several[0] for several in responses] == [theirs(mistral(4), prompt) for prompt in PROMPTS]
     assert responses != generated(mistral(None), greedy(), batch_size=3)
+
+
+def test_absolute_positions_count_from_the_first_token_and_not_from_the_padding() -> None:
+    model = decisive(built(GPT2Config(vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4, **TOKENS)))
+    responses = generated(model, greedy(), batch_size=3)
+    assert [several[0] for several in responses] == [theirs(model, prompt) for prompt in PROMPTS]
 
 
 def hybrid(name: str) -> nn.Module:

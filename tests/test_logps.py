@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import MambaConfig, MambaForCausalLM, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, TrainingArguments
 
 from adaptpo.objectives import DPO, PairLogps
 from adaptpo.training.collate import Batch, GroupCollator
@@ -123,6 +123,14 @@ def test_model_without_logits_to_keep_and_position_ids(groups: list[PromptGroup]
     assert not accepted_arguments(plain) & {"logits_to_keep", "position_ids"}
     assert accepted_arguments(model) >= {"logits_to_keep", "position_ids"}
     torch.testing.assert_close(sums_of(plain, batch), one_by_one(model, rows_of(groups)), atol=1e-4, rtol=0)
+
+
+def test_absolute_positions_count_from_the_first_token_and_not_from_the_padding(
+    groups: list[PromptGroup], batch: Batch
+) -> None:
+    torch.manual_seed(0)
+    model = sharpened(GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4)))
+    torch.testing.assert_close(sums_of(model, batch), one_by_one(model, rows_of(groups)), atol=1e-3, rtol=0)
 
 
 def test_state_space_model_skips_the_padding_before_prompts(groups: list[PromptGroup], batch: Batch) -> None:

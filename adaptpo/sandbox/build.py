@@ -34,7 +34,8 @@ class WorldSettings:
     """What a world is made of; kept in its `world.json`.
 
     `flipped`: share of offline pairs whose label is wrong. `sft_qualities`: range of quality of the responses that the
-    policy is first trained on. `reward_flipped`: share of wrong labels among the reward model's pairs.
+    policy is first trained on. `reward_pairs`: pairs per prompt that the reward model learns from, once of offline
+    responses and once of the policy's own; `reward_flipped` of them are wrong.
     """
 
     prompts: int = 3000
@@ -42,9 +43,10 @@ class WorldSettings:
     seed: int = 0
     flipped: float = 0.1
     sft_responses_per_prompt: int = 3
-    sft_qualities: tuple[float, float] = (0.2, 0.6)
+    sft_qualities: tuple[float, float] = (0.3, 0.7)
     sft_epochs: float = 2
     reward_flipped: float = 0.05
+    reward_pairs: int = 4
     reward_epochs: float = 1
     true_reward: str = TRUE_REWARD
 
@@ -126,12 +128,14 @@ def sft_rows(prompts: Sequence[str], author: Writer, world: WorldSettings, rng: 
     ]
 
 
-def common_arguments(world: WorldSettings, folder: str, epochs: float, learning_rate: float) -> dict[str, Any]:
+def common_arguments(
+    world: WorldSettings, folder: str, epochs: float, learning_rate: float, batch: int
+) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
-        "per_device_train_batch_size": 64,
+        "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "seed": world.seed,
@@ -159,7 +163,7 @@ def train_policy(
 ) -> PreTrainedModel:
     model = build_policy(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        common = common_arguments(world, scratch, world.sft_epochs, learning_rate=3e-3)
+        common = common_arguments(world, scratch, world.sft_epochs, learning_rate=1e-3, batch=16)
         arguments = SFTConfig(**common, train_sampling_strategy="group_by_length")
         trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         quiet_training(trainer, "sandbox: SFT policy")
@@ -178,27 +182,27 @@ def reward_rows(
     world: WorldSettings,
     rng: random.Random,
 ) -> list[dict[str, Any]]:
-    """All pairs of offline responses, and of samples of the policy, half of them corrupted: what a general reward model
-    has seen besides one offline data set. Labels are the true reward's, but for a share of wrong ones."""
+    """Pairs of offline responses, and pairs of samples of the policy, half of them corrupted: what a general reward
+    model has seen besides one offline data set. Labels are the true reward's, but for a share of wrong ones."""
     samples = sample_responses(policy, tokenizer, [prompt for prompt, _ in training], 4, world.seed)
     rows = []
     for (prompt, responses), sampled in zip(training, samples, strict=True):
         varied = [response if i % 2 else corrupt(response, rng) for i, response in enumerate(sampled)]
         for group in (responses, varied):
-            rows += compared(prompt, group, world.reward_flipped, rng)
+            rows += compared(prompt, group, world, rng)
     rng.shuffle(rows)
     return rows
 
 
-def compared(prompt: str, responses: Sequence[str], flipped: float, rng: random.Random) -> list[dict[str, Any]]:
-    """Every pair of responses whose true rewards differ, in the format of TRL's reward trainer."""
+def compared(prompt: str, responses: Sequence[str], world: WorldSettings, rng: random.Random) -> list[dict[str, Any]]:
+    """Random pairs of responses whose true rewards differ, in the format of TRL's reward trainer."""
     rewards = true_rewards(prompt, responses)
+    different = [(i, j) for i, j in combinations(range(len(responses)), 2) if rewards[i] != rewards[j]]
     rows = []
-    for i, j in combinations(range(len(responses)), 2):
-        if rewards[i] != rewards[j]:
-            better, worse = (i, j) if (rewards[i] > rewards[j]) != (rng.random() < flipped) else (j, i)
-            sides = {"chosen": assistant(responses[better]), "rejected": assistant(responses[worse])}
-            rows.append({"prompt": user(prompt), **sides})
+    for i, j in rng.sample(different, min(world.reward_pairs, len(different))):
+        better, worse = (i, j) if (rewards[i] > rewards[j]) != (rng.random() < world.reward_flipped) else (j, i)
+        sides = {"chosen": assistant(responses[better]), "rejected": assistant(responses[worse])}
+        rows.append({"prompt": user(prompt), **sides})
     return rows
 
 
@@ -207,7 +211,7 @@ def train_reward_model(
 ) -> None:
     model = build_reward_model(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        common = common_arguments(world, scratch, world.reward_epochs, learning_rate=2e-3)
+        common = common_arguments(world, scratch, world.reward_epochs, learning_rate=2e-3, batch=64)
         arguments = RewardConfig(**common, max_length=None)
         trainer = RewardTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         quiet_training(trainer, "sandbox: reward model")

@@ -79,9 +79,9 @@ def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrai
     ids = _special_ids(tokenizer)
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=144,
-        num_hidden_layers=3,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         num_labels=1,

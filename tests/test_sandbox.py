@@ -1,0 +1,170 @@
+"""The sandbox: its true reward by hand, and that a world is what it says."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from adaptpo.annotation.function import import_function
+from adaptpo.build_method import build_method
+from adaptpo.config import load_recipe
+from adaptpo.data import iter_examples, open_rows
+from adaptpo.errors import AnnotationError, ConfigError, RunError
+from adaptpo.quiet import quiet_libraries
+from adaptpo.sandbox.build import build
+from adaptpo.sandbox.check import agreements, check, gain
+from adaptpo.sandbox.world import (
+    OPENERS,
+    PROMPT_SPACE,
+    assistant,
+    best_response,
+    prompt_at,
+    reward_terms,
+    sample_prompts,
+    true_reward,
+    user,
+)
+from adaptpo.sandbox.writers import writers
+from adaptpo.types import Dropped
+
+PROMPT = "please list few fruits for friends in plain style today"  # 3 items, opener "here", separator ","
+FLAWLESS = "here apple , fig , pear ."
+
+
+def reward(response: str, prompt: str = PROMPT) -> float:
+    return true_reward([prompt], [response])[0]
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (FLAWLESS, 1.0),
+        ("here indeed apple , fig , pear .", 1.0),  # A filler is a habit, not a flaw.
+        ("sure apple , fig , pear .", 1 - 1 / 6),  # Wrong opener: half of a third.
+        ("here apple ; fig ; pear .", 1 - 1 / 6),  # Wrong separators.
+        ("here apple ; fig , pear .", 1 - 1 / 12),  # One of two separators wrong.
+        ("here apple , fig .", 1 - 1 / 9),  # Two of three items: a third of a third.
+        ("here apple , fig , oak .", 1 - 1 / 9),  # One item off topic.
+        ("here apple , fig , pear", 1 - 0.3),  # No full stop.
+        ("here apple , apple , pear .", 1 - 0.3 / 2),  # One of two gaps repeats.
+        ("here apple , fig , pear soon .", 1 - 0.1 / 8),  # One of eight tokens out of place.
+        ("", -0.3),
+    ],
+)
+def test_true_reward_by_hand(response: str, expected: float) -> None:
+    assert reward(response) == pytest.approx(expected)
+
+
+def test_true_reward_takes_messages_and_extra_columns() -> None:
+    rewards = true_reward([user(PROMPT)], [assistant(FLAWLESS)], completion_ids=[[1]], flipped=[False])
+    assert rewards == [1.0]
+
+
+def test_true_reward_refuses_prompts_of_another_world() -> None:
+    with pytest.raises(AnnotationError, match="not a sandbox prompt"):
+        reward("here .", prompt="what is love")
+
+
+def test_every_prompt_has_a_flawless_response() -> None:
+    prompts = [prompt_at(index) for index in range(0, PROMPT_SPACE, 997)]
+    assert all(reward(best_response(prompt), prompt) == pytest.approx(1.0) for prompt in prompts)
+
+
+def test_prompts_are_different() -> None:
+    assert len(set(sample_prompts(2000, random.Random(0)))) == 2000
+    with pytest.raises(ValueError, match="ask for fewer"):
+        sample_prompts(PROMPT_SPACE + 1, random.Random(0))
+
+
+def test_better_writers_earn_more_and_style_matters() -> None:
+    rng = random.Random(0)
+    prompts = sample_prompts(300, rng)
+    means = [fmean(true_reward(prompts, [w.respond(p, rng) for p in prompts])) for w in writers((0.2, 0.5, 0.8), rng)]
+    assert means[0] + 0.1 < means[1] < means[2] - 0.1
+    assert {reward_terms(PROMPT, f"{opener} apple .").opener for opener in OPENERS.values()} == {0.0, 1.0}
+
+
+SMALL = {"prompts": 64, "heldout": 24, "sft_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quiet_libraries()
+    out = tmp_path_factory.mktemp("world")
+    build(out, seed=3, **SMALL)
+    return out
+
+
+def rows_of(world: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (world / name).read_text().splitlines()]
+
+
+def test_world_loads_as_ordinary_models(world: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world / "policy")
+    policy = AutoModelForCausalLM.from_pretrained(world / "policy")
+    reward_model = AutoModelForSequenceClassification.from_pretrained(world / "reward_model")
+    assert len(tokenizer) <= policy.get_input_embeddings().num_embeddings
+    assert reward_model.config.num_labels == 1
+    assert tokenizer.apply_chat_template(user(PROMPT), add_generation_prompt=True, tokenize=False).endswith(
+        "<assistant>"
+    )
+
+
+def test_world_reads_as_preference_data_without_loss(world: Path) -> None:
+    for name, count in (("train.jsonl", SMALL["prompts"]), ("heldout.jsonl", SMALL["heldout"])):
+        examples = list(iter_examples(open_rows(str(world / name))))
+        assert len(examples) == count
+        assert not any(isinstance(example, Dropped) for example in examples)
+
+
+def test_heldout_prompts_do_not_occur_in_training(world: Path) -> None:
+    train, heldout = (
+        {row["prompt"][0]["content"] for row in rows_of(world, f"{n}.jsonl")} for n in ("train", "heldout")
+    )
+    assert not train & heldout
+
+
+def test_labels_are_the_true_rewards_but_for_those_marked_flipped(world: Path) -> None:
+    for row in rows_of(world, "train.jsonl") + rows_of(world, "heldout.jsonl"):
+        better, worse = true_reward([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        assert (better <= worse) if row["flipped"] else (better >= worse)
+    assert not any(row["flipped"] for row in rows_of(world, "heldout.jsonl"))
+    assert 0 < sum(row["flipped"] for row in rows_of(world, "train.jsonl")) < 20
+
+
+def test_recipe_of_the_world_is_metaapo_and_its_true_reward_can_be_imported(world: Path) -> None:
+    recipe = load_recipe(world / "recipe.yaml")
+    assert build_method(recipe).name == "metaapo"
+    assert Path(recipe.model) == (world / "policy").resolve()
+    settings = json.loads((world / "world.json").read_text())
+    assert import_function(settings["true_reward"]) is true_reward
+
+
+def test_same_seed_gives_the_same_world(world: Path, tmp_path: Path) -> None:
+    build(tmp_path / "again", seed=3, **SMALL)
+    for name in ("train.jsonl", "heldout.jsonl", "world.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (world / name).read_bytes()
+    for model in ("policy", "reward_model"):
+        one, other = (load_file(folder / model / "model.safetensors") for folder in (world, tmp_path / "again"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_too_small_a_world_and_no_world_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 16"):
+        build(tmp_path, prompts=3)
+    with pytest.raises(RunError, match="adaptpo sandbox build"):
+        check(tmp_path)
+
+
+def test_checks_by_hand() -> None:
+    assert agreements([0.0, 1.0, 1.0], [5.0, 6.0, 4.0]) == [1.0, 0.0]
+    better, same = gain("g", [1.0, 1.2, 0.9], [0.0, 0.1, 0.0]), gain("g", [0.0, 1.0], [1.0, 0.0])
+    assert better.passed and better.value == pytest.approx(1.0)
+    assert not same.passed
