@@ -12,7 +12,7 @@ from adaptpo.data import iter_examples
 from adaptpo.tokenization import tokenize_pair
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
-from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
+from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Source
 
 
 def tokenized_groups(tokenizer: Any, rows: list[dict], reference: torch.nn.Module | None = None) -> list[PromptGroup]:
@@ -25,7 +25,9 @@ def tokenized_groups(tokenizer: Any, rows: list[dict], reference: torch.nn.Modul
     return with_reference(groups, reference) if reference is not None else groups
 
 
-def random_groups(count: int, seed: int = 0, sources: tuple = ("offline", "online"), length: int = 12) -> list[PromptGroup]:
+def random_groups(
+    count: int, seed: int = 0, sources: tuple[Source, ...] = ("offline", "online"), length: int = 12
+) -> list[PromptGroup]:
     """Groups with one pair per source, random tokens of ragged lengths."""
     rng = random.Random(seed)
 

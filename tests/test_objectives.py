@@ -127,9 +127,7 @@ def test_simpo_loss_equals_trl(rows: list[dict], tmp_path) -> None:
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer, seed=0)
     config = trl_arguments(CPOConfig, tmp_path, loss_type="simpo", cpo_alpha=0.0, beta=2.5, simpo_gamma=0.6)
-    trainer = CPOTrainer(
-        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    trainer = CPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     batch = trl_batch(trainer)
     theirs, _ = trainer.get_batch_loss_metrics(model, batch)
     # CPOTrainer puts tokens of its own around the response, so its own rows are compared.

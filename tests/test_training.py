@@ -57,9 +57,9 @@ def test_metaapo_loss_and_gradient_by_hand(tokenizer: Any, groups: list[PromptGr
     model.zero_grad()
     logps = pair_logps(model, batch)
     beta, learner = method.objective.beta, method.learners()[0]
-    margins = beta * (
-        (logps.chosen - batch["reference_chosen"]) - (logps.rejected - batch["reference_rejected"])
-    ).detach()
+    margins = (
+        beta * ((logps.chosen - batch["reference_chosen"]) - (logps.rejected - batch["reference_rejected"])).detach()
+    )
     by_group = margins.view(len(groups), 2)
     trust = learner.weight(by_group[:, 0])
     weights = torch.stack([trust, 1 - trust], dim=1).view(-1)
