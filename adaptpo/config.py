@@ -95,6 +95,13 @@ class AlignmentConfig(Settings):
     seed: int = Field(0, ge=0)
     show_progress: bool = True
 
+    def __init__(self, **values: Any) -> None:
+        """Raises ConfigError naming every key that is wrong, and the nearest valid name."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from error
+
     @field_validator("training")
     @classmethod
     def _training_fields_exist(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -219,14 +226,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def parse_recipe(values: dict[str, Any]) -> Recipe:
-    """Raises ConfigError naming every key that is wrong and the nearest valid name."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Recipe)) from error
-
-
 def set_value(values: dict[str, Any], assignment: str) -> None:
     """Apply `a.b=value` (the value is YAML) to nested settings, in place."""
     key, equals, text = assignment.partition("=")
@@ -270,7 +269,10 @@ def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Re
         raise ConfigError(f"{path} holds no recipe; it needs at least model, data and output_dir")
     for assignment in assignments:
         set_value(values, assignment)
-    recipe = parse_recipe(values)
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"'{key}': Keys should be strings")
+    recipe = Recipe(**values)
     return recipe.model_copy(update=resolved_inputs(recipe, path.parent))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,20 +62,13 @@ def model_digest(path: str) -> str:
 
 
 def reward_digest(reward: str | Callable[..., Any] | None) -> str | None:
-    """Of a reward model's content, or of a reward function's source."""
+    """Of a reward model's content. Of a reward function its name alone: one that failed may be mended and the run goes
+    on, and its source would not show what it calls."""
     if isinstance(reward, str) and reward.startswith("python:"):
         reward = import_function(reward)
     if callable(reward):
-        return function_digest(reward)
+        return f"{reward.__module__}.{getattr(reward, '__qualname__', type(reward).__qualname__)}"
     return reward if reward in (None, "train") else model_digest(reward)
-
-
-def function_digest(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):  # No source: a builtin, a callable object, an interactive session.
-        source = getattr(function, "__qualname__", type(function).__qualname__)
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def as_folder(target: Path, model: Any, tokenizer: Any) -> str:

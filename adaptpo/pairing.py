@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from adaptpo.errors import ConfigError
 from adaptpo.types import PreferencePair, Response
 
 
@@ -55,6 +56,10 @@ class Pairing(ABC):
     """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses."""
 
     num_generations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_generations == 1:
+            raise ConfigError("num_generations is 1, and a pair needs 2 responses; set it to 2 or more")
 
     @abstractmethod
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:

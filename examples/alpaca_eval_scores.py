@@ -1,6 +1,6 @@
-"""One scoring pass of a policy over AlpacaEval answers with known preferences: how often it ranks them as the judge did.
+"""One scoring pass of a policy over AlpacaEval answers with known preferences: does it rank them as the judge did?
 
-    python examples/alpaca_eval_scores.py --policy runs/hh-rlhf/policy --baseline baseline.jsonl.gz model.jsonl.gz ...
+python examples/alpaca_eval_scores.py --policy runs/hh-rlhf/policy --baseline baseline.jsonl.gz model.jsonl.gz ...
 """
 
 from __future__ import annotations

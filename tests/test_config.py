@@ -15,7 +15,6 @@ from adaptpo.config import (
     Recipe,
     is_special_reward,
     load_recipe,
-    parse_recipe,
 )
 from adaptpo.errors import ConfigError
 from adaptpo.method import Method
@@ -75,7 +74,7 @@ def test_name_like_no_other_gets_the_whole_list(tmp_path: Path) -> None:
 
 def test_every_wrong_key_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_recipe({"modle": "m", "data": {"path": "d"}, "num_iterations": 0, "generation": {"top_p": 2}})
+        Recipe(modle="m", data={"path": "d"}, num_iterations=0, generation={"top_p": 2})
     assert sorted(str(caught.value).split("\n")) == [
         "'generation.top_p': Input should be less than or equal to 1 (found 2)",
         "'model' is missing",

@@ -11,19 +11,19 @@ import torch
 from transformers import TrainingArguments
 
 from adaptpo import methods
-from adaptpo.errors import TrainingError
+from adaptpo.errors import ConfigError, ModelError, TrainingError
 from adaptpo.files import JsonLines
 from adaptpo.learner import OFFLINE
 from adaptpo.method import Method
 from adaptpo.objectives import PairLogps
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
-from adaptpo.training.models import load_policy
+from adaptpo.training.models import load_causal_lm, load_policy
 from adaptpo.training.step import preference_step
 from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups, with_reference
-from tests.tiny import byte_tokenizer, save_policy, tiny_model
+from tests.tiny import byte_tokenizer, save_policy, save_reward_model, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +226,16 @@ def test_pair_log_says_how_each_pair_counted(tokenizer: Any, groups: list[Prompt
         mine = [r for r in records if r["prompt_id"] == prompt]
         assert {r["source"] for r in mine} == {"offline", "online"}
         assert sum(r["weight"] for r in mine) == pytest.approx(1, abs=2e-6)
+
+
+def test_models_with_missing_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no causal language model: it holds no lm_head\.weight"):
+        load_causal_lm(save_reward_model(tmp_path / "reward"), {})
+    with pytest.raises(ModelError, match="model_init_kwargs"):
+        load_causal_lm(save_policy(tmp_path / "policy"), {"attn_implementation": "none such"})
+
+
+def test_peft_modules_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    base = save_policy(tmp_path / "policy")
+    with pytest.raises(ConfigError, match="peft: Target modules"):
+        load_policy(base, base, {"target_modules": ["no_such_module"]}, {}, seed=0)

@@ -26,7 +26,7 @@ from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
 from adaptpo.tokenization import stop_token_ids
-from adaptpo.training.models import is_adapter, load_causal_lm, load_policy, load_tokenizer
+from adaptpo.training.models import first_line, is_adapter, load_causal_lm, load_policy, load_tokenizer
 from adaptpo.training.passes import PromptedPair
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -101,13 +101,16 @@ class Context:
 
     def arguments(self, phase: str, **overrides: Any) -> TrainingArguments:
         settings = TRAINING_DEFAULTS | self.config.training | overrides
-        return TrainingArguments(
-            **{"run_name": f"{self.run.path.name}/{phase}"} | settings,
-            output_dir=str(self.run.path / phase / "training"),
-            seed=seed_for(self.config.seed, "training", phase) % 2**31,
-            remove_unused_columns=False,
-            disable_tqdm=True,  # `adaptpo.progress` draws the bar.
-        )
+        owned = {
+            "output_dir": str(self.run.path / phase / "training"),
+            "seed": seed_for(self.config.seed, "training", phase) % 2**31,
+            "remove_unused_columns": False,
+            "disable_tqdm": True,  # `adaptpo.progress` draws the bar.
+        }
+        try:
+            return TrainingArguments(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"training: {first_line(error)}") from error
 
     @cached_property
     def inference_arguments(self) -> TrainingArguments:

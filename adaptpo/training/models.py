@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from adaptpo.errors import ModelError
+from adaptpo.errors import ConfigError, ModelError
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -31,14 +31,25 @@ def first_line(error: Exception) -> str:
 
 
 def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
-    """A causal language model in float32 unless `options` (arguments of `from_pretrained`) name another dtype."""
+    """A causal language model in float32 unless `options` (arguments of `from_pretrained`) name another dtype.
+
+    Raises ModelError where there is none, or one with weights missing, which would otherwise be random.
+    """
+    arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **{"dtype": torch.float32, **options})
-    except (OSError, ValueError) as error:
+        model, loaded = AutoModelForCausalLM.from_pretrained(path, **arguments)
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"cannot load a causal language model from '{path}': {first_line(error)}\n"
-            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
+            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach, and check "
+            "model_init_kwargs."
         ) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"the model at '{path}' is no causal language model: it holds no {', '.join(missing[:3])}; "
+            "give a model that generates text (a reward model goes to `reward`)"
+        )
+    return model
 
 
 def is_adapter(path: str) -> bool:
@@ -58,7 +69,10 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
         return PeftModel.from_pretrained(model, path, is_trainable=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, lora_config(peft))
+        try:
+            return get_peft_model(model, lora_config(peft))
+        except ValueError as error:
+            raise ConfigError(f"peft: {first_line(error)}") from error
 
 
 def lora_config(peft: dict[str, Any]) -> LoraConfig:
