@@ -70,18 +70,22 @@ def run_report(options: argparse.Namespace) -> None:
 def run_sandbox_build(options: argparse.Namespace) -> None:
     from adaptpo.quiet import quiet_libraries
     from adaptpo.sandbox.build import build
+    from adaptpo.sandbox.threads import one_thread
 
     quiet_libraries()
-    build(options.out, prompts=options.prompts, seed=options.seed)
+    with one_thread():
+        build(options.out, prompts=options.prompts, seed=options.seed)
     print(f"The sandbox is in {options.out}. To align its policy: adaptpo train {options.out}/recipe.yaml")
 
 
 def run_sandbox_check(options: argparse.Namespace) -> int:
     from adaptpo.quiet import quiet_libraries
     from adaptpo.sandbox.check import check, print_checks
+    from adaptpo.sandbox.threads import one_thread
 
     quiet_libraries()
-    checks = check(options.folder)
+    with one_thread():
+        checks = check(options.folder)
     print_checks(checks)
     return 0 if all(c.passed for c in checks) else 1
 
@@ -89,9 +93,11 @@ def run_sandbox_check(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> None:
     from adaptpo.demo import run_demo as demo
     from adaptpo.quiet import quiet_libraries
+    from adaptpo.sandbox.threads import one_thread
 
     quiet_libraries()
-    demo(options.out, options.seed)
+    with one_thread():
+        demo(options.out, options.seed)
 
 
 def build_parser() -> argparse.ArgumentParser:

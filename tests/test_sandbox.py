@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import is_conversational
 
 from adaptpo.annotation.function import import_function
 from adaptpo.build_method import build_method
@@ -19,7 +20,10 @@ from adaptpo.data import iter_examples, open_rows
 from adaptpo.errors import AnnotationError, ConfigError, RunError
 from adaptpo.quiet import quiet_libraries
 from adaptpo.sandbox.build import build
-from adaptpo.sandbox.check import agreements, check, gain
+from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, share
+from adaptpo.sandbox.data import answered, compared, preference_row
+from adaptpo.sandbox.fit import sft_dataset
+from adaptpo.sandbox.models import build_tokenizer
 from adaptpo.sandbox.world import (
     OPENERS,
     PROMPT_SPACE,
@@ -91,6 +95,26 @@ def test_better_writers_earn_more_and_style_matters() -> None:
     assert {reward_terms(PROMPT, f"{opener} apple .").opener for opener in OPENERS.values()} == {0.0, 1.0}
 
 
+def test_a_tenth_of_the_labels_is_wrong() -> None:
+    rng = random.Random(0)
+    authors = writers((0.2, 0.4, 0.6, 0.8), rng)
+    rows = [preference_row(a, authors, 0.1, rng) for a in answered(sample_prompts(4000, rng), authors, rng)]
+    assert fmean(row["flipped"] for row in rows) == pytest.approx(0.1, abs=0.02)
+
+
+def test_reward_pairs_use_each_response_once_and_leave_out_ties() -> None:
+    pairs = compared((PROMPT, [FLAWLESS, "here .", "here .", "here ."]), 0.0, random.Random(0))
+    assert pairs == [(PROMPT, FLAWLESS, "here .")]
+    assert compared((PROMPT, [FLAWLESS, "here ."]), 1.0, random.Random(0)) == [(PROMPT, "here .", FLAWLESS)]
+
+
+def test_policy_learns_the_response_and_its_end_alone() -> None:
+    tokenizer = build_tokenizer()
+    row = sft_dataset(tokenizer, [(PROMPT, [FLAWLESS])])[0]
+    learned = [id_ for id_, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if mask]
+    assert tokenizer.decode(learned) == f"{FLAWLESS} <eos>"
+
+
 SMALL = {"prompts": 64, "heldout": 24, "sft_epochs": 1}
 
 
@@ -122,6 +146,16 @@ def test_world_reads_as_preference_data_without_loss(world: Path) -> None:
         examples = list(iter_examples(open_rows(str(world / name))))
         assert len(examples) == count
         assert not any(isinstance(example, Dropped) for example in examples)
+
+
+def test_rows_are_of_trls_conversational_preference_format(world: Path) -> None:
+    row = rows_of(world, "train.jsonl")[0]
+    assert is_conversational(row)
+    assert [message["role"] for name in ("prompt", "chosen", "rejected") for message in row[name]] == [
+        "user",
+        "assistant",
+        "assistant",
+    ]
 
 
 def test_heldout_prompts_do_not_occur_in_training(world: Path) -> None:
@@ -159,12 +193,19 @@ def test_same_seed_gives_the_same_world(world: Path, tmp_path: Path) -> None:
 def test_too_small_a_world_and_no_world_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 16"):
         build(tmp_path, prompts=3)
+    with pytest.raises(ConfigError, match="ask for fewer"):
+        build(tmp_path, prompts=PROMPT_SPACE)
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        build(tmp_path, flipped=10)
     with pytest.raises(RunError, match="adaptpo sandbox build"):
         check(tmp_path)
 
 
 def test_checks_by_hand() -> None:
     assert agreements([0.0, 1.0, 1.0], [5.0, 6.0, 4.0]) == [1.0, 0.0]
+    assert best_above_worst([0.0, 0.5, 1.0], [5.0, 6.0, 4.0]) == [0.0]
+    assert best_above_worst([1.0, 1.0], [5.0, 6.0]) == []
+    assert share([]) == 0.0
     better, same = gain("g", [1.0, 1.2, 0.9], [0.0, 0.1, 0.0]), gain("g", [0.0, 1.0], [1.0, 0.0])
     assert better.passed and better.value == pytest.approx(1.0)
     assert not same.passed

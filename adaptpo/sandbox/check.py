@@ -24,6 +24,7 @@ from adaptpo.trainer import AlignmentTrainer
 from adaptpo.types import Prompt, Response
 
 AGREEMENT = 0.75
+EXTREMES = 0.9
 ROOM = 0.2
 RESPONSES = 8
 
@@ -57,9 +58,11 @@ def reward_model_checks(folder: Path) -> list[Check]:
     true = [true_reward([prompt] * RESPONSES, group) for prompt, group in zip(prompts, responses, strict=True)]
     predicted = predicted_rewards(folder, prompts, responses)
     pairs = [pair for t, p in zip(true, predicted, strict=True) for pair in agreements(t, p)]
+    extremes = [pair for t, p in zip(true, predicted, strict=True) for pair in best_above_worst(t, p)]
     mean = fmean(reward for group in true for reward in group)
     return [
-        Check("the reward model agrees with the true reward on on-policy pairs", fmean(pairs), AGREEMENT),
+        Check("the reward model agrees with the true reward on on-policy pairs", share(pairs), AGREEMENT),
+        Check(f"its best of {RESPONSES} responses is truly better than its worst", share(extremes), EXTREMES),
         Check("room above the SFT policy (1 - its true reward)", 1 - mean, ROOM),
     ]
 
@@ -90,6 +93,18 @@ def agreements(true: Sequence[float], predicted: Sequence[float]) -> list[float]
         for i, j in combinations(range(len(true)), 2)
         if true[i] != true[j]
     ]
+
+
+def best_above_worst(true: Sequence[float], predicted: Sequence[float]) -> list[float]:
+    """1 if the responses of highest and lowest predicted reward are in that order by the true one; [] for a tie."""
+    order = sorted(range(len(predicted)), key=predicted.__getitem__)
+    worst, best = true[order[0]], true[order[-1]]
+    return [] if best == worst else [float(best > worst)]
+
+
+def share(outcomes: Sequence[float]) -> float:
+    """Their mean; 0 where nothing could be compared."""
+    return fmean(outcomes) if outcomes else 0.0
 
 
 def training_checks(folder: Path) -> list[Check]:

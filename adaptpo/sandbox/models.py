@@ -73,19 +73,20 @@ def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrai
     """An untrained bidirectional classifier with one label, which pools over all tokens.
 
     Pooling by mean is what makes it useful: with last-token pooling a model of this size agrees with the truth hardly
-    better than chance on the policy's own responses.
+    better than chance on the policy's own responses. Weights drawn wider than the default's 0.02 make it learn sooner.
     """
     set_seed(seed)
     ids = _special_ids(tokenizer)
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
+        hidden_size=96,
+        intermediate_size=144,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         num_labels=1,
         classifier_pooling="mean",
+        initializer_range=0.06,
         cls_token_id=ids["bos_token_id"],
         sep_token_id=ids["eos_token_id"],
         **ids,

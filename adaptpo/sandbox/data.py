@@ -1,0 +1,88 @@
+"""The rows that a world's data files hold and that its two models are trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from adaptpo.sandbox.settings import WorldSettings
+from adaptpo.sandbox.world import assistant, parse_prompt, true_reward, user
+from adaptpo.sandbox.writers import Writer, corrupt
+
+STRONG_QUALITIES = (0.7, 1.0)
+
+Row = dict[str, Any]
+Answered = tuple[str, list[str]]
+"""A prompt with several responses."""
+
+
+def answered(prompts: Sequence[str], authors: Sequence[Writer], rng: random.Random) -> list[Answered]:
+    """Each prompt with one response of each author."""
+    return [(prompt, [author.respond(prompt, rng) for author in authors]) for prompt in prompts]
+
+
+def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
+    return true_reward([prompt] * len(responses), list(responses))
+
+
+def preference_row(item: Answered, authors: Sequence[Writer], flipped: float, rng: random.Random) -> Row:
+    """The best response by the true reward against a random other one; with probability `flipped` the wrong way.
+
+    TRL's conversational preference format with an explicit prompt, and where the pair comes from.
+    """
+    prompt, responses = item
+    rewards = true_rewards(prompt, responses)
+    best = max(range(len(responses)), key=rewards.__getitem__)
+    other = rng.choice([i for i in range(len(responses)) if i != best])
+    is_flipped = rng.random() < flipped
+    chosen, rejected = (other, best) if is_flipped else (best, other)
+    return {
+        "prompt": user(prompt),
+        "chosen": assistant(responses[chosen]),
+        "rejected": assistant(responses[rejected]),
+        "flipped": is_flipped,
+        "writer_chosen": authors[chosen].name,
+        "writer_rejected": authors[rejected].name,
+    }
+
+
+def sft_rows(prompts: Sequence[str], author: Writer, world: WorldSettings, rng: random.Random) -> list[Answered]:
+    """Each prompt with responses of low to middling quality, all in one writer's habits."""
+    low, high = world.sft_qualities
+
+    def respond(prompt: str) -> str:
+        return author.respond_with(rng.uniform(low, high), parse_prompt(prompt), rng)
+
+    return [(prompt, [respond(prompt) for _ in range(world.sft_responses)]) for prompt in prompts]
+
+
+def strong_responses(prompts: Sequence[str], authors: Sequence[Writer], rng: random.Random) -> list[Answered]:
+    """Each prompt with four responses better than what the authors usually write."""
+
+    def respond(prompt: str) -> str:
+        return rng.choice(authors).respond_with(rng.uniform(*STRONG_QUALITIES), parse_prompt(prompt), rng)
+
+    return [(prompt, [respond(prompt) for _ in range(4)]) for prompt in prompts]
+
+
+def corrupted_half(item: Answered, rng: random.Random) -> Answered:
+    """Every other response of the prompt with a few random edits."""
+    prompt, responses = item
+    return prompt, [corrupt(response, rng) if i % 2 == 0 else response for i, response in enumerate(responses)]
+
+
+def compared(item: Answered, flipped: float, rng: random.Random) -> list[tuple[str, str, str]]:
+    """`(prompt, better, worse)`: the responses in random couples, each response in one; ties are left out.
+
+    All pairs of the responses would train the reward model no better for the time that they take.
+    """
+    prompt, responses = item
+    order = rng.sample(list(responses), len(responses))
+    pairs = []
+    for left, right in zip(order[::2], order[1::2], strict=False):
+        rewards = true_rewards(prompt, (left, right))
+        if rewards[0] != rewards[1]:
+            left_wins = (rewards[0] > rewards[1]) != (rng.random() < flipped)
+            pairs.append((prompt, left, right) if left_wins else (prompt, right, left))
+    return pairs

@@ -1,0 +1,48 @@
+"""What a world is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptpo.errors import ConfigError
+from adaptpo.sandbox.world import PROMPT_SPACE
+
+TRUE_REWARD = "python:adaptpo.sandbox.world:true_reward"
+FEWEST_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """What a world is made of; kept in its `world.json`.
+
+    `prompts` and `heldout` count the rows of the two data files. `writer_qualities`: one offline writer each.
+    `flipped`: share of offline pairs whose label is wrong (held-out pairs have none). `sft_qualities`: range of quality
+    of the responses that the policy is first trained on, `sft_responses` of them per prompt. `reward_flipped`: share of
+    wrong labels among the reward model's pairs. Raises ConfigError for a world that cannot be.
+    """
+
+    prompts: int = 3000
+    heldout: int = 400
+    seed: int = 0
+    writer_qualities: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    flipped: float = 0.1
+    sft_responses: int = 3
+    sft_qualities: tuple[float, float] = (0.4, 0.7)
+    sft_epochs: float = 2
+    sft_learning_rate: float = 3e-3
+    reward_flipped: float = 0.05
+    reward_epochs: float = 3
+    reward_learning_rate: float = 2e-3
+    true_reward: str = TRUE_REWARD
+
+    def __post_init__(self) -> None:
+        if self.prompts < FEWEST_PROMPTS:
+            raise ConfigError(f"a sandbox needs at least {FEWEST_PROMPTS} prompts, {self.prompts} were asked for")
+        if self.heldout < 1:
+            raise ConfigError(f"a sandbox needs held-out prompts, heldout is {self.heldout}")
+        if self.prompts + self.heldout > PROMPT_SPACE:
+            raise ConfigError(
+                f"the world has {PROMPT_SPACE} prompts, {self.prompts} + {self.heldout} were asked for: ask for fewer"
+            )
+        if not (0 <= self.flipped <= 1 and 0 <= self.reward_flipped <= 1):
+            raise ConfigError("flipped and reward_flipped are shares: give numbers from 0 to 1")
