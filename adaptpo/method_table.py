@@ -25,7 +25,7 @@ def method_rows() -> list[dict[str, Any]]:
 def method_row(name: str) -> dict[str, Any]:
     method = METHODS[name]()
     text = inspect.getdoc(METHODS[name]) or ""
-    paper = re.search(r"Paper: (.*?)(?:\s[A-Z]\w+: |\n\n|\Z)", text, re.DOTALL)
+    paper = re.search(r"Paper: (.*?)(?:\sDeviations?: |\n\n|\Z)", text, re.DOTALL)
     return {
         "name": name,
         "summary": text.split("\n")[0],

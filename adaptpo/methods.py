@@ -51,8 +51,9 @@ def simpo(objective: Objective = SimPO()) -> Method:  # noqa: B008
 def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
     """Best against worst of K fresh responses to every prompt; the reference is the recipe's choice.
 
-    Paper: the "Online DPO" row of the MetaAPO paper (B.3). Deviation: there the reference follows the policy after
-    each iteration; here that is `reference: previous`, and the default is the initial model, as for MetaAPO.
+    Paper: Xiong et al., 2023, as described in B.3 of the MetaAPO paper.
+    Deviation: there the reference follows the policy after each iteration; here that is `reference: previous`, and
+    the default is the initial model, as for MetaAPO.
     """
     return Method(SelectAll(), Online(num_generations), objective, Uniform(), warmup_epochs=1)
 
@@ -69,7 +70,7 @@ def metaapo(
 ) -> Method:
     """MetaAPO: a meta-learner picks the prompts to generate for and blends offline and online loss per prompt.
 
-    Paper: Yang et al., "Alignment through Meta-Weighted Online Sampling", Algorithm 1, Eqs. 4-6, Table 3.
+    Paper: Yang et al., 2025 (MetaAPO), Algorithm 1, Eqs. 4-6, Table 3.
     Deviations: the meta-learner starts from random instead of constant weights (`constant_fill` restores the
     constant), scores carry beta as in Eq. 4 (`unscaled` drops it, as the released code does), prompts whose fresh
     responses are all equal leave the iteration, and the learner sees the scores of the training forward passes.
@@ -94,6 +95,6 @@ def metaapo_simpo(
 ) -> Method:
     """MetaAPO on the SimPO objective: scores by Eq. A.9, no reference and no warm-up.
 
-    Paper: the MetaAPO paper, A.3 and C.2.
+    Paper: Yang et al., 2025 (MetaAPO), A.3 and C.2.
     """
     return metaapo(objective, num_generations, learning_rate, update_interval)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adaptpo.progress import progress_bar
 from adaptpo.sandbox.world import user
 
 MAX_NEW_TOKENS = 32
@@ -27,10 +27,12 @@ def sample_responses(
     Deterministic for a given seed; torch's global random state is left as it was.
     """
     step = max(1, batch_rows // per_prompt)
-    starts = tqdm(range(0, len(prompts), step), desc="sampling", disable=not progress)
-    with torch.random.fork_rng():
+    batches = []
+    with torch.random.fork_rng(), progress_bar("sandbox: samples", len(prompts), "prompt", progress) as bar:
         torch.manual_seed(seed)
-        batches = [_sample_batch(model, tokenizer, prompts[i : i + step], per_prompt) for i in starts]
+        for start in range(0, len(prompts), step):
+            batches.append(_sample_batch(model, tokenizer, prompts[start : start + step], per_prompt))
+            bar.update(len(prompts[start : start + step]))
     return [responses for batch in batches for responses in batch]
 
 
