@@ -112,8 +112,12 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary)
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    return pq.read_table(path, columns=columns).to_pylist()
+def read_rows(
+    path: Path, columns: list[str] | None = None, where: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, or those whose columns have the values of `where`."""
+    filters = [(name, "=", value) for name, value in where.items()] if where else None
+    return pq.read_table(path, columns=columns, filters=filters).to_pylist()
 
 
 def cut_torn_line(file: BinaryIO) -> None:

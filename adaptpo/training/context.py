@@ -192,8 +192,8 @@ class Context:
 
     def offline(self, part: int | None = None) -> list[PromptedPair]:
         """The tokenized offline pairs of one part, or of all."""
-        rows = read_rows(self.run.path / "data" / "offline.parquet")
-        return [read_offline(row) for row in rows if part is None or row["part"] == part]
+        where = None if part is None else {"part": part}
+        return [read_offline(row) for row in read_rows(self.run.path / "data" / "offline.parquet", where=where)]
 
     def reference_logps(self, folder: str) -> dict[tuple[int, str], tuple[float, float]]:
         """Kept log-probs of (chosen, rejected) by (prompt id, source)."""

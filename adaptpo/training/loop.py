@@ -37,6 +37,8 @@ NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin")
 
 def align(context: Context) -> Path:
     """Run every phase that is not done yet; returns the folder of the aligned model."""
+    if context.run.done("final"):
+        return context.run.path / "final"
     refuse_impossible(context)
     context.method.reset(context.config.seed)
     snapshot(context, "start")
