@@ -15,7 +15,7 @@ Align a model as a recipe says. One YAML file is one run. A run that was interru
 same command is started again.
 
   adaptpo train recipe.yaml
-  adaptpo train recipe.yaml --set method=online_dpo --set output_dir=runs/online
+  adaptpo train recipe.yaml --set method.name=online_dpo --set output_dir=runs/online
   adaptpo train recipe.yaml --set training.learning_rate=1.0e-6 --set generation.num_generations=4
 """
 METHODS_HELP = "Print every named method with its four choices: selection, pairing, objective, weighting."

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptpo.methods import METHODS
+from adaptpo.objectives import OBJECTIVES
 from adaptpo.pairing import PAIRINGS
 from adaptpo.selection import SELECTIONS
 from adaptpo.weighting import WEIGHTINGS
@@ -36,13 +37,17 @@ def method_row(name: str) -> dict[str, Any]:
 
 
 def axis_names(name: str) -> list[str]:
-    """The choices of a method by their names in the axes' tables, the objective with its settings."""
+    """The choices of a method by their names in the axes' tables."""
     method = METHODS[name]()
-    tables = ((method.selection, SELECTIONS), (method.pairing, PAIRINGS), (method.weighting, WEIGHTINGS))
-    selection, pairing, weighting = (
-        next((key for key, kind in table.items() if type(choice) is kind), repr(choice)) for choice, table in tables
+    tables = (
+        (method.selection, SELECTIONS),
+        (method.pairing, PAIRINGS),
+        (method.objective, OBJECTIVES),
+        (method.weighting, WEIGHTINGS),
     )
-    return [selection, pairing, repr(method.objective), weighting]
+    return [
+        next((key for key, kind in table.items() if type(choice) is kind), repr(choice)) for choice, table in tables
+    ]
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
@@ -50,7 +55,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = Console()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("method", "selection", "pairing", "objective", "weighting"):
         table.add_column(title, overflow="fold")
     for row in rows:

@@ -29,9 +29,25 @@ SHOWN = {
 }
 
 
-def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
+def say(context: Context, text: str) -> None:
     if context.config.show_progress:
-        tqdm.write(f"{phase}: {describe(facts)}")
+        tqdm.write(text)
+
+
+def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
+    say(context, f"{phase}: {describe(facts)}")
+    if phase.endswith("/train"):
+        for warning in warnings(facts):
+            say(context, f"  warning: {warning}")
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What a finished iteration failed to do, although nothing failed."""
+    if facts["prompts"] == 0:
+        return ["no prompt had a pair to train on, so the policy is as before; dropped.jsonl says why"]
+    if facts.get("learner_updates") == 0:
+        return ["the meta-learner was not updated: fewer steps than meta.update_interval"]
+    return []
 
 
 def describe(facts: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def quiet() -> None:
 
 
 def build(name: str) -> Method:
-    settings = {"num_generations": 3, "update_interval": 2} if name.startswith("metaapo") else {}
-    return METHODS[name](**settings)
+    settings = {"num_generations": 3, "update_interval": 2}
+    taken = inspect.signature(METHODS[name]).parameters
+    return METHODS[name](**{key: value for key, value in settings.items() if key in taken})
 
 
 def align(policy: str, out: Path, method: Method, rows: int = 12, **settings: Any) -> Path:

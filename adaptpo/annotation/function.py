@@ -75,8 +75,8 @@ class FunctionAnnotator:
         except Exception as error:
             raise AnnotationError(
                 f"reward function '{self.name}' raised {type(error).__name__}: {error} "
-                f"(prompts {requests[0][0].id} to {requests[-1][0].id}). Start the same command again when what it "
-                "needs is there; a function that must be changed itself needs another output_dir"
+                f"(prompts {requests[0][0].id} to {requests[-1][0].id}); mend it and start the same command again. "
+                "Rewards that are written already stay"
             ) from error
 
     def _valid(self, value: Any, request: Request) -> float | None:

@@ -25,16 +25,16 @@ def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pr
         model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load a reward model from '{path}': {first_line(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"the model at '{path}' is no trained reward model: it holds no {', '.join(missing[:3])}; "
+            "give the folder of a trained reward model, or set reward: train"
+        )
     if model.config.num_labels != 1:
         raise ModelError(
             f"the model at '{path}' has {model.config.num_labels} labels; a reward model has one "
             "(AutoModelForSequenceClassification with num_labels=1). For a classifier, write a Python function that "
             "turns its logits into a reward: reward: python:module:function"
-        )
-    if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(
-            f"the model at '{path}' is no trained reward model: it holds no {', '.join(missing[:3])}; "
-            "give the folder of a trained reward model, or set reward: train"
         )
     tokenizer = load_tokenizer(path)
     check_tokenizer_fits(tokenizer, model.config)

@@ -109,7 +109,7 @@ class Context:
         }
         try:
             return TrainingArguments(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"training: {first_line(error)}") from error
 
     @cached_property

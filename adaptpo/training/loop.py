@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, Trainer
+from transformers.integrations import get_reporting_integration_callbacks
 
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.files import whole_folder, write_json
 from adaptpo.model_card import model_card
-from adaptpo.progress import announce
+from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.context import Context
+from adaptpo.training.models import first_line
 from adaptpo.training.phases.evaluate import evaluate_policy
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
@@ -38,6 +40,7 @@ NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin")
 def align(context: Context) -> Path:
     """Run every phase that is not done yet; returns the folder of the aligned model."""
     if context.run.done("final"):
+        say(context, f"{context.run.path} is finished already")
         return context.run.path / "final"
     refuse_impossible(context)
     context.method.reset(context.config.seed)
@@ -140,7 +143,23 @@ def refuse_impossible(context: Context) -> None:
     config = AutoConfig.from_pretrained(context.initial)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
+    check_training(context)
     check_reward(context)
+
+
+def check_training(context: Context) -> None:
+    """Trackers, optimizer and adapter, which would otherwise be missed only when training starts."""
+    args = context.inference_arguments
+    if args.per_device_train_batch_size < 1:
+        raise ConfigError("training.per_device_train_batch_size counts prompts; set it to 1 or more")
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"training: {first_line(error)}") from error
+    if context.config.peft is not None:
+        context.policy(context.initial)
 
 
 def check_lengths(context: Context, model_config: Any) -> None:

@@ -38,7 +38,7 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
     arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(path, **arguments)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"cannot load a causal language model from '{path}': {first_line(error)}\n"
             "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach, and check "

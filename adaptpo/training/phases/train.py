@@ -55,6 +55,7 @@ def train(
     log_phase = phase if warmup else f"{phase}/train"
     overrides = {"num_train_epochs": context.warmup_epochs} if warmup else {}
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
+    updates_before = context.method.metrics().get("meta/updates", 0.0)
     trainer = PreferenceTrainer(
         model=trainable(context, policy, recomputes_activations(args)),
         args=args,
@@ -70,7 +71,9 @@ def train(
     with whole_folder(context.run.path / phase / "checkpoint") as folder:
         trainer.save_model(str(folder))
         save_method(context.method, folder)
-    return {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
+    summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
+    updates = trainer.method.metrics().get("meta/updates")
+    return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
 
 
 def recomputes_activations(args: TrainingArguments) -> bool:
