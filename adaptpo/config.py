@@ -23,6 +23,7 @@ OWNED_TRAINING_ARGUMENTS = {
     "save_total_limit": "a run keeps its last complete checkpoint",
     "remove_unused_columns": "batches are made from prompt groups",
     "load_best_model_at_end": "an iteration ends with its last step",
+    "per_device_eval_batch_size": "set max_tokens_per_batch of the recipe",
     "disable_tqdm": "set show_progress of the recipe",
     "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
 }
@@ -59,13 +60,20 @@ class EvalDataSettings(DataSettings):
 
 
 class GenerationSettings(Settings):
-    """Sampling of fresh responses. `batch_size` counts prompts; `top_k` 0 is off; `temperature` 0 is greedy."""
+    """Sampling of fresh responses. `top_k` 0 is off; `temperature` 0 is greedy. `batch_size` counts prompts; None takes
+    as many as fit into `memory_gb` (None: 40 % of an accelerator's memory, 1 GiB on a CPU)."""
 
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     max_new_tokens: int = Field(512, gt=0)
-    batch_size: int = Field(8, gt=0)
+    batch_size: int | None = Field(None, gt=0)
+    memory_gb: float | None = Field(None, gt=0)
+
+    @property
+    def memory(self) -> int | None:
+        """`memory_gb` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 2**30)
 
 
 class AlignmentConfig(Settings):
@@ -76,7 +84,9 @@ class AlignmentConfig(Settings):
     the iteration. Prompts longer than `max_prompt_length` tokens are left out and recorded; responses longer than
     `max_completion_length` (None: `generation.max_new_tokens`) are cut and counted. `training` takes any field of
     transformers' `TrainingArguments`, `reward_training` any field of TRL's `RewardConfig`, `peft` any field of peft's
-    `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`. `shard_size` prompts are scored, generated or
+    `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`. `max_tokens_per_batch`: the most tokens of one
+    forward pass, padding included; a batch of more is computed in several passes, prompt groups whole, with the same
+    result. `shard_size` prompts are scored, generated or
     annotated between two files; a kill costs at most one.
     """
 
@@ -91,6 +101,7 @@ class AlignmentConfig(Settings):
     reward_training: dict[str, Any] = {}
     peft: dict[str, Any] | None = None
     model_init_kwargs: dict[str, Any] = {}
+    max_tokens_per_batch: int = Field(16384, gt=0)
     shard_size: int = Field(64, gt=0)
     seed: int = Field(0, ge=0)
     show_progress: bool = True

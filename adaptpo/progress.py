@@ -22,6 +22,8 @@ SHOWN = {
     "pairs": "{} pairs",
     "no_pair": "{} prompts without a pair",
     "too_long": "{} too long for the reward model",
+    "rows": "{} rows",
+    "reason": "{}",
     "steps": "{} steps",
     "score_mean": "mean score {:.3f}",
     "reward/mean": "reward {:.3f}",

@@ -107,7 +107,7 @@ class AlignmentTrainer:
             method=self.method,
             initial=initial,
             reward=reward,
-            rows=rows,
+            data_rows=rows,
             eval_rows=self.eval_data.rows() if self.eval_data else None,
             max_eval_prompts=self.max_eval_prompts,
             text_format=self.data.text_format,

@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     model, tokenizer = load_causal_lm(options.policy, {}), load_tokenizer(options.policy)
-    arguments = TrainingArguments(output_dir="unused", use_cpu=True, per_device_eval_batch_size=16, report_to="none")
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
     for outputs in options.outputs:
         reasons: Counter[str] = Counter()
         items = list(pairs(outputs, options.baseline, tokenizer, reasons))

@@ -88,7 +88,7 @@ def test_response_after_one_prompt_token_by_hand() -> None:
     table = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 
     class Bigram(nn.Module):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
             return SimpleNamespace(logits=table[input_ids])
 
     one = random_groups(1, sources=("offline",))[0]
@@ -112,12 +112,11 @@ class WithoutOptions(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = True) -> Any:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+    def forward(self, input_ids: Tensor, use_cache: bool = True) -> Any:
+        return self.model(input_ids=input_ids, use_cache=use_cache)
 
 
 def test_model_without_logits_to_keep_and_position_ids(groups: list[PromptGroup], batch: Batch) -> None:
-    """Rotary positions are relative, so that left padding without position ids changes nothing."""
     model = sharpened(tiny_model(TOKENIZER))
     plain = WithoutOptions(model)
     assert not accepted_arguments(plain) & {"logits_to_keep", "position_ids"}
@@ -147,8 +146,8 @@ class PackedLogits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = True) -> Any:
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+    def forward(self, input_ids: Tensor, use_cache: bool = True) -> Any:
+        output = self.model(input_ids=input_ids, use_cache=use_cache)
         return SimpleNamespace(logits=output.logits.bfloat16())
 
 
@@ -178,10 +177,10 @@ def test_log_softmax_and_sum_are_not_computed_in_bfloat16() -> None:
     model = PackedLogits(tiny_model(TOKENIZER).eval())
     with torch.no_grad():
         sums, _ = response_logps(model, batch)
-        logits = model(batch["input_ids"], batch["attention_mask"]).logits
-    width, targets = 60, batch["input_ids"][:, -60:, None]
-    exact = logits[:, -width - 1 : -1].double().log_softmax(-1).gather(-1, targets)[..., 0].sum(1)
-    rough = logits[:, -width - 1 : -1].log_softmax(-1).gather(-1, targets)[..., 0].sum(1)
+        logits = model(batch["input_ids"]).logits[:, batch["columns"]]
+    targets, mask = batch["targets"][..., None], batch["target_mask"]
+    exact = (logits.double().log_softmax(-1).gather(-1, targets)[..., 0] * mask).sum(1)
+    rough = (logits.log_softmax(-1).gather(-1, targets)[..., 0] * mask).sum(1)
     assert sums.dtype == torch.float32
     assert (sums - exact).abs().max() < 1e-3
     assert (rough - exact).abs().max() > 0.5

@@ -33,6 +33,36 @@ def expands_cache(model: Any) -> bool:
     return not stateful and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
 
 
+def default_memory() -> int:
+    """Bytes that a batch may take: 40 % of an accelerator's memory, beside the model; 1 GiB on a CPU.
+
+    Of all the memory and not of what happens to be free, so that a resumed run makes the same batches.
+    """
+    if torch.cuda.is_available():
+        return int(0.4 * torch.cuda.get_device_properties(0).total_memory)
+    return 2**30
+
+
+def row_bytes(model: nn.Module, tokens: int) -> int:
+    """Bytes of one response row of that many tokens: its cache, twice while a step extends it, and the float32 and
+    float64 copies of its next-token distribution."""
+    config: Any = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    itemsize = next(model.parameters()).element_size()
+    return 2 * tokens * config.num_hidden_layers * 2 * heads * width * itemsize + 32 * config.vocab_size
+
+
+def prompt_batches(costs: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices sorted by cost, in batches whose size times the largest cost is at most `limit` (or of one prompt)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(costs)), key=lambda i: costs[i]):
+        if not batches or (len(batches[-1]) + 1) * costs[index] > limit:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
 def logits_warpers(sampling: Sampling) -> LogitsProcessorList:
     """In the order of transformers' `generate`."""
     warpers = LogitsProcessorList()
@@ -148,7 +178,8 @@ class TransformersGenerator:
     """Samples from a transformers causal language model in this process.
 
     The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts;
-    `precision` makes the context that the model runs in, such as autocast.
+    None takes as many as fit into `memory` bytes. `precision` makes the context that the model runs in, such as
+    autocast.
     """
 
     def __init__(
@@ -156,23 +187,21 @@ class TransformersGenerator:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
-        batch_size: int = 8,
+        batch_size: int | None = None,
+        memory: int | None = None,
         precision: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.precision = precision
         self.model, self.tokenizer = model, tokenizer
-        self.sampling, self.batch_size = sampling, batch_size
+        self.sampling, self.batch_size, self.memory = sampling, batch_size, memory or default_memory()
         self.expands_cache = expands_cache(model)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
         was_training = self.model.training
         self.model.eval()
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-        size = self.batch_size if self.expands_cache else 1
         responses: dict[int, list[Response]] = {}
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+        for batch in self.batches(prompts, count):
             uniforms = uniform_draws([seeds[i] for i in batch], count, self.sampling.max_new_tokens)
             with self.precision():
                 tokens = decode(self._rows([prompts[i] for i in batch], count), self.sampling, uniforms)
@@ -180,6 +209,17 @@ class TransformersGenerator:
             responses |= {index: outputs[n * count : (n + 1) * count] for n, index in enumerate(batch)}
         self.model.train(was_training)
         return [responses[i] for i in range(len(prompts))]
+
+    def batches(self, prompts: Sequence[Prompt], count: int) -> list[list[int]]:
+        """Indices of the prompts that are sampled together, sorted by length."""
+        lengths = [len(prompt.ids) for prompt in prompts]
+        if not self.expands_cache:
+            return [[index] for index in range(len(prompts))]
+        if self.batch_size is None:
+            new = self.sampling.max_new_tokens
+            return prompt_batches([count * row_bytes(self.model, length + new) for length in lengths], self.memory)
+        order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def _rows(self, prompts: Sequence[Prompt], count: int) -> DecodingRows | UncachedRows:
         if self.expands_cache:

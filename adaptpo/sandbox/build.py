@@ -107,12 +107,10 @@ def recipe(out: Path, world: WorldSettings) -> dict[str, Any]:
             "temperature": 1.0,
             "top_p": 1.0,
             "max_new_tokens": MAX_NEW_TOKENS,
-            "batch_size": 64,
         },
         "training": {
             "learning_rate": 2.0e-4,
             "per_device_train_batch_size": 16,
-            "per_device_eval_batch_size": 64,
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
             "warmup_steps": 10,

@@ -1,17 +1,26 @@
-"""From prompt groups to padded tensors."""
+"""From prompt groups to the tensors of a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptpo.learner import SOURCES, PairBatch
-from adaptpo.types import PreferencePair, PromptGroup, Response
+from adaptpo.shared_prompt.layout import positions, shared_prompts
+from adaptpo.training.rows import PADDED, Rows, token_batches
+from adaptpo.types import PreferencePair, PromptGroup
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors, and the `SharedPrompts` of a row with shared prompts.
+
+`input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
+tokens that they predict; `target_mask` [rows, c], where there is one; `response_mask` [n, longest], which tokens
+each of the n responses has. The mask's true places in reading order are those of `response_mask`.
+"""
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
@@ -24,19 +33,61 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return padded
 
 
-def collate_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Prompts padded on the left and responses on the right, so that all responses start in the same column.
+def token_mask(lengths: Sequence[int]) -> Tensor:
+    """[rows, longest] bool, true where a row has a token."""
+    counts = torch.tensor(lengths)
+    return torch.arange(int(counts.max())) < counts[:, None]
 
-    Returns `input_ids`, `attention_mask` and `position_ids` [rows, P + R], and `response_mask` [rows, R].
+
+def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """One row a response, padded on the right.
+
+    No token sees what is behind it, so that no mask is needed, and models that ignore masks are exact as well.
     """
-    ones = [[[1] * len(row) for row in side] for side in (prompts, responses)]
-    response_mask = pad(ones[1], 0)
-    attention_mask = torch.cat([pad(ones[0], 0, left=True), response_mask], dim=1)
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    input_ids = pad(rows, pad_id)
+    columns = torch.arange(min(map(len, prompts)) - 1, input_ids.shape[1] - 1)
+    first = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
+    lengths = [len(response) for response in responses]
     return {
-        "input_ids": torch.cat([pad(prompts, pad_id, left=True), pad(responses, pad_id)], dim=1),
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-        "response_mask": response_mask,
+        "input_ids": input_ids,
+        "columns": columns,
+        "targets": input_ids[:, columns + 1],
+        "target_mask": (columns >= first) & (columns < first + torch.tensor(lengths)[:, None]),
+        "response_mask": token_mask(lengths),
+    }
+
+
+def shared_rows(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], prompt_of: Sequence[int]
+) -> Batch:
+    """One row `[prompt | response | response | ... | prompt | ...]`; response i follows `prompts[prompt_of[i]]`.
+
+    A response's last token predicts nothing and is not in the row.
+    """
+    members: list[list[int]] = [[] for _ in prompts]
+    for index, prompt in enumerate(prompt_of):
+        members[prompt].append(index)
+    lengths = [[len(responses[i]) - 1 for i in inside] for inside in members]
+    tokens: list[int] = []
+    predictors: dict[int, list[int]] = {}
+    for ids, inside in zip(prompts, members, strict=True):
+        tokens += ids
+        last = len(tokens) - 1
+        for index in inside:
+            start = len(tokens)
+            tokens += responses[index][:-1]
+            predictors[index] = [last, *range(start, len(tokens))]
+    prompt_lengths = [len(prompt) for prompt in prompts]
+    targets = torch.tensor([[token for response in responses for token in response]])
+    return {
+        "input_ids": torch.tensor([tokens]),
+        "position_ids": positions(prompt_lengths, lengths)[None],
+        "shared_prompts": shared_prompts(prompt_lengths, lengths),
+        "columns": torch.tensor([column for i in range(len(responses)) for column in predictors[i]]),
+        "targets": targets,
+        "target_mask": torch.ones_like(targets, dtype=torch.bool),
+        "response_mask": token_mask([len(response) for response in responses]),
     }
 
 
@@ -51,18 +102,18 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
 
 @dataclass(frozen=True)
 class GroupCollator:
-    """Turns whole prompt groups into one batch: rows are all chosen responses, then all rejected ones."""
+    """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones."""
 
     pad_id: int
+    rows: Rows = PADDED
 
     def __call__(self, groups: Sequence[PromptGroup]) -> Batch:
         members = [(index, group, pair) for index, group in enumerate(groups) for pair in group.pairs]
         pairs = [pair for _, _, pair in members]
-        prompts = [group.prompt.ids for _, group, _ in members]
-        responses: list[Response] = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
         nan = float("nan")
         return {
-            **collate_rows(prompts * 2, [response.ids for response in responses], self.pad_id),
+            **self._rows([group.prompt.ids for group in groups], responses, [index for index, _, _ in members] * 2),
             **reference_tensors(pairs),
             "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),
             "group": torch.tensor([index for index, _, _ in members]),
@@ -70,6 +121,15 @@ class GroupCollator:
             "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
             "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
         }
+
+    def _rows(self, prompts: Sequence[list[int]], responses: Sequence[list[int]], prompt_of: Sequence[int]) -> Batch:
+        if self.rows.shared_prompts:
+            return shared_rows(prompts, responses, prompt_of)
+        return padded_rows([prompts[i] for i in prompt_of], responses, self.pad_id)
+
+    def batches(self, groups: Sequence[PromptGroup]) -> list[Batch]:
+        """Batches of whole groups within `rows.max_tokens`."""
+        return [self([groups[i] for i in indices]) for indices in token_batches(groups, self.rows)]
 
 
 def pair_batch(batch: Batch, margin: Tensor) -> PairBatch:

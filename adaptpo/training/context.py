@@ -25,9 +25,11 @@ from adaptpo.method import Method
 from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
+from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.tokenization import stop_token_ids
 from adaptpo.training.models import first_line, is_adapter, load_causal_lm, load_policy, load_tokenizer
 from adaptpo.training.passes import PromptedPair
+from adaptpo.training.rows import Rows
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-7,
@@ -67,7 +69,7 @@ class Context:
     method: Method
     initial: str
     reward: str | RewardFunction | None
-    rows: Iterable[dict[str, Any]]
+    data_rows: Iterable[dict[str, Any]]
     eval_rows: Iterable[dict[str, Any]] | None = None
     max_eval_prompts: int = 256
     text_format: Literal["auto", "messages", "text"] = "auto"
@@ -146,10 +148,23 @@ class Context:
             generation_config = None
         return stop_token_ids(self.tokenizer, generation_config)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products: that of mixed precision, else that of the weights."""
+        if self.inference_arguments.bf16 or self.inference_arguments.fp16:
+            return torch.bfloat16 if self.inference_arguments.bf16 else torch.float16
+        return next(self.policy(self.initial).parameters()).dtype
+
+    @property
+    def rows(self) -> Rows:
+        """How log-probs are computed: what the self-check at the run's start found, for all of the run."""
+        found = self.run.state["phases"]["check"]
+        return Rows(found["rows"] == "shared", found["chunked_head"], self.config.max_tokens_per_batch)
+
     # Models
 
     def policy(self, path: str) -> nn.Module:
-        return self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path)))
+        return self._sharing(self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path))))
 
     def _load_policy(self, path: str) -> nn.Module:
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
@@ -160,7 +175,12 @@ class Context:
         if is_adapter(path) and path != self.initial:
             return self.policy(path)
         options = self.config.model_init_kwargs
-        return self.slot.get(("reference", path), lambda: self._placed(load_causal_lm(path, options)))
+        return self._sharing(self.slot.get(("reference", path), lambda: self._placed(load_causal_lm(path, options))))
+
+    def _sharing(self, model: nn.Module) -> nn.Module:
+        if self.run.done("check") and self.rows.shared_prompts:
+            share_prompts(model)
+        return model
 
     def take_policy(self, path: str) -> nn.Module:
         """The policy for training, which changes it: the slot forgets it."""
@@ -186,7 +206,7 @@ class Context:
 
     def _load_annotator(self, path: str) -> RewardModelAnnotator:
         model, tokenizer = load_reward_model(path, {})
-        return RewardModelAnnotator(self._placed(model), tokenizer)
+        return RewardModelAnnotator(model.to(self.inference_arguments.device), tokenizer)
 
     # Data
 

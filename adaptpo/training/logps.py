@@ -3,49 +3,107 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
 
 from adaptpo.objectives import PairLogps
+from adaptpo.shared_prompt.attention import base_model, forward_arguments
 from adaptpo.training.collate import Batch
+
+LOGIT_BYTES = 2**28
+"""Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""
 
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(base.forward).parameters)
+    return frozenset(inspect.signature(base_model(model).forward).parameters)
 
 
-def unwrapped(model: Any) -> Any:
-    return model.module if hasattr(model, "module") else model
+def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    arguments = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "shared_prompts" in batch:
+        arguments |= forward_arguments(batch["shared_prompts"], batch["position_ids"])
+    if "logits_to_keep" in accepted_arguments(model):
+        arguments["logits_to_keep"] = batch["columns"]
+    return arguments
 
 
-def response_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probs summed over response tokens (nats) and token counts, both [rows].
+def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs of `targets` [...] under `logits` [..., vocabulary], in float32 at least."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return log_softmax(wide, dim=-1).gather(-1, targets[..., None])[..., 0]
+
+
+def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probs of all response tokens [tokens], from the model's own logits."""
+    arguments = model_arguments(model, batch)
+    logits = model(**arguments).logits
+    if "logits_to_keep" not in arguments:
+        logits = logits[:, batch["columns"]]
+    return chosen_logps(logits, batch["targets"])[batch["target_mask"]]
+
+
+@contextmanager
+def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the hidden states that reach the language-model head, which computes one position of them only."""
+    inputs: list[Tensor] = []
+
+    def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        inputs.append(arguments[0])
+        return (arguments[0][:, :1],)
+
+    handle = head.register_forward_pre_hook(collect)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
+    """The same as `whole_logps` with logits of `size` tokens at a time, for models whose logits are the head's."""
+    head = base_model(model).get_output_embeddings()
+    with head_inputs(head) as inputs:
+        model(**model_arguments(model, batch))
+    hidden, targets = inputs[0][batch["target_mask"]], batch["targets"][batch["target_mask"]]
+
+    def logps(states: Tensor, tokens: Tensor) -> Tensor:
+        return chosen_logps(head(states), tokens)
+
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
+
+
+def chunk_size(model: nn.Module, batch: Batch) -> int | None:
+    """Tokens per chunk of the head; None where all logits fit into the budget."""
+    row = 4 * base_model(model).config.get_text_config().vocab_size
+    return max(1, LOGIT_BYTES // row) if batch["targets"].numel() * row > LOGIT_BYTES else None
+
+
+def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Tensor:
+    """log pi(token | prompt, tokens before), [n, longest] in nats, 0 behind the end of a response.
 
     The language-model head runs on response positions only where the model knows `logits_to_keep`. Log-softmax and
     sum are computed in float32 at least, whatever the model's dtype: in bfloat16 they are off by more than a nat.
     """
+    size = chunk_size(model, batch) if chunked_head else None
+    logps = whole_logps(model, batch) if size is None else chunked_logps(model, batch, size)
     mask = batch["response_mask"]
-    width = mask.shape[1]
-    arguments: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    accepted = accepted_arguments(unwrapped(model))
-    if "position_ids" in accepted:
-        arguments["position_ids"] = batch["position_ids"]
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = width + 1
-    logits = model(**arguments, use_cache=False).logits[:, -width - 1 : -1]
-    targets = batch["input_ids"][:, -width:]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    token_logps = log_softmax(wide, dim=-1).gather(-1, targets[..., None])[..., 0]
-    return torch.where(mask.bool(), token_logps, 0.0).sum(dim=1), mask.sum(dim=1)
+    return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
 
 
-def pair_logps(model: nn.Module, batch: Batch) -> PairLogps:
+def response_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probs summed over response tokens (nats) and token counts, both [n]."""
+    return token_logps(model, batch, chunked_head).sum(dim=1), batch["response_mask"].sum(dim=1)
+
+
+def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> PairLogps:
     """`PairLogps` of a collated batch of groups, with the kept reference log-probs where the batch carries them."""
-    sums, tokens = response_logps(model, batch)
+    sums, tokens = response_logps(model, batch, chunked_head)
     chosen, rejected = sums.chunk(2)
     chosen_tokens, rejected_tokens = tokens.chunk(2)
     return PairLogps(

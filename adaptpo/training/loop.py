@@ -19,6 +19,7 @@ from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.context import Context
 from adaptpo.training.models import first_line
+from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
@@ -59,6 +60,7 @@ def align(context: Context) -> Path:
 
 def prepare(context: Context) -> None:
     do(context, "data", partial(prepare_data, context))
+    do(context, "check", partial(check_model, context))
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from adaptpo.objectives import PairLogps
 from adaptpo.training.collate import Batch, GroupCollator
 from adaptpo.training.logps import pair_logps
+from adaptpo.training.rows import PADDED, Rows, token_batches
 from adaptpo.types import PreferencePair, Prompt, PromptGroup
 
 PromptedPair = tuple[Prompt, PreferencePair]
@@ -24,35 +25,26 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
     return nullcontext()
 
 
-def token_count(item: PromptedPair) -> int:
-    prompt, pair = item
-    return len(prompt.ids) + max(len(pair.chosen.ids), len(pair.rejected.ids))
-
-
-def length_sorted(items: Sequence[PromptedPair], size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(items)), key=lambda i: token_count(items[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
 @torch.inference_mode()
-def evaluate_pairs(model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments) -> PairLogps:
+def evaluate_pairs(
+    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: Rows = PADDED
+) -> PairLogps:
     """`PairLogps` of n pairs under a model, float32 on the CPU, in the order of `items`.
 
-    `args.per_device_eval_batch_size` pairs are computed at once, sorted by length.
+    Computed in batches of similar length within `rows.max_tokens`.
     """
     model.eval()
-    collate = GroupCollator(pad_id)
+    collate = GroupCollator(pad_id, rows)
+    groups = [PromptGroup(prompt=prompt, pairs=(pair,)) for prompt, pair in items]
     columns: list[Tensor] = []
     order: list[int] = []
-    for indices in length_sorted(items, args.per_device_eval_batch_size):
-        groups = [PromptGroup(prompt=items[i][0], pairs=(items[i][1],)) for i in indices]
+    for indices in token_batches(groups, rows):
         with autocast(args):
-            logps = pair_logps(model, to_device(collate(groups), args.device))
+            logps = pair_logps(model, to_device(collate([groups[i] for i in indices]), args.device), rows.chunked_head)
         columns.append(as_matrix(logps))
         order += indices
     matrix = torch.cat(columns) if columns else torch.zeros(0, 6)

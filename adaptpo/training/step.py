@@ -24,12 +24,14 @@ class Step:
     metrics: dict[str, float]
 
 
-def preference_step(model: nn.Module, batch: Batch, method: Method, num_prompts: int | Tensor) -> Step:
+def preference_step(
+    model: nn.Module, batch: Batch, method: Method, num_prompts: int | Tensor, chunked_head: bool = False
+) -> Step:
     """The weighted loss of a micro-batch of whole groups: `sum_i weight_i * loss_i / num_prompts` (Eq. 5).
 
     `num_prompts` is the number of prompts of the whole optimizer step, over all micro-batches (and ranks).
     """
-    logps = pair_logps(model, batch)
+    logps = pair_logps(model, batch, chunked_head)
     losses = method.objective.loss(logps)
     pairs = pair_batch(batch, method.objective.margin(logps))
     weights = method.weighting.weights(pairs).detach()

@@ -23,6 +23,7 @@ from adaptpo.method import Method
 from adaptpo.run import RunDirectory
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.collate import Batch, GroupCollator, count_prompts
+from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import Step, preference_step
 from adaptpo.types import PromptGroup
 
@@ -65,8 +66,10 @@ class MeanMetrics:
 class PreferenceTrainer(Trainer):
     """Trains on prompt groups with a `Method`.
 
-    `per_device_train_batch_size` counts prompts. The divisor of the loss is the number of prompts of the whole
-    optimizer step over accumulation and ranks, so that 1 x 8 and 8 x 1 are the same step.
+    `per_device_train_batch_size` counts prompts; more of them than fit into `rows.max_tokens` are computed in several
+    passes. The divisor of the loss is the number of prompts of the whole optimizer step over passes, accumulation and
+    ranks, so that 1 x 8 and 8 x 1 are the same step. With `rows.shared_prompts`, the model must have been through
+    `share_prompts`.
 
     Raises TrainingError before the optimizer would write weights from a loss or gradient that is not finite.
     """
@@ -83,24 +86,31 @@ class PreferenceTrainer(Trainer):
         log: Log,
         pair_log: JsonLines | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        rows: Rows = PADDED,
     ) -> None:
-        self.method, self.write_log, self.pair_log = method, log, pair_log
+        self.method, self.write_log, self.pair_log, self.rows = method, log, pair_log, rows
         self.means, self.pair_records = MeanMetrics(), list[dict[str, Any]]()
         super().__init__(
             model=model,
             args=args,
             train_dataset=groups,
-            data_collator=GroupCollator(tokenizer.pad_token_id),
+            data_collator=GroupCollator(tokenizer.pad_token_id, rows).batches,
             processing_class=tokenizer,
             callbacks=[StepHooks(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], int]:
+        self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Batch]], int]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(gather_object([sum(map(count_prompts, batches))]))
+        prompts = sum(count_prompts(batch) for passes in batches for batch in passes)
+        return batches, sum(gather_object([prompts]))
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        """Forward and backward of the passes that make a batch, one after the other."""
+        losses = [super(PreferenceTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -111,7 +121,7 @@ class PreferenceTrainer(Trainer):
     ) -> Tensor:
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the number of prompts of the optimizer step")
-        step = preference_step(model, inputs, self.method, num_items_in_batch)
+        step = preference_step(model, inputs, self.method, num_items_in_batch, self.rows.chunked_head)
         if not torch.isfinite(step.loss):
             raise not_finite("loss", self.state.global_step, step)
         self.method.observe(step.pairs)

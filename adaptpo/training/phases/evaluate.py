@@ -95,7 +95,8 @@ def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]
         return {}
     items = with_kept_reference(context, "evaluation/reference", items)
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
-    margins = context.method.objective.margin(evaluate_pairs(context.policy(policy), pad_id, items, args))
+    logps = evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
+    margins = context.method.objective.margin(logps)
     return {prompt.id: margin for (prompt, _), margin in zip(items, margins.tolist(), strict=True)}
 
 

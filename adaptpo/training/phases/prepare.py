@@ -35,7 +35,7 @@ def tokenize_rows(context: Context) -> tuple[list[tuple[int, Prompt, PreferenceP
     kept: list[tuple[int, Prompt, PreferencePair]] = []
     dropped: list[Dropped] = []
     limits = (context.config.max_prompt_length, context.config.completion_limit)
-    for example in iter_examples(context.rows, context.text_mode):
+    for example in iter_examples(context.data_rows, context.text_mode):
         if isinstance(example, Dropped):
             dropped.append(example)
             continue

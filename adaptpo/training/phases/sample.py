@@ -87,6 +87,7 @@ def generator(context: Context, policy: str) -> TransformersGenerator:
         context.tokenizer,
         context.sampling,
         batch_size=context.config.generation.batch_size,
+        memory=context.config.generation.memory,
         precision=lambda: autocast(context.inference_arguments),
     )
 

@@ -22,7 +22,7 @@ def keep_reference(context: Context, folder: str, path: str, items: Sequence[Pro
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
         model = context.reference(path)
-        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments)
+        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments, context.rows)
         return table(reference_rows(shard, logps), LOGPS_SCHEMA)
 
     context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
@@ -61,7 +61,7 @@ def score_offline(context: Context, iteration: int) -> Summary:
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
         model = context.policy(context.start_policy(iteration))
-        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments)
+        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments, context.rows)
         return table(score_rows(context, shard, logps), SCORES_SCHEMA)
 
     context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)

@@ -65,6 +65,7 @@ def train(
         log=lambda step, values: context.run.log(log_phase, values, iteration, step),
         pair_log=None if warmup else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
         callbacks=[TrainingBar(log_phase, context.config.show_progress)],
+        rows=context.rows,
     )
     if groups:
         train_phase(trainer, context.run, log_phase)

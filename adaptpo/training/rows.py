@@ -1,0 +1,49 @@
+"""How prompt groups become rows of a forward pass: the same way for policy and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptpo.types import PromptGroup
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`shared_prompts`: one row in which a prompt stands once; else one right-padded row per response.
+
+    `chunked_head`: compute logits in recomputed chunks where they would take much memory. `max_tokens`: the most
+    tokens, padding included, of one forward pass; a group that is longer is computed alone.
+    """
+
+    shared_prompts: bool = False
+    chunked_head: bool = False
+    max_tokens: int = 16384
+
+
+PADDED = Rows()
+"""What is right for every causal model."""
+
+
+def response_lengths(group: PromptGroup) -> list[int]:
+    return [len(response.ids) for pair in group.pairs for response in (pair.chosen, pair.rejected)]
+
+
+def row_tokens(groups: Sequence[PromptGroup], rows: Rows) -> int:
+    """Tokens, padding included, that a forward pass over these groups computes."""
+    lengths = [(len(group.prompt.ids), response_lengths(group)) for group in groups]
+    if rows.shared_prompts:
+        return sum(prompt + sum(length - 1 for length in responses) for prompt, responses in lengths)
+    return sum(len(responses) for _, responses in lengths) * max(p + max(responses) for p, responses in lengths)
+
+
+def token_batches(groups: Sequence[PromptGroup], rows: Rows) -> list[list[int]]:
+    """Indices of whole groups, sorted by length, in batches of at most `max_tokens`."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(groups)), key=lambda i: row_tokens([groups[i]], rows)):
+        together = [groups[i] for i in [*batches[-1], index]] if batches else []
+        if batches and row_tokens(together, rows) <= rows.max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
