@@ -15,13 +15,14 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification, StableLmConfig, StableLmForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from adaptpo.annotation.base import Request
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.annotation.reward_model import RewardModelAnnotator, length_batches, load_reward_model
 from adaptpo.errors import AnnotationError, ConfigError, ModelError
+from adaptpo.sandbox.models import build_reward_model
 from adaptpo.telemetry import turn_off_telemetry
 from adaptpo.types import Prompt, Response
 from tests.tiny import byte_tokenizer, save_policy, save_reward_model, tiny_config
@@ -245,6 +246,69 @@ def test_rewards_of_plain_texts(model: nn.Module) -> None:
     assert RewardModelAnnotator(model, TOKENIZER).rewards(TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
+def sampled(count: int = 6, prompts: int = 3) -> list[Request]:
+    """Several responses of different lengths to each of some prompts."""
+    return [
+        request(user(f"what do you say to {number} of them, and why?"), f"{chr(97 + i)}{'no' * i}", number)
+        for number in range(prompts)
+        for i in range(count)
+    ]
+
+
+def computed_tokens(model: nn.Module, work: Any) -> int:
+    embeddings, sizes = model.get_input_embeddings(), list[int]()
+    hook = embeddings.register_forward_pre_hook(lambda _, arguments: sizes.append(arguments[0].numel()))
+    work()
+    hook.remove()
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 150, 10000])
+def test_responses_share_the_computation_of_their_prompt(max_tokens: int, model: nn.Module) -> None:
+    requests = sampled()
+    expected = [reward_by_itself(model, chat_ids(*one)) for one in requests]
+    annotator = RewardModelAnnotator(model, TOKENIZER, max_tokens)
+    assert annotator.rewards(requests) == pytest.approx(expected, abs=1e-5)
+    assert annotator.shares
+    alone = sum(len(chat_ids(*one)) for one in requests)
+    assert computed_tokens(model, lambda: annotator.rewards(requests)) < 0.4 * alone
+    assert annotator.rewards(requests[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_end_of_sequence_as_padding_is_scored_as_the_library_does() -> None:
+    """transformers scores the last token that is not padding: with pad = EOS, the one before EOS."""
+    torch.manual_seed(3)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1)).eval()
+    model.config.pad_token_id = tokenizer.eos_token_id
+    requests = sampled()
+    expected = [reward_by_itself(model, chat_ids(*one)) for one in requests]
+    annotator = RewardModelAnnotator(model, tokenizer)
+    assert annotator.rewards(requests) == pytest.approx(expected, abs=1e-5)
+    assert annotator.shares
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "eager", "other attention"])
+def test_reward_models_that_cannot_share_are_computed_row_by_row(kind: str) -> None:
+    model: Any
+    if kind == "bidirectional":
+        model = build_reward_model(TOKENIZER, seed=0).eval()
+    elif kind == "eager":
+        model = LlamaForSequenceClassification(tiny_config(TOKENIZER, num_labels=1)).eval()
+        model.set_attn_implementation("eager")
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+        config = StableLmConfig(vocab_size=len(TOKENIZER), pad_token_id=0, num_labels=1, initializer_range=0.3, **sizes)
+        model = StableLmForSequenceClassification(config).eval()
+    requests = sampled()
+    annotator = RewardModelAnnotator(model, TOKENIZER)
+    expected = [reward_by_itself(model, chat_ids(*one)) for one in requests]
+    assert annotator.rewards(requests) == pytest.approx(expected, abs=1e-4)
+    assert annotator.shares is False
+
+
 def test_no_requests(model: nn.Module) -> None:
     assert RewardModelAnnotator(model, TOKENIZER).rewards([]) == []
 
@@ -254,7 +318,9 @@ def test_batches_keep_within_their_tokens(model: nn.Module) -> None:
     hook = model.register_forward_pre_hook(
         lambda m, a, kwargs: sizes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    RewardModelAnnotator(model, TOKENIZER, max_tokens=120).rewards(CHATS * 3)
+    annotator = RewardModelAnnotator(model, TOKENIZER, max_tokens=120)
+    annotator.shares = False
+    annotator.rewards(CHATS * 3)
     hook.remove()
     assert sum(rows for rows, _ in sizes) == 12 and len(sizes) < 12
     assert all(rows == 1 or rows * width <= 120 for rows, width in sizes)

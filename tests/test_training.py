@@ -16,9 +16,11 @@ from adaptpo.files import JsonLines
 from adaptpo.learner import OFFLINE
 from adaptpo.method import Method
 from adaptpo.objectives import PairLogps
+from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
 from adaptpo.training.models import load_causal_lm, load_policy
+from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import preference_step
 from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PromptGroup
@@ -82,7 +84,13 @@ def test_step_gives_the_policy_no_gradient_through_the_weight(tokenizer: Any, gr
 
 
 def make_trainer(
-    model: torch.nn.Module, groups: list[PromptGroup], tokenizer: Any, method: Method, out: Path, **settings: Any
+    model: torch.nn.Module,
+    groups: list[PromptGroup],
+    tokenizer: Any,
+    method: Method,
+    out: Path,
+    rows: Rows = PADDED,
+    **settings: Any,
 ) -> PreferenceTrainer:
     defaults = {
         "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
@@ -90,7 +98,9 @@ def make_trainer(
         "num_train_epochs": 1,
     }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(out), **(defaults | settings))
-    return PreferenceTrainer(model, arguments, groups, tokenizer, method, log=lambda step, values: None)
+    if rows.shared_prompts:
+        assert share_prompts(model)
+    return PreferenceTrainer(model, arguments, groups, tokenizer, method, log=lambda step, values: None, rows=rows)
 
 
 def trained(method: Method, groups: list[PromptGroup], tokenizer: Any, out: Path, **settings: Any) -> PreferenceTrainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,16 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from adaptpo.annotation.base import Request, as_completion, valid_reward
+from adaptpo.annotation.shared_forward import (
+    Family,
+    family_batches,
+    family_of,
+    scores_last_token,
+    shared_rewards,
+    worth_sharing,
+)
 from adaptpo.errors import ModelError
+from adaptpo.shared_prompt.attention import sharing_prompts
 from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.collate import pad
 from adaptpo.training.models import first_line, load_tokenizer
@@ -46,20 +56,65 @@ class RewardModelAnnotator:
     """Scores prompt and response together, as TRL's `RewardTrainer` presents them: through the reward model's own chat
     template, or as plain text with the end-of-sequence token where the response ended.
 
-    Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the padded tokens of a
-    batch.
+    Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the tokens of a batch,
+    padding included. Responses to one prompt share its computation where the first prompt's rewards come out the same.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 16384) -> None:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        self.shares: bool | None = None
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         rows = [self.token_ids(prompt, response) for prompt, response in requests]
-        rewards: list[float | None] = [None] * len(rows)
+        families = self._families(requests, rows)
+        computed = self._shared(families) if worth_sharing(families) and self._may_share(families) else None
+        rewards = self._padded(rows) if computed is None else computed
+        return [valid_reward(rewards.get(index)) for index in range(len(rows))]
+
+    def _families(self, requests: Sequence[Request], rows: Sequence[list[int]]) -> list[Family]:
+        """The rows that fit, by prompt."""
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, (prompt, _) in enumerate(requests):
+            if len(rows[place]) <= self.limit:
+                places[prompt.id].append(place)
+        pad_id = self.tokenizer.pad_token_id
+        return [family_of([rows[i] for i in members], members, pad_id) for members in places.values()]
+
+    def _may_share(self, families: Sequence[Family]) -> bool:
+        """Decided once, by the rewards of one prompt."""
+        if self.shares is None:
+            probe = max(families, key=lambda family: len(family.prefix))
+            self.shares = scores_last_token(self.model) and self._agrees(probe)
+        return self.shares
+
+    @torch.inference_mode()
+    def _agrees(self, family: Family) -> bool:
+        plain = self._forward([[*family.prefix, *ending] for ending in family.endings])
+        try:
+            with sharing_prompts(self.model) as possible:
+                shared = shared_rewards(self.model, [family]) if possible else []
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
+        close = [abs(a - b) <= tolerance * (1 + abs(a)) for a, b in zip(plain, shared, strict=False)]
+        return len(shared) == len(plain) and all(close)
+
+    @torch.inference_mode()
+    def _shared(self, families: Sequence[Family]) -> dict[int, float]:
+        rewards: dict[int, float] = {}
+        with sharing_prompts(self.model):
+            for batch in family_batches(families, self.max_tokens):
+                places = [place for family in batch for place in family.places]
+                rewards |= zip(places, shared_rewards(self.model, batch), strict=True)
+        return rewards
+
+    def _padded(self, rows: Sequence[list[int]]) -> dict[int, float]:
+        rewards: dict[int, float] = {}
         for batch in length_batches(rows, self.max_tokens, self.limit):
-            for index, reward in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
-                rewards[index] = valid_reward(reward)
+            rewards |= zip(batch, self._forward([rows[i] for i in batch]), strict=True)
         return rewards
 
     def token_ids(self, prompt: Prompt, response: Response) -> list[int]:
