@@ -16,7 +16,7 @@ from adaptpo.objectives import PairLogps
 from adaptpo.shared_prompt.attention import base_model, forward_arguments
 from adaptpo.training.collate import Batch
 
-LOGIT_BYTES = 2**28
+LOGIT_BYTES = 2**27
 """Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""
 
 
