@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from material import model_16m, prompt_groups
+from measure import Ratio, alternate, arguments, finish
+from training import SHARED, our_step, reference_pass
 
 from adaptpo import methods
 from adaptpo.quiet import quiet_libraries
 from adaptpo.training.rows import Rows, row_tokens, token_batches
 from adaptpo.types import PromptGroup
-from material import model_16m, prompt_groups
-from measure import Ratio, alternate, arguments, finish
-from training import SHARED, our_step, reference_pass
 
 BUDGET = Rows(shared_prompts=True, max_tokens=4096)
 
@@ -85,7 +85,9 @@ def main() -> None:
             ceiling = passes * sum(needed_operations(model.config, group) for group in groups[:n]) / rate
             spread = (ceiling / max(times[str(n)]), ceiling / min(times[str(n)]))
             share = Ratio(f"{name}, {n} prompts", "adaptpo", "arithmetic ceiling", ceiling / taken, spread)
-            print(f"{share.case:28s} {1000 * taken:8.0f} ms   ceiling {1000 * ceiling:8.0f} ms   {share.ratio:.0%} of it")
+            print(
+                f"{share.case:28s} {1000 * taken:8.0f} ms   ceiling {1000 * ceiling:8.0f} ms   {share.ratio:.0%} of it"
+            )
             ratios.append(share)
     finish(ratios, options, "Share of the machine's matrix rate, random Llama of 16.8M parameters")
 

@@ -157,12 +157,13 @@ def trl_ratios(case: str, prompt: int, response: int, repeats: int) -> list[Rati
 def main() -> None:
     options = arguments(__doc__ or "")
     quiet_libraries()
-    repeats = 3 if options.quick else 7
+    repeats = 2 if options.quick else 7
     ratios: list[Ratio] = []
     for prompt in (190, 1000):
         ratios += step_ratios(f"P={prompt}, R=4x300", prompt_groups(1, prompt, 300), repeats)
-    ratios += step_ratios("P=190, R=4x75..300, 2 groups", prompt_groups(2, 190, 300, ragged=True), repeats)
-    length = 256 if options.quick else 1024
+    if not options.quick:
+        ratios += step_ratios("P=190, R=4x75..300, 2 groups", prompt_groups(2, 190, 300, ragged=True), repeats)
+    length = 192 if options.quick else 1024
     for name, share in (("1:3", 1 / 4), ("1:1", 1 / 2), ("3:1", 3 / 4), ("8:1", 8 / 9)):
         prompt = round(length * share)
         groups = prompt_groups(1, prompt, length - prompt)

@@ -27,6 +27,8 @@ from adaptpo.generation.transformers_engine import (
     TransformersGenerator,
     UncachedRows,
     draw_tokens,
+    prompt_batches,
+    row_bytes,
     uniform_draws,
 )
 from adaptpo.types import Prompt, Response
@@ -358,3 +360,33 @@ def test_generation_is_without_dropout_and_leaves_the_model_in_training() -> Non
     assert generated(model.train(), greedy()) == expected
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# --- batch sizes from memory -----------------------------------------------------------------------------------------
+
+
+def test_row_bytes_by_hand() -> None:
+    """2 (key, value) x 2 layers x 2 heads x 8 numbers x 4 bytes, doubled, a token; 32 bytes a vocabulary entry."""
+    model = tiny_model(TOKENIZER)
+    per_token = 2 * 2 * 2 * 2 * 8 * 4
+    assert row_bytes(model, 100) == 100 * per_token + 32 * len(TOKENIZER)
+    assert row_bytes(model.bfloat16(), 100) == 50 * per_token + 32 * len(TOKENIZER)
+
+
+def test_prompt_batches_by_hand() -> None:
+    assert prompt_batches([5, 1, 3, 9], limit=9) == [[1, 2], [0], [3]]
+    assert prompt_batches([20, 20], limit=9) == [[0], [1]]
+    assert prompt_batches([], limit=9) == []
+
+
+def test_the_memory_decides_how_many_prompts_are_sampled_together(model: nn.Module) -> None:
+    prompts = [Prompt(i, "", [7] * length) for i, length in enumerate((4, 30, 5, 29))]
+    one = 3 * row_bytes(model, 5 + 10)
+    settings = greedy(max_new_tokens=10)
+    small = TransformersGenerator(model, TOKENIZER, settings, memory=2 * one)
+    assert small.batches(prompts, 3) == [[0, 2], [3], [1]]
+    large = TransformersGenerator(model, TOKENIZER, settings)
+    assert large.batches(prompts, 3) == [[0, 2, 3, 1]]
+    fixed = TransformersGenerator(model, TOKENIZER, settings, batch_size=3)
+    assert fixed.batches(prompts, 3) == [[0, 2, 3], [1]]
+    assert ids_of(small.generate(prompts, 3, range(4))) == ids_of(large.generate(prompts, 3, range(4)))

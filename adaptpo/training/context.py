@@ -206,7 +206,8 @@ class Context:
 
     def _load_annotator(self, path: str) -> RewardModelAnnotator:
         model, tokenizer = load_reward_model(path, {})
-        return RewardModelAnnotator(model.to(self.inference_arguments.device), tokenizer)
+        model = model.to(self.inference_arguments.device)
+        return RewardModelAnnotator(model, tokenizer, self.config.max_tokens_per_batch)
 
     # Data
 
