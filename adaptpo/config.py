@@ -81,19 +81,19 @@ class AlignmentConfig(Settings):
 
     `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline training before
     the first iteration; None is the method's own default. `reference`: the initial model, or the policy that started
-    the iteration. Prompts longer than `max_prompt_length` tokens are left out and recorded; responses longer than
-    `max_completion_length` (None: `generation.max_new_tokens`) are cut and counted. `training` takes any field of
-    transformers' `TrainingArguments`, `reward_training` any field of TRL's `RewardConfig`, `peft` any field of peft's
-    `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`. `max_tokens_per_batch`: the most tokens of one
-    forward pass, padding included; a batch of more is computed in several passes, prompt groups whole, with the same
-    result. `shard_size` prompts are scored, generated or
-    annotated between two files; a kill costs at most one.
+    the iteration; None is the method's own default. Prompts longer than `max_prompt_length` tokens are left out and
+    recorded; responses longer than `max_completion_length` (None: `generation.max_new_tokens`) are cut and counted.
+    `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
+    `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
+    `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
+    several passes, prompt groups whole, with the same result. `shard_size` prompts are scored, generated or annotated
+    between two files; a kill costs at most one.
     """
 
     output_dir: str
     num_iterations: int = Field(3, gt=0)
     warmup_epochs: int | None = Field(None, ge=0)
-    reference: Literal["initial", "previous"] = "initial"
+    reference: Literal["initial", "previous"] | None = None
     max_prompt_length: int = Field(1024, gt=0)
     max_completion_length: int | None = Field(None, gt=0)
     generation: GenerationSettings = GenerationSettings()

@@ -23,7 +23,8 @@ class PairBatch:
     """Detached facts about the n pairs of a micro-batch of whole prompt groups; every tensor has shape [n].
 
     `group` numbers the prompt groups of the micro-batch from 0; `group_size` is how many pairs the pair's prompt has
-    in all; `reward_gap` is NaN where nobody annotated the pair.
+    in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
+    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference).
 
     Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
     """
@@ -33,7 +34,9 @@ class PairBatch:
     group_size: Tensor
     source: Tensor
     reward_gap: Tensor
+    data_weight: Tensor
     margin: Tensor
+    ratios: Tensor
 
     def __post_init__(self) -> None:
         present = torch.bincount(self.group)[self.group]

@@ -1,54 +1,55 @@
-"""MetaAPO's meta-learner: a two-layer network from a pair's preference score to its weight (section 4.3)."""
+"""MetaAPO's meta-learner: a small network from a pair's preference score to its weight (section 4.3)."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from adaptpo.learner import OFFLINE, ONLINE, Gather, Learner, PairBatch
+from adaptpo.learner import OFFLINE, ONLINE, Gather, PairBatch
 from adaptpo.objectives import score
+from adaptpo.trust import ScoredPairs, Trust
 
 HIDDEN = 100
+Feature = Literal["score", "ratios"]
+WIDTHS: dict[Feature, int] = {"score": 1, "ratios": 2}
 
 
-def new_network(seed: int, constant_fill: bool = False) -> nn.Sequential:
-    """Linear(1, 100) - Tanh - Linear(100, 1) - Sigmoid, rising from about 0 at very negative scores to 0.5 at 0.
+def new_network(seed: int, constant_fill: bool = False, layers: int = 2, inputs: int = 1) -> nn.Sequential:
+    """Linear - Tanh - ... - Linear - Sigmoid with 100 hidden units, rising from about 0 at very negative scores to 0.5
+    at 0; the score is the first input.
 
-    Weights are uniform on (0, 0.2), hence of mean 0.1, biases 0. `constant_fill` sets every weight to 0.1, as the
-    authors' released code does: then all hidden units stay equal for ever and act as one.
+    The score's weights and the last layer's are uniform on (0, 0.2), hence of mean 0.1, as in the authors' released
+    code; those of layers between are uniform on (0, 0.02), which hands the mean of a layer on; those of further inputs
+    are small and of either sign; biases are 0. `constant_fill` sets the score's and the last layer's weights to 0.1, as
+    the released code does: then all hidden units stay equal for ever and act as one.
     """
-    network = nn.Sequential(nn.Linear(1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1), nn.Sigmoid())
     generator = torch.Generator().manual_seed(seed)
-    for layer in (network[0], network[2]):
-        nn.init.zeros_(layer.bias)
+    linears = [nn.Linear(inputs if n == 0 else HIDDEN, HIDDEN) for n in range(layers - 1)] + [nn.Linear(HIDDEN, 1)]
+    for number, linear in enumerate(linears):
+        nn.init.zeros_(linear.bias)
+        top = 0.2 if number in (0, layers - 1) else 2 / HIDDEN
+        nn.init.uniform_(linear.weight, 0.0, top, generator=generator)
         if constant_fill:
-            nn.init.constant_(layer.weight, 0.1)
-        else:
-            nn.init.uniform_(layer.weight, 0.0, 0.2, generator=generator)
-    return network
+            nn.init.constant_(linear.weight, top / 2)
+    with torch.no_grad():
+        linears[0].weight[:, 1:] = 0.1 * (linears[0].weight[:, 1:] - 0.1)
+    modules: list[nn.Module] = [linears[0]]
+    for linear in linears[1:]:
+        modules += [nn.Tanh(), linear]
+    return nn.Sequential(*modules, nn.Sigmoid())
 
 
-def paired_margins(batch: PairBatch) -> Tensor:
-    """[m, 2]: margins of the offline and of the online pair of each prompt that has both."""
-    rows = []
-    for group in batch.group.unique():
-        members = batch.group == group
-        offline, online = members & (batch.source == OFFLINE), members & (batch.source == ONLINE)
-        if offline.any() and online.any():
-            rows.append(torch.stack([batch.margin[offline].mean(), batch.margin[online].mean()]))
-    return torch.stack(rows) if rows else batch.margin.new_zeros(0, 2)
-
-
-class MetaLearner(Learner):
+class MetaLearner(Trust):
     """h of MetaAPO: `w = h(l_off)`, learned by one Adam step on Eq. 6 every `update_interval` optimizer steps.
 
     The buffer holds the scores of the interval as the policy's own forward passes saw them (the policy is frozen while
     h learns, Algorithm 1 lines 18-21), over all ranks and accumulation steps; it is emptied by every update and at the
     start of every iteration. `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the
-    scale of the authors' released code.
+    scale of the authors' released code. `features` adds the two log-ratios to the score, `layers` makes the network
+    deeper (both Table 7), `frozen` keeps it as it is.
     """
 
     def __init__(
@@ -57,48 +58,86 @@ class MetaLearner(Learner):
         update_interval: int = 8,
         score_scale: float = 1.0,
         constant_fill: bool = False,
+        layers: int = 2,
+        features: tuple[Feature, ...] = ("score",),
+        frozen: bool = False,
     ) -> None:
         self.learning_rate = learning_rate
         self.update_interval = update_interval
         self.score_scale = score_scale
         self.constant_fill = constant_fill
+        self.layers, self.features, self.frozen = layers, features, frozen
         self.reset(seed=0)
 
     def __repr__(self) -> str:
-        return f"MetaLearner(learning_rate={self.learning_rate}, update_interval={self.update_interval})"
+        shown: dict[str, Any] = {"learning_rate": self.learning_rate, "update_interval": self.update_interval}
+        defaults: dict[str, Any] = {"layers": 2, "features": ("score",), "frozen": False}
+        shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
+        return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    @property
+    def inputs(self) -> int:
+        return sum(WIDTHS[name] for name in self.features)
 
     def reset(self, seed: int) -> None:
-        self.network = new_network(seed, self.constant_fill)
+        self.network = new_network(seed, self.constant_fill, self.layers, self.inputs)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.updates, self.last_loss = 0, float("nan")
         self.start_iteration()
 
     def start_iteration(self) -> None:
-        self.steps, self.buffer = 0, torch.zeros(0, 2)
+        self.steps, self.buffer = 0, self.empty_buffer()
+
+    def empty_buffer(self) -> Tensor:
+        """[0, inputs + 1]: the inputs of an offline pair, and the score of the online pair of its prompt."""
+        return torch.zeros(0, self.inputs + 1)
 
     def scores(self, margins: Tensor) -> Tensor:
         return score(self.score_scale * margins.detach().float().cpu())
 
-    def weight(self, margins: Tensor) -> Tensor:
-        """`h(l_off)` in (0, 1) for margins [n] of offline pairs: the trust in the offline pair. No gradient."""
-        with torch.no_grad():
-            return self.network(self.scores(margins)[:, None])[:, 0].to(margins.device)
+    def inputs_of(self, pairs: ScoredPairs) -> Tensor:
+        """[n, inputs] on the CPU; the score comes first."""
+        assert pairs.margin is not None
+        columns = [self.scores(pairs.margin)[:, None]]
+        if "ratios" in self.features:
+            assert pairs.ratios is not None
+            columns.append(pairs.ratios.detach().float().cpu())
+        return torch.cat(columns, dim=1)
 
-    def loss(self, scores: Tensor) -> Tensor:
-        """Eq. 6 on scores [m, 2] of (offline, online) pairs: `-mean[h(l_off) * l_off + (1 - h(l_off)) * l_on]`."""
-        offline, online = scores.unbind(dim=1)
-        weight = self.network(offline[:, None])[:, 0]
+    def weight(self, pairs: ScoredPairs) -> Tensor:
+        """`h(l_off)` in (0, 1) for n offline pairs: the trust in each, [n]. No gradient."""
+        assert pairs.margin is not None
+        with torch.no_grad():
+            return self.network(self.inputs_of(pairs))[:, 0].to(pairs.margin.device)
+
+    def loss(self, buffer: Tensor) -> Tensor:
+        """Eq. 6 on rows of (inputs of the offline pair, score of the online pair):
+        `-mean[h(l_off) * l_off + (1 - h(l_off)) * l_on]`."""
+        offline, online = buffer[:, 0], buffer[:, -1]
+        weight = self.network(buffer[:, :-1])[:, 0]
         return -(weight * offline + (1 - weight) * online).mean()
 
     def observe(self, batch: PairBatch) -> None:
-        self.buffer = torch.cat([self.buffer, self.scores(paired_margins(batch))])
+        if not self.frozen:
+            self.buffer = torch.cat([self.buffer, self.paired_rows(batch)])
+
+    def paired_rows(self, batch: PairBatch) -> Tensor:
+        """Rows of the buffer, one for each prompt that has an offline and an online pair."""
+        inputs, scores = self.inputs_of(batch), self.scores(batch.margin)
+        rows = [self.empty_buffer()]
+        for group in batch.group.unique():
+            members = batch.group == group
+            offline, online = (members & (batch.source == source) for source in (OFFLINE, ONLINE))
+            if offline.any() and online.any():
+                rows.append(torch.cat([inputs[offline.cpu()].mean(dim=0), scores[online.cpu()].mean()[None]])[None])
+        return torch.cat(rows)
 
     def update(self, gather: Gather) -> None:
         self.steps += 1
         if self.steps % self.update_interval:
             return
         buffer = gather(self.buffer)
-        self.buffer = torch.zeros(0, 2)
+        self.buffer = self.empty_buffer()
         if len(buffer):
             self._learn(buffer)
 
@@ -133,4 +172,8 @@ class MetaLearner(Learner):
     def snapshot(self) -> dict[str, Any]:
         """The learner's curve over margins from -40 to 10 (Figure 3, middle)."""
         margins = torch.linspace(-40, 10, 501) / max(self.score_scale, 1.0)
-        return {"curve": {"score": self.scores(margins).tolist(), "weight": self.weight(margins).tolist()}}
+        scores = self.scores(margins)
+        others = torch.zeros(len(scores), self.inputs - 1)
+        with torch.no_grad():
+            weights = self.network(torch.cat([scores[:, None], others], dim=1))[:, 0]
+        return {"curve": {"score": scores.tolist(), "weight": weights.tolist()}}

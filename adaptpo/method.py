@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives import Objective
@@ -11,10 +11,13 @@ from adaptpo.pairing import Offline, Pairing
 from adaptpo.selection import Selection, SelectNone
 from adaptpo.weighting import Uniform, Weighting
 
+Reference = Literal["initial", "previous"]
+
 
 @dataclass(frozen=True)
 class Method:
-    """The four choices, plus how many epochs of offline training come before the first iteration.
+    """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
+    the loss compares with: those of the initial model, or of the policy that started the iteration.
 
     A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
     `Method` object can be used for many runs.
@@ -25,6 +28,7 @@ class Method:
     objective: Objective
     weighting: Weighting
     warmup_epochs: int = 0
+    reference: Reference = "initial"
     name: str = "custom"
 
     def learners(self) -> tuple[Learner, ...]:

@@ -13,9 +13,11 @@ from typing import Any
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, Objective, SimPO
-from adaptpo.pairing import Offline, OfflineAndOnline, Online
-from adaptpo.selection import SelectAll, SelectByLearner, SelectNone
-from adaptpo.weighting import LearnedBlend, Uniform
+from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online
+from adaptpo.running import RunningGap
+from adaptpo.selection import SelectAll, SelectByLearner, SelectLowest, SelectNone, SelectRandom, SelectUncertain
+from adaptpo.trust import SigmoidTrust
+from adaptpo.weighting import DataWeight, Focal, LearnedBlend, RewardDifference, Uniform
 
 METHODS: dict[str, Callable[..., Method]] = {}
 
@@ -59,6 +61,67 @@ def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method
 
 
 @named
+def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """Online DPO whose reference is, in each iteration, the policy that started it.
+
+    Paper: Xiong et al., 2023; Table 21 of the MetaPO paper.
+    """
+    return replace(online_dpo(objective, num_generations), reference="previous")
+
+
+@named
+def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """Best against worst of K fresh responses and the two offline ones in one ranking pool.
+
+    Paper: Zhang et al., 2024 (SELM), as described in B.3 of the MetaAPO paper.
+    Deviation: without SELM's optimism term, which B.3 does not use either.
+    """
+    return Method(SelectAll(), MixedPool(num_generations), objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: float = 1.0) -> Method:  # noqa: B008
+    """Fresh responses for prompts on which the policy is undecided, trained on beside the offline pair.
+
+    Paper: Ji et al., 2024 (ADPO), as described in B.3 of the MetaAPO paper.
+    Deviation: ADPO asks for labels of given pairs, B.3 for new pairs; the threshold on the absolute margin is ours, as
+    B.3 gives none. Offline pairs of prompts that are not selected stay.
+    """
+    pairing = OfflineAndOnline(num_generations, keep_unselected=True)
+    return Method(SelectUncertain(threshold), pairing, objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def focalpo(objective: Objective = DPO(), gamma: float = 0.05) -> Method:  # noqa: B008
+    """DPO whose pairs count `p^gamma`, more where the policy ranks them rightly.
+
+    Paper: Liu et al., 2025 (FocalPO); Eq. 2 of the MetaPO paper.
+    Deviation: the factor carries no gradient, as MetaPO's weights.
+    """
+    return Method(SelectNone(), Offline(), objective, Focal(gamma))
+
+
+@named
+def rdo(objective: Objective = DPO(), num_generations: int = 8, limit: float = 3.0) -> Method:  # noqa: B008
+    """Online DPO whose pairs count by their reward gap.
+
+    Paper: Wang et al., 2024 (RDO); Table 3 of the MetaPO paper.
+    Deviation: the gap over its running mean in place of RDO's closed form, and on fresh pairs, whose rewards are known.
+    """
+    weighting = RewardDifference(RunningGap(), limit)
+    return Method(SelectAll(), Online(num_generations), objective, weighting, warmup_epochs=1)
+
+
+@named
+def weighted_dpo(objective: Objective = DPO()) -> Method:  # noqa: B008
+    """DPO whose pairs count as the data set's column `weight` says.
+
+    Paper: none; the column is the user's.
+    """
+    return Method(SelectNone(), Offline(), objective, DataWeight())
+
+
+@named
 def metaapo(
     objective: Objective = DPO(),  # noqa: B008
     num_generations: int = 8,
@@ -98,3 +161,162 @@ def metaapo_simpo(
     Paper: Yang et al., 2025 (MetaAPO), A.3 and C.2.
     """
     return metaapo(objective, num_generations, learning_rate, update_interval)
+
+
+@named
+def metaapo_random(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    share: float = 0.5,
+) -> Method:
+    """MetaAPO that generates for a random share of the prompts.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Random Sampling".
+    """
+    method = metaapo(objective, num_generations, learning_rate, update_interval)
+    return replace(method, selection=SelectRandom(share))
+
+
+@named
+def metaapo_threshold(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    share: float = 0.533,
+) -> Method:
+    """MetaAPO that generates for the prompts whose offline pairs have the lowest scores.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Threshold Sampling".
+    Deviation: the share of prompts is fixed instead of the threshold, which the paper does not give.
+    """
+    method = metaapo(objective, num_generations, learning_rate, update_interval)
+    return replace(method, selection=SelectLowest(share))
+
+
+@named
+def metaapo_all(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO that generates for every prompt.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ All Sampling".
+    """
+    return replace(metaapo(objective, num_generations, learning_rate, update_interval), selection=SelectAll())
+
+
+@named
+def metaapo_uniform(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO's selection with weights of 0.5 for both pairs.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Uniform Loss Weighting".
+    """
+    return replace(metaapo(objective, num_generations, learning_rate, update_interval), weighting=Uniform())
+
+
+@named
+def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """MetaAPO with a fixed sigmoid of the score in place of the meta-learner.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/o Meta-Learner".
+    Deviation: the paper does not give the sigmoid; here it has the range in which the meta-learner starts.
+    """
+    trust = SigmoidTrust()
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(trust), weighting=LearnedBlend(trust))
+
+
+@named
+def metaapo_fixed(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """MetaAPO whose meta-learner stays as it started.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Fixed Meta-Learner".
+    Deviation: the paper freezes a meta-learner that an earlier run had trained; here it is frozen at its start.
+    """
+    learner = MetaLearner(frozen=True)
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_all_offline(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO that keeps the offline pairs of prompts that were not selected, with weight 1.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ All Offline Samples".
+    """
+    return metaapo(objective, num_generations, learning_rate, update_interval, keep_unselected=True)
+
+
+@named
+def metaapo_deep(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO with a meta-learner of five layers.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ 5-layers Meta-Learner".
+    """
+    learner = MetaLearner(learning_rate, update_interval, layers=5)
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_multi_feature(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO whose meta-learner sees the score and both log-ratios.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ Multi-Feature Input".
+    """
+    learner = MetaLearner(learning_rate, update_interval, features=("score", "ratios"))
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_unscaled(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO whose scores leave beta out.
+
+    Paper: the authors' released code of MetaAPO.
+    """
+    return metaapo(objective, num_generations, learning_rate, update_interval, unscaled=True)
+
+
+@named
+def metaapo_previous(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO whose reference is, in each iteration, the policy that started it.
+
+    Paper: the authors' released code of MetaAPO, from the second iteration on.
+    """
+    return replace(metaapo(objective, num_generations, learning_rate, update_interval), reference="previous")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from adaptpo.errors import ConfigError
 from adaptpo.types import PreferencePair, Response
@@ -15,12 +16,16 @@ from adaptpo.types import PreferencePair, Response
 
 @dataclass(frozen=True)
 class Candidates:
-    """The annotated fresh responses to one prompt; a reward is None where annotation failed."""
+    """The annotated fresh responses to one prompt; a reward is None where annotation failed.
+
+    `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too.
+    """
 
     prompt_id: int
     iteration: int
     responses: tuple[Response, ...]
     rewards: tuple[float | None, ...]
+    offline_rewards: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,11 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
 
 
 class Pairing(ABC):
-    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses."""
+    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
+    `ranks_offline` the responses of the offline pair are annotated as well."""
 
     num_generations: int = 0
+    ranks_offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.num_generations == 1:
@@ -108,8 +115,37 @@ class OfflineAndOnline(Pairing):
         return (offline, online)
 
 
+@dataclass(frozen=True)
+class MixedPool(Pairing):
+    """Best against worst of K fresh responses and both offline responses together (SELM, Zhang et al., 2024).
+
+    A prompt without fresh responses keeps its offline pair. The pair's source is `offline` where it is the offline pair
+    itself, and `mixed` where one of its responses is an offline one (or both are, the other way round).
+    """
+
+    num_generations: int = 8
+    ranks_offline: ClassVar[bool] = True
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return (offline,)
+        pool = replace(
+            candidates,
+            responses=(*candidates.responses, offline.chosen, offline.rejected),
+            rewards=(*candidates.rewards, *candidates.offline_rewards),
+        )
+        pair = best_against_worst(pool)
+        if isinstance(pair, NoPair):
+            return pair
+        if pair.chosen is offline.chosen and pair.rejected is offline.rejected:
+            return (replace(offline, reward_gap=pair.reward_gap),)
+        old_ones = [side for side in (pair.chosen, pair.rejected) if side is offline.chosen or side is offline.rejected]
+        return (replace(pair, source="mixed" if old_ones else "online"),)
+
+
 PAIRINGS: dict[str, type[Pairing]] = {
     "offline": Offline,
     "online": Online,
     "offline_and_online": OfflineAndOnline,
+    "mixed_pool": MixedPool,
 }

@@ -39,6 +39,8 @@ SCORES_SCHEMA = pa.schema(
         "score": pa.float32(),
         "chosen_logp": pa.float32(),
         "rejected_logp": pa.float32(),
+        "chosen_ratio": pa.float32(),
+        "rejected_ratio": pa.float32(),
     }
 )
 SELECTION_SCHEMA = pa.schema(

@@ -12,17 +12,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaptpo.errors import ConfigError
 from adaptpo.learner import Learner
-from adaptpo.meta_learner import MetaLearner
+from adaptpo.trust import Trust
 
 
 @dataclass(frozen=True)
 class ScoredPrompts:
-    """The prompts of an iteration as selection sees them: their number n, and the policy's margins of their offline
-    pairs, [n] (None unless the selection needs them)."""
+    """The prompts of an iteration as selection sees them: their number n, and, where the selection needs margins, of
+    their offline pairs the policy's margins [n] and log-ratios [n, 2] (see `PairBatch`)."""
 
     count: int
     margin: Tensor | None = None
+    ratios: Tensor | None = None
 
 
 class Selection(ABC):
@@ -55,16 +57,76 @@ class SelectAll(Selection):
 
 
 @dataclass(frozen=True)
+class SelectRandom(Selection):
+    """Every prompt with the same probability (MetaAPO, Table 2: "w/ Random Sampling")."""
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_share(self.share)
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return torch.full((prompts.count,), self.share)
+
+
+@dataclass(frozen=True)
+class SelectLowest(Selection):
+    """The given share of an iteration's prompts, those whose offline pair the policy agrees with least.
+
+    MetaAPO's Table 2 ("w/ Threshold Sampling") has a fixed threshold that is not given and made for 53.3 % of the
+    prompts; here the share is fixed, so that it can be had with any model.
+    """
+
+    share: float = 0.533
+    needs_margins: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_share(self.share)
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        margin = known_margins(prompts)
+        chosen = torch.zeros(prompts.count)
+        chosen[margin.argsort(stable=True)[: round(self.share * prompts.count)]] = 1
+        return chosen
+
+
+@dataclass(frozen=True)
+class SelectUncertain(Selection):
+    """Prompts whose offline margin is at most `threshold` in absolute value: those on which the policy is undecided
+    (ADPO, Ji et al., 2024)."""
+
+    threshold: float = 1.0
+    needs_margins: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0:
+            raise ConfigError(f"threshold is {self.threshold}, and no margin is below 0 in absolute value; raise it")
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return (known_margins(prompts).abs() <= self.threshold).float()
+
+
+def require_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share is {share}; it is a share of the prompts, between 0 and 1")
+
+
+def known_margins(prompts: ScoredPrompts) -> Tensor:
+    if prompts.margin is None:
+        raise ValueError("this selection needs the margins of the offline pairs")
+    return prompts.margin
+
+
+@dataclass(frozen=True)
 class SelectByLearner(Selection):
     """Generate when `u > h(l_off)`: with probability `1 - w` (MetaAPO, section 4.1; Algorithm 1, lines 7-9)."""
 
-    learner: MetaLearner
+    learner: Trust
     needs_margins: ClassVar[bool] = True
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
-        if prompts.margin is None:
-            raise ValueError("SelectByLearner needs the margins of the offline pairs")
-        return 1 - self.learner.weight(prompts.margin)
+        known_margins(prompts)
+        return 1 - self.learner.weight(prompts)
 
     def learners(self) -> tuple[Learner, ...]:
         return (self.learner,)
@@ -73,5 +135,8 @@ class SelectByLearner(Selection):
 SELECTIONS: dict[str, type[Selection]] = {
     "none": SelectNone,
     "all": SelectAll,
+    "random": SelectRandom,
+    "lowest": SelectLowest,
+    "uncertain": SelectUncertain,
     "meta_learner": SelectByLearner,
 }

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptpo.errors import ConfigError
 from adaptpo.learner import OFFLINE, Learner, PairBatch
-from adaptpo.meta_learner import MetaLearner
+from adaptpo.running import RunningGap
+from adaptpo.trust import Trust
 
 
 class Weighting(ABC):
@@ -41,12 +43,12 @@ class LearnedBlend(Weighting):
     `w` is recomputed from the current policy's margin at every step; a pair that is alone counts 1.
     """
 
-    learner: MetaLearner
+    learner: Trust
 
     def weights(self, batch: PairBatch) -> Tensor:
         trust = torch.ones_like(batch.margin)
         offline = batch.source == OFFLINE
-        trust[batch.group[offline]] = self.learner.weight(batch.margin[offline])
+        trust[batch.group[offline]] = self.learner.weight(batch)[offline]
         trust = trust[batch.group]
         blend = torch.where(offline, trust, 1 - trust)
         return torch.where(batch.group_size == 1, torch.ones_like(blend), blend)
@@ -55,4 +57,58 @@ class LearnedBlend(Weighting):
         return (self.learner,)
 
 
-WEIGHTINGS: dict[str, type[Weighting]] = {"uniform": Uniform, "learned_blend": LearnedBlend}
+@dataclass(frozen=True)
+class Focal(Weighting):
+    """`p^gamma` with `p = sigmoid(margin)`, times the pair's share of its prompt (FocalPO; Eq. 2 of the MetaPO paper).
+
+    With gamma > 0 pairs that the policy ranks rightly count more. The factor is a weight and carries no gradient, as
+    the weights of MetaPO, which it is compared with.
+    """
+
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise ConfigError(f"gamma is {self.gamma}; FocalPO's exponent is 0 (plain DPO) or more")
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return torch.sigmoid(batch.margin) ** self.gamma / batch.group_size
+
+
+@dataclass(frozen=True)
+class RewardDifference(Weighting):
+    """Annotated pairs count by their reward gap: `gap / mean gap`, cut at `limit`; pairs that nobody annotated count 1.
+
+    After RDO (Wang et al., 2024), which weights by closed-form coefficients of reward differences. The mean is a
+    running one over optimizer steps, so that no weight depends on how a step is cut into micro-batches.
+    """
+
+    scale: RunningGap
+    limit: float = 3.0
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        gaps = (batch.reward_gap / self.scale.mean).clamp(max=self.limit)
+        return torch.where(batch.reward_gap.isnan(), torch.ones_like(gaps), gaps) / batch.group_size
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.scale,)
+
+
+@dataclass(frozen=True)
+class DataWeight(Weighting):
+    """The data set's own column `weight` (1 where a row has none), times the pair's share of its prompt.
+
+    Fresh pairs have the weight of their prompt's row.
+    """
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return batch.data_weight / batch.group_size
+
+
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    "uniform": Uniform,
+    "learned_blend": LearnedBlend,
+    "focal": Focal,
+    "reward_difference": RewardDifference,
+    "data_weight": DataWeight,
+}

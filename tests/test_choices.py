@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from adaptpo import methods
-from adaptpo.errors import TrainingError
+from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.learner import OFFLINE, ONLINE, PairBatch
 from adaptpo.meta_learner import MetaLearner
-from adaptpo.pairing import PAIRINGS, Candidates, NoPair, Offline, OfflineAndOnline, Online, best_against_worst
+from adaptpo.pairing import (
+    PAIRINGS,
+    Candidates,
+    MixedPool,
+    NoPair,
+    Offline,
+    OfflineAndOnline,
+    Online,
+    best_against_worst,
+)
+from adaptpo.running import RunningGap
 from adaptpo.seeds import seed_for, uniform_for
-from adaptpo.selection import SELECTIONS, ScoredPrompts, SelectAll, SelectByLearner, SelectNone
+from adaptpo.selection import (
+    SELECTIONS,
+    ScoredPrompts,
+    SelectAll,
+    SelectByLearner,
+    SelectLowest,
+    SelectNone,
+    SelectRandom,
+    SelectUncertain,
+)
 from adaptpo.training.phases.sample import selection_row
+from adaptpo.trust import ConstantTrust, SigmoidTrust
 from adaptpo.types import PreferencePair, Response
-from adaptpo.weighting import WEIGHTINGS, LearnedBlend, Uniform
+from adaptpo.weighting import DataWeight, Focal, LearnedBlend, RewardDifference, Uniform
 from tests.test_meta_learner import pair_batch
 
+LEARNERS = {SelectByLearner: MetaLearner, LearnedBlend: MetaLearner, RewardDifference: RunningGap}
 
-def built(kind: type) -> object:
-    return kind(MetaLearner()) if kind in (SelectByLearner, LearnedBlend) else kind()
+
+def built(kind: type) -> Any:
+    return kind(LEARNERS[kind]()) if kind in LEARNERS else kind()
 
 
 def candidates(*rewards: float | None) -> Candidates:
@@ -99,9 +123,9 @@ def test_every_pairing_accepts_unselected_prompts(name: str) -> None:
     assert isinstance(outcome, tuple)
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
-def test_weights_of_a_prompt_sum_to_one(name: str) -> None:
-    weights = built(WEIGHTINGS[name]).weights(pair_batch([-3.0, 0.5, 4.0], [1.0, -1.0, 0.0]))
+@pytest.mark.parametrize("kind", [Uniform, LearnedBlend, DataWeight])
+def test_weights_of_a_prompt_sum_to_one(kind: type) -> None:
+    weights = built(kind).weights(pair_batch([-3.0, 0.5, 4.0], [1.0, -1.0, 0.0]))
     torch.testing.assert_close(weights[:3] + weights[3:], torch.ones(3))
 
 
@@ -109,19 +133,20 @@ def test_learned_blend_gives_the_offline_pair_what_the_learner_says() -> None:
     learner = MetaLearner()
     margins = torch.tensor([-3.0, 0.5])
     weights = LearnedBlend(learner).weights(pair_batch(margins.tolist(), [1.0, -1.0]))
-    torch.testing.assert_close(weights[:2], learner.weight(margins))
+    torch.testing.assert_close(weights[:2], learner.weight(ScoredPrompts(2, margins)))
 
 
 def test_a_kept_offline_pair_counts_one() -> None:
     one = torch.tensor([1])
-    batch = PairBatch(one, one * 0, one, one * OFFLINE, one.float(), torch.tensor([-5.0]))
+    margin = torch.tensor([-5.0])
+    batch = PairBatch(one, one * 0, one, one * OFFLINE, one.float(), one.float(), margin, torch.zeros(1, 2))
     assert LearnedBlend(MetaLearner()).weights(batch).tolist() == [1.0]
 
 
 def test_torn_group_raises() -> None:
     two = torch.tensor([2])
     with pytest.raises(TrainingError, match=r"prompts \[2\].*whole prompt groups"):
-        PairBatch(two, two * 0, two, torch.tensor([ONLINE]), two.float(), two.float())
+        PairBatch(two, two * 0, two, torch.tensor([ONLINE]), two.float(), two.float(), two.float(), torch.zeros(1, 2))
 
 
 def test_uniform_shares_a_prompt_among_its_pairs() -> None:
@@ -140,3 +165,83 @@ def test_warmup_is_plain_offline_training_with_the_same_objective() -> None:
     assert warmup.objective is method.objective
     assert warmup.learners() == ()
     assert (method.warmup_epochs, methods.metaapo_simpo().warmup_epochs) == (1, 0)
+
+
+# --- the rows of the papers' tables ----------------------------------------------------------------------------------
+
+
+def test_lowest_scores_are_selected() -> None:
+    prompts = ScoredPrompts(5, torch.tensor([3.0, -1.0, 0.0, -2.0, 9.0]))
+    assert SelectLowest(0.4).probability(prompts).tolist() == [0, 1, 0, 1, 0]
+    assert SelectLowest(1.0).probability(prompts).tolist() == [1] * 5
+
+
+def test_undecided_prompts_are_selected() -> None:
+    prompts = ScoredPrompts(4, torch.tensor([3.0, -1.0, 0.2, -2.0]))
+    assert SelectUncertain(1.0).probability(prompts).tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("wrong", [lambda: SelectRandom(1.5), lambda: SelectLowest(-0.1), lambda: SelectUncertain(-1)])
+def test_impossible_selections_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"share|threshold"):
+        wrong()
+
+
+def test_sigmoid_trust_by_hand() -> None:
+    """sigmoid(log sigmoid(0)) = sigmoid(log 0.5) = 1/3; it goes to 1/2 for large margins."""
+    trust = SigmoidTrust().weight(ScoredPrompts(2, torch.tensor([0.0, 50.0])))
+    assert trust.tolist() == pytest.approx([1 / 3, 0.5])
+
+
+def test_a_blend_with_constant_trust_one_half_is_uniform() -> None:
+    batch = pair_batch([-3.0, 0.5, 4.0], [1.0, -1.0, 0.0])
+    assert torch.equal(LearnedBlend(ConstantTrust(0.5)).weights(batch), Uniform().weights(batch))
+
+
+def test_focal_by_hand() -> None:
+    batch = pair_batch([0.0], [2.0])
+    expected = [0.5**2 / 2, torch.sigmoid(torch.tensor(2.0)).item() ** 2 / 2]
+    assert Focal(gamma=2).weights(batch).tolist() == pytest.approx(expected)
+    assert torch.equal(Focal(gamma=0).weights(batch), Uniform().weights(batch))
+    with pytest.raises(ConfigError, match="gamma"):
+        Focal(gamma=-1)
+
+
+def test_reward_difference_by_hand() -> None:
+    """Running mean 0.9 * 2 + 0.1 * 4 = 2.2 after steps of mean 2 and 4; a gap of 1.1 then counts 0.5."""
+    weighting = RewardDifference(RunningGap(0.9), limit=3.0)
+    batch = pair_batch([0.0, 0.0], [0.0, 0.0])
+    for gaps in ([1.0, 3.0, float("nan"), 2.0], [4.0, 4.0, 4.0, float("nan")]):
+        weighting.scale.observe(replace(batch, reward_gap=torch.tensor(gaps)))
+        weighting.scale.update(lambda rows: rows)
+    assert weighting.scale.mean == pytest.approx(2.2)
+    weights = weighting.weights(replace(batch, reward_gap=torch.tensor([1.1, float("nan"), 100.0, 2.2])))
+    assert (2 * weights).tolist() == pytest.approx([0.5, 1.0, 3.0, 1.0])
+    other = RunningGap()
+    other.load_state_dict(weighting.scale.state_dict())
+    assert other.mean == weighting.scale.mean
+
+
+def test_data_weight_is_the_column() -> None:
+    batch = replace(pair_batch([0.0], [0.0]), data_weight=torch.tensor([3.0, 1.0]))
+    assert DataWeight().weights(batch).tolist() == [1.5, 0.5]
+
+
+def test_mixed_pool_ranks_offline_and_fresh_responses_together() -> None:
+    def outcome(fresh: tuple[float, ...], chosen: float | None, rejected: float | None) -> Any:
+        pool = replace(candidates(*fresh), offline_rewards=(chosen, rejected))
+        return MixedPool().pairs(OFFLINE_PAIR, pool)[0]
+
+    online = outcome((0.0, 5.0), 1.0, 2.0)
+    assert (online.chosen.text, online.rejected.text, online.source) == ("r1", "r0", "online")
+    mixed = outcome((0.0, 5.0), 9.0, 2.0)
+    assert (mixed.chosen.text, mixed.rejected.text, mixed.source) == ("a", "r0", "mixed")
+    kept = outcome((0.5, 0.6), 1.0, 0.0)
+    assert kept.source == "offline" and kept.chosen is OFFLINE_PAIR.chosen and kept.reward_gap == 1.0
+    swapped = outcome((0.5, 0.6), 0.0, 1.0)
+    assert (swapped.chosen.text, swapped.rejected.text, swapped.source) == ("b", "a", "mixed")
+    assert outcome((0.5, 0.6), None, None).source == "online"
+
+
+def test_mixed_pool_without_fresh_responses_is_the_offline_pair() -> None:
+    assert MixedPool().pairs(OFFLINE_PAIR, None) == (OFFLINE_PAIR,)

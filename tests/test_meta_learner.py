@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from adaptpo.learner import OFFLINE, ONLINE, PairBatch
 from adaptpo.meta_learner import MetaLearner, new_network
+from adaptpo.selection import ScoredPrompts
 
 
 def pair_batch(offline: list[float], online: list[float]) -> PairBatch:
@@ -21,8 +23,14 @@ def pair_batch(offline: list[float], online: list[float]) -> PairBatch:
         group_size=torch.full((2 * count,), 2),
         source=torch.tensor([OFFLINE] * count + [ONLINE] * count),
         reward_gap=torch.zeros(2 * count),
+        data_weight=torch.ones(2 * count),
         margin=torch.tensor(offline + online),
+        ratios=torch.zeros(2 * count, 2),
     )
+
+
+def trust(learner: MetaLearner, margins: list[float]) -> torch.Tensor:
+    return learner.weight(ScoredPrompts(len(margins), torch.tensor(margins)))
 
 
 def log_sigmoid(x: float) -> float:
@@ -35,7 +43,7 @@ def identity(rows: torch.Tensor) -> torch.Tensor:
 
 def test_curve_starts_near_zero_and_reaches_one_half_at_score_zero() -> None:
     learner = MetaLearner()
-    weights = learner.weight(torch.tensor([-100.0, -5.0, 0.0, 100.0]))
+    weights = trust(learner, [-100.0, -5.0, 0.0, 100.0])
     assert weights[0] < 0.01
     assert torch.all(weights.diff() > 0)
     assert weights[3].item() == pytest.approx(0.5, abs=1e-6)
@@ -72,11 +80,11 @@ def test_gradient_of_eq_6_by_hand() -> None:
 @pytest.mark.parametrize(("offline", "online", "direction"), [(-2.0, 2.0, -1), (2.0, -2.0, +1)])
 def test_update_trusts_the_side_with_the_better_score(offline: float, online: float, direction: int) -> None:
     learner = MetaLearner(update_interval=1)
-    before = learner.weight(torch.tensor([offline])).item()
+    before = trust(learner, [offline]).item()
     for _ in range(5):
         learner.observe(pair_batch([offline], [online]))
         learner.update(identity)
-    after = learner.weight(torch.tensor([offline])).item()
+    after = trust(learner, [offline]).item()
     assert (after - before) * direction > 0
 
 
@@ -116,7 +124,9 @@ def test_prompts_without_an_online_pair_are_not_learned_from() -> None:
         group_size=torch.tensor([1]),
         source=whole.source[:1],
         reward_gap=whole.reward_gap[:1],
+        data_weight=whole.data_weight[:1],
         margin=whole.margin[:1],
+        ratios=whole.ratios[:1],
     )
     learner.observe(lonely)
     learner.update(identity)
@@ -149,3 +159,32 @@ def test_state_survives_saving() -> None:
 def test_unscaled_score_is_that_of_the_margin_without_beta() -> None:
     learner = MetaLearner(score_scale=1 / 0.1)
     assert learner.scores(torch.tensor([0.3])).item() == pytest.approx(log_sigmoid(3.0))
+
+
+def test_five_layers_start_with_the_same_kind_of_curve() -> None:
+    weights = trust(MetaLearner(layers=5), [-100.0, -5.0, 0.0, 100.0])
+    assert weights[0] < 0.05
+    assert torch.all(weights.diff() > 0)
+    assert weights[3].item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_log_ratios_are_inputs_of_their_own() -> None:
+    learner = MetaLearner(features=("score", "ratios"), update_interval=1)
+    margins, ratios = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    weights = learner.weight(ScoredPrompts(3, margins, ratios))
+    assert len(set(weights.tolist())) == 3
+    batch = pair_batch([1.0, -2.0], [0.5, 1.0])
+    learner.observe(replace(batch, ratios=torch.arange(8.0).view(4, 2)))
+    expected = [[log_sigmoid(1.0), 0.0, 1.0, log_sigmoid(0.5)], [log_sigmoid(-2.0), 2.0, 3.0, log_sigmoid(1.0)]]
+    torch.testing.assert_close(learner.buffer, torch.tensor(expected))
+    learner.update(identity)
+    assert learner.updates == 1
+    assert not torch.equal(learner.network[0].weight, MetaLearner(features=("score", "ratios")).network[0].weight)
+
+
+def test_a_frozen_learner_neither_collects_nor_learns() -> None:
+    learner = MetaLearner(update_interval=1, frozen=True)
+    before = trust(learner, [-1.0])
+    learner.observe(pair_batch([1.0], [2.0]))
+    learner.update(identity)
+    assert torch.equal(trust(learner, [-1.0]), before) and learner.updates == 0

@@ -16,6 +16,7 @@ from adaptpo.files import JsonLines
 from adaptpo.learner import OFFLINE
 from adaptpo.method import Method
 from adaptpo.objectives import PairLogps
+from adaptpo.selection import ScoredPrompts
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
@@ -63,7 +64,7 @@ def test_metaapo_loss_and_gradient_by_hand(tokenizer: Any, groups: list[PromptGr
         beta * ((logps.chosen - batch["reference_chosen"]) - (logps.rejected - batch["reference_rejected"])).detach()
     )
     by_group = margins.view(len(groups), 2)
-    trust = learner.weight(by_group[:, 0])
+    trust = learner.weight(ScoredPrompts(len(groups), by_group[:, 0]))
     weights = torch.stack([trust, 1 - trust], dim=1).view(-1)
     coefficients = -weights * torch.sigmoid(-margins) * beta / len(groups)
     (coefficients * (logps.chosen - logps.rejected)).sum().backward()

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -24,6 +25,13 @@ class PairLogps:
     rejected_tokens: Tensor
     reference_chosen: Tensor | None = None
     reference_rejected: Tensor | None = None
+
+    def ratios(self) -> Tensor:
+        """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""
+        sides = torch.stack([self.chosen, self.rejected], dim=1)
+        if self.reference_chosen is None or self.reference_rejected is None:
+            return sides
+        return sides - torch.stack([self.reference_chosen, self.reference_rejected], dim=1)
 
 
 class Objective(ABC):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.learner import SOURCES, PairBatch
+from adaptpo.objectives import PairLogps
 from adaptpo.shared_prompt.layout import positions, shared_prompts
 from adaptpo.training.rows import PADDED, Rows, token_batches
 from adaptpo.types import PreferencePair, PromptGroup
@@ -119,6 +120,7 @@ class GroupCollator:
             "group": torch.tensor([index for index, _, _ in members]),
             "group_size": torch.tensor([len(group.pairs) for _, group, _ in members]),
             "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
+            "data_weight": torch.tensor([float(g.prompt.columns.get("weight", 1.0)) for _, g, _ in members]),
             "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
         }
 
@@ -132,9 +134,11 @@ class GroupCollator:
         return [self([groups[i] for i in indices]) for indices in token_batches(groups, self.rows)]
 
 
-def pair_batch(batch: Batch, margin: Tensor) -> PairBatch:
-    names = ("prompt_id", "group", "group_size", "source", "reward_gap")
-    return PairBatch(**{name: batch[name] for name in names}, margin=margin.detach().float())
+def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor) -> PairBatch:
+    names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
+    return PairBatch(
+        **{name: batch[name] for name in names}, margin=margin.detach().float(), ratios=logps.ratios().detach().float()
+    )
 
 
 def count_prompts(batch: Batch) -> int:

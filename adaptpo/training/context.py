@@ -21,7 +21,7 @@ from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError
 from adaptpo.files import read_rows
 from adaptpo.generation.base import Sampling
-from adaptpo.method import Method
+from adaptpo.method import Method, Reference
 from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
@@ -100,6 +100,10 @@ class Context:
     def warmup_epochs(self) -> int:
         chosen = self.config.warmup_epochs
         return self.method.warmup_epochs if chosen is None else chosen
+
+    @property
+    def reference_choice(self) -> Reference:
+        return self.config.reference or self.method.reference
 
     def arguments(self, phase: str, **overrides: Any) -> TrainingArguments:
         settings = TRAINING_DEFAULTS | self.config.training | overrides

@@ -33,7 +33,7 @@ def preference_step(
     """
     logps = pair_logps(model, batch, chunked_head)
     losses = method.objective.loss(logps)
-    pairs = pair_batch(batch, method.objective.margin(logps))
+    pairs = pair_batch(batch, logps, method.objective.margin(logps))
     weights = method.weighting.weights(pairs).detach()
     metrics = step_metrics(method, logps, pairs, weights) | {"prompts": float(count_prompts(batch))}
     return Step((weights * losses).sum() / num_prompts, pairs, weights, metrics)

@@ -50,8 +50,10 @@ def select_prompts(context: Context, iteration: int) -> Summary:
 def scored_prompts(context: Context, iteration: int, count: int) -> ScoredPrompts:
     if not context.method.selection.needs_margins:
         return ScoredPrompts(count)
-    scores = context.run.read_shards(f"{context.folder(iteration)}/scores", ["margin"])
-    return ScoredPrompts(count, torch.tensor([row["margin"] for row in scores], dtype=torch.float32))
+    names = ["margin", "chosen_ratio", "rejected_ratio"]
+    rows = context.run.read_shards(f"{context.folder(iteration)}/scores", names)
+    margin, *ratios = torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float32).view(-1, 3).T
+    return ScoredPrompts(count, margin, torch.stack(ratios, dim=1))
 
 
 def selection_row(prompt_id: int, probability: float, u: float) -> Row:
@@ -103,20 +105,38 @@ def answered_prompts(context: Context, iteration: int) -> list[Answered]:
     return [(prompt, responses[prompt.id]) for prompt, _ in context.offline(iteration) if prompt.id in responses]
 
 
+Judged = tuple[Prompt, list[tuple[int, Response]]]
+CHOSEN, REJECTED = -2, -1
+"""Indices of the offline pair's responses among those of a prompt; fresh ones count from 0."""
+
+
+def judged_prompts(context: Context, iteration: int) -> list[Judged]:
+    """The responses to annotate with their indices: the fresh ones, and the offline ones where they are ranked too."""
+    pairs = {prompt.id: pair for prompt, pair in context.offline(iteration)}
+    judged: list[Judged] = []
+    for prompt, responses in answered_prompts(context, iteration):
+        indexed = list(enumerate(responses))
+        if context.method.pairing.ranks_offline:
+            pair = pairs[prompt.id]
+            indexed += [(CHOSEN, pair.chosen), (REJECTED, pair.rejected)]
+        judged.append((prompt, indexed))
+    return judged
+
+
 def annotate_responses(context: Context, iteration: int) -> Summary:
     """One reward per response; responses without a valid one are recorded and left out."""
-    answered = answered_prompts(context, iteration)
+    judged = judged_prompts(context, iteration)
     folder = f"{context.folder(iteration)}/annotations"
 
-    def work(shard: Sequence[Answered]) -> pa.Table:
-        requests = [(prompt, response) for prompt, responses in shard for response in responses]
-        places = [(prompt.id, index) for prompt, responses in shard for index in range(len(responses))]
+    def work(shard: Sequence[Judged]) -> pa.Table:
+        requests = [(prompt, response) for prompt, responses in shard for _, response in responses]
+        places = [(prompt.id, index) for prompt, responses in shard for index, _ in responses]
         rewards = context.annotator().rewards(requests)
         names = ("prompt_id", "index", "reward")
         rows = [dict(zip(names, (*place, r), strict=True)) for place, r in zip(places, rewards, strict=True)]
         return table(rows, ANNOTATIONS_SCHEMA)
 
-    context.run.shards(folder, answered, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, judged, context.config.shard_size, work, context.config.show_progress)
     rows = list(context.run.read_shards(folder))
     invalid = [row for row in rows if row["reward"] is None]
     reason = "no valid reward (missing, NaN or infinite, or too long for the reward model)"
@@ -145,11 +165,16 @@ def build_pairs(context: Context, iteration: int) -> Summary:
 
 
 def read_candidates(context: Context, iteration: int) -> dict[int, Candidates]:
-    rewards: dict[int, list[float | None]] = defaultdict(list)
-    for row in context.run.read_shards(f"{context.folder(iteration)}/annotations"):
-        rewards[row["prompt_id"]].append(row["reward"])
+    rows = context.run.read_shards(f"{context.folder(iteration)}/annotations")
+    rewards = {(row["prompt_id"], row["index"]): row["reward"] for row in rows}
     return {
-        prompt.id: Candidates(prompt.id, iteration, tuple(responses), tuple(rewards[prompt.id]))
+        prompt.id: Candidates(
+            prompt_id=prompt.id,
+            iteration=iteration,
+            responses=tuple(responses),
+            rewards=tuple(rewards[prompt.id, index] for index in range(len(responses))),
+            offline_rewards=(rewards.get((prompt.id, CHOSEN)), rewards.get((prompt.id, REJECTED))),
+        )
         for prompt, responses in answered_prompts(context, iteration)
     }
 
@@ -165,7 +190,7 @@ def keep_iteration_reference(context: Context, iteration: int) -> Summary:
     kept already), or of all under the policy that started the iteration."""
     folder = f"{context.folder(iteration)}/reference"
     items = iteration_pairs(context, iteration)
-    if context.config.reference == "previous":
+    if context.reference_choice == "previous":
         return keep_reference(context, folder, context.start_policy(iteration), items)
     fresh = [(prompt, pair) for prompt, pair in items if pair.source != "offline"]
     return keep_reference(context, folder, context.initial, fresh)

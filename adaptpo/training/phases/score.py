@@ -71,8 +71,8 @@ def score_offline(context: Context, iteration: int) -> Summary:
 
 def score_rows(context: Context, items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
     margins = context.method.objective.margin(logps)
-    columns = (margins, score(margins), logps.chosen, logps.rejected)
-    names = ("margin", "score", "chosen_logp", "rejected_logp")
+    columns = (margins, score(margins), logps.chosen, logps.rejected, *logps.ratios().unbind(dim=1))
+    names = ("margin", "score", "chosen_logp", "rejected_logp", "chosen_ratio", "rejected_ratio")
     values = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {"prompt_id": prompt.id, **dict(zip(names, row, strict=True))}

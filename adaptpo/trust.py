@@ -1,0 +1,56 @@
+"""What selection and weighting ask of a learner: how far to trust an offline pair."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adaptpo.learner import Learner
+from adaptpo.objectives import score
+
+
+class ScoredPairs(Protocol):
+    """Of n pairs: the policy's margins [n], and log-ratios [n, 2] of chosen and rejected."""
+
+    @property
+    def margin(self) -> Tensor | None: ...
+
+    @property
+    def ratios(self) -> Tensor | None: ...
+
+
+class Trust(Learner):
+    """A learner with `weight(pairs)`: w in [0, 1] for each pair, [n], without gradient."""
+
+    def weight(self, pairs: ScoredPairs) -> Tensor:
+        raise NotImplementedError
+
+
+class ConstantTrust(Trust):
+    """The same w for every pair; 0.5 blends offline and online loss equally."""
+
+    def __init__(self, value: float = 0.5) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"ConstantTrust({self.value})"
+
+    def weight(self, pairs: ScoredPairs) -> Tensor:
+        assert pairs.margin is not None
+        return torch.full_like(pairs.margin, self.value)
+
+
+class SigmoidTrust(Trust):
+    """`w = sigmoid(l_off)`: rises from 0 to 0.5, as the meta-learner starts, and never learns.
+
+    MetaAPO's Table 2 ("w/o Meta-Learner") has a fixed sigmoid of the offline score; its form is not given.
+    """
+
+    def __repr__(self) -> str:
+        return "SigmoidTrust()"
+
+    def weight(self, pairs: ScoredPairs) -> Tensor:
+        assert pairs.margin is not None
+        return torch.sigmoid(score(pairs.margin))
