@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ from adaptpo.trust import Trust
 
 
 class Weighting(ABC):
-    """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business."""
+    """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
+
+    With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
+    """
+
+    needs_data_weight: ClassVar[bool] = False
 
     @abstractmethod
     def weights(self, batch: PairBatch) -> Tensor:
@@ -96,10 +102,12 @@ class RewardDifference(Weighting):
 
 @dataclass(frozen=True)
 class DataWeight(Weighting):
-    """The data set's own column `weight` (1 where a row has none), times the pair's share of its prompt.
+    """The data set's own column `weight`, times the pair's share of its prompt.
 
     Fresh pairs have the weight of their prompt's row.
     """
+
+    needs_data_weight: ClassVar[bool] = True
 
     def weights(self, batch: PairBatch) -> Tensor:
         return batch.data_weight / batch.group_size

@@ -41,7 +41,7 @@ def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int
         model=model,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | settings)),
         method=METHODS[method](**arguments),
-        train_dataset=preference_rows(rows),
+        train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
         reward_funcs=reward,
         eval_dataset=preference_rows(6, seed=9),
     )

@@ -35,6 +35,7 @@ from adaptpo.selection import (
     SelectRandom,
     SelectUncertain,
 )
+from adaptpo.training.collate import data_weight
 from adaptpo.training.phases.sample import selection_row
 from adaptpo.trust import ConstantTrust, SigmoidTrust
 from adaptpo.types import PreferencePair, Response
@@ -225,6 +226,15 @@ def test_reward_difference_by_hand() -> None:
 def test_data_weight_is_the_column() -> None:
     batch = replace(pair_batch([0.0], [0.0]), data_weight=torch.tensor([3.0, 1.0]))
     assert DataWeight().weights(batch).tolist() == [1.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "weight"),
+    [({}, 1.0), ({"weight": 2}, 2.0), ({"weight": 0.0}, 0.0), ({"weight": "high"}, None), ({"weight": -1}, None),
+     ({"weight": float("nan")}, None), ({"weight": None}, None)],
+)  # fmt: skip
+def test_weights_of_rows(columns: dict[str, Any], weight: float | None) -> None:
+    assert data_weight(columns) == weight
 
 
 def test_mixed_pool_ranks_offline_and_fresh_responses_together() -> None:

@@ -51,7 +51,7 @@ def align(policy: str, out: Path, method: Method, rows: int = 12, **settings: An
         model=policy,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 0} | settings)),
         method=method,
-        train_dataset=preference_rows(rows),
+        train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
         reward_funcs=vowel_reward,
     )
     return trainer.train()
@@ -157,3 +157,18 @@ def test_bf16_run(policy: str, tmp_path: Path) -> None:
     training = SETTINGS["training"] | {"bf16": True, "use_cpu": True}
     align(policy, tmp_path / "run", build("metaapo"), training=training)
     assert policy_moved(policy, tmp_path / "run")
+
+
+def test_rows_without_a_valid_weight_are_left_out_where_it_counts(policy: str, tmp_path: Path) -> None:
+    rows = preference_rows(6)
+    weights = [{"weight": 1.0}, {}, {"weight": "high"}, {"weight": -1}, {"weight": 2}, {"weight": 0}]
+    for name, kept in (("weighted_dpo", 3), ("dpo", 6)):
+        AlignmentTrainer(
+            model=policy,
+            args=AlignmentConfig(output_dir=str(tmp_path / name), **(SETTINGS | {"num_iterations": 1})),
+            method=build(name),
+            train_dataset=[row | weight for row, weight in zip(rows, weights, strict=True)],
+        ).train()
+        assert len(list(read_rows(tmp_path / name / "data" / "offline.parquet"))) == kept
+    reasons = (tmp_path / "weighted_dpo" / "dropped.jsonl").read_text()
+    assert reasons.count("weight is not a finite number") == 2 and reasons.count("no column 'weight'") == 1

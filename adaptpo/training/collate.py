@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,13 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
     return {"reference_chosen": chosen, "reference_rejected": rejected}
 
 
+def data_weight(columns: dict[str, Any]) -> float | None:
+    """The column `weight` of a row: 1 where there is none, None where it is no finite number of 0 or more."""
+    value = columns.get("weight", 1.0)
+    valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return float(value) if valid else None
+
+
 @dataclass(frozen=True)
 class GroupCollator:
     """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones."""
@@ -120,7 +128,7 @@ class GroupCollator:
             "group": torch.tensor([index for index, _, _ in members]),
             "group_size": torch.tensor([len(group.pairs) for _, group, _ in members]),
             "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
-            "data_weight": torch.tensor([float(g.prompt.columns.get("weight", 1.0)) for _, g, _ in members]),
+            "data_weight": torch.tensor([data_weight(group.prompt.columns) or 0.0 for _, group, _ in members]),
             "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
         }
 

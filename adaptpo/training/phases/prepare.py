@@ -9,8 +9,9 @@ from adaptpo.data import iter_examples, require_rows
 from adaptpo.files import write_table
 from adaptpo.records import OFFLINE_SCHEMA, offline_row, table
 from adaptpo.tokenization import tokenize_pair
+from adaptpo.training.collate import data_weight
 from adaptpo.training.context import Context
-from adaptpo.types import Dropped, PreferencePair, Prompt
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt
 
 Summary = dict[str, Any]
 
@@ -31,6 +32,14 @@ def prepare_data(context: Context) -> Summary:
     return {"kept": len(kept), "dropped": len(dropped), "truncated": truncated, "reasons": dict(reasons)}
 
 
+def weight_problem(context: Context, example: PreferenceExample) -> str | None:
+    if not context.method.weighting.needs_data_weight:
+        return None
+    if "weight" not in example.columns:
+        return "no column 'weight', which the method weights by"
+    return None if data_weight(example.columns) is not None else "weight is not a finite number of 0 or more"
+
+
 def tokenize_rows(context: Context) -> tuple[list[tuple[int, Prompt, PreferencePair]], list[Dropped]]:
     kept: list[tuple[int, Prompt, PreferencePair]] = []
     dropped: list[Dropped] = []
@@ -38,6 +47,9 @@ def tokenize_rows(context: Context) -> tuple[list[tuple[int, Prompt, PreferenceP
     for example in iter_examples(context.data_rows, context.text_mode):
         if isinstance(example, Dropped):
             dropped.append(example)
+            continue
+        if problem := weight_problem(context, example):
+            dropped.append(Dropped(example.row, problem))
             continue
         tokenized = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
         if isinstance(tokenized, str):
