@@ -33,7 +33,8 @@ class Method:
 
     def learners(self) -> tuple[Learner, ...]:
         """Each learner once, however many choices share it."""
-        found = {id(learner): learner for part in (self.selection, self.weighting) for learner in part.learners()}
+        parts = (self.selection, self.objective, self.weighting)
+        found = {id(learner): learner for part in parts for learner in part.learners()}
         return tuple(found.values())
 
     def warmup(self) -> Method:

@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
-from adaptpo.objectives import DPO, Objective, SimPO
+from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
 from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online
 from adaptpo.running import RunningGap
 from adaptpo.selection import SelectAll, SelectByLearner, SelectLowest, SelectNone, SelectRandom, SelectUncertain
@@ -47,6 +47,75 @@ def simpo(objective: Objective = SimPO()) -> Method:  # noqa: B008
     Paper: Meng et al., 2024; defaults of the MetaAPO paper's Table 3.
     """
     return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def ipo(objective: Objective = IPO()) -> Method:  # noqa: B008
+    """IPO on the offline pairs: the margin is drawn to a target instead of growing.
+
+    Paper: Azar et al., 2024; a baseline of the MetaAPO paper.
+    Deviation: log-ratios are divided by token counts as in TRL; the publication sums them.
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def hinge(objective: Objective = Hinge()) -> Method:  # noqa: B008
+    """A hinge on DPO's margin, as TRL's loss type of that name.
+
+    Paper: Zhao et al., 2023 (SLiC), with DPO's margin.
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def slic_hf(objective: Objective = SLiCHF()) -> Method:  # noqa: B008
+    """SLiC-HF: a hinge on log-probs without a reference, and a likelihood term on the chosen response.
+
+    Paper: Zhao et al., 2023; section 6 of the alignment-stages paper.
+    Deviation: the regularizer's target is the chosen response; hyperparameters are ours, as the papers give none.
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def dpo_shift(objective: Objective = DPOShift()) -> Method:  # noqa: B008
+    """DPO-Shift: the rejected reward counts f, which rises from 0.95 to 1.0 over the run.
+
+    Paper: Yang et al., 2025 (DPO-Shift); B.3 of the MetaAPO paper.
+    Deviation: margin and score are DPO's, whatever f.
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def conservative_dpo(objective: Objective = DPO(label_smoothing=0.1)) -> Method:  # noqa: B008
+    """DPO that takes a share of the labels for wrong.
+
+    Paper: Mitchell, 2023 (conservative DPO).
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def orpo(objective: Objective = ORPO()) -> Method:  # noqa: B008
+    """ORPO: an odds-ratio penalty beside the likelihood of the chosen response, without a reference.
+
+    Paper: Hong et al., 2024; a baseline of the MetaPO paper.
+    Deviation: the likelihood term covers response tokens only.
+    """
+    return Method(SelectNone(), Offline(), objective, Uniform())
+
+
+@named
+def kto(objective: Objective | None = None) -> Method:
+    """KTO on pairs: chosen responses are desirable, rejected ones are not.
+
+    Paper: Ethayarajh et al., 2024; a baseline of the MetaAPO and MetaPO papers.
+    Deviation: the reference point is the mean log-ratio of the optimizer step before, not that of mismatched pairs.
+    """
+    # Not a default argument: its reference point is state, and belongs to one method.
+    return Method(SelectNone(), Offline(), objective or KTO(), Uniform())
 
 
 @named

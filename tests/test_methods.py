@@ -22,7 +22,8 @@ from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
 from tests.tiny import preference_rows, save_policy, vowel_reward
 
 EXPECTED = {
-    "dpo", "simpo", "focalpo", "weighted_dpo",
+    "dpo", "simpo", "ipo", "hinge", "slic_hf", "dpo_shift", "conservative_dpo", "orpo", "kto", "focalpo",
+    "weighted_dpo",
     "online_dpo", "iterative_dpo", "selm", "adpo", "rdo",
     "metaapo", "metaapo_simpo", "metaapo_random", "metaapo_threshold", "metaapo_all", "metaapo_uniform",
     "metaapo_heuristic", "metaapo_fixed", "metaapo_all_offline", "metaapo_deep", "metaapo_multi_feature",

@@ -15,12 +15,13 @@ from adaptpo.errors import ConfigError, ModelError, TrainingError
 from adaptpo.files import JsonLines
 from adaptpo.learner import OFFLINE
 from adaptpo.method import Method
-from adaptpo.objectives import PairLogps
+from adaptpo.objectives import DPO, KTO, DPOShift, PairLogps
 from adaptpo.selection import ScoredPrompts
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
 from adaptpo.training.models import load_causal_lm, load_policy
+from adaptpo.training.phases.train import stretch
 from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import preference_step
 from adaptpo.training.trainer import PreferenceTrainer
@@ -148,6 +149,47 @@ def test_training_moves_the_policy_towards_the_chosen_responses(
 def with_references(logps: PairLogps, batch: dict[str, torch.Tensor]) -> PairLogps:
     names = ("reference_chosen", "reference_rejected")
     return replace(logps, **{name: batch[name] for name in names})
+
+
+def test_reference_point_of_kto_does_not_depend_on_micro_batches(tokenizer: Any, tmp_path: Path) -> None:
+    groups = [with_reference_logps(group, -60.0) for group in random_groups(10)]
+    results = []
+    for per_device, accumulation in ((4, 1), (1, 4)):
+        sizes = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
+        method = methods.dpo(KTO())
+        trainer = trained(method, groups, tokenizer, tmp_path, **sizes)
+        results.append((parameters(trainer), method.objective.reference_point.value))
+    assert_close(results[0][0], results[1][0], tolerance=2e-5)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-3) and results[0][1] > 0
+
+
+def with_reference_logps(group: PromptGroup, logp: float) -> PromptGroup:
+    return replace(group, pairs=tuple(replace(pair, reference_logps=(logp, logp)) for pair in group.pairs))
+
+
+def test_objective_sees_the_progress_of_the_run(
+    tokenizer: Any, groups: list[PromptGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(DPOShift, "at", lambda self, progress: seen.append(progress) or self)
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(tiny_model(tokenizer), groups, tokenizer, methods.dpo(DPOShift()), tmp_path, **sizes)
+    trainer.stretch = (0.5, 1.0)
+    trainer.train()
+    assert seen == pytest.approx([0.5, 0.5, 0.6, 0.6, 0.7, 0.7, 0.8, 0.8, 0.9, 0.9])
+
+
+def test_dpo_shift_of_one_trains_as_dpo(tokenizer: Any, groups: list[PromptGroup], tmp_path: Path) -> None:
+    results = [
+        parameters(trained(methods.dpo(objective), groups, tokenizer, tmp_path, per_device_train_batch_size=5))
+        for objective in (DPO(), DPOShift(start=1.0), DPOShift())
+    ]
+    assert_close(results[0], results[1], tolerance=0)
+    assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
+
+
+def test_iterations_share_the_progress_of_the_run() -> None:
+    assert [stretch(i, 4) for i in (None, 0, 3)] == [(0.0, 0.0), (0.0, 0.25), (0.75, 1.0)]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

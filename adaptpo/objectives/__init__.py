@@ -2,8 +2,35 @@
 
 from adaptpo.objectives.base import Objective, PairLogps, score
 from adaptpo.objectives.dpo import DPO
+from adaptpo.objectives.dpo_shift import DPOShift
+from adaptpo.objectives.ipo import IPO
+from adaptpo.objectives.kto import KTO
+from adaptpo.objectives.orpo import ORPO
 from adaptpo.objectives.simpo import SimPO
+from adaptpo.objectives.slic_hf import Hinge, SLiCHF
 
-OBJECTIVES: dict[str, type[Objective]] = {"dpo": DPO, "simpo": SimPO}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "dpo": DPO,
+    "dpo_shift": DPOShift,
+    "hinge": Hinge,
+    "ipo": IPO,
+    "kto": KTO,
+    "orpo": ORPO,
+    "simpo": SimPO,
+    "slic_hf": SLiCHF,
+}
 
-__all__ = ["DPO", "OBJECTIVES", "Objective", "PairLogps", "SimPO", "score"]
+__all__ = [
+    "DPO",
+    "IPO",
+    "KTO",
+    "OBJECTIVES",
+    "ORPO",
+    "DPOShift",
+    "Hinge",
+    "Objective",
+    "PairLogps",
+    "SLiCHF",
+    "SimPO",
+    "score",
+]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from adaptpo.learner import Learner
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -34,10 +36,20 @@ class PairLogps:
         return sides - torch.stack([self.reference_chosen, self.reference_rejected], dim=1)
 
 
-class Objective(ABC):
-    """One of the four choices: how well the policy agrees with a pair, and what it pays if it does not."""
+def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """`log(policy / reference)` of the chosen and of the rejected responses, each [n]."""
+    if logps.reference_chosen is None or logps.reference_rejected is None:
+        raise ValueError("this objective needs the reference's log-probs of both responses; PairLogps holds none")
+    return logps.chosen - logps.reference_chosen, logps.rejected - logps.reference_rejected
 
-    beta: float
+
+class Objective(ABC):
+    """One of the four choices: how well the policy agrees with a pair, and what it pays if it does not.
+
+    `beta` is the scale of log-probs in the margin; 1 where the objective has none.
+    """
+
+    beta: float = 1.0
     needs_reference: ClassVar[bool] = False
 
     @abstractmethod
@@ -52,6 +64,13 @@ class Objective(ABC):
     def loss(self, logps: PairLogps) -> Tensor:
         """The loss of each pair, [n]; `-log sigmoid(margin)` unless the objective says otherwise."""
         return -score(self.margin(logps))
+
+    def at(self, progress: float) -> Objective:
+        """The objective when this share of the run's training is done, for those that change over it."""
+        return self
+
+    def learners(self) -> tuple[Learner, ...]:
+        return ()
 
 
 def score(margin: Tensor) -> Tensor:

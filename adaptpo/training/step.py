@@ -25,14 +25,20 @@ class Step:
 
 
 def preference_step(
-    model: nn.Module, batch: Batch, method: Method, num_prompts: int | Tensor, chunked_head: bool = False
+    model: nn.Module,
+    batch: Batch,
+    method: Method,
+    num_prompts: int | Tensor,
+    chunked_head: bool = False,
+    progress: float = 0.0,
 ) -> Step:
     """The weighted loss of a micro-batch of whole groups: `sum_i weight_i * loss_i / num_prompts` (Eq. 5).
 
     `num_prompts` is the number of prompts of the whole optimizer step, over all micro-batches (and ranks).
+    `progress` is the share of the run's training that is done, in [0, 1].
     """
     logps = pair_logps(model, batch, chunked_head)
-    losses = method.objective.loss(logps)
+    losses = method.objective.at(progress).loss(logps)
     pairs = pair_batch(batch, logps, method.objective.margin(logps))
     weights = method.weighting.weights(pairs).detach()
     metrics = step_metrics(method, logps, pairs, weights) | {"prompts": float(count_prompts(batch))}

@@ -69,7 +69,8 @@ class PreferenceTrainer(Trainer):
     `per_device_train_batch_size` counts prompts; more of them than fit into `rows.max_tokens` are computed in several
     passes. The divisor of the loss is the number of prompts of the whole optimizer step over passes, accumulation and
     ranks, so that 1 x 8 and 8 x 1 are the same step. With `rows.shared_prompts`, the model must have been through
-    `share_prompts`.
+    `share_prompts`. `stretch` is the part of the run's training that this is, as shares of the whole: the first and
+    the last progress that the objective sees.
 
     Raises TrainingError before the optimizer would write weights from a loss or gradient that is not finite.
     """
@@ -87,8 +88,10 @@ class PreferenceTrainer(Trainer):
         pair_log: JsonLines | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         rows: Rows = PADDED,
+        stretch: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.method, self.write_log, self.pair_log, self.rows = method, log, pair_log, rows
+        self.stretch = stretch
         self.means, self.pair_records = MeanMetrics(), list[dict[str, Any]]()
         super().__init__(
             model=model,
@@ -112,6 +115,12 @@ class PreferenceTrainer(Trainer):
         losses = [super(PreferenceTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
         return torch.stack(losses).sum()
 
+    @property
+    def progress(self) -> float:
+        """The share of the run's training before the current optimizer step."""
+        start, end = self.stretch
+        return start + (end - start) * self.state.global_step / max(self.state.max_steps, 1)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -121,7 +130,7 @@ class PreferenceTrainer(Trainer):
     ) -> Tensor:
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the number of prompts of the optimizer step")
-        step = preference_step(model, inputs, self.method, num_items_in_batch, self.rows.chunked_head)
+        step = preference_step(model, inputs, self.method, num_items_in_batch, self.rows.chunked_head, self.progress)
         if not torch.isfinite(step.loss):
             raise not_finite("loss", self.state.global_step, step)
         self.method.observe(step.pairs)

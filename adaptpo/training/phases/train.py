@@ -66,6 +66,7 @@ def train(
         pair_log=None if warmup else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
         callbacks=[TrainingBar(log_phase, context.config.show_progress)],
         rows=context.rows,
+        stretch=stretch(iteration, context.config.num_iterations),
     )
     if groups:
         train_phase(trainer, context.run, log_phase)
@@ -75,6 +76,13 @@ def train(
     summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
     updates = trainer.method.metrics().get("meta/updates")
     return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
+
+
+def stretch(iteration: int | None, num_iterations: int) -> tuple[float, float]:
+    """The part of the run's training that an iteration is; a warm-up comes before all of it."""
+    if iteration is None:
+        return 0.0, 0.0
+    return iteration / num_iterations, (iteration + 1) / num_iterations
 
 
 def recomputes_activations(args: TrainingArguments) -> bool:
