@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from adaptpo.filtering import KEEP_ALL, Filter
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives import Objective
 from adaptpo.pairing import Offline, Pairing
@@ -17,7 +18,8 @@ Reference = Literal["initial", "previous"]
 @dataclass(frozen=True)
 class Method:
     """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
-    the loss compares with: those of the initial model, or of the policy that started the iteration.
+    the loss compares with (those of the initial model, or of the policy that started the iteration), and which offline
+    pairs are used at all.
 
     A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
     `Method` object can be used for many runs.
@@ -29,6 +31,7 @@ class Method:
     weighting: Weighting
     warmup_epochs: int = 0
     reference: Reference = "initial"
+    filter: Filter = KEEP_ALL
     name: str = "custom"
 
     def learners(self) -> tuple[Learner, ...]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from adaptpo.filtering import AgreeingMargins, AlignmentPotential, EasyFirst, LowHeldOutLoss, LowPerplexity
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
@@ -116,6 +117,56 @@ def kto(objective: Objective | None = None) -> Method:
     """
     # Not a default argument: its reference point is state, and belongs to one method.
     return Method(SelectNone(), Offline(), objective or KTO(), Uniform())
+
+
+@named
+def selective_dpo(objective: Objective = DPO(), share: float = 0.5) -> Method:  # noqa: B008
+    """DPO on the pairs that a model trained on the other half of the data ranks best.
+
+    Paper: Gao et al., 2025 (Selective DPO), as described in B.3 of the MetaAPO paper.
+    Deviation: the share kept is ours, as B.3 gives none.
+    """
+    return replace(dpo(objective), filter=LowHeldOutLoss(share))
+
+
+@named
+def bees(objective: Objective = DPO(), share: float = 0.25) -> Method:  # noqa: B008
+    """DPO on the pairs on which reward model and a trained policy agree most.
+
+    Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper.
+    Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
+    """
+    return replace(dpo(objective), filter=AgreeingMargins(share))
+
+
+@named
+def map_dpo(objective: Objective = DPO(), share: float = 0.4) -> Method:  # noqa: B008
+    """DPO on the pairs whose reward gap exceeds the policy's own margin most.
+
+    Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper.
+    Deviation: both margins are standardized; the implicit ones are those of one epoch of DPO.
+    """
+    return replace(dpo(objective), filter=AlignmentPotential(share))
+
+
+@named
+def perplexity_filter(objective: Objective = DPO(), share: float = 0.8) -> Method:  # noqa: B008
+    """DPO on the pairs whose chosen response surprises the initial model least.
+
+    Paper: Table 17 of the MetaPO paper.
+    Deviation: the paper does not say whose perplexity; here it is that of the chosen response.
+    """
+    return replace(dpo(objective), filter=LowPerplexity(share))
+
+
+@named
+def loss_curriculum(objective: Objective = DPO()) -> Method:  # noqa: B008
+    """DPO on all pairs, easy ones first.
+
+    Paper: Table 17 of the MetaPO paper.
+    Deviation: DPO's initial loss is the same for all pairs; here it is that of a model trained on the other half.
+    """
+    return replace(dpo(objective), filter=EasyFirst())
 
 
 @named

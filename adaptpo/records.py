@@ -43,6 +43,7 @@ SCORES_SCHEMA = pa.schema(
         "rejected_ratio": pa.float32(),
     }
 )
+FILTER_SCHEMA = pa.schema({"prompt_id": pa.int64(), "priority": pa.float32(), "rank": pa.int64(), "kept": pa.bool_()})
 SELECTION_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "probability": pa.float32(), "u": pa.float64(), "selected": pa.bool_()}
 )

@@ -216,9 +216,15 @@ class Context:
     # Data
 
     def offline(self, part: int | None = None) -> list[PromptedPair]:
-        """The tokenized offline pairs of one part, or of all."""
+        """The tokenized offline pairs of one part, or of all; only what the filter kept, once it is done."""
         where = None if part is None else {"part": part}
-        return [read_offline(row) for row in read_rows(self.run.path / "data" / "offline.parquet", where=where)]
+        items = [read_offline(row) for row in read_rows(self.run.path / "data" / "offline.parquet", where=where)]
+        if not self.run.done("filter"):
+            return items
+        rows = read_rows(self.run.path / "data" / "filter.parquet")
+        rank = {row["prompt_id"]: row["rank"] for row in rows if row["kept"]}
+        kept = [item for item in items if item[0].id in rank]
+        return sorted(kept, key=lambda item: rank[item[0].id]) if self.method.filter.orders else kept
 
     def reference_logps(self, folder: str) -> dict[tuple[int, str], tuple[float, float]]:
         """Kept log-probs of (chosen, rejected) by (prompt id, source)."""

@@ -14,6 +14,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.files import whole_folder, write_json
+from adaptpo.filtering import KeepAll
 from adaptpo.model_card import model_card
 from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
@@ -21,6 +22,7 @@ from adaptpo.training.context import Context
 from adaptpo.training.models import first_line
 from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
+from adaptpo.training.phases.filter import filter_pairs
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
 from adaptpo.training.phases.sample import (
@@ -66,6 +68,9 @@ def prepare(context: Context) -> None:
         remove_training_folder(context, "reward")
     if context.method.objective.needs_reference:
         do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
+    if not isinstance(context.method.filter, KeepAll):
+        do(context, "filter", partial(filter_pairs, context))
+        remove_training_folder(context, "filter")
 
 
 def run_iteration(context: Context, iteration: int) -> None:
@@ -102,7 +107,8 @@ def evaluate(context: Context, stage: str, policy: str) -> None:
 
 
 def needs_annotation(context: Context) -> bool:
-    return context.method.pairing.num_generations > 0 or context.eval_rows is not None
+    fresh = context.method.pairing.num_generations > 0
+    return fresh or context.eval_rows is not None or "reward_gap" in context.method.filter.needs
 
 
 def restore_method(context: Context, iteration: int) -> None:

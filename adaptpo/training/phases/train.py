@@ -49,11 +49,18 @@ def train(
     policy: str,
     iteration: int | None = None,
     warmup: bool = False,
+    proxy: bool = False,
 ) -> Summary:
-    """Train the policy on these pairs and write the checkpoint: an ordinary model folder with the learners' state."""
+    """Train the policy on these pairs and write the checkpoint: an ordinary model folder with the learners' state.
+
+    `warmup` is offline training with the method's objective for the warm-up's epochs, `proxy` the same for one epoch.
+    """
     groups = as_groups(items)
-    log_phase = phase if warmup else f"{phase}/train"
-    overrides = {"num_train_epochs": context.warmup_epochs} if warmup else {}
+    offline = warmup or proxy
+    log_phase = phase if offline else f"{phase}/train"
+    overrides: dict[str, Any] = {"num_train_epochs": context.warmup_epochs if warmup else 1} if offline else {}
+    if context.method.filter.orders and not proxy:
+        overrides["train_sampling_strategy"] = "sequential"
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
     updates_before = context.method.metrics().get("meta/updates", 0.0)
     trainer = PreferenceTrainer(
@@ -61,9 +68,9 @@ def train(
         args=args,
         groups=groups,
         tokenizer=context.tokenizer,
-        method=context.method.warmup() if warmup else context.method,
+        method=context.method.warmup() if offline else context.method,
         log=lambda step, values: context.run.log(log_phase, values, iteration, step),
-        pair_log=None if warmup else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
+        pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
         callbacks=[TrainingBar(log_phase, context.config.show_progress)],
         rows=context.rows,
         stretch=stretch(iteration, context.config.num_iterations),

@@ -1,0 +1,154 @@
+"""Before anything is trained: which offline pairs are used at all, or in which order.
+
+Adding one: the class here, and its line in `FILTERS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of n offline pairs, [n] each; None unless the filter needs it.
+
+    `perplexity`: of the chosen response under the initial model. `margin`: of a model trained on all pairs.
+    `held_out_margin`: of a model trained on the other half of the pairs. `reward_gap`: the annotator's reward of chosen
+    minus rejected, NaN where it has none.
+    """
+
+    count: int
+    perplexity: Tensor | None = None
+    margin: Tensor | None = None
+    held_out_margin: Tensor | None = None
+    reward_gap: Tensor | None = None
+
+
+class Filter(ABC):
+    """`needs` names the facts (fields of `PairFacts`); `orders`: pairs are trained in the order of `priority`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    orders: ClassVar[bool] = False
+    share: float = 1.0
+
+    @abstractmethod
+    def priority(self, facts: PairFacts) -> Tensor:
+        """Pairs of higher priority are kept first (and trained first, where the filter orders), [n]."""
+
+    def keep(self, facts: PairFacts) -> Tensor:
+        """Which pairs are kept, [n] bool: the `share` of highest priority, at least one."""
+        kept = torch.zeros(facts.count, dtype=torch.bool)
+        best = self.priority(facts).argsort(descending=True, stable=True)
+        kept[best[: max(1, round(self.share * facts.count))]] = True
+        return kept
+
+
+@dataclass(frozen=True)
+class KeepAll(Filter):
+    """Every pair, in the order of the data."""
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return torch.zeros(facts.count)
+
+
+KEEP_ALL = KeepAll()
+
+
+@dataclass(frozen=True)
+class ShareFilter(Filter):
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share is {self.share}; it is the share of the pairs to keep, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class LowPerplexity(ShareFilter):
+    """The share of pairs whose chosen response the initial model finds least surprising (MetaPO, Table 17)."""
+
+    share: float = 0.8
+    needs: ClassVar[frozenset[str]] = frozenset({"perplexity"})
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return -known(facts.perplexity)
+
+
+@dataclass(frozen=True)
+class LowHeldOutLoss(ShareFilter):
+    """The share of pairs that a model trained on the other half ranks best: the easiest ones (Selective DPO, Gao et
+    al., 2025)."""
+
+    share: float = 0.5
+    needs: ClassVar[frozenset[str]] = frozenset({"held_out_margin"})
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return known(facts.held_out_margin)
+
+
+@dataclass(frozen=True)
+class AgreeingMargins(ShareFilter):
+    """The share of pairs that explicit and implicit margin agree on most (BeeS, Deng et al., 2025).
+
+    Each standardized margin becomes a probability p that the label is right; the two are joined as independent
+    evidence: log-odds add up, so that one low margin is enough to lose.
+    """
+
+    share: float = 0.25
+    needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return standardized(known(facts.margin)) + standardized(known(facts.reward_gap))
+
+
+@dataclass(frozen=True)
+class AlignmentPotential(ShareFilter):
+    """The share of pairs whose explicit margin exceeds the implicit one most (MAP, Huang et al., 2025)."""
+
+    share: float = 0.4
+    needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return standardized(known(facts.reward_gap).abs()) - standardized(known(facts.margin))
+
+
+@dataclass(frozen=True)
+class EasyFirst(Filter):
+    """Every pair, those with the lowest loss first (loss-based curriculum; MetaPO, Table 17)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"held_out_margin"})
+    orders: ClassVar[bool] = True
+
+    def priority(self, facts: PairFacts) -> Tensor:
+        return known(facts.held_out_margin)
+
+
+def known(fact: Tensor | None) -> Tensor:
+    if fact is None:
+        raise ValueError("a fact that the filter needs is missing")
+    return fact
+
+
+def standardized(values: Tensor) -> Tensor:
+    """To mean 0 and standard deviation 1; unknown values become the mean."""
+    valid = values[~values.isnan()]
+    if len(valid) < 2 or valid.std() == 0:
+        return torch.zeros_like(values)
+    return torch.nan_to_num((values - valid.mean()) / valid.std(), nan=0.0)
+
+
+FILTERS: dict[str, type[Filter]] = {
+    "all": KeepAll,
+    "low_perplexity": LowPerplexity,
+    "low_held_out_loss": LowHeldOutLoss,
+    "agreeing_margins": AgreeingMargins,
+    "alignment_potential": AlignmentPotential,
+    "easy_first": EasyFirst,
+}
