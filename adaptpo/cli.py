@@ -38,6 +38,25 @@ Say whether training can be measured in a world: does the reward model agree wit
 responses, is there room to improve, and do warm-up DPO and Online DPO each bring it closer to the optimum? Trains both;
 takes minutes. Exit status 1 if a check fails.
 """
+TABLE_HELP = """\
+Compare methods in sandbox worlds of several seeds: true reward, win rates against the SFT policy, share of prompts
+annotated and time, beside the paper's figures where it has them. NAME is one of
+
+  methods          offline, online and adaptive methods
+  ablations        MetaAPO without its parts
+  time             seconds of generation, annotation and training
+  update-interval  optimizer steps between updates of the meta-learner
+  num-generations  responses per prompt
+  reward-models    annotators of different quality
+  noise            wrong labels in the offline data
+  selection        which prompts to generate for
+
+Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs, and the
+same command goes on where it was interrupted.
+
+  adaptpo sandbox table methods --seeds 5 --jobs 2
+  adaptpo sandbox table noise --seeds 3 --methods dpo,metaapo --docs docs/noise.md
+"""
 DEMO_HELP = """\
 Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
 terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
@@ -88,6 +107,19 @@ def run_sandbox_check(options: argparse.Namespace) -> int:
         checks = check(options.folder)
     print_checks(checks)
     return 0 if all(c.passed for c in checks) else 1
+
+
+def run_sandbox_table(options: argparse.Namespace) -> int:
+    from adaptpo.quiet import quiet_libraries
+    from adaptpo.sandbox.tables.command import Options, run_table
+    from adaptpo.sandbox.tables.definitions import TABLES
+    from adaptpo.sandbox.tables.rows import find_table
+
+    quiet_libraries()
+    methods = None if options.methods is None else tuple(options.methods.split(","))
+    chosen = Options(options.seeds, options.out, methods, options.jobs, options.prompts, options.docs)
+    summaries = run_table(options.name, find_table(options.name, TABLES), chosen)
+    return 1 if any(summary.errors for summary in summaries) else 0
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -154,6 +186,20 @@ def add_sandbox(commands: argparse._SubParsersAction) -> None:
         run_sandbox_check,
     )
     check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
+    add_table(actions)
+
+
+def add_table(actions: argparse._SubParsersAction) -> None:
+    table = add_command(actions, "table", "compare methods over several worlds", TABLE_HELP, run_sandbox_table)
+    table.add_argument("name", metavar="NAME", help="a table of the list above")
+    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds from 0 on")
+    table.add_argument("--methods", metavar="A,B", help="rows of these methods alone (default: all that are available)")
+    table.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each (default: 1)")
+    table.add_argument(
+        "--out", type=Path, default=Path("runs/tables"), help="folder for all that comes of it (default: runs/tables)"
+    )
+    table.add_argument("--prompts", type=int, default=3000, help="prompts of each world's data set (default: 3000)")
+    table.add_argument("--docs", metavar="FILE.md", type=Path, help="write the table's section of this Markdown file")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,99 @@
+"""`adaptpo sandbox table`: runs what a table needs and writes it down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from adaptpo.errors import ConfigError
+from adaptpo.files import whole_file, write_json
+from adaptpo.methods import METHODS
+from adaptpo.report.canvas import png
+from adaptpo.sandbox.tables.cells import cells_of, run_cells
+from adaptpo.sandbox.tables.docs import check_markers, section, write_section
+from adaptpo.sandbox.tables.plot import draw
+from adaptpo.sandbox.tables.rows import Row, Table, asked_rows, unavailable
+from adaptpo.sandbox.tables.summary import RowSummary, record_of, summarize
+from adaptpo.sandbox.tables.terminal import show
+from adaptpo.sandbox.tables.text import grid, remarks
+
+
+@dataclass(frozen=True)
+class Options:
+    """`seeds`: that many worlds, from seed 0 on. `methods`: rows of these alone. `jobs`: processes at a time.
+    `prompts`: offline pairs of each world. `docs`: a Markdown file to write the table's section to."""
+
+    seeds: int
+    out: Path
+    methods: tuple[str, ...] | None = None
+    jobs: int = 1
+    prompts: int = 3000
+    docs: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.jobs < 1:
+            raise ConfigError("--seeds and --jobs count from 1")
+
+    def command(self, name: str) -> str:
+        """What gives the same numbers, wherever it writes them."""
+        methods = f" --methods {','.join(self.methods)}" if self.methods is not None else ""
+        return f"adaptpo sandbox table {name} --seeds {self.seeds}{methods} --prompts {self.prompts}"
+
+
+def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
+    """Run, show and write the table; whatever is done already is not done again.
+
+    Raises ConfigError for `methods` that the table does not have or that do not exist, and where no row is left.
+    """
+    rows = asked_rows(table, options.methods, METHODS)
+    if not rows:
+        raise ConfigError(f"no row of the table '{name}' has a method that is available")
+    if options.docs is not None:
+        check_markers(options.docs, name)
+    outcomes = run_cells(cells_of(rows, options.seeds, options.prompts), options.out, options.jobs)
+    summaries = summarize(rows, outcomes, table.reference)
+    write_files(name, table, options, summaries)
+    return summaries
+
+
+def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:
+    """The table as JSON and PNG, on the terminal and, where asked for, in a Markdown file."""
+    folder, today = options.out / "tables", date.today().isoformat()
+    cells, notes = grid(summaries, options.seeds), notes_of(table, summaries, options)
+    write_json(folder / f"{name}.json", record(name, table, options, summaries) | {"date": today})
+    with whole_file(folder / f"{name}.png") as temporary:
+        temporary.write_bytes(png(draw(table.title, summaries)))
+    errors = [error for summary in summaries for error in summary.errors]
+    if options.docs is not None:
+        failures = [f"Failed: {' '.join(error.split())}" for error in errors]
+        written = section(table.title, options.command(name), today, cells, [*notes, *failures])
+        write_section(options.docs, name, written)
+    show(table.title, cells, notes, errors)
+    print(f"Written: {folder / name}.json and .png" + (f", {options.docs}" if options.docs else ""))
+
+
+def notes_of(table: Table, summaries: list[RowSummary], options: Options) -> list[str]:
+    missing = labels(unavailable(table, METHODS)) if options.methods is None else ""
+    return [
+        *remarks(summaries, table.reference, options.seeds),
+        *([table.note] if table.note else []),
+        *([f"Not available: {missing}."] if missing else []),
+    ]
+
+
+def labels(rows: list[Row]) -> str:
+    """Each row once, with the method that it lacks."""
+    return ", ".join(dict.fromkeys(f"{row.label} ({row.method})" for row in rows))
+
+
+def record(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> dict[str, object]:
+    return {
+        "table": name,
+        "title": table.title,
+        "command": options.command(name),
+        "seeds": list(range(options.seeds)),
+        "reference": table.reference,
+        "not_available": [row.label for row in unavailable(table, METHODS)],
+        "rows": [record_of(summary) for summary in summaries],
+    }

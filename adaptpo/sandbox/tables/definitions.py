@@ -1,0 +1,145 @@
+"""The tables, as data. A row whose method does not exist yet is left out and listed as not available."""
+
+from __future__ import annotations
+
+from adaptpo.sandbox.settings import TRUE_REWARD
+from adaptpo.sandbox.tables.rows import Paper, Row, Table
+
+# With the world's learning rate SimPO, which no reference holds, fell from 0.57 to 0.12 and MetaAPO-SimPO to 0.36.
+SLOWER = "training.learning_rate=2.0e-5"
+SIMPO = ("method={name: simpo, objective: {name: simpo}}", SLOWER)
+METAAPO_SIMPO = ("method={name: metaapo_simpo, objective: {name: simpo}}", SLOWER, "warmup_epochs=0")
+SLOW_SIMPO = "Rows with the SimPO objective train with a tenth of the others' learning rate."
+WEAKER = {"reward_flipped": 0.3}
+NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
+
+METHOD_ROWS = (
+    Row("DPO", ("method.name=dpo",), paper=(Paper("1", 18.15, 25.20),)),
+    Row("IPO", ("method=ipo",), paper=(Paper("1", 13.11, 23.50),)),
+    Row("KTO", ("method=kto",), paper=(Paper("1", 20.28, 29.19),)),
+    Row("SimPO", SIMPO, paper=(Paper("1", 37.31, 38.20),)),
+    Row("FocalPO", ("method=focalpo",)),
+    Row("Iterative DPO", ("method.name=iterative_dpo",)),
+    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("1", 43.75, 39.98),)),
+    Row("SELM", ("method=selm",), paper=(Paper("1", 43.56, 40.14),)),
+    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("1", 47.48, 43.21, 58.4),)),
+    Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(Paper("5", 49.11, 50.56),)),
+)
+
+ABLATION_ROWS = (
+    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("2", 47.48, 43.21, 58.4), Paper("7", 50.19, 50.37, 59.4))),
+    Row("random sampling", ("method.name=metaapo_random",), paper=(Paper("2", 42.61, 38.53, 50.0),)),
+    Row("threshold sampling", ("method.name=metaapo_threshold",), paper=(Paper("2", 44.13, 42.92, 53.3),)),
+    Row("all sampling", ("method.name=metaapo_all",), paper=(Paper("2", 46.13, 42.04, 100.0),)),
+    Row("uniform loss weighting", ("method.name=metaapo_uniform",), paper=(Paper("2", 39.25, 37.70, 67.1),)),
+    Row("fixed meta-learner", ("method.name=metaapo_fixed",), paper=(Paper("2", 45.01, 40.03, 60.6),)),
+    Row("no meta-learner", ("method.name=metaapo_heuristic",), paper=(Paper("2", 43.07, 40.48, 61.1),)),
+    Row("all offline samples", ("method.name=metaapo_keep",), paper=(Paper("7", 50.32, 38.40, 62.7),)),
+    Row("scores without beta", ("method.name=metaapo", "method.unscaled=true")),
+    Row("constant start", ("method.name=metaapo", "method.constant_fill=true")),
+)
+
+TIME_ROWS = (
+    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("8", None, None, 100, 337, 58, 395),)),
+    Row("SELM", ("method=selm",), paper=(Paper("8", None, None, 125, 363, 60, 423),)),
+    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("8", None, None, 58, 106, 59, 186),)),
+)
+
+SELECTION_ROWS = (
+    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("2", 47.48, 43.21, 58.4),)),
+    Row("random", ("method.name=metaapo_random",), paper=(Paper("2", 42.61, 38.53, 50.0),)),
+    Row("below a threshold", ("method.name=metaapo_threshold",), paper=(Paper("2", 44.13, 42.92, 53.3),)),
+    Row("fixed heuristic", ("method.name=metaapo_heuristic",), paper=(Paper("2", 43.07, 40.48, 61.1),)),
+    Row("all", ("method.name=metaapo_all",), paper=(Paper("2", 46.13, 42.04, 100.0),)),
+    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("1", 43.75, 39.98),)),
+)
+
+
+def update_interval_row(steps: int) -> Row:
+    paper = (Paper("1", 47.48, 43.21, 58.4),) if steps == 8 else ()
+    return Row(f"T_meta = {steps}", ("method.name=metaapo", f"meta.update_interval={steps}"), paper=paper)
+
+
+def generations_row(count: int) -> Row:
+    paper = (Paper("1", 47.48, 43.21, 58.4),) if count == 8 else ()
+    return Row(f"K = {count}", ("method.name=metaapo", f"generation.num_generations={count}"), paper=paper)
+
+
+def noise_rows(share: float) -> tuple[Row, ...]:
+    world, group = {"flipped": share}, f"{100 * share:.0f} % of the offline labels wrong"
+    named = (("DPO", "dpo"), ("Online DPO", "online_dpo"), ("MetaAPO", "metaapo"))
+    own = (("FocalPO", "focalpo"), ("KTO", "kto"))
+    return (
+        *(Row(label, (f"method.name={method}",), world, group) for label, method in named),
+        *(Row(label, (f"method={method}",), world, group) for label, method in own),
+    )
+
+
+Annotator = tuple[str, tuple[str, ...], dict[str, float], tuple[Paper | None, ...]]
+"""A name, settings, a world, and the paper's figures of the methods below."""
+
+ANNOTATORS: tuple[Annotator, ...] = (
+    ("the true reward", (f"reward={TRUE_REWARD}",), {}, (None, None, None)),
+    ("the world's reward model", (), {}, (Paper("1", 43.75, 39.98), Paper("1", 47.48, 43.21, 58.4), None)),
+    (
+        "a weaker one: 30 % of its labels wrong",
+        (),
+        WEAKER,
+        (Paper("5", 48.11, 40.09), Paper("5", 50.19, 50.37, 59.4), Paper("5", 49.11, 50.56)),
+    ),
+)
+ANNOTATED_METHODS = (
+    ("Online DPO", ("method.name=online_dpo",)),
+    ("MetaAPO", ("method.name=metaapo",)),
+    ("MetaAPO-SimPO", METAAPO_SIMPO),
+)
+REWARD_ROWS = tuple(
+    Row(label, (*settings, *reward), world, group, (figure,) if figure else ())
+    for group, reward, world, figures in ANNOTATORS
+    for (label, settings), figure in zip(ANNOTATED_METHODS, figures, strict=True)
+)
+
+TABLES: dict[str, Table] = {
+    "methods": Table(
+        "Methods (the paper's Table 1)",
+        METHOD_ROWS,
+        "Online DPO",
+        "The paper's annotation ratio of MetaAPO is from its Table 2; its MetaAPO-SimPO used another reward model. "
+        f"{SLOW_SIMPO}",
+    ),
+    "ablations": Table(
+        "MetaAPO without its parts (the paper's Tables 2 and 7)",
+        ABLATION_ROWS,
+        "MetaAPO",
+        "The paper's Tables 2 and 7 use different reward models. Its further inputs of the meta-learner and the "
+        "five-layer one have no row.",
+    ),
+    "time": Table(
+        "Time (the paper's Table 8)",
+        TIME_ROWS,
+        "Online DPO",
+        "Seconds compare only where all runs had the machine alike: one job, and no other work beside it.",
+    ),
+    "update-interval": Table(
+        "Steps between updates of the meta-learner (the paper's Figure 3, left)",
+        tuple(update_interval_row(steps) for steps in (1, 2, 4, 8, 16)),
+        "T_meta = 8",
+        "The paper draws the other settings without printing numbers.",
+    ),
+    "num-generations": Table(
+        "Responses per prompt (the paper's Figure 4, left)",
+        tuple(generations_row(count) for count in (4, 8, 12, 16)),
+        "K = 8",
+        "The paper draws the other settings without printing numbers.",
+    ),
+    "reward-models": Table(
+        "Annotators of different quality (compare the paper's Table 5)",
+        REWARD_ROWS,
+        "Online DPO",
+        f"The paper's second reward model (Table 5) is another one, not a weaker one. {SLOW_SIMPO}",
+    ),
+    "noise": Table(
+        "Wrong labels in the offline data", tuple(row for share in NOISE for row in noise_rows(share)), "Online DPO"
+    ),
+    "selection": Table("Which prompts to generate for (compare the paper's Table 2)", SELECTION_ROWS, "Online DPO"),
+}

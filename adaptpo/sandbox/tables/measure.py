@@ -1,0 +1,68 @@
+"""What one finished run in a sandbox world came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from adaptpo.report.reading import RunData
+from adaptpo.report.tables import iteration_counts
+from adaptpo.sandbox.check import stage_rewards
+from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """True rewards are means over the held-out prompts; win rates (shares) are against the SFT policy's responses by
+    true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses.
+
+    Seconds are of each phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
+    but evaluations. `repeated` names the phases that took several attempts.
+    """
+
+    true_reward: float
+    sft_reward: float
+    win_rate: float
+    length_controlled: float
+    annotated: float
+    generation_seconds: float
+    annotation_seconds: float
+    training_seconds: float
+    overall_seconds: float
+    repeated: tuple[str, ...] = ()
+
+
+def measure(folder: Path) -> Measurement:
+    """Reads nothing but the run folder. Raises RunError where a file of it is broken."""
+    run = RunData.open(folder)
+    last = run.stages[-1].key
+    new, old = stage_rewards(folder, last), stage_rewards(folder, "initial")
+    outcomes = wins(new, old)
+    return Measurement(
+        true_reward=fmean(new),
+        sft_reward=fmean(old),
+        win_rate=float(outcomes.mean()),
+        length_controlled=win_rate_at_equal_length(outcomes, words(run, last), words(run, "initial")),
+        annotated=annotated_share(run),
+        generation_seconds=seconds(run, "generate"),
+        annotation_seconds=seconds(run, "annotate"),
+        training_seconds=seconds(run, "train") + run.seconds("warmup"),
+        overall_seconds=run.seconds() - run.seconds("evaluate/"),
+        repeated=tuple(run.repeated()),
+    )
+
+
+def words(run: RunData, stage: str) -> list[int]:
+    """Length of each held-out response; a word is a token of the sandbox."""
+    return [len(text.split()) for text in run.table(f"evaluation/{stage}.parquet", "response")["response"]]
+
+
+def annotated_share(run: RunData) -> float:
+    counts = [iteration_counts(run, t) for t in run.iterations]
+    return sum(c.generated_for or 0 for c in counts) / sum(c.prompts or 0 for c in counts)
+
+
+def seconds(run: RunData, name: str) -> float:
+    """Of this phase over all iterations."""
+    return sum(run.seconds(f"iterations/{t}/{name}") for t in run.iterations)

@@ -1,0 +1,75 @@
+"""A table as a figure: a dot with its interval for each row, and a small one for each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from adaptpo.report.canvas import LIGHT, Theme, blank, common_x, titles
+from adaptpo.sandbox.tables.summary import RowSummary
+
+PANELS = (
+    ("true_reward", "true reward", 1.0, "online"),
+    ("length_controlled", "win rate against SFT at equal length, %", 100.0, "mixed"),
+    ("annotated", "prompts annotated, %", 100.0, "offline"),
+)
+ROW_INCHES = 0.32
+SMALLEST_INCHES = 2.2
+LABEL_GAP = 1.0
+SEED_OFFSET = 0.24
+
+
+def draw(title: str, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure:
+    """Rows from top to bottom as in the table; groups stand apart under their names."""
+    heights = places(summaries)
+    figure, grid = blank(theme, max(SMALLEST_INCHES, ROW_INCHES * (heights[-1] + 4)), columns=len(PANELS), sharey=True)
+    for axes, (metric, name, scale, role) in zip(grid[0], PANELS, strict=True):
+        for summary, height in zip(summaries, heights, strict=True):
+            draw_row(axes, summary, height, metric, scale, theme.colours[role])
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        titles(axes, theme, x=name)
+    label_rows(grid[0, 0], summaries, heights, theme)
+    if any(len(summary.measured) > 1 for summary in summaries):
+        common_x(figure, "means over seeds with 95 % bootstrap intervals; small dots are single seeds", theme)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=theme.text)
+    return figure
+
+
+def places(summaries: Sequence[RowSummary]) -> list[float]:
+    """The height of each row from the top, with room for the name of each group."""
+    heights: list[float] = []
+    before = ""
+    for number, summary in enumerate(summaries):
+        apart = LABEL_GAP if summary.row.group != before else 0.0
+        heights.append((heights[-1] + 1 if number else 0.0) + apart)
+        before = summary.row.group
+    return heights
+
+
+def draw_row(axes: Any, summary: RowSummary, height: float, metric: str, scale: float, colour: Any) -> None:
+    estimate = summary.estimates.get(metric)
+    if estimate is None:
+        return
+    values = [scale * getattr(found, metric) for found in summary.measured.values()]
+    if len(values) > 1:
+        axes.plot(values, [height + SEED_OFFSET] * len(values), "o", color=colour, markersize=3, alpha=0.6)
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([scale * estimate.low, scale * estimate.high], [height, height], color=colour, linewidth=2)
+    axes.plot([scale * estimate.mean], [height], "o", color=colour, markersize=6)
+
+
+def label_rows(axes: Any, summaries: Sequence[RowSummary], heights: Sequence[float], theme: Theme) -> None:
+    ticks = list(zip(heights, (summary.row.label for summary in summaries), strict=True))
+    named = {summary.row.group: height for summary, height in reversed(list(zip(summaries, heights, strict=True)))}
+    axes.set_yticks([height for height, _ in ticks], [label for _, label in ticks], color=theme.text)
+    axes.set_ylim(heights[-1] + 0.6, -0.6)
+    across = axes.get_yaxis_transform()
+    for group, height in named.items():
+        name = axes.text(0.02, height - LABEL_GAP, group, transform=across, fontsize=8.5, va="center")
+        name.set(
+            color=theme.muted, in_layout=False
+        )  # A long name reaches into the next panel and does not push it away.

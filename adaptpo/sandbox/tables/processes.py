@@ -1,0 +1,116 @@
+"""Tasks in processes of their own, a few at a time, one thread each. One that fails or dies stops no other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tqdm import tqdm
+
+from adaptpo.errors import AdaptpoError
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["adaptpo.sandbox.tables.work"])
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Task:
+    work: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task by its number, what went wrong with it (None: nothing), and its wall time."""
+
+    number: int
+    error: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Running:
+    number: int
+    process: Any
+    started: float
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int) -> Generator[Finished, None, None]:
+    """Yields each task when it ends. Closing the generator ends those at work, as Ctrl-C does."""
+    waiting = deque(enumerate(tasks))
+    running: dict[Connection, Running] = {}
+    with environment(ONE_THREAD):
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    start(*waiting.popleft(), running)
+                for connection in wait(list(running)):
+                    assert isinstance(connection, Connection)
+                    yield finish(connection, running.pop(connection))
+        finally:
+            stop(running.values())
+
+
+def start(number: int, task: Task, running: dict[Connection, Running]) -> None:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=report_of, args=(task, sender))
+    process.start()
+    sender.close()  # The process's copy is then the last one: its end is seen here.
+    running[receiver] = Running(number, process, time.perf_counter())
+
+
+def report_of(task: Task, sender: Connection) -> None:
+    """In the process: send None, or what went wrong."""
+    tqdm.set_lock(threading.RLock())  # Its own is a semaphore, which a process that is ended leaves behind.
+    try:
+        task.work(*task.arguments)
+        sender.send(None)
+    except KeyboardInterrupt:
+        return  # The process that listens was interrupted as well.
+    except AdaptpoError as error:
+        sender.send(str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, the other tasks go on)
+        traceback.print_exc()
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def finish(connection: Connection, task: Running) -> Finished:
+    try:
+        error = connection.recv()
+    except EOFError:
+        task.process.join()
+        error = f"its process ended with exit code {task.process.exitcode}; start the same command again to resume"
+    connection.close()
+    task.process.join()
+    return Finished(task.number, error, time.perf_counter() - task.started)
+
+
+def stop(tasks: Iterable[Running]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.process.terminate()
+    for task in tasks:
+        task.process.join()
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes started here; libraries read them when they are imported."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})

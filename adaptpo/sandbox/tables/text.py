@@ -1,0 +1,99 @@
+"""The cells of a table as text, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from adaptpo.sandbox.tables.statistics import Estimate
+from adaptpo.sandbox.tables.summary import RowSummary
+
+NOTHING = "–"
+TIMES = ("generation", "annotation", "training", "overall")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Column titles and rows of as many texts; `groups` holds each row's group. Columns without any value are gone."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    groups: list[str]
+
+
+def grid(summaries: Sequence[RowSummary], seeds: int) -> Grid:
+    columns = [(title, [text(summary) for summary in summaries]) for title, text in columns_for(seeds)]
+    kept = [(title, cells) for title, cells in columns if any(cell != NOTHING for cell in cells)]
+    rows = [list(cells) for cells in zip(*(cells for _, cells in kept), strict=True)]
+    return Grid([title for title, _ in kept], rows, [summary.row.group for summary in summaries])
+
+
+def columns_for(seeds: int) -> list[tuple[str, Callable[[RowSummary], str]]]:
+    return [
+        ("", lambda summary: summary.row.label),
+        ("seeds", lambda summary: incomplete(summary, seeds)),
+        ("true reward", lambda summary: number(summary.estimates.get("true_reward"), 1, 3)),
+        ("difference", lambda summary: number(summary.difference, 1, 3, "+")),
+        ("win rate, %", lambda summary: number(summary.estimates.get("win_rate"), 100, 1)),
+        ("at equal length, %", lambda summary: number(summary.estimates.get("length_controlled"), 100, 1)),
+        ("annotated, %", lambda summary: number(summary.estimates.get("annotated"), 100, 1)),
+        (f"seconds: {' / '.join(TIMES)}", seconds),
+        ("paper: WR / LC / annotated, %", partial(paper, ("win_rate", "length_controlled", "annotated"))),
+        ("paper, minutes: sampling / training / overall", partial(paper, ("sampling", "training", "overall"))),
+    ]
+
+
+def incomplete(summary: RowSummary, seeds: int) -> str:
+    """How many seeds the row has, where some failed."""
+    return NOTHING if len(summary.measured) == seeds else f"{len(summary.measured)} of {seeds}"
+
+
+def number(estimate: Estimate | None, scale: float, digits: int, sign: str = "") -> str:
+    """`0.782 [0.770, 0.790]`, without brackets where there is no interval."""
+    if estimate is None:
+        return NOTHING
+    style = f"{sign}.{digits}f"
+    text = format(estimate.mean * scale, style)
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{format(estimate.low * scale, style)}, {format(estimate.high * scale, style)}]"
+    return text.replace("-", "−")
+
+
+def seconds(summary: RowSummary) -> str:
+    if not summary.estimates:
+        return NOTHING
+    return " / ".join(f"{summary.estimates[f'{name}_seconds'].mean:.0f}" for name in TIMES)
+
+
+def paper(names: Sequence[str], summary: RowSummary) -> str:
+    """The paper's figures of these names and the tables they stand in: `47.48 / 43.21 / 58.4 (Table 2)`."""
+    found = [(each.table, [getattr(each, name) for name in names]) for each in summary.row.paper]
+    texts = [f"{joined(values)} (Table {table})" for table, values in found if set(values) != {None}]
+    return "; ".join(texts) or NOTHING
+
+
+def joined(values: Sequence[float | None]) -> str:
+    return " / ".join(NOTHING if value is None else f"{value:g}" for value in values)
+
+
+def remarks(summaries: Sequence[RowSummary], reference: str, seeds: int) -> list[str]:
+    """What a reader of the numbers has to know."""
+    spread = (
+        "brackets: 95 % bootstrap interval over seeds (a world and a run each), too narrow with few of them"
+        if seeds > 1
+        else "one seed, so there are no intervals and differences decide nothing"
+    )
+    compared = any(summary.difference is not None for summary in summaries)
+    sft = [found.sft_reward for summary in summaries for found in summary.measured.values()]
+    return [
+        f"True reward of the held-out responses after the last iteration (optimum 1); {spread}.",
+        *([f"Difference of true reward to {reference}, paired by seed."] if compared else []),
+        "Win rates are against the SFT policy's responses by true reward, ties half.",
+        *([f"The SFT policy's true reward is {sum(sft) / len(sft):.3f}."] if sft else []),
+        *(["Seconds of interrupted phases are those of their last attempt."] if interrupted(summaries) else []),
+    ]
+
+
+def interrupted(summaries: Sequence[RowSummary]) -> bool:
+    return any(found.repeated for summary in summaries for found in summary.measured.values())

@@ -1,0 +1,35 @@
+"""What a process of a table does: build one world, or align one policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from adaptpo.config import load_recipe
+from adaptpo.errors import RunError
+from adaptpo.quiet import quiet_libraries
+from adaptpo.sandbox.build import build
+from adaptpo.sandbox.settings import WorldSettings
+from adaptpo.trainer import AlignmentTrainer
+
+
+def build_world(folder: Path, world: WorldSettings) -> None:
+    """Builds what is not there whole. Raises RunError where `folder` holds a world of other settings."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    finished = folder / "world.json"
+    if not finished.exists():
+        build(folder, progress=False, **asdict(world))
+    elif json.loads(finished.read_text(encoding="utf-8")) != json.loads(json.dumps(asdict(world))):
+        raise RunError(f"{folder} holds a world of other settings; choose another --out, or remove it")
+
+
+def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
+    """An ordinary run: it resumes, and does nothing where it is finished."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    AlignmentTrainer.from_recipe(load_recipe(recipe, tuple(assignments))).train()

@@ -1,0 +1,289 @@
+"""Tables over sandbox worlds: their statistics by hand, their processes, and one small table from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adaptpo.cli import TABLE_HELP, main
+from adaptpo.errors import ConfigError, RunError
+from adaptpo.methods import METHODS
+from adaptpo.quiet import quiet_libraries
+from adaptpo.sandbox.build import write_recipe
+from adaptpo.sandbox.settings import WorldSettings
+from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, world_name
+from adaptpo.sandbox.tables.command import Options, run_table
+from adaptpo.sandbox.tables.definitions import TABLES
+from adaptpo.sandbox.tables.docs import replaced, write_section
+from adaptpo.sandbox.tables.measure import Measurement
+from adaptpo.sandbox.tables.processes import Task, run_tasks
+from adaptpo.sandbox.tables.rows import Paper, Row, Table, asked_rows, find_table, unavailable
+from adaptpo.sandbox.tables.statistics import estimate, win_rate_at_equal_length, wins
+from adaptpo.sandbox.tables.summary import summarize
+from adaptpo.sandbox.tables.text import grid
+from adaptpo.sandbox.tables.work import build_world
+
+# Statistics
+
+
+def test_bootstrap_of_one_and_of_equal_seeds() -> None:
+    single, equal = estimate([0.7]), estimate([0.5, 0.5, 0.5])
+    assert (single.mean, single.low, single.high) == (0.7, None, None)
+    assert (equal.mean, equal.low, equal.high) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_of_two_seeds_is_their_range() -> None:
+    """A quarter of the resamples is one seed twice, more than the 2.5 % outside the interval."""
+    both = estimate([0.0, 1.0])
+    assert (both.mean, both.low, both.high) == (0.5, 0.0, 1.0)
+
+
+def test_bootstrap_of_many_seeds_is_near_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(size=400)
+    found = estimate(list(values))
+    half = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
+    assert estimate(list(values)) == found
+
+
+def test_ties_are_half_a_win() -> None:
+    assert wins([1.0, 0.5, 0.2], [0.0, 0.5, 0.3]).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_win_rate_at_equal_length_is_the_win_rate_where_lengths_are_equal() -> None:
+    assert win_rate_at_equal_length(np.array([1.0, 1.0, 1.0, 0.0]), [5] * 4, [5] * 4) == pytest.approx(0.75, abs=0.01)
+
+
+def test_win_rate_at_equal_length_takes_out_what_length_explains() -> None:
+    """Responses two words longer win 3 of 4, equally long ones 1 of 2: the answer is 1/2, not 5/8."""
+    outcomes = np.array([1, 1, 1, 0, 1, 0, 1, 0], dtype=np.float64)
+    found = win_rate_at_equal_length(outcomes, [7] * 4 + [5] * 4, [5] * 8)
+    assert outcomes.mean() == 0.625
+    assert found == pytest.approx(0.5, abs=0.01)
+
+
+def test_win_rate_at_equal_length_is_finite_where_length_decides_everything() -> None:
+    found = win_rate_at_equal_length(np.array([1.0, 1.0, 0.0, 0.0]), [9, 9, 1, 1], [5] * 4)
+    assert found == pytest.approx(0.5)
+    assert 0.9 < win_rate_at_equal_length(np.ones(4), [5] * 4, [5] * 4) < 1
+
+
+# Rows
+
+SMALL_TABLE = Table("Small", (Row("DPO", ("method.name=dpo",)), Row("later", ("method=not_yet",))), "DPO")
+
+
+def test_rows_name_their_method() -> None:
+    assert Row("", ("method={name: metaapo, unscaled: true}", "meta.update_interval=4")).method == "metaapo"
+    assert Row("", ("method=dpo",)).method == Row("", ("method.name=dpo",)).method == "dpo"
+    assert Row("", ("meta.update_interval=4",)).method == "metaapo"
+
+
+def test_methods_that_do_not_exist_are_left_out_unless_asked_for() -> None:
+    assert [row.label for row in asked_rows(SMALL_TABLE, None, METHODS)] == ["DPO"]
+    assert [row.label for row in unavailable(SMALL_TABLE, METHODS)] == ["later"]
+    with pytest.raises(ConfigError, match="'not_yet' is not available"):
+        asked_rows(SMALL_TABLE, ["not_yet"], METHODS)
+    with pytest.raises(ConfigError, match="no row of this table has the method 'metaapo'"):
+        asked_rows(SMALL_TABLE, ["metaapo"], METHODS)
+
+
+def recipe_of(folder: Path) -> Path:
+    """The recipe of a world of default settings, without its models."""
+    folder.mkdir(parents=True)
+    write_recipe(folder, WorldSettings())
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
+    """Its available rows give valid recipes that differ, its worlds can be, and it has its reference row."""
+    table, recipe = TABLES[name], recipe_of(tmp_path / "world")
+    rows = asked_rows(table, None, METHODS)
+    cells = cells_of(rows, 1, 3000)
+    runs = {(world_name(cell.world), run_name(recipe, cell.row)) for cell in cells}
+    assert len(runs) == len(cells) > 0
+    assert table.reference in {row.label for row in table.rows}
+    assert len({(row.group, row.label) for row in table.rows}) == len(table.rows)
+    assert f"\n  {name} " in TABLE_HELP
+
+
+def test_rows_that_say_the_same_share_a_run_wherever_the_world_lies(tmp_path: Path) -> None:
+    here, there = recipe_of(tmp_path / "here"), recipe_of(tmp_path / "there")
+    plain, spelt_out = Row("a", ("method.name=metaapo",)), Row("b", ("meta.update_interval=8",))
+    assert run_name(here, plain) == run_name(here, spelt_out) == run_name(there, plain)
+    assert run_name(here, Row("c", ("meta.update_interval=4",))) != run_name(here, plain)
+
+
+def test_worlds_are_named_by_what_differs_from_the_defaults() -> None:
+    noisy, plain = (cells_of([Row("", (), world)], 2, 64)[1] for world in ({"flipped": 0.3}, {"flipped": 0.1}))
+    assert world_name(noisy.world) == "prompts-64_flipped-0.3/seed-1"
+    assert world_name(plain.world) == "prompts-64/seed-1"
+
+
+def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="update-interval: Steps between"):
+        find_table("nonsense", TABLES)
+    with pytest.raises(SystemExit) as stopped:
+        main(["sandbox", "table", "methods", "--seeds", "0", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "count from 1" in capsys.readouterr().err
+
+
+# Summaries
+
+
+def outcome(row: Row, seed: int, reward: float | None) -> Outcome:
+    cell = Cell(row, seed, WorldSettings(seed=seed))
+    if reward is None:
+        return Outcome(cell, error="no luck")
+    return Outcome(cell, Path("run"), Measurement(reward, 0.5, 0.8, 0.7, 0.5, 1, 2, 3, 9))
+
+
+def test_differences_are_paired_by_seed_within_a_group_and_failures_are_told() -> None:
+    base, better = Row("base", ("method=dpo",), group="g"), Row("better", ("method=simpo",), group="g")
+    other = Row("base", ("method=dpo",), group="h")
+    outcomes = [outcome(base, 0, 0.5), outcome(base, 1, 0.9), outcome(better, 0, None), outcome(better, 1, 1.0)]
+    summaries = summarize([base, better, other], [*outcomes, outcome(other, 0, None)], "base")
+    assert summaries[0].difference is None
+    assert summaries[1].difference is not None
+    assert summaries[1].difference.mean == pytest.approx(0.1)
+    assert summaries[1].errors == ["g, better, seed 0: no luck"]
+    assert summaries[2].estimates == {}
+    assert [row[1] for row in grid(summaries, 2).rows] == ["–", "1 of 2", "0 of 2"]
+
+
+def test_text_of_a_row() -> None:
+    figures = (Paper("2", 47.48, 43.21, 58.4), Paper("8", None, None, 58, 106, 59, 186))
+    row = Row("MetaAPO", ("method=metaapo",), paper=figures)
+    found = grid(summarize([row], [outcome(row, 0, 0.5), outcome(row, 1, 1.0)], "MetaAPO"), 2)
+    assert dict(zip(found.titles, found.rows[0], strict=True)) == {
+        "": "MetaAPO",
+        "true reward": "0.750 [0.500, 1.000]",
+        "win rate, %": "80.0 [80.0, 80.0]",
+        "at equal length, %": "70.0 [70.0, 70.0]",
+        "annotated, %": "50.0 [50.0, 50.0]",
+        "seconds: generation / annotation / training / overall": "1 / 2 / 3 / 9",
+        "paper: WR / LC / annotated, %": "47.48 / 43.21 / 58.4 (Table 2); – / – / 58 (Table 8)",
+        "paper, minutes: sampling / training / overall": "106 / 59 / 186 (Table 8)",
+    }
+
+
+# The section of a Markdown file
+
+
+def test_section_is_replaced_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "docs.md"
+    path.write_text("# Head\n\n<!-- table a -->\nold\n<!-- end a -->\n\nTail\n")
+    write_section(path, "a", "new")
+    assert path.read_text() == "# Head\n\n<!-- table a -->\nnew\n<!-- end a -->\n\nTail\n"
+    write_section(path, "b", "more")
+    assert path.read_text().endswith("Tail\n\n<!-- table b -->\nmore\n<!-- end b -->\n")
+    write_section(tmp_path / "fresh.md", "a", "new")
+    assert (tmp_path / "fresh.md").read_text() == "<!-- table a -->\nnew\n<!-- end a -->\n"
+
+
+@pytest.mark.parametrize("text", ["<!-- table a -->", "<!-- end a -->", "<!-- end a --><!-- table a -->"])
+def test_half_a_section_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="needs both"):
+        replaced(text, "a", "new")
+
+
+# Processes
+
+
+def leave(path: Path, code: int = 0) -> None:
+    path.write_text(os.environ["OMP_NUM_THREADS"])
+    if code > 0:
+        os._exit(code)
+    if code < 0:
+        raise ValueError("broken")
+
+
+def linger(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_one_task_that_fails_or_dies_stops_no_other(tmp_path: Path) -> None:
+    tasks = [Task(leave, (tmp_path / str(code), code)) for code in (3, -1, 0)]
+    errors = {finished.number: finished.error for finished in run_tasks(tasks, 2)}
+    assert errors[0] is not None and "exit code 3" in errors[0]
+    assert (errors[1], errors[2]) == ("ValueError: broken", None)
+    assert (tmp_path / "0").read_text() == "1"
+
+
+def test_whoever_stops_listening_ends_the_tasks_at_work(tmp_path: Path) -> None:
+    finished = run_tasks([Task(linger, (tmp_path / "pid",)), Task(leave, (tmp_path / "done",))], 2)
+    next(finished)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    finished.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# From end to end
+
+TINY = {"heldout": 12, "sft_epochs": 1, "reward_epochs": 1}
+QUICK = ("num_iterations=1", "generation.num_generations=2", "generation.max_new_tokens=12")
+TABLE = Table(
+    title="A small table",
+    rows=(
+        Row("DPO", ("method.name=dpo", *QUICK), TINY, paper=(Paper("1", 18.15, 25.2),)),
+        Row("MetaAPO", ("method.name=metaapo", *QUICK), TINY, paper=(Paper("1", 47.48, 43.21, 58.4),)),
+        Row("MetaAPO again", ("meta.update_interval=8", *QUICK), TINY),
+        Row("no annotator", ("method.name=metaapo", "reward=no/such/model", *QUICK), TINY),
+        Row("no setting", ("generation.num_generations=1",), TINY),
+        Row("later", ("method=not_yet",), TINY),
+    ),
+    reference="DPO",
+    note="A note.",
+)
+
+
+def written_files(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "tables" not in path.parts}
+
+
+def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet_libraries()
+    out = tmp_path / "out"
+    options = Options(seeds=1, out=out, prompts=32, docs=tmp_path / "docs.md")
+    summaries = {summary.row.label: summary for summary in run_table("small", TABLE, options)}
+
+    assert [len(summary.measured) for summary in summaries.values()] == [1, 1, 1, 0, 0]
+    assert len(list(out.glob("runs/*/seed-*/metaapo-*/final"))) == 1  # Two rows, one run.
+    assert summaries["DPO"].estimates["annotated"].mean == 0
+    assert 0 < summaries["MetaAPO"].estimates["annotated"].mean < 1
+    assert summaries["MetaAPO"].estimates == summaries["MetaAPO again"].estimates
+    difference = summaries["MetaAPO"].difference
+    rewards = {label: summaries[label].estimates["true_reward"].mean for label in ("DPO", "MetaAPO")}
+    assert difference is not None and difference.mean == pytest.approx(rewards["MetaAPO"] - rewards["DPO"])
+
+    record = json.loads((out / "tables" / "small.json").read_text())
+    assert [len(row["cells"]) for row in record["rows"]] == [1] * 5
+    assert record["not_available"] == ["later"]
+    assert "no/such/model" in record["rows"][3]["cells"][0]["error"]
+    assert "num_generations" in record["rows"][4]["cells"][0]["error"]
+    assert (out / "tables" / "small.png").read_bytes().startswith(b"\x89PNG")
+    docs, shown = (tmp_path / "docs.md").read_text(), capsys.readouterr().out
+    for text in ("47.48", "A note.", "Not available: later (not_yet).", "ailed: no annotator, seed 0", "0 of 1"):
+        assert text in docs and text in shown
+    assert str(tmp_path) not in docs
+
+    before = written_files(out)
+    again = {summary.row.label: summary for summary in run_table("small", TABLE, options)}
+    unchanged = {path for path, when in before.items() if path.stat().st_mtime_ns == when}
+    assert {path for path in before if path.suffix in (".parquet", ".safetensors", ".jsonl")} <= unchanged
+    assert again["MetaAPO"].estimates == summaries["MetaAPO"].estimates
+    assert (tmp_path / "docs.md").read_text() == docs
+
+    with pytest.raises(RunError, match="world of other settings"):
+        build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), WorldSettings(prompts=48, **TINY))
