@@ -130,26 +130,6 @@ def selective_dpo(objective: Objective = DPO(), share: float = 0.5) -> Method:  
 
 
 @named
-def bees(objective: Objective = DPO(), share: float = 0.25) -> Method:  # noqa: B008
-    """DPO on the pairs on which reward model and a trained policy agree most.
-
-    Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper.
-    Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
-    """
-    return replace(dpo(objective), filter=AgreeingMargins(share))
-
-
-@named
-def map_dpo(objective: Objective = DPO(), share: float = 0.4) -> Method:  # noqa: B008
-    """DPO on the pairs whose reward gap exceeds the policy's own margin most.
-
-    Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper.
-    Deviation: both margins are standardized; the implicit ones are those of one epoch of DPO.
-    """
-    return replace(dpo(objective), filter=AlignmentPotential(share))
-
-
-@named
 def perplexity_filter(objective: Objective = DPO(), share: float = 0.8) -> Method:  # noqa: B008
     """DPO on the pairs whose chosen response surprises the initial model least.
 
@@ -178,6 +158,26 @@ def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method
     the default is the initial model, as for MetaAPO.
     """
     return Method(SelectAll(), Online(num_generations), objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.25) -> Method:  # noqa: B008
+    """Online DPO on the prompts of the pairs on which reward model and a trained policy agree most.
+
+    Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
+    Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
+    """
+    return replace(online_dpo(objective, num_generations), filter=AgreeingMargins(share))
+
+
+@named
+def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.4) -> Method:  # noqa: B008
+    """Online DPO on the prompts of the pairs whose reward gap exceeds the policy's own margin most.
+
+    Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
+    Deviation: both margins are standardized; the implicit ones are those of one epoch of DPO.
+    """
+    return replace(online_dpo(objective, num_generations), filter=AlignmentPotential(share))
 
 
 @named

@@ -78,9 +78,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_policy(tmp_path_factory.mktemp("policy"))
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"), [("selective_dpo", 6), ("bees", 3), ("map_dpo", 5), ("perplexity_filter", 10)]
-)
+@pytest.mark.parametrize(("name", "kept"), [("selective_dpo", 6), ("bees", 3), ("map", 5), ("perplexity_filter", 10)])
 def test_runs_train_on_what_was_kept(name: str, kept: int, policy: str, tmp_path: Path) -> None:
     align(policy, tmp_path / "run", build(name), rows=12)
     rows = list(read_rows(tmp_path / "run" / "data" / "filter.parquet"))

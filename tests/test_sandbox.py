@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -23,10 +24,12 @@ from adaptpo.sandbox.build import build
 from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, share
 from adaptpo.sandbox.data import answered, compared, preference_row
 from adaptpo.sandbox.fit import sft_dataset
-from adaptpo.sandbox.models import build_tokenizer
+from adaptpo.sandbox.models import build_policy, build_reward_model, build_tokenizer, copy_word_embeddings
+from adaptpo.sandbox.sampling import sample_responses
 from adaptpo.sandbox.world import (
     OPENERS,
     PROMPT_SPACE,
+    TOPIC_OF,
     assistant,
     best_response,
     prompt_at,
@@ -35,11 +38,12 @@ from adaptpo.sandbox.world import (
     true_reward,
     user,
 )
-from adaptpo.sandbox.writers import writers
+from adaptpo.sandbox.writers import leave_topic, run_on, scramble, writers
 from adaptpo.types import Dropped
 
 PROMPT = "please list few fruits for friends in plain style today"  # 3 items, opener "here", separator ","
 FLAWLESS = "here apple , fig , pear ."
+Corruption = Callable[[list[str], random.Random], None]
 
 
 def reward(response: str, prompt: str = PROMPT) -> float:
@@ -108,6 +112,40 @@ def test_reward_pairs_use_each_response_once_and_leave_out_ties() -> None:
     assert compared((PROMPT, [FLAWLESS, "here ."]), 1.0, random.Random(0)) == [(PROMPT, "here .", FLAWLESS)]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_leaving_the_topic_swaps_items_for_those_of_other_topics(seed: int) -> None:
+    words = FLAWLESS.split()
+    leave_topic(words, random.Random(seed))
+    swapped = [(old, new) for old, new in zip(FLAWLESS.split(), words, strict=True) if old != new]
+    assert swapped
+    assert all(TOPIC_OF[old] != TOPIC_OF[new] for old, new in swapped)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_running_on_writes_behind_the_end(seed: int) -> None:
+    words = FLAWLESS.split()
+    run_on(words, random.Random(seed))
+    length = len(FLAWLESS.split())
+    assert " ".join(words[:length]) == FLAWLESS
+    assert length < len(words) <= length + 16
+
+
+@pytest.mark.parametrize("corruption", [scramble, leave_topic, run_on])
+@pytest.mark.parametrize("response", ["", "here ."])
+def test_corruptions_bear_responses_without_items(corruption: Corruption, response: str) -> None:
+    for seed in range(20):
+        corruption(response.split(), random.Random(seed))
+
+
+def test_reward_model_starts_from_the_policys_word_embeddings() -> None:
+    tokenizer = build_tokenizer()
+    policy, reward_model = build_policy(tokenizer, 0), build_reward_model(tokenizer, 0)
+    copy_word_embeddings(policy, reward_model)
+    one, other = (model.get_input_embeddings().weight for model in (policy, reward_model))
+    assert torch.equal(one, other)
+    assert one.data_ptr() != other.data_ptr()
+
+
 def test_policy_learns_the_response_and_its_end_alone() -> None:
     tokenizer = build_tokenizer()
     row = sft_dataset(tokenizer, [(PROMPT, [FLAWLESS])])[0]
@@ -139,6 +177,16 @@ def test_world_loads_as_ordinary_models(world: Path) -> None:
     assert tokenizer.apply_chat_template(user(PROMPT), add_generation_prompt=True, tokenize=False).endswith(
         "<assistant>"
     )
+
+
+def test_samples_depend_on_the_seed_alone(world: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(world / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(world / "policy")
+    state = torch.get_rng_state()
+    one, same, other = (sample_responses(policy, tokenizer, [PROMPT] * 3, 2, seed, batch_rows=4) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one == same != other
+    assert [len(responses) for responses in one] == [2, 2, 2]
 
 
 def test_world_reads_as_preference_data_without_loss(world: Path) -> None:

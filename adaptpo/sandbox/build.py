@@ -51,9 +51,10 @@ def build(out: Path, prompts: int = 3000, seed: int = 0, progress: bool = True, 
 
     tokenizer = build_tokenizer()
     policy = fit_policy(out / "policy", tokenizer, sft_rows(texts[:prompts], authors[0], world, rng), world, progress)
-    groups = training + breadth(policy, tokenizer, texts[:prompts], authors, world, rng, progress)
+    # Half of the offline groups, so that two thirds of the pairs are of the policy's and of strong responses.
+    groups = training[::2] + breadth(policy, tokenizer, texts[:prompts], authors, world, rng, progress)
     pairs = [pair for group in groups for pair in compared(group, world.reward_flipped, rng)]
-    fit_reward_model(out / "reward_model", tokenizer, pairs, world, progress)
+    fit_reward_model(out / "reward_model", policy, tokenizer, pairs, world, progress)
     write_recipe(out, world)
     write_json(out / "world.json", asdict(world))
 
@@ -100,7 +101,6 @@ def recipe(out: Path, world: WorldSettings) -> dict[str, Any]:
         "method": {"name": "metaapo", "objective": {"name": "dpo", "beta": 0.3}},
         "num_iterations": 3,
         "warmup_epochs": 1,
-        "reference": "initial",
         "max_prompt_length": 32,
         "generation": {
             "num_generations": 8,

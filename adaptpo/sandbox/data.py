@@ -67,7 +67,7 @@ def strong_responses(prompts: Sequence[str], authors: Sequence[Writer], rng: ran
 
 
 def corrupted_half(item: Answered, rng: random.Random) -> Answered:
-    """Every other response of the prompt with a few random edits."""
+    """Every other response of the prompt corrupted."""
     prompt, responses = item
     return prompt, [corrupt(response, rng) if i % 2 == 0 else response for i, response in enumerate(responses)]
 

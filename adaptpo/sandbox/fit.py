@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from adaptpo.files import whole_folder
 from adaptpo.progress import TrainingBar
 from adaptpo.sandbox.data import Answered
-from adaptpo.sandbox.models import build_policy, build_reward_model
+from adaptpo.sandbox.models import build_policy, build_reward_model, copy_word_embeddings
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import assistant, user
 
@@ -39,13 +39,18 @@ def fit_policy(
 
 def fit_reward_model(
     folder: Path,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str, str]],
     world: WorldSettings,
     progress: bool,
 ) -> PreTrainedModel:
-    """Bradley-Terry training on `(prompt, better, worse)`; the reward model is left in `folder` and returned."""
+    """Bradley-Terry training on `(prompt, better, worse)`; the reward model is left in `folder` and returned.
+
+    It starts from `policy`'s word embeddings, in which the words of one topic lie together.
+    """
     model = build_reward_model(tokenizer, world.seed)
+    copy_word_embeddings(policy, model)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = RewardConfig(
             **common_arguments(scratch, world.seed, world.reward_epochs, world.reward_learning_rate)

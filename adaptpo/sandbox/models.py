@@ -27,6 +27,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 MAX_POSITIONS = 128
+HIDDEN_SIZE = 96
+"""Of both models, so that the reward model can start from the policy's word embeddings."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -55,7 +57,7 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedMod
     ids = _special_ids(tokenizer)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
+        hidden_size=HIDDEN_SIZE,
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -79,9 +81,9 @@ def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrai
     ids = _special_ids(tokenizer)
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=144,
-        num_hidden_layers=3,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=96,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         num_labels=1,
@@ -92,6 +94,11 @@ def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrai
         **ids,
     )
     return ModernBertForSequenceClassification(config)
+
+
+def copy_word_embeddings(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Start `target` from `source`'s word embeddings; both have the same tokenizer and hidden size."""
+    target.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

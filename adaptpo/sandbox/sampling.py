@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adaptpo.generation.base import Sampling
+from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.progress import progress_bar
-from adaptpo.sandbox.world import user
+from adaptpo.sandbox.world import plain_text, user
+from adaptpo.seeds import seed_for
+from adaptpo.tokenization import stop_token_ids, tokenize_prompt
+from adaptpo.types import Prompt
 
 MAX_NEW_TOKENS = 32
 
@@ -27,25 +31,19 @@ def sample_responses(
     Deterministic for a given seed; torch's global random state is left as it was.
     """
     step = max(1, batch_rows // per_prompt)
-    batches = []
-    with torch.random.fork_rng(), progress_bar("sandbox: samples", len(prompts), "prompt", progress) as bar:
-        torch.manual_seed(seed)
+    generator = TransformersGenerator(model, tokenizer, sampling(tokenizer), batch_size=step)
+    tokenized = [Prompt(i, text, tokenize_prompt(tokenizer, user(text))) for i, text in enumerate(prompts)]
+    groups = []
+    with progress_bar("sandbox: samples", len(prompts), "prompt", progress) as bar:
         for start in range(0, len(prompts), step):
-            batches.append(_sample_batch(model, tokenizer, prompts[start : start + step], per_prompt))
-            bar.update(len(prompts[start : start + step]))
-    return [responses for batch in batches for responses in batch]
+            batch = tokenized[start : start + step]
+            seeds = [seed_for(seed, "sandbox samples", prompt.id) for prompt in batch]
+            groups += generator.generate(batch, per_prompt, seeds)
+            bar.update(len(batch))
+    return [[plain_text(response.text) for response in group] for group in groups]
 
 
-@torch.inference_mode()
-def _sample_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], per_prompt: int
-) -> list[list[str]]:
-    conversations = [user(prompt) for prompt in prompts]
-    inputs = tokenizer.apply_chat_template(
-        conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+def sampling(tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    return Sampling(
+        temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_NEW_TOKENS, stop_ids=stop_token_ids(tokenizer)
     )
-    output = model.eval().generate(
-        **inputs, do_sample=True, top_k=0, num_return_sequences=per_prompt, max_new_tokens=MAX_NEW_TOKENS
-    )
-    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[i : i + per_prompt] for i in range(0, len(texts), per_prompt)]

@@ -5,11 +5,22 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from adaptpo.sandbox.world import END, FILLERS, OPENERS, SEPARATORS, TOPICS, Task, parse_prompt, response_words
+from adaptpo.sandbox.world import (
+    END,
+    FILLERS,
+    OPENERS,
+    SEPARATORS,
+    TOPIC_OF,
+    TOPICS,
+    Task,
+    parse_prompt,
+    response_words,
+)
 
 QUALITY_SPREAD = 0.15
 HABIT_RATE = 0.75
 MAX_ITEMS = 11
+MAX_RUN_ON = 16
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,16 @@ def _length(quality: float, asked: int, rng: random.Random) -> int:
 
 
 def corrupt(response: str, rng: random.Random) -> str:
-    """`response` with one to three random edits (replace, drop, insert, or cut the tail)."""
+    """`response` with one to three random edits, with items of other topics, or with words behind its end."""
     words = response.split()
+    rng.choice((scramble, leave_topic, run_on))(words, rng)
+    return " ".join(words)
+
+
+def scramble(words: list[str], rng: random.Random) -> None:
+    """One to three random edits: replace, drop, insert, or cut the tail."""
     for _ in range(rng.randint(1, 3)):
         _edit(words, rng)
-    return " ".join(words)
 
 
 def _edit(words: list[str], rng: random.Random) -> None:
@@ -107,3 +123,16 @@ def _edit(words: list[str], rng: random.Random) -> None:
             del words[max(1, place) :]
         else:
             words[place : place + 1] = [rng.choice(response_words())] if kind == "replace" else []
+
+
+def leave_topic(words: list[str], rng: random.Random) -> None:
+    """Swap some of the items, or all, for words of other topics than their own."""
+    places = [place for place, word in enumerate(words) if word in TOPIC_OF]
+    for place in rng.sample(places, rng.randint(min(1, len(places)), len(places))):
+        words[place] = rng.choice([item for item, topic in TOPIC_OF.items() if topic != TOPIC_OF[words[place]]])
+
+
+def run_on(words: list[str], rng: random.Random) -> None:
+    """Write up to 16 words behind the end, most of them the one before again."""
+    for _ in range(rng.randint(1, MAX_RUN_ON)):
+        words.append(words[-1] if words and rng.random() < HABIT_RATE else rng.choice(response_words()))

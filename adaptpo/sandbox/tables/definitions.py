@@ -13,15 +13,26 @@ SLOW_SIMPO = "Rows with the SimPO objective train with a tenth of the others' le
 WEAKER = {"reward_flipped": 0.3}
 NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
 
+
+def own_objective(method: str, objective: str | None = None) -> tuple[str, ...]:
+    """A method with its own objective, at the world's beta."""
+    return (f"method={{name: {method}, objective: {{name: {objective or method}, beta: 0.3}}}}",)
+
+
 METHOD_ROWS = (
     Row("DPO", ("method.name=dpo",), paper=(Paper("1", 18.15, 25.20),)),
-    Row("IPO", ("method=ipo",), paper=(Paper("1", 13.11, 23.50),)),
-    Row("KTO", ("method=kto",), paper=(Paper("1", 20.28, 29.19),)),
+    Row("IPO", own_objective("ipo"), paper=(Paper("1", 13.11, 23.50),)),
+    Row("KTO", own_objective("kto"), paper=(Paper("1", 20.28, 29.19),)),
     Row("SimPO", SIMPO, paper=(Paper("1", 37.31, 38.20),)),
-    Row("FocalPO", ("method=focalpo",)),
-    Row("Iterative DPO", ("method.name=iterative_dpo",)),
+    Row("DPO-Shift", own_objective("dpo_shift"), paper=(Paper("1", 19.33, 19.39),)),
+    Row("Selective DPO", ("method.name=selective_dpo",), paper=(Paper("1", 21.35, 20.67),)),
+    Row("FocalPO", ("method.name=focalpo",)),
+    Row("ADPO", ("method.name=adpo",), paper=(Paper("1", 19.33, 17.26),)),
     Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("1", 43.75, 39.98),)),
-    Row("SELM", ("method=selm",), paper=(Paper("1", 43.56, 40.14),)),
+    Row("Iterative DPO", ("method.name=iterative_dpo",)),
+    Row("SELM", ("method.name=selm",), paper=(Paper("1", 43.56, 40.14),)),
+    Row("BeeS", ("method.name=bees",), paper=(Paper("1", 41.42, 37.45),)),
+    Row("MAP", ("method.name=map",), paper=(Paper("1", 43.60, 38.97),)),
     Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("1", 47.48, 43.21, 58.4),)),
     Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(Paper("5", 49.11, 50.56),)),
 )
@@ -34,14 +45,17 @@ ABLATION_ROWS = (
     Row("uniform loss weighting", ("method.name=metaapo_uniform",), paper=(Paper("2", 39.25, 37.70, 67.1),)),
     Row("fixed meta-learner", ("method.name=metaapo_fixed",), paper=(Paper("2", 45.01, 40.03, 60.6),)),
     Row("no meta-learner", ("method.name=metaapo_heuristic",), paper=(Paper("2", 43.07, 40.48, 61.1),)),
-    Row("all offline samples", ("method.name=metaapo_keep",), paper=(Paper("7", 50.32, 38.40, 62.7),)),
-    Row("scores without beta", ("method.name=metaapo", "method.unscaled=true")),
+    Row("all offline samples", ("method.name=metaapo_all_offline",), paper=(Paper("7", 50.32, 38.40, 62.7),)),
+    Row("five layers", ("method.name=metaapo_deep",), paper=(Paper("7", 47.28, 45.62, 63.0),)),
+    Row("several features", ("method.name=metaapo_multi_feature",), paper=(Paper("7", 49.33, 49.17, 61.4),)),
+    Row("scores without beta", ("method.name=metaapo_unscaled",)),
+    Row("reference previous", ("method.name=metaapo_previous",)),
     Row("constant start", ("method.name=metaapo", "method.constant_fill=true")),
 )
 
 TIME_ROWS = (
     Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("8", None, None, 100, 337, 58, 395),)),
-    Row("SELM", ("method=selm",), paper=(Paper("8", None, None, 125, 363, 60, 423),)),
+    Row("SELM", ("method.name=selm",), paper=(Paper("8", None, None, 125, 363, 60, 423),)),
     Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("8", None, None, 58, 106, 59, 186),)),
 )
 
@@ -67,11 +81,10 @@ def generations_row(count: int) -> Row:
 
 def noise_rows(share: float) -> tuple[Row, ...]:
     world, group = {"flipped": share}, f"{100 * share:.0f} % of the offline labels wrong"
-    named = (("DPO", "dpo"), ("Online DPO", "online_dpo"), ("MetaAPO", "metaapo"))
-    own = (("FocalPO", "focalpo"), ("KTO", "kto"))
+    named = (("DPO", "dpo"), ("FocalPO", "focalpo"), ("Online DPO", "online_dpo"), ("MetaAPO", "metaapo"))
     return (
         *(Row(label, (f"method.name={method}",), world, group) for label, method in named),
-        *(Row(label, (f"method={method}",), world, group) for label, method in own),
+        Row("KTO", own_objective("kto"), world, group),
     )
 
 
