@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from adaptpo.filtering import FILTERS
 from adaptpo.methods import METHODS
 from adaptpo.objectives import OBJECTIVES
 from adaptpo.pairing import PAIRINGS
@@ -31,36 +32,53 @@ def method_row(name: str) -> dict[str, Any]:
         "name": name,
         "summary": text.split("\n")[0],
         **method.choices(),
+        "filter": repr(method.filter),
+        "reference": method.reference,
         "warmup_epochs": method.warmup_epochs,
         "paper": " ".join(paper.group(1).split()) if paper else "",
     }
 
 
+AXES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("selection", SELECTIONS),
+    ("pairing", PAIRINGS),
+    ("objective", OBJECTIVES),
+    ("weighting", WEIGHTINGS),
+)
+
+
 def axis_names(name: str) -> list[str]:
     """The choices of a method by their names in the axes' tables."""
     method = METHODS[name]()
-    tables = (
-        (method.selection, SELECTIONS),
-        (method.pairing, PAIRINGS),
-        (method.objective, OBJECTIVES),
-        (method.weighting, WEIGHTINGS),
-    )
-    return [
-        next((key for key, kind in table.items() if type(choice) is kind), repr(choice)) for choice, table in tables
-    ]
+    return [name_in(table, getattr(method, axis)) for axis, table in AXES]
+
+
+def name_in(table: dict[str, Any], choice: Any) -> str:
+    return next((key for key, kind in table.items() if type(choice) is kind), repr(choice))
+
+
+def further(name: str) -> str:
+    """What a method says beside the four choices: a filter of the offline pairs, another reference."""
+    method = METHODS[name]()
+    found = name_in(FILTERS, method.filter)
+    said = [found] if found != "all" else []
+    return ", ".join(said + (["reference: previous"] if method.reference == "previous" else []))
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    console = Console()
+    lines = [[row["name"], *axis_names(row["name"]), further(row["name"])] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("method", "selection", "pairing", "objective", "weighting"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(f"[bold]{row['name']}[/bold]", *axis_names(row["name"]))
-    console.print(table)
+    for title in ("method", *(axis for axis, _ in AXES), "and"):
+        table.add_column(title, no_wrap=True)
+    for method, *choices in lines:
+        table.add_row(f"[bold]{method}[/bold]", *choices)
+    console = Console()
+    # Lines longer than the terminal are for the terminal to break: a name cut in two cannot be copied.
+    needed = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 4
+    Console(width=max(console.width, needed)).print(table)
     for row in rows:
         console.print(f"  [bold]{row['name']}[/bold]  {row['summary']} [dim]{row['paper']}[/dim]", highlight=False)
     console.print("\n  Every hyperparameter: adaptpo methods --json", highlight=False)

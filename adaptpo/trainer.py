@@ -88,7 +88,13 @@ class AlignmentTrainer:
     def _resolved(self, initial: str, reward: RewardSource) -> dict[str, Any]:
         """What makes this run this run; a run directory refuses another."""
         recipe = self.args.model_dump(mode="json")
-        method = {"name": self.method.name, "choices": self.method.choices()}
+        method = {
+            "name": self.method.name,
+            "choices": self.method.choices(),
+            "filter": repr(self.method.filter),
+            "reference": self.method.reference,
+            "warmup_epochs": self.method.warmup_epochs,
+        }
         inputs = {
             "model": model_digest(initial),
             "reward": reward_digest(reward),
