@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

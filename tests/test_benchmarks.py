@@ -1,0 +1,112 @@
+"""The benchmarks run, and their ratios are what they say; nothing here measures speed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importable as the scripts import each other, with models of a few thousand parameters."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import material
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    for name, value in small.items():
+        monkeypatch.setitem(material.SHAPE, name, value)
+
+
+def test_a_ratio_is_the_median_of_neighbours() -> None:
+    from measure import compare
+
+    ratio = compare("a case", "new", "old", {"new": [1.0, 2.0, 1.0], "old": [3.0, 4.0, 1.0]})
+    assert (ratio.ratio, ratio.spread) == (2.0, (1.0, 3.0))
+
+
+def test_variants_take_turns() -> None:
+    from measure import alternate
+
+    calls: list[str] = []
+    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+
+
+def test_training_steps_are_compared_with_the_same_result(tmp_path: Path) -> None:
+    """The authors' way and ours differ in cost alone: same log-probs, hence the same first gradient."""
+    from material import model_16m, prompt_groups
+    from training import SHARED, full_logps, padded_batch, step_ratios
+
+    from adaptpo.training.collate import GroupCollator
+    from adaptpo.training.logps import response_logps
+
+    groups = prompt_groups(2, 12, 8, ragged=True)
+    with torch.no_grad():
+        theirs = full_logps(model_16m(), *padded_batch(groups))
+        ours, _ = response_logps(model_16m(shared=True), GroupCollator(0, SHARED)(groups))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    ratios = step_ratios("tiny", groups, repeats=1)
+    assert [(r.variant, r.against) for r in ratios] == [
+        ("adaptpo", "authors' way"),
+        ("adaptpo, charged", "authors' way"),
+        ("adaptpo", "padded rows"),
+    ]
+    written(ratios, tmp_path)
+
+
+def written(ratios: list[Any], folder: Path) -> None:
+    from measure import finish
+
+    finish(ratios, argparse.Namespace(json=folder / "ratios.json", plot=folder / "ratios.png"), "a title")
+    rows = json.loads((folder / "ratios.json").read_text())
+    assert [set(row) for row in rows] == [{"case", "variant", "against", "ratio", "spread"}] * len(ratios)
+    assert (folder / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generation_samples_responses_of_the_same_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    from generation import ratios_of
+
+    ratios = ratios_of("tiny", [5, 9], batch_size=2, repeats=1)
+    assert ratios[0].ratio > 0
+    ours, theirs = (float(part.split()[-1]) for part in capsys.readouterr().out.split(";")[0].split(": ")[1].split(","))
+    assert ours == pytest.approx(theirs, rel=0.35)
+
+
+def test_needed_operations_by_hand() -> None:
+    """One pair, P = 3, R = 2 and 4: 3 + 1 + 3 tokens; 6 + (3 + 1) + (9 + 6) pairs of tokens see each other."""
+    from dataclasses import replace
+
+    from material import model_16m, prompt_groups
+    from scaling import needed_operations
+
+    config = model_16m().config
+    group = prompt_groups(1, 3, 4, pairs=1)[0]
+    pair = group.pairs[0]
+    group = replace(group, pairs=(replace(pair, chosen=replace(pair.chosen, ids=pair.chosen.ids[:2])),))
+    layer = 32 * (2 * 32 + 2 * 4 * 8) + 3 * 32 * 64
+    expected = 2 * (7 * 2 * layer + 6 * 32 * config.vocab_size) + 4 * 2 * (6 + 4 + 15) * 32
+    assert needed_operations(config, group) == expected
+
+
+def test_memory_of_the_head_is_measured_in_a_process_of_its_own() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peaks of memory are read from /proc")
+    from head import resident
+
+    assert resident("VmHWM") >= resident("VmRSS") > 2**20
+
+
+def test_modules_are_those_of_this_repository() -> None:
+    import training
+
+    assert Path(sys.modules["training"].__file__ or "").parent == FOLDER
+    assert training.SHARED.shared_prompts
