@@ -49,7 +49,9 @@ class MetaLearner(Trust):
     h learns, Algorithm 1 lines 18-21), over all ranks and accumulation steps; it is emptied by every update and at the
     start of every iteration. `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the
     scale of the authors' released code. `features` adds the two log-ratios to the score, `layers` makes the network
-    deeper (both Table 7), `frozen` keeps it as it is.
+    deeper (both Table 7), `frozen` keeps it as it is. With `drift`, an update comes as soon as the buffer's mean offline
+    score is that many standard deviations away from its mean at the update before, and after four intervals at the
+    latest: the adaptive interval that the paper leaves open.
     """
 
     def __init__(
@@ -61,17 +63,18 @@ class MetaLearner(Trust):
         layers: int = 2,
         features: tuple[Feature, ...] = ("score",),
         frozen: bool = False,
+        drift: float | None = None,
     ) -> None:
         self.learning_rate = learning_rate
         self.update_interval = update_interval
         self.score_scale = score_scale
         self.constant_fill = constant_fill
-        self.layers, self.features, self.frozen = layers, features, frozen
+        self.layers, self.features, self.frozen, self.drift = layers, features, frozen, drift
         self.reset(seed=0)
 
     def __repr__(self) -> str:
         shown: dict[str, Any] = {"learning_rate": self.learning_rate, "update_interval": self.update_interval}
-        defaults: dict[str, Any] = {"layers": 2, "features": ("score",), "frozen": False}
+        defaults: dict[str, Any] = {"layers": 2, "features": ("score",), "frozen": False, "drift": None}
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
@@ -83,6 +86,7 @@ class MetaLearner(Trust):
         self.network = new_network(seed, self.constant_fill, self.layers, self.inputs)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.updates, self.last_loss = 0, float("nan")
+        self.last_mean: float | None = None
         self.start_iteration()
 
     def start_iteration(self) -> None:
@@ -134,17 +138,29 @@ class MetaLearner(Trust):
 
     def update(self, gather: Gather) -> None:
         self.steps += 1
-        if self.steps % self.update_interval:
+        if self.drift is None and self.steps % self.update_interval:
             return
         buffer = gather(self.buffer)
-        self.buffer = self.empty_buffer()
+        if self.drift is not None and not self.drifted(buffer[:, 0]):
+            return
+        self.steps, self.buffer = 0, self.empty_buffer()
         if len(buffer):
             self._learn(buffer)
+
+    def drifted(self, scores: Tensor) -> bool:
+        """Whether these offline scores call for an update; those of the first update are the measure of the next."""
+        assert self.drift is not None
+        if len(scores) < 2:
+            return False
+        if self.last_mean is None or self.steps >= 4 * self.update_interval:
+            return self.steps >= self.update_interval
+        return abs(scores.mean().item() - self.last_mean) >= self.drift * scores.std().item()
 
     def _learn(self, buffer: Tensor) -> None:
         self.optimizer.zero_grad()
         loss = self.loss(buffer)
         loss.backward()
+        self.last_mean = buffer[:, 0].mean().item()
         self.optimizer.step()
         self.updates, self.last_loss = self.updates + 1, loss.item()
 
@@ -154,6 +170,7 @@ class MetaLearner(Trust):
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
             "last_loss": self.last_loss,
+            "last_mean": self.last_mean,
             "steps": self.steps,
             "buffer": self.buffer,
         }
@@ -163,6 +180,7 @@ class MetaLearner(Trust):
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.last_loss = state["updates"], state["last_loss"]
+        self.last_mean = state["last_mean"]
         self.steps, self.buffer = state["steps"], state["buffer"]
 
     def metrics(self) -> dict[str, float]:

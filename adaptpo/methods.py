@@ -415,6 +415,23 @@ def metaapo_multi_feature(
 
 
 @named
+def metaapo_adaptive(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    drift: float = 0.25,
+) -> Method:
+    """MetaAPO whose meta-learner is updated when the scores have drifted, not every T_meta steps.
+
+    Paper: none; an open question of Yang et al., 2025 (MetaAPO).
+    """
+    learner = MetaLearner(learning_rate, update_interval, drift=drift)
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
 def metaapo_unscaled(
     objective: Objective = DPO(),  # noqa: B008
     num_generations: int = 8,

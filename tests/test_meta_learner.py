@@ -188,3 +188,21 @@ def test_a_frozen_learner_neither_collects_nor_learns() -> None:
     learner.observe(pair_batch([1.0], [2.0]))
     learner.update(identity)
     assert torch.equal(trust(learner, [-1.0]), before) and learner.updates == 0
+
+
+def test_an_adaptive_interval_waits_for_drift() -> None:
+    learner = MetaLearner(update_interval=2, drift=0.5)
+
+    def step(margins: list[float]) -> int:
+        learner.observe(pair_batch(margins, [0.0] * len(margins)))
+        learner.update(identity)
+        return learner.updates
+
+    assert [step([-1.0, 1.0]), step([-1.0, 1.0])] == [0, 1]
+    assert [step([-1.0, 1.0]) for _ in range(7)] == [1] * 7
+    assert step([-1.0, 1.0]) == 2, "after four intervals at the latest"
+    assert step([-9.0, -7.0]) == 3, "the scores are far from those of the update before"
+    assert len(learner.buffer) == 0
+    other = MetaLearner(update_interval=2, drift=0.5)
+    other.load_state_dict(learner.state_dict())
+    assert other.last_mean == learner.last_mean

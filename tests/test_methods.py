@@ -27,7 +27,7 @@ EXPECTED = {
     "online_dpo", "iterative_dpo", "selm", "adpo", "rdo",
     "metaapo", "metaapo_simpo", "metaapo_random", "metaapo_threshold", "metaapo_all", "metaapo_uniform",
     "metaapo_heuristic", "metaapo_fixed", "metaapo_all_offline", "metaapo_deep", "metaapo_multi_feature",
-    "metaapo_unscaled", "metaapo_previous",
+    "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",
 }  # fmt: skip
 
 

@@ -50,6 +50,7 @@ ABLATION_ROWS = (
     Row("several features", ("method.name=metaapo_multi_feature",), paper=(Paper("7", 49.33, 49.17, 61.4),)),
     Row("scores without beta", ("method.name=metaapo_unscaled",)),
     Row("reference previous", ("method.name=metaapo_previous",)),
+    Row("adaptive interval", ("method.name=metaapo_adaptive",)),
     Row("constant start", ("method.name=metaapo", "method.constant_fill=true")),
 )
 
