@@ -50,8 +50,8 @@ class MetaLearner(Trust):
     start of every iteration. `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the
     scale of the authors' released code. `features` adds the two log-ratios to the score, `layers` makes the network
     deeper (both Table 7), `frozen` keeps it as it is. With `drift`, an update comes as soon as the buffer's mean score
-    is that many standard deviations away from its mean at the update before, and after four intervals at the latest: the
-    adaptive interval that the paper leaves open.
+    is that many standard deviations away from its mean at the update before, and after four intervals at the latest
+    (the adaptive interval that the paper leaves open).
     """
 
     def __init__(
