@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -36,7 +37,9 @@ def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int
 
     quiet_libraries()
     torch.set_num_threads(1)
-    arguments = {"num_generations": 4, "update_interval": 2} if method.startswith("metaapo") else {}
+    settings_of_method = {"num_generations": 4, "update_interval": 2}
+    taken = inspect.signature(METHODS[method]).parameters
+    arguments = {name: value for name, value in settings_of_method.items() if name in taken}
     trainer = AlignmentTrainer(
         model=model,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | settings)),
