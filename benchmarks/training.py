@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from statistics import median
 from typing import Any
 
@@ -102,13 +104,14 @@ def trl_trainer(out: str, rows: list[dict[str, str]], **settings: Any) -> Any:
     from trl import DPOConfig, DPOTrainer
 
     turn_off_telemetry()
-    trainer = DPOTrainer(
-        model=model_16m(),
-        ref_model=model_16m(),
-        args=DPOConfig(output_dir=out, **TRAINING, **settings),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=byte_tokenizer(),
-    )
+    with redirect_stderr(StringIO()):  # The bar of the reference pass.
+        trainer = DPOTrainer(
+            model=model_16m(),
+            ref_model=model_16m(),
+            args=DPOConfig(output_dir=out, **TRAINING, **settings),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=byte_tokenizer(),
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
