@@ -134,11 +134,11 @@ def test_lora(name: str, policy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resume_is_bit_identical(name: str, policy: str, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 16, "reward": vowel_reward}
+    arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 12, "reward": vowel_reward}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0
     killed = arguments | {"out": tmp_path / "killed"}
-    for point in ("step:iterations/0:1", "start:iterations/1/train"):
-        assert run_in_process(point, **killed) == -9
+    # Where a learner's state has to come from disk; tests/test_resume.py has the other points.
+    assert run_in_process("start:iterations/1/train", **killed) == -9
     assert run_in_process(**killed) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
