@@ -16,7 +16,15 @@ from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
 from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online
 from adaptpo.running import RunningGap
-from adaptpo.selection import SelectAll, SelectByLearner, SelectLowest, SelectNone, SelectRandom, SelectUncertain
+from adaptpo.selection import (
+    SelectAll,
+    SelectAtSameRate,
+    SelectByLearner,
+    SelectLowest,
+    SelectNone,
+    SelectRandom,
+    SelectUncertain,
+)
 from adaptpo.trust import SigmoidTrust
 from adaptpo.weighting import DataWeight, Focal, LearnedBlend, RewardDifference, Uniform
 
@@ -297,6 +305,22 @@ def metaapo_random(
     """
     method = metaapo(objective, num_generations, learning_rate, update_interval)
     return replace(method, selection=SelectRandom(share))
+
+
+@named
+def metaapo_same_rate(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO that generates for as many prompts as its meta-learner would, taken at random.
+
+    Paper: none; the control for MetaAPO's selection at the same number of annotations.
+    """
+    learner = MetaLearner(learning_rate, update_interval)
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectAtSameRate(learner), weighting=LearnedBlend(learner))
 
 
 @named

@@ -132,6 +132,15 @@ class SelectByLearner(Selection):
         return (self.learner,)
 
 
+@dataclass(frozen=True)
+class SelectAtSameRate(SelectByLearner):
+    """Every prompt with the mean probability that the learner has for all: as many fresh responses, to prompts taken
+    at random. What `SelectByLearner` has over it is due to which prompts it takes."""
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return super().probability(prompts).mean().expand(prompts.count)
+
+
 SELECTIONS: dict[str, type[Selection]] = {
     "none": SelectNone,
     "all": SelectAll,
@@ -139,4 +148,5 @@ SELECTIONS: dict[str, type[Selection]] = {
     "lowest": SelectLowest,
     "uncertain": SelectUncertain,
     "meta_learner": SelectByLearner,
+    "same_rate": SelectAtSameRate,
 }

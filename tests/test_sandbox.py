@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -22,16 +23,20 @@ from adaptpo.errors import AnnotationError, ConfigError, RunError
 from adaptpo.quiet import quiet_libraries
 from adaptpo.sandbox.build import build
 from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, share
-from adaptpo.sandbox.data import answered, compared, preference_row
+from adaptpo.sandbox.data import compared, offline_answers, preference_row, sft_rows
 from adaptpo.sandbox.fit import sft_dataset
 from adaptpo.sandbox.models import build_policy, build_reward_model, build_tokenizer, copy_word_embeddings
 from adaptpo.sandbox.sampling import sample_responses
+from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import (
+    FILLERS,
     OPENERS,
     PROMPT_SPACE,
     TOPIC_OF,
     assistant,
     best_response,
+    parse_prompt,
+    plain_text,
     prompt_at,
     reward_terms,
     sample_prompts,
@@ -99,11 +104,50 @@ def test_better_writers_earn_more_and_style_matters() -> None:
     assert {reward_terms(PROMPT, f"{opener} apple .").opener for opener in OPENERS.values()} == {0.0, 1.0}
 
 
-def test_a_tenth_of_the_labels_is_wrong() -> None:
+def offline_rows(world: WorldSettings, prompts: list[str]) -> list[dict[str, Any]]:
     rng = random.Random(0)
-    authors = writers((0.2, 0.4, 0.6, 0.8), rng)
-    rows = [preference_row(a, authors, 0.1, rng) for a in answered(sample_prompts(4000, rng), authors, rng)]
+    authors = writers(world.writer_qualities, rng)
+    answers = offline_answers(prompts, authors, world, rng)
+    return [preference_row(item, authors, world.flipped_of(item[0]), rng) for item in answers]
+
+
+def test_a_tenth_of_the_labels_is_wrong() -> None:
+    rows = offline_rows(WorldSettings(), sample_prompts(4000, random.Random(0)))
     assert fmean(row["flipped"] for row in rows) == pytest.approx(0.1, abs=0.02)
+
+
+def test_labels_can_be_wrong_for_some_topics_alone() -> None:
+    world = WorldSettings(flipped=0.0, other_flipped=0.4)
+    prompts = sample_prompts(2000, random.Random(0))
+    flipped: dict[bool, list[bool]] = {True: [], False: []}
+    for prompt, row in zip(prompts, offline_rows(world, prompts), strict=True):
+        flipped[parse_prompt(prompt).topic in ("cities", "drinks", "sports", "trees")].append(row["flipped"])
+    assert not any(flipped[False])
+    assert fmean(flipped[True]) == pytest.approx(0.4, abs=0.06)
+
+
+def test_offline_data_can_be_near_the_policy_for_long_lists_alone() -> None:
+    world = WorldSettings(others="many", other_near=True)
+    prompts = sample_prompts(600, random.Random(0))
+    habit = FILLERS[0]
+    fillers: dict[bool, set[str]] = {True: set(), False: set()}
+    for prompt, row in zip(prompts, offline_rows(world, prompts), strict=True):
+        words = f"{plain_text(row['chosen'])} {plain_text(row['rejected'])}".split()[1:]
+        fillers[parse_prompt(prompt).count == 8] |= set(words[:1]) & set(FILLERS)
+    assert fillers == {True: {habit}, False: set(FILLERS)}
+
+
+def test_a_policy_can_have_mastered_some_topics() -> None:
+    rng = random.Random(0)
+    world = WorldSettings(sft_qualities=(0.1, 0.3), other_sft_qualities=(1.0, 1.0))
+    mastered, poor = (prompt_about(topic) for topic in ("trees", "fruits"))
+    rows = dict(sft_rows([mastered, poor], writers((0.2,), rng)[0], world, rng))
+    assert {true_reward([mastered], [text])[0] for text in rows[mastered]} == {1.0}
+    assert max(true_reward([poor], [text])[0] for text in rows[poor]) < 1.0
+
+
+def prompt_about(topic: str) -> str:
+    return f"please list several {topic} for poets in plain style today"
 
 
 def test_reward_pairs_use_each_response_once_and_leave_out_ties() -> None:

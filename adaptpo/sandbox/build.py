@@ -16,9 +16,9 @@ from adaptpo.files import write_json, write_text
 from adaptpo.sandbox.data import (
     Answered,
     Row,
-    answered,
     compared,
     corrupted_half,
+    offline_answers,
     preference_row,
     sft_rows,
     strong_responses,
@@ -45,8 +45,9 @@ def build(out: Path, prompts: int = 3000, seed: int = 0, progress: bool = True, 
     rng = random.Random(f"adaptpo sandbox {seed}")
     authors = writers(world.writer_qualities, rng)
     texts = sample_prompts(prompts + world.heldout, rng)
-    training, heldout = answered(texts[:prompts], authors, rng), answered(texts[prompts:], authors, rng)
-    write_rows(out / "train.jsonl", [preference_row(item, authors, world.flipped, rng) for item in training])
+    training, heldout = (offline_answers(part, authors, world, rng) for part in (texts[:prompts], texts[prompts:]))
+    rows = [preference_row(item, authors, world.flipped_of(item[0]), rng) for item in training]
+    write_rows(out / "train.jsonl", rows)
     write_rows(out / "heldout.jsonl", [preference_row(item, authors, 0.0, rng) for item in heldout])
 
     tokenizer = build_tokenizer()

@@ -17,9 +17,16 @@ Answered = tuple[str, list[str]]
 """A prompt with several responses."""
 
 
-def answered(prompts: Sequence[str], authors: Sequence[Writer], rng: random.Random) -> list[Answered]:
-    """Each prompt with one response of each author."""
-    return [(prompt, [author.respond(prompt, rng) for author in authors]) for prompt in prompts]
+def offline_answers(
+    prompts: Sequence[str], authors: Sequence[Writer], world: WorldSettings, rng: random.Random
+) -> list[Answered]:
+    """Each prompt with one response of each author; those near the policy are all in the first author's habits."""
+    near = [author.with_habits_of(authors[0]) for author in authors]
+
+    def of(prompt: str) -> Sequence[Writer]:
+        return near if world.other_near and world.is_other(prompt) else authors
+
+    return [(prompt, [author.respond(prompt, rng) for author in of(prompt)]) for prompt in prompts]
 
 
 def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
@@ -49,10 +56,9 @@ def preference_row(item: Answered, authors: Sequence[Writer], flipped: float, rn
 
 def sft_rows(prompts: Sequence[str], author: Writer, world: WorldSettings, rng: random.Random) -> list[Answered]:
     """Each prompt with responses of low to middling quality, all in one writer's habits."""
-    low, high = world.sft_qualities
 
     def respond(prompt: str) -> str:
-        return author.respond_with(rng.uniform(low, high), parse_prompt(prompt), rng)
+        return author.respond_with(rng.uniform(*world.sft_qualities_of(prompt)), parse_prompt(prompt), rng)
 
     return [(prompt, [respond(prompt) for _ in range(world.sft_responses)]) for prompt in prompts]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from adaptpo.errors import ConfigError
-from adaptpo.sandbox.world import PROMPT_SPACE
+from adaptpo.sandbox.world import PROMPT_SPACE, TOPICS, parse_prompt
 
 TRUE_REWARD = "python:adaptpo.sandbox.world:true_reward"
 FEWEST_PROMPTS = 16
+OTHER_TOPICS = frozenset(list(TOPICS)[len(TOPICS) // 2 :])
+MANY = 8
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,12 @@ class WorldSettings:
     `prompts` and `heldout` count the rows of the two data files. `writer_qualities`: one offline writer each.
     `flipped`: share of offline pairs whose label is wrong (held-out pairs have none). `sft_qualities`: range of quality
     of the responses that the policy is first trained on, `sft_responses` of them per prompt. `reward_flipped`: share of
-    wrong labels among the reward model's pairs. Raises ConfigError for a world that cannot be.
+    wrong labels among the reward model's pairs.
+
+    Some prompts may need something else than the rest: the `others`, those of the last four topics (`topic`) or those
+    that ask for many items (`many`). `other_sft_qualities` and `other_flipped` hold for them where given; with
+    `other_near` their offline responses are in the habits of the writer that the policy was first trained on, so that
+    they lie near its distribution. Raises ConfigError for a world that cannot be.
     """
 
     prompts: int = 3000
@@ -34,6 +42,10 @@ class WorldSettings:
     reward_epochs: float = 3
     reward_learning_rate: float = 2e-3
     true_reward: str = TRUE_REWARD
+    others: Literal["topic", "many"] = "topic"
+    other_sft_qualities: tuple[float, float] | None = None
+    other_flipped: float | None = None
+    other_near: bool = False
 
     def __post_init__(self) -> None:
         if self.prompts < FEWEST_PROMPTS:
@@ -44,5 +56,17 @@ class WorldSettings:
             raise ConfigError(
                 f"the world has {PROMPT_SPACE} prompts, {self.prompts} + {self.heldout} were asked for: ask for fewer"
             )
-        if not (0 <= self.flipped <= 1 and 0 <= self.reward_flipped <= 1):
-            raise ConfigError("flipped and reward_flipped are shares: give numbers from 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.flipped, self.other_flipped or 0.0, self.reward_flipped)):
+            raise ConfigError("flipped, other_flipped and reward_flipped are shares: give numbers from 0 to 1")
+
+    def is_other(self, prompt: str) -> bool:
+        task = parse_prompt(prompt)
+        return task.topic in OTHER_TOPICS if self.others == "topic" else task.count == MANY
+
+    def sft_qualities_of(self, prompt: str) -> tuple[float, float]:
+        given = self.other_sft_qualities
+        return given if given is not None and self.is_other(prompt) else self.sft_qualities
+
+    def flipped_of(self, prompt: str) -> float:
+        given = self.other_flipped
+        return given if given is not None and self.is_other(prompt) else self.flipped

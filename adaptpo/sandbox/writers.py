@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptpo.sandbox.world import (
     END,
@@ -35,6 +35,10 @@ class Writer:
     quality: float
     filler: str
     liked: dict[str, tuple[str, ...]]
+
+    def with_habits_of(self, other: Writer) -> Writer:
+        """This writer's quality in the habits of another."""
+        return replace(self, filler=other.filler, liked=other.liked)
 
     def respond(self, prompt: str, rng: random.Random) -> str:
         """One response to `prompt`. The quality of this response is the writer's, give or take 0.15."""

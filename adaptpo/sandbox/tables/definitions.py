@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from adaptpo.sandbox.settings import TRUE_REWARD
 from adaptpo.sandbox.tables.rows import Paper, Row, Table
 
@@ -60,14 +63,24 @@ TIME_ROWS = (
     Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("8", None, None, 58, 106, 59, 186),)),
 )
 
-SELECTION_ROWS = (
-    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("2", 47.48, 43.21, 58.4),)),
-    Row("random", ("method.name=metaapo_random",), paper=(Paper("2", 42.61, 38.53, 50.0),)),
-    Row("below a threshold", ("method.name=metaapo_threshold",), paper=(Paper("2", 44.13, 42.92, 53.3),)),
-    Row("fixed heuristic", ("method.name=metaapo_heuristic",), paper=(Paper("2", 43.07, 40.48, 61.1),)),
-    Row("all", ("method.name=metaapo_all",), paper=(Paper("2", 46.13, 42.04, 100.0),)),
-    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("1", 43.75, 39.98),)),
+World = Mapping[str, Any]
+SELECTION_WORLDS: tuple[tuple[str, World], ...] = (
+    ("all prompts alike", {}),
+    ("half of the topics mastered", {"other_sft_qualities": (0.9, 1.0)}),
+    ("40 % wrong labels in half of the topics", {"flipped": 0.0, "other_flipped": 0.4}),
+    ("long lists hard", {"others": "many", "sft_qualities": (0.6, 0.9), "other_sft_qualities": (0.1, 0.3)}),
+    ("offline data near the policy in half of the topics", {"other_near": True}),
 )
+
+
+def selection_rows(group: str, world: World) -> tuple[Row, ...]:
+    named = (
+        ("MetaAPO", "metaapo"),
+        ("as many at random", "metaapo_same_rate"),
+        ("all", "metaapo_all"),
+        ("Online DPO", "online_dpo"),
+    )
+    return tuple(Row(label, (f"method.name={method}",), world, group) for label, method in named)
 
 
 def update_interval_row(steps: int) -> Row:
@@ -155,5 +168,9 @@ TABLES: dict[str, Table] = {
     "noise": Table(
         "Wrong labels in the offline data", tuple(row for share in NOISE for row in noise_rows(share)), "Online DPO"
     ),
-    "selection": Table("Which prompts to generate for (compare the paper's Table 2)", SELECTION_ROWS, "Online DPO"),
+    "selection": Table(
+        "Which prompts to generate for",
+        tuple(row for group, world in SELECTION_WORLDS for row in selection_rows(group, world)),
+        "as many at random",
+    ),
 }
