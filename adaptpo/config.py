@@ -79,10 +79,12 @@ class GenerationSettings(Settings):
 class AlignmentConfig(Settings):
     """Everything about a run but its model, data, reward and method. Names follow TRL where it has one.
 
-    `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline training before
-    the first iteration; None is the method's own default. `reference`: the initial model, or the policy that started
-    the iteration; None is the method's own default. Prompts longer than `max_prompt_length` tokens are left out and
-    recorded; responses longer than `max_completion_length` (None: `generation.max_new_tokens`) are cut and counted.
+    `branch_of`: the folder of another run, whose opening (all before the first iteration) is taken over instead of
+    repeated. `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline
+    training before the first iteration; None is the method's own default. `reference`: the initial model, or the
+    policy that started the iteration; None is the method's own default. Prompts longer than `max_prompt_length`
+    tokens are left out and recorded; responses longer than `max_completion_length` (None:
+    `generation.max_new_tokens`) are cut and counted.
     `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
     `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
@@ -91,6 +93,7 @@ class AlignmentConfig(Settings):
     """
 
     output_dir: str
+    branch_of: str | None = None
     num_iterations: int = Field(3, gt=0)
     warmup_epochs: int | None = Field(None, ge=0)
     reference: Literal["initial", "previous"] | None = None

@@ -47,6 +47,14 @@ class Method:
     def choices(self) -> dict[str, str]:
         return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
 
+    def opening(self) -> dict[str, Any]:
+        """What the phases before the first iteration take from the method, as text and numbers."""
+        return {
+            "objective": repr(self.objective),
+            "filter": repr(self.filter),
+            "needs_data_weight": self.weighting.needs_data_weight,
+        }
+
     def reset(self, seed: int) -> None:
         for learner in self.learners():
             learner.reset(seed)

@@ -28,7 +28,17 @@ Item = TypeVar("Item")
 Row = dict[str, Any]
 
 NOT_COMPARED = frozenset(
-    {"output_dir", "model", "reward", "data.path", "eval_data.path", "show_progress", "adaptpo", "training"}
+    {
+        "output_dir",
+        "branch_of",
+        "model",
+        "reward",
+        "data.path",
+        "eval_data.path",
+        "show_progress",
+        "adaptpo",
+        "training",
+    }
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
 )
 """Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes.
@@ -114,8 +124,7 @@ class RunDirectory:
 
     @property
     def state(self) -> dict[str, Any]:
-        path = self.path / "state.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"phases": {}}
+        return read_state(self.path)
 
     def done(self, phase: str) -> bool:
         return bool(self.state["phases"].get(phase, {}).get("done"))
@@ -130,6 +139,10 @@ class RunDirectory:
             seconds = round(time.perf_counter() - started, 3)
             self._record(name, {"done": True, "attempts": attempts, "seconds": seconds, **summary})
         return self.state["phases"][name]
+
+    def mark_opened(self) -> None:
+        """All before the first iteration is done; other runs may take it over."""
+        write_json(self.path / "state.json", self.state | {"opened": True})
 
     def _record(self, name: str, facts: Row) -> None:
         state = self.state
@@ -176,6 +189,11 @@ class RunDirectory:
             yield from read_rows(path, columns)
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"phases": {}}
+
+
 @contextmanager
 def open_run(path: Path) -> Iterator[RunDirectory]:
     with RunDirectory(path) as run:
@@ -194,13 +212,20 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for part in parts for key, leaf in part.items()}
 
 
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """A line for each of the first keys of two flat mappings in which they differ; empty where they do not."""
+    differing = [key for key in sorted(stored.keys() | wanted.keys()) if stored.get(key) != wanted.get(key)]
+    lines = [f"  {key}: {stored.get(key)!r} in the run, {wanted.get(key)!r} now" for key in differing]
+    return "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
+
+
+def compared(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
+
+
 def refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    old, new = flatten(stored), flatten(wanted)
-    differing = [k for k in sorted((old.keys() | new.keys()) - NOT_COMPARED) if old.get(k) != new.get(k)]
-    lines = [f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now" for key in differing]
-    if lines:
-        shown = "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
+    if lines := differences(compared(stored), compared(wanted)):
         raise RunError(
-            f"{path} holds a different run:\n{shown}\n"
+            f"{path} holds a different run:\n{lines}\n"
             "Start with the run's own settings and inputs to resume it, or choose another output_dir."
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import adaptpo
+from adaptpo.branch import opening_facts, take_opening
 from adaptpo.build_method import build_method
 from adaptpo.config import AlignmentConfig, Recipe
 from adaptpo.errors import ConfigError
@@ -15,7 +17,7 @@ from adaptpo.inputs import DataInput, as_folder, model_digest, reward_digest
 from adaptpo.method import Method
 from adaptpo.run import RunDirectory, open_run
 from adaptpo.training.context import Context
-from adaptpo.training.loop import align
+from adaptpo.training.loop import align, run_opening
 
 RewardSource = str | Callable[..., Any] | None
 
@@ -73,10 +75,32 @@ class AlignmentTrainer:
 
         Returns the folder of the aligned model. Raises an AdaptpoError that names the remedy.
         """
+        with self._claimed() as context:
+            return align(context)
+
+    def open(self) -> Path:
+        """Run everything before the first iteration alone: data, checks, reference log-probs, evaluation, warm-up.
+
+        Returns `args.output_dir`. `train` goes on from there, and so do other runs that name it as `branch_of`.
+        """
+        with self._claimed() as context:
+            run_opening(context)
+            return context.run.path
+
+    def opening_facts(self) -> dict[str, Any]:
+        """What the opening depends on: runs that agree in it can share it by `branch_of`."""
+        initial, reward = self._models(Path(self.args.output_dir) / "inputs")
+        return opening_facts(self._resolved(initial, reward))
+
+    @contextmanager
+    def _claimed(self) -> Iterator[Context]:
         with open_run(Path(self.args.output_dir)) as run:
             initial, reward = self._models(run.path / "inputs")
-            run.claim(self._resolved(initial, reward))
-            return align(self._context(run, initial, reward))
+            config = self._resolved(initial, reward)
+            run.claim(config)
+            if self.args.branch_of is not None:
+                take_opening(run, Path(self.args.branch_of), config)
+            yield self._context(run, initial, reward)
 
     def _models(self, folder: Path) -> tuple[str, RewardSource]:
         initial = as_folder(folder / "model", self.model, self.processing_class)
@@ -94,6 +118,7 @@ class AlignmentTrainer:
             "filter": repr(self.method.filter),
             "reference": self.method.reference,
             "warmup_epochs": self.method.warmup_epochs,
+            "opening": self.method.opening(),
         }
         inputs = {
             "model": model_digest(initial),

@@ -45,6 +45,15 @@ def align(context: Context) -> Path:
     if context.run.done("final"):
         say(context, f"{context.run.path} is finished already")
         return context.run.path / "final"
+    run_opening(context)
+    for iteration in range(context.config.num_iterations):
+        run_iteration(context, iteration)
+    do(context, "final", partial(write_final, context))
+    return context.run.path / "final"
+
+
+def run_opening(context: Context) -> None:
+    """Everything before the first iteration; other runs may share it (see `adaptpo.branch`)."""
     refuse_impossible(context)
     context.method.reset(context.config.seed)
     snapshot(context, "start")
@@ -54,10 +63,7 @@ def align(context: Context) -> Path:
         do(context, "warmup", partial(warm_up, context))
         remove_training_folder(context, "warmup")
         evaluate(context, "warmup", context.start_policy(0))
-    for iteration in range(context.config.num_iterations):
-        run_iteration(context, iteration)
-    do(context, "final", partial(write_final, context))
-    return context.run.path / "final"
+    context.run.mark_opened()
 
 
 def prepare(context: Context) -> None:
@@ -112,9 +118,11 @@ def needs_annotation(context: Context) -> bool:
 
 
 def restore_method(context: Context, iteration: int) -> None:
-    """The learners as the iteration before left them, whatever this process did until now."""
+    """The learners as the iteration before left them, or at their start, whatever this process did until now."""
     if iteration > 0:
         load_method(context.method, context.checkpoint(iteration - 1))
+    else:
+        context.method.reset(context.config.seed)
     context.method.start_iteration()
 
 

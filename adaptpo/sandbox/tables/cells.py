@@ -13,14 +13,16 @@ from typing import Any
 from tqdm import tqdm
 
 from adaptpo.config import load_recipe
-from adaptpo.errors import AdaptpoError, ConfigError
+from adaptpo.errors import AdaptpoError
+from adaptpo.run import read_state
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
 from adaptpo.sandbox.tables.rows import Row
-from adaptpo.sandbox.tables.work import align_policy, build_world
+from adaptpo.sandbox.tables.work import align_policy, build_world, open_policy
+from adaptpo.trainer import AlignmentTrainer
 
-NOT_PART_OF_A_RUN = ("output_dir", "show_progress")
+NOT_PART_OF_A_RUN = ("output_dir", "branch_of", "show_progress")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Cell:
     row: Row
     seed: int
     world: WorldSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a cell's run lies, and the folder of what it has in common with others up to its first iteration."""
+
+    cell: Cell
+    run: Path
+    opening: Path
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,13 @@ def world_name(world: WorldSettings) -> str:
     return f"prompts-{world.prompts}{''.join(changed)}/seed-{world.seed}"
 
 
+def opening_name(recipe: Path, row: Row, out: Path) -> str:
+    """A hash of what happens before the first iteration."""
+    settings = (*row.settings, f"output_dir={out}")
+    facts = AlignmentTrainer.from_recipe(load_recipe(recipe, settings)).opening_facts()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:10]
+
+
 def run_name(recipe: Path, row: Row) -> str:
     """The method and a hash of the whole resolved recipe: rows that say the same in other words share a run.
 
@@ -73,46 +91,62 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
     """Builds the worlds, aligns the policies and measures them; what is there already is not done again."""
     worlds = {world_name(cell.world): cell.world for cell in cells}
     errors = work_off("world", {name: world_task(out, name, world) for name, world in worlds.items()}, jobs)
-    outcomes = [planned(cell, out, errors) for cell in cells]
-    runs = {str(o.run.relative_to(out / "runs")): run_task(out, o) for o in outcomes if o.run is not None}
-    errors = work_off("run", runs, jobs, lambda name: measured_line(out / "runs" / name))
-    return [concluded(outcome, out, errors) for outcome in outcomes]
+    plans = [planned(cell, out, errors) for cell in cells]
+    ready = [plan for plan in plans if isinstance(plan, Plan)]
+    errors = run_openings(ready, out, jobs) | run_plans(ready, out, jobs)
+    return [plan if isinstance(plan, Outcome) else concluded(plan, out, errors) for plan in plans]
 
 
 def world_task(out: Path, name: str, world: WorldSettings) -> Task:
     return Task(build_world, (out / "worlds" / name, world))
 
 
-def planned(cell: Cell, out: Path, world_errors: dict[str, str]) -> Outcome:
-    """The cell with the folder of its run, or with why it cannot run."""
+def planned(cell: Cell, out: Path, world_errors: dict[str, str]) -> Plan | Outcome:
+    """The cell with the folders of its run, or with why it cannot run."""
     name = world_name(cell.world)
     if name in world_errors:
         return Outcome(cell, error=f"its world was not built: {world_errors[name]}")
+    recipe = recipe_of(out, cell)
     try:
-        run = run_name(out / "worlds" / name / "recipe.yaml", cell.row)
-    except ConfigError as error:
+        run = out / "runs" / name / run_name(recipe, cell.row)
+        return Plan(cell, run, out / "openings" / name / opening_name(recipe, cell.row, run))
+    except AdaptpoError as error:
         return Outcome(cell, error=str(error))
-    return Outcome(cell, out / "runs" / name / run)
 
 
-def run_task(out: Path, outcome: Outcome) -> Task:
-    recipe = out / "worlds" / world_name(outcome.cell.world) / "recipe.yaml"
-    return Task(
-        align_policy, (recipe, (*outcome.cell.row.settings, f"output_dir={outcome.run}", "show_progress=false"))
-    )
+def recipe_of(out: Path, cell: Cell) -> Path:
+    return out / "worlds" / world_name(cell.world) / "recipe.yaml"
 
 
-def concluded(outcome: Outcome, out: Path, run_errors: dict[str, str]) -> Outcome:
-    """The outcome with its measurement, or with what went wrong."""
-    if outcome.run is None:
-        return outcome
-    error = run_errors.get(str(outcome.run.relative_to(out / "runs")))
-    if error is None:
-        try:
-            return Outcome(outcome.cell, outcome.run, measure(outcome.run))
-        except AdaptpoError as problem:
-            error = str(problem)
-    return Outcome(outcome.cell, outcome.run, error=error)
+def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
+    """What comes before the first iteration, once for all runs that have it in common; returns errors by folder."""
+    tasks = {}
+    for plan in plans:
+        if not read_state(plan.run).get("opened"):
+            settings = (*plan.cell.row.settings, f"output_dir={plan.opening}", "show_progress=false")
+            tasks[str(plan.opening.relative_to(out))] = Task(open_policy, (recipe_of(out, plan.cell), settings))
+    return work_off("opening", tasks, jobs)
+
+
+def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
+    """The runs themselves; returns errors by folder."""
+    tasks = {}
+    for plan in plans:
+        places = (f"output_dir={plan.run}", f"branch_of={plan.opening}")
+        settings = (*plan.cell.row.settings, *places, "show_progress=false")
+        tasks[str(plan.run.relative_to(out))] = Task(align_policy, (recipe_of(out, plan.cell), settings))
+    return work_off("run", tasks, jobs, lambda name: measured_line(out / name))
+
+
+def concluded(plan: Plan, out: Path, errors: dict[str, str]) -> Outcome:
+    """The outcome with its measurement, or with what went wrong first."""
+    found = [errors.get(str(folder.relative_to(out))) for folder in (plan.opening, plan.run)]
+    if error := found[0] or found[1]:
+        return Outcome(plan.cell, plan.run, error=error)
+    try:
+        return Outcome(plan.cell, plan.run, measure(plan.run))
+    except AdaptpoError as problem:
+        return Outcome(plan.cell, plan.run, error=str(problem))
 
 
 def work_off(

@@ -30,6 +30,15 @@ def build_world(folder: Path, world: WorldSettings) -> None:
 
 def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
     """An ordinary run: it resumes, and does nothing where it is finished."""
+    trainer(recipe, assignments).train()
+
+
+def open_policy(recipe: Path, assignments: Sequence[str]) -> None:
+    """What comes before the first iteration, for the runs that have it in common."""
+    trainer(recipe, assignments).open()
+
+
+def trainer(recipe: Path, assignments: Sequence[str]) -> AlignmentTrainer:
     quiet_libraries()
     torch.set_num_threads(1)
-    AlignmentTrainer.from_recipe(load_recipe(recipe, tuple(assignments))).train()
+    return AlignmentTrainer.from_recipe(load_recipe(recipe, tuple(assignments)))
