@@ -130,14 +130,16 @@ class RunDirectory:
         return bool(self.state["phases"].get(phase, {}).get("done"))
 
     def phase(self, name: str, work: Callable[[], Row]) -> Row:
-        """Do `work` unless it is done; its summary (counts, for instance) is kept in `state.json` with its seconds."""
+        """Do `work` unless it is done; its summary (counts, for instance) is kept in `state.json` with its wall
+        and CPU time."""
         if not self.done(name):
             attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
             self._record(name, {"done": False, "attempts": attempts})
-            started = time.perf_counter()
+            started = (time.perf_counter(), time.process_time())
             summary = work()
-            seconds = round(time.perf_counter() - started, 3)
-            self._record(name, {"done": True, "attempts": attempts, "seconds": seconds, **summary})
+            spent = (time.perf_counter() - started[0], time.process_time() - started[1])
+            times = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
+            self._record(name, {"done": True, "attempts": attempts, **times, **summary})
         return self.state["phases"][name]
 
     def mark_opened(self) -> None:

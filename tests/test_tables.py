@@ -169,7 +169,7 @@ def test_text_of_a_row() -> None:
         "win rate, %": "80.0 [80.0, 80.0]",
         "at equal length, %": "70.0 [70.0, 70.0]",
         "annotated, %": "50.0 [50.0, 50.0]",
-        "seconds: generation / annotation / training / overall": "1 / 2 / 3 / 9",
+        "CPU seconds: generation / annotation / training / overall": "1 / 2 / 3 / 9",
         "paper: WR / LC / annotated, %": "47.48 / 43.21 / 58.4 (Table 2); – / – / 58 (Table 8)",
         "paper, minutes: sampling / training / overall": "106 / 59 / 186 (Table 8)",
     }

@@ -126,7 +126,14 @@ class RunData:
 
     def seconds(self, prefix: str = "") -> float:
         """Wall time of all phases whose name starts with `prefix`."""
-        return sum(state.get("seconds", 0.0) for phase, state in self.phases.items() if phase.startswith(prefix))
+        return self._spent("seconds", prefix)
+
+    def cpu_seconds(self, prefix: str = "") -> float:
+        """Time that these phases kept CPUs busy in the run's own process."""
+        return self._spent("cpu_seconds", prefix)
+
+    def _spent(self, clock: str, prefix: str) -> float:
+        return sum(state.get(clock, 0.0) for phase, state in self.phases.items() if phase.startswith(prefix))
 
     def repeated(self, prefix: str = "") -> list[str]:
         """Phases with this prefix that took several attempts; their seconds are those of the last one."""

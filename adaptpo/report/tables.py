@@ -118,7 +118,7 @@ def phase_table(run: RunData) -> Table | None:
 
 
 def phase_row(phase: str, state: Mapping[str, Any]) -> dict[str, str | None]:
-    facts = {name: value for name, value in state.items() if name not in ("done", "seconds", "attempts")}
+    facts = {name: value for name, value in state.items() if name not in ("done", "seconds", "cpu_seconds", "attempts")}
     counts = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in facts.items()

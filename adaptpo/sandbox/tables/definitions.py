@@ -145,7 +145,7 @@ TABLES: dict[str, Table] = {
         "Time (the paper's Table 8)",
         TIME_ROWS,
         "Online DPO",
-        "Seconds compare only where all runs had the machine alike: one job, and no other work beside it.",
+        "The paper's figures are minutes on 8 GPUs.",
     ),
     "update-interval": Table(
         "Steps between updates of the meta-learner (the paper's Figure 3, left)",

@@ -17,7 +17,8 @@ class Measurement:
     """True rewards are means over the held-out prompts; win rates (shares) are against the SFT policy's responses by
     true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses.
 
-    Seconds are of each phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
+    Seconds are of CPU time, which other work on the machine hardly changes (a run of a table has one thread), in each
+    phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
     but evaluations. `repeated` names the phases that took several attempts.
     """
 
@@ -47,8 +48,8 @@ def measure(folder: Path) -> Measurement:
         annotated=annotated_share(run),
         generation_seconds=seconds(run, "generate"),
         annotation_seconds=seconds(run, "annotate"),
-        training_seconds=seconds(run, "train") + run.seconds("warmup"),
-        overall_seconds=run.seconds() - run.seconds("evaluate/"),
+        training_seconds=seconds(run, "train") + run.cpu_seconds("warmup"),
+        overall_seconds=run.cpu_seconds() - run.cpu_seconds("evaluate/"),
         repeated=tuple(run.repeated()),
     )
 
@@ -65,4 +66,4 @@ def annotated_share(run: RunData) -> float:
 
 def seconds(run: RunData, name: str) -> float:
     """Of this phase over all iterations."""
-    return sum(run.seconds(f"iterations/{t}/{name}") for t in run.iterations)
+    return sum(run.cpu_seconds(f"iterations/{t}/{name}") for t in run.iterations)

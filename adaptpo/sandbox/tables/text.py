@@ -38,7 +38,7 @@ def columns_for(seeds: int) -> list[tuple[str, Callable[[RowSummary], str]]]:
         ("win rate, %", lambda summary: number(summary.estimates.get("win_rate"), 100, 1)),
         ("at equal length, %", lambda summary: number(summary.estimates.get("length_controlled"), 100, 1)),
         ("annotated, %", lambda summary: number(summary.estimates.get("annotated"), 100, 1)),
-        (f"seconds: {' / '.join(TIMES)}", seconds),
+        (f"CPU seconds: {' / '.join(TIMES)}", seconds),
         ("paper: WR / LC / annotated, %", partial(paper, ("win_rate", "length_controlled", "annotated"))),
         ("paper, minutes: sampling / training / overall", partial(paper, ("sampling", "training", "overall"))),
     ]
