@@ -274,12 +274,18 @@ def test_recipe_of_the_world_is_metaapo_and_its_true_reward_can_be_imported(worl
 
 
 def test_same_seed_gives_the_same_world(world: Path, tmp_path: Path) -> None:
-    build(tmp_path / "again", seed=3, **SMALL)
+    build(tmp_path / "again", seed=3, cache=tmp_path / "models", **SMALL)
     for name in ("train.jsonl", "heldout.jsonl", "world.json"):
         assert (tmp_path / "again" / name).read_bytes() == (world / name).read_bytes()
     for model in ("policy", "reward_model"):
         one, other = (load_file(folder / model / "model.safetensors") for folder in (world, tmp_path / "again"))
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+    build(tmp_path / "noisy", seed=3, cache=tmp_path / "models", **SMALL | {"flipped": 0.4})
+    assert len(list((tmp_path / "models").glob("*/config.json"))) == 2  # Labels make no other models.
+    assert (tmp_path / "noisy" / "train.jsonl").read_bytes() != (world / "train.jsonl").read_bytes()
+    build(tmp_path / "other", seed=3, cache=tmp_path / "models", **SMALL | {"reward_flipped": 0.4})
+    assert len(list((tmp_path / "models").glob("*/config.json"))) == 3
 
 
 def test_too_small_a_world_and_no_world_are_refused(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptpo.files import write_json, write_text
 from adaptpo.sandbox.data import (
@@ -25,6 +26,7 @@ from adaptpo.sandbox.data import (
 )
 from adaptpo.sandbox.fit import fit_policy, fit_reward_model
 from adaptpo.sandbox.models import build_tokenizer
+from adaptpo.sandbox.remember import remember
 from adaptpo.sandbox.sampling import MAX_NEW_TOKENS, sample_responses
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import sample_prompts
@@ -34,11 +36,20 @@ from adaptpo.telemetry import turn_off_telemetry
 POLICY_SAMPLES = 4
 
 
-def build(out: Path, prompts: int = 3000, seed: int = 0, progress: bool = True, **settings: Any) -> None:
+def build(
+    out: Path,
+    prompts: int = 3000,
+    seed: int = 0,
+    progress: bool = True,
+    cache: Path | None = None,
+    **settings: Any,
+) -> None:
     """Write a world to `out`: `policy/`, `reward_model/`, `train.jsonl`, `heldout.jsonl`, `recipe.yaml`, `world.json`.
 
     The same arguments give the same files, bit by bit on the same machine. `settings` are fields of `WorldSettings`.
-    `world.json` is written last: a folder that has it is complete. Raises ConfigError for a world that cannot be.
+    `world.json` is written last: a folder that has it is complete. `cache` is a folder of models that worlds share
+    which train them on the same rows, as those that differ in the labels of the offline data alone. Raises
+    ConfigError for a world that cannot be.
     """
     world = WorldSettings(prompts=prompts, seed=seed, **settings)
     turn_off_telemetry()
@@ -51,11 +62,15 @@ def build(out: Path, prompts: int = 3000, seed: int = 0, progress: bool = True, 
     write_rows(out / "heldout.jsonl", [preference_row(item, authors, 0.0, rng) for item in heldout])
 
     tokenizer = build_tokenizer()
-    policy = fit_policy(out / "policy", tokenizer, sft_rows(texts[:prompts], authors[0], world, rng), world, progress)
+    answers = sft_rows(texts[:prompts], authors[0], world, rng)
+    sft = (answers, seed, world.sft_epochs, world.sft_learning_rate)
+    remember(cache, out / "policy", sft, partial(fit_policy, tokenizer, answers, world, progress))
+    policy = AutoModelForCausalLM.from_pretrained(out / "policy")
     # Half of the offline groups, so that two thirds of the pairs are of the policy's and of strong responses.
     groups = training[::2] + breadth(policy, tokenizer, texts[:prompts], authors, world, rng, progress)
     pairs = [pair for group in groups for pair in compared(group, world.reward_flipped, rng)]
-    fit_reward_model(out / "reward_model", policy, tokenizer, pairs, world, progress)
+    fit = partial(fit_reward_model, policy, tokenizer, pairs, world, progress)
+    remember(cache, out / "reward_model", (sft, pairs, world.reward_epochs, world.reward_learning_rate), fit)
     write_recipe(out, world)
     write_json(out / "world.json", asdict(world))
 

@@ -22,9 +22,9 @@ BATCH_SIZE = 64
 
 
 def fit_policy(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Answered], world: WorldSettings, progress: bool
-) -> PreTrainedModel:
-    """Supervised training on `rows`; the policy is left in `folder` and returned."""
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Answered], world: WorldSettings, progress: bool, folder: Path
+) -> None:
+    """Supervised training on `rows`; the policy is left in `folder`."""
     model = build_policy(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
@@ -34,18 +34,18 @@ def fit_policy(
         data = sft_dataset(tokenizer, rows)
         train(SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer), "SFT policy", progress)
     model.config.use_cache = True  # TRL turns it off for training.
-    return save(model, tokenizer, folder)
+    save(model, tokenizer, folder)
 
 
 def fit_reward_model(
-    folder: Path,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str, str]],
     world: WorldSettings,
     progress: bool,
-) -> PreTrainedModel:
-    """Bradley-Terry training on `(prompt, better, worse)`; the reward model is left in `folder` and returned.
+    folder: Path,
+) -> None:
+    """Bradley-Terry training on `(prompt, better, worse)`; the reward model is left in `folder`.
 
     It starts from `policy`'s word embeddings, in which the words of one topic lie together.
     """
@@ -57,7 +57,7 @@ def fit_reward_model(
         )
         data = pair_dataset(tokenizer, pairs)
         train(RewardTrainer(model, arguments, train_dataset=data, processing_class=tokenizer), "reward model", progress)
-    return save(model, tokenizer, folder)
+    save(model, tokenizer, folder)
 
 
 def common_arguments(folder: str, seed: int, epochs: float, learning_rate: float) -> dict[str, Any]:
@@ -86,11 +86,10 @@ def train(trainer: Trainer, name: str, progress: bool) -> None:
     trainer.train()
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return model
 
 
 # The data sets are tokenized here, a batch at a time: TRL's own way, row by row, takes longer than the training of a

@@ -98,7 +98,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
 
 
 def world_task(out: Path, name: str, world: WorldSettings) -> Task:
-    return Task(build_world, (out / "worlds" / name, world))
+    return Task(build_world, (out / "worlds" / name, world, out / "models"))
 
 
 def planned(cell: Cell, out: Path, world_errors: dict[str, str]) -> Plan | Outcome:

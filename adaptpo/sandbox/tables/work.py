@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,15 +18,23 @@ from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.trainer import AlignmentTrainer
 
 
-def build_world(folder: Path, world: WorldSettings) -> None:
-    """Builds what is not there whole. Raises RunError where `folder` holds a world of other settings."""
+def build_world(folder: Path, world: WorldSettings, cache: Path | None = None) -> None:
+    """Builds what is not there whole; `cache` as for `build`.
+
+    Raises RunError where `folder` holds a world of other settings.
+    """
     quiet_libraries()
     torch.set_num_threads(1)
     finished = folder / "world.json"
     if not finished.exists():
-        build(folder, progress=False, **asdict(world))
-    elif json.loads(finished.read_text(encoding="utf-8")) != json.loads(json.dumps(asdict(world))):
+        build(folder, progress=False, cache=cache, **asdict(world))
+    elif plain(WorldSettings()) | json.loads(finished.read_text(encoding="utf-8")) != plain(world):
         raise RunError(f"{folder} holds a world of other settings; choose another --out, or remove it")
+
+
+def plain(world: WorldSettings) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(asdict(world)))
 
 
 def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
