@@ -57,6 +57,16 @@ same command goes on where it was interrupted.
   adaptpo sandbox table methods --seeds 5 --jobs 2
   adaptpo sandbox table noise --seeds 3 --methods dpo,metaapo --docs docs/noise.md
 """
+ANNOTATE_HELP = """\
+Give every response of a file its reward. Rows hold `prompt` (text or chat messages) and `response`, or `responses`, a
+list; the same rows come out with `reward`, or `rewards`, null where there is none. Responses to the same prompt are
+compared with one another, in whichever rows they are. --reward takes what the key `reward` of a recipe takes, as YAML;
+docs/annotation.md lists the annotators. Answers of a judge or server are kept in --cache and not asked for again.
+
+  adaptpo annotate samples.jsonl --reward org/reward-model --out rewards.jsonl
+  adaptpo annotate samples.parquet --reward '{pairwise: llm-blender/PairRM-hf}' --out rewards.parquet
+  adaptpo annotate samples.jsonl --reward '{judge: gpt-4o-mini, mode: all}' --out rewards.jsonl
+"""
 DEMO_HELP = """\
 Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
 terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
@@ -84,6 +94,16 @@ def run_report(options: argparse.Namespace) -> None:
     from adaptpo.report import write_report
 
     print(write_report(options.run, options.out))
+
+
+def run_annotate(options: argparse.Namespace) -> None:
+    from adaptpo.annotate import annotate_file
+    from adaptpo.config import read_yaml
+    from adaptpo.quiet import quiet_libraries
+
+    quiet_libraries()
+    counts = annotate_file(options.data, read_yaml(options.reward), options.out, options.cache)
+    print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
 def run_sandbox_build(options: argparse.Namespace) -> None:
@@ -148,6 +168,12 @@ def build_parser() -> argparse.ArgumentParser:
     report = add_command(commands, "report", "write the report of a run", REPORT_HELP, run_report)
     report.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
     report.add_argument("--out", type=Path, default=None, help="folder to write to (default: RUN/report)")
+
+    annotate = add_command(commands, "annotate", "give the responses of a file rewards", ANNOTATE_HELP, run_annotate)
+    annotate.add_argument("data", help="a JSON, JSONL or Parquet file, a folder, or a hub id")
+    annotate.add_argument("--reward", required=True, help="a reward model, python:module:function, or YAML")
+    annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
+    annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
 
     methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
     methods.add_argument("--json", action="store_true", help="as JSON, for machines")

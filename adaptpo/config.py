@@ -89,7 +89,8 @@ class AlignmentConfig(Settings):
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
     `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
     several passes, prompt groups whole, with the same result. `shard_size` prompts are scored, generated or annotated
-    between two files; a kill costs at most one.
+    between two files; a kill costs at most one. `annotation_cache`: folder for the answers of remote annotators, which
+    several runs may share; None keeps them in the run.
     """
 
     output_dir: str
@@ -106,6 +107,7 @@ class AlignmentConfig(Settings):
     model_init_kwargs: dict[str, Any] = {}
     max_tokens_per_batch: int = Field(16384, gt=0)
     shard_size: int = Field(64, gt=0)
+    annotation_cache: str | None = None
     seed: int = Field(0, ge=0)
     show_progress: bool = True
 
@@ -167,12 +169,21 @@ class Recipe(AlignmentConfig):
     """A run as one YAML file: `AlignmentConfig` and the model, the data, the reward and the method."""
 
     model: str
-    reward: str | None = None
+    reward: str | dict[str, Any] | list[Any] | None = None
     data: DataSettings
     eval_data: EvalDataSettings | None = None
     method: str | dict[str, Any] = "metaapo"
     generation: RecipeGenerationSettings = RecipeGenerationSettings()
     meta: MetaSettings = MetaSettings()
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_exists(cls, value: Any) -> Any:
+        if isinstance(value, dict | list):
+            from adaptpo.annotation.settings import reward_parts
+
+            reward_parts(value)
+        return value
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
@@ -226,10 +237,10 @@ def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type
     return model
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel], section: str | None = None) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
+        key = ".".join(map(str, (section, *problem["loc"]) if section else problem["loc"]))
         if problem["type"] == "extra_forbidden":
             valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
             lines.append(f"unknown key '{key}': {nearest(str(problem['loc'][-1]), valid)}")
@@ -292,8 +303,10 @@ def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Re
 
 def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
     update: dict[str, Any] = {"model": resolve_path(recipe.model, folder)}
-    if recipe.reward is not None and not is_special_reward(recipe.reward):
-        update["reward"] = resolve_path(recipe.reward, folder)
+    if recipe.reward is not None:
+        from adaptpo.annotation.settings import resolved_reward
+
+        update["reward"] = resolved_reward(recipe.reward, lambda path: resolve_path(path, folder))
     for name in ("data", "eval_data"):
         settings = getattr(recipe, name)
         if settings is not None:

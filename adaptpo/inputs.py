@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adaptpo.annotation.function import import_function
+from adaptpo.annotation.function import RewardFunction, import_function
+from adaptpo.annotation.settings import FunctionReward, RewardPart, reward_parts
+from adaptpo.annotation.store import content_key
 from adaptpo.config import DataSettings
 from adaptpo.data import fingerprint, open_rows
 from adaptpo.data.rows import Rows
@@ -61,14 +62,28 @@ def model_digest(path: str) -> str:
         ) from error
 
 
-def reward_digest(reward: str | Callable[..., Any] | None) -> str | None:
-    """Of a reward model's content. Of a reward function its name alone: one that failed may be mended and the run goes
-    on, and its source would not show what it calls."""
-    if isinstance(reward, str) and reward.startswith("python:"):
-        reward = import_function(reward)
-    if callable(reward):
-        return f"{reward.__module__}.{getattr(reward, '__qualname__', type(reward).__qualname__)}"
-    return reward if reward in (None, "train") else model_digest(reward)
+def reward_digest(reward: Any) -> str | None:
+    """Of what decides the rewards, but for the address of a remote annotator."""
+    if reward is None or reward == "train":
+        return reward
+    if isinstance(reward, str) or callable(reward):
+        return part_digest(*reward_parts(reward))
+    parts = [(part.identity(), part_digest(part)) for part in reward_parts(reward)]
+    return content_key(parts)[:16]
+
+
+def part_digest(part: RewardPart) -> str:
+    """Of a model's content. Of a function its name alone: one that failed may be mended and the run goes on, and its
+    source would not show what it calls."""
+    if isinstance(part, FunctionReward):
+        return function_name(part.function)
+    path = getattr(part, "reward_model", None) or getattr(part, "pairwise", None)
+    return model_digest(path) if path else ""
+
+
+def function_name(function: str | RewardFunction) -> str:
+    found = import_function(function) if isinstance(function, str) else function
+    return f"{found.__module__}.{getattr(found, '__qualname__', type(found).__qualname__)}"
 
 
 def as_folder(target: Path, model: Any, tokenizer: Any) -> str:

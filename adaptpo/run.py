@@ -28,17 +28,8 @@ Item = TypeVar("Item")
 Row = dict[str, Any]
 
 NOT_COMPARED = frozenset(
-    {
-        "output_dir",
-        "branch_of",
-        "model",
-        "reward",
-        "data.path",
-        "eval_data.path",
-        "show_progress",
-        "adaptpo",
-        "training",
-    }
+    {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}
+    | {"adaptpo", "training"}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
 )
 """Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes.

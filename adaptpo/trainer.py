@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import adaptpo
+from adaptpo.annotation.settings import reward_parts
 from adaptpo.branch import opening_facts, take_opening
 from adaptpo.build_method import build_method
 from adaptpo.config import AlignmentConfig, Recipe
 from adaptpo.errors import ConfigError
-from adaptpo.inputs import DataInput, as_folder, model_digest, reward_digest
+from adaptpo.inputs import DataInput, as_folder, function_name, model_digest, reward_digest
 from adaptpo.method import Method
 from adaptpo.run import RunDirectory, open_run
 from adaptpo.training.context import Context
 from adaptpo.training.loop import align, run_opening
 
-RewardSource = str | Callable[..., Any] | None
+RewardSource = str | Callable[..., Any] | dict[str, Any] | list[Any] | None
 
 
 class AlignmentTrainer:
@@ -31,7 +32,8 @@ class AlignmentTrainer:
         method: what `adaptpo.methods` returns, or any `Method`; it is copied, so it can be used again.
         train_dataset: a `datasets.Dataset` of preference pairs in TRL's formats, a list of rows, a path, or a hub id.
         reward_funcs: a reward model (hub id, folder, or in memory with its tokenizer as `reward_processing_class`),
-            `"train"`, `"python:module:function"`, or a function `f(prompts, completions, **columns) -> list[float]`;
+            `"train"`, `"python:module:function"`, a function `f(prompts, completions, **columns) -> list[float]`,
+            settings of another annotator as in a recipe (`{"judge": "MODEL", ...}`), or a list of these with weights;
             None for methods that never annotate.
         eval_dataset: held-out prompts or pairs; every stage is then evaluated on the first `max_eval_prompts`.
     """
@@ -126,8 +128,7 @@ class AlignmentTrainer:
             "data": self.data.digest(),
             "eval_data": self.eval_data.digest() if self.eval_data else None,
         }
-        reward_name = reward if isinstance(reward, str) or reward is None else getattr(reward, "__qualname__", "object")
-        named = {"model": initial, "reward": reward_name, "method": method}
+        named = {"model": initial, "reward": described(reward), "method": method}
         return {"adaptpo": adaptpo.__version__} | recipe | named | {"inputs": inputs}
 
     def _context(self, run: RunDirectory, initial: str, reward: RewardSource) -> Context:
@@ -144,3 +145,13 @@ class AlignmentTrainer:
             text_format=self.data.text_format,
             source=rows.description,
         )
+
+
+def described(reward: RewardSource) -> Any:
+    """The reward as `config.yaml` shows it; functions by their names."""
+    if isinstance(reward, list | tuple | dict):
+        return [
+            {name: value if not callable(value) else function_name(value) for name, value in part.model_dump().items()}
+            for part in reward_parts(reward)
+        ]
+    return reward if isinstance(reward, str) or reward is None else getattr(reward, "__qualname__", "object")

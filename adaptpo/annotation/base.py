@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from adaptpo.types import Prompt, Response
+from adaptpo.types import Prompt, Response, Text
 
 Request = tuple[Prompt, Response]
+Usage = Counter[str]
+"""What annotation took: requests, tokens, answers that were no use."""
 
 
-class Annotator(Protocol):
+class Annotator:
+    """`relative`: a reward says how a response compares with the others to its prompt in the same call, and nothing
+    beyond that; a response that is alone gets none."""
+
+    relative = False
+
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         """One reward per request, higher is better; None where the annotator has none to give."""
-        ...
+        raise NotImplementedError
+
+    def probe(self) -> None:
+        """Find out what would else come to light when there are responses to annotate; may ask one small question.
+
+        Raises AnnotationError.
+        """
+
+    def take_usage(self) -> dict[str, int]:
+        """What was used since the last call of this."""
+        return {}
+
+
+def take(usage: Usage) -> dict[str, int]:
+    taken = dict(usage)
+    usage.clear()
+    return taken
 
 
 def valid_reward(value: Any) -> float | None:
@@ -30,3 +54,12 @@ def as_completion(prompt: Prompt, response: Response) -> Any:
     if isinstance(response.text, str) and not isinstance(prompt.text, str):
         return [{"role": "assistant", "content": response.text}]
     return response.text
+
+
+def as_text(text: Text) -> str:
+    """A text as it is, a lone message as its content, several as a transcript `ROLE: content` with blank lines."""
+    if isinstance(text, str):
+        return text
+    if len(text) == 1:
+        return str(text[0]["content"])
+    return "\n\n".join(f"{message['role'].upper()}: {message['content']}" for message in text)

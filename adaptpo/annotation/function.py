@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptpo.annotation.base import Request, as_completion, valid_reward
+from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
 from adaptpo.errors import AnnotationError, ConfigError
 
 RewardFunction = Callable[..., list[float | None]]
@@ -37,7 +37,7 @@ def import_function(spec: str) -> RewardFunction:
     return function
 
 
-class FunctionAnnotator:
+class FunctionAnnotator(Annotator):
     """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
 
     Prompts and completions are texts, or lists of chat messages where the data is conversational; every further

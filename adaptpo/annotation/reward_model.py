@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from adaptpo.annotation.base import Request, as_completion, valid_reward
+from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
 from adaptpo.annotation.shared_forward import (
     Family,
     family_batches,
@@ -52,7 +52,7 @@ def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pr
     return model.eval(), tokenizer
 
 
-class RewardModelAnnotator:
+class RewardModelAnnotator(Annotator):
     """Scores prompt and response together, as TRL's `RewardTrainer` presents them: through the reward model's own chat
     template, or as plain text with the end-of-sequence token where the response ended.
 

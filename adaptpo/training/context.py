@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from adaptpo.annotation.base import Annotator
-from adaptpo.annotation.function import FunctionAnnotator, RewardFunction, import_function
-from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_model
+from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.build import Workplace, build_annotator
+from adaptpo.annotation.function import RewardFunction
+from adaptpo.annotation.settings import RewardPart, reward_parts
 from adaptpo.config import AlignmentConfig
 from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError
@@ -61,20 +62,22 @@ class ModelSlot:
 
 @dataclass
 class Context:
-    """`initial` is the folder or hub id of the policy that the run starts from; `reward` a path or hub id, `train`,
-    `python:module:function`, a function, or None for methods that never annotate."""
+    """`initial` is the folder or hub id of the policy that the run starts from; `reward` is `train`, what
+    `adaptpo.annotation.settings.reward_parts` reads, or None for methods that never annotate."""
 
     run: RunDirectory
     config: AlignmentConfig
     method: Method
     initial: str
-    reward: str | RewardFunction | None
+    reward: str | RewardFunction | dict[str, Any] | list[Any] | None
     data_rows: Iterable[dict[str, Any]]
     eval_rows: Iterable[dict[str, Any]] | None = None
     max_eval_prompts: int = 256
     text_format: Literal["auto", "messages", "text"] = "auto"
     source: str = "the data set"
     slot: ModelSlot = field(default_factory=ModelSlot)
+    without_model: Annotator | None = None
+    """The annotator, where it takes no memory of the accelerator."""
 
     # Where things lie
 
@@ -201,17 +204,26 @@ class Context:
                 f"method '{self.method.name}' annotates fresh responses and the run has no reward; "
                 "set `reward` to a reward model, to `train`, or to python:module:function"
             )
-        if callable(self.reward):
-            return FunctionAnnotator(self.reward)
-        if self.reward.startswith("python:"):
-            return FunctionAnnotator(import_function(self.reward))
-        path = str(self.reward_folder) if self.reward == "train" else self.reward
-        return self.slot.get(("reward", path), lambda: self._load_annotator(path))
+        parts = reward_parts(str(self.reward_folder) if self.reward == "train" else self.reward)
+        if any(part.holds_model for part in parts):
+            return self.slot.get(("reward", repr(parts)), lambda: self._build_annotator(parts))
+        if self.without_model is None:
+            self.without_model = self._build_annotator(parts)
+        return self.without_model
 
-    def _load_annotator(self, path: str) -> RewardModelAnnotator:
-        model, tokenizer = load_reward_model(path, {})
-        model = model.to(self.inference_arguments.device)
-        return RewardModelAnnotator(model, tokenizer, self.config.max_tokens_per_batch)
+    def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
+        cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
+        place = Workplace(self.inference_arguments.device, self.config.max_tokens_per_batch, cache)
+        return build_annotator(parts, place)
+
+    def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
+        """Their rewards; what they took goes to the metrics of the phase."""
+        annotator = self.annotator()
+        try:
+            return annotator.rewards(requests)
+        finally:
+            if usage := annotator.take_usage():
+                self.run.log(phase, {f"annotation/{name}": count for name, count in usage.items()})
 
     # Data
 

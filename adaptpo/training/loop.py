@@ -190,7 +190,7 @@ def check_lengths(context: Context, model_config: Any) -> None:
 
 
 def check_reward(context: Context) -> None:
-    """Load the annotator once, so that a wrong one is an error before anything is spent."""
+    """Load the annotator once and probe it, so that a wrong one is an error before anything is spent."""
     trained_later = context.reward == "train" and not context.reward_folder.exists()
     if context.reward is not None and needs_annotation(context) and not trained_later:
-        context.annotator()
+        context.annotator().probe()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adaptpo.annotation.base import Request
 from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
 from adaptpo.data.columns import is_preference_row
 from adaptpo.files import read_rows, write_table
@@ -76,7 +77,7 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
     responses = [several[0] for several in generator(context, policy).generate(prompts, 1, seeds)]
     margins = offline_margins(context, policy, [(prompt, pair) for prompt, pair in items if pair is not None])
-    rewards = context.annotator().rewards(list(zip(prompts, responses, strict=True)))
+    rewards = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
     rows = [
         evaluation_row(item, response, reward, margins.get(item[0].id))
         for item, response, reward in zip(items, responses, rewards, strict=True)
@@ -87,6 +88,21 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     context.run.forget_after(phase, 0)
     context.run.log(phase, summary)
     return summary
+
+
+def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) -> list[float | None]:
+    """Of a relative annotator: how much better each response is than the initial policy's to the same prompt."""
+    phase = f"annotate/{stage}"
+    if not context.annotator().relative:
+        return context.annotate(phase, requests)
+    if stage == "initial":
+        return [0.0] * len(requests)
+    rows = read_rows(context.run.path / "evaluation" / "initial.parquet", ["response", "ended"])
+    initial = [Response(row["response"], [], row["ended"]) for row in rows]
+    opponents = [(prompt, response) for (prompt, _), response in zip(requests, initial, strict=True)]
+    rewards = context.annotate(phase, [*requests, *opponents])
+    both = zip(rewards[: len(requests)], rewards[len(requests) :], strict=True)
+    return [None if new is None or old is None else new - old for new, old in both]
 
 
 def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]) -> dict[int, float]:

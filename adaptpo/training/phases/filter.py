@@ -85,6 +85,6 @@ def held_out_margins(context: Context, items: Sequence[PromptedPair]) -> Tensor:
 
 def reward_gaps(context: Context, items: Sequence[PromptedPair]) -> Tensor:
     requests = [(prompt, side) for prompt, pair in items for side in (pair.chosen, pair.rejected)]
-    rewards = [float("nan") if reward is None else reward for reward in context.annotator().rewards(requests)]
+    rewards = [float("nan") if reward is None else reward for reward in context.annotate(PHASE, requests)]
     chosen, rejected = torch.tensor(rewards).view(-1, 2).unbind(dim=1)
     return chosen - rejected

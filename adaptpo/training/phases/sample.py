@@ -131,7 +131,7 @@ def annotate_responses(context: Context, iteration: int) -> Summary:
     def work(shard: Sequence[Judged]) -> pa.Table:
         requests = [(prompt, response) for prompt, responses in shard for _, response in responses]
         places = [(prompt.id, index) for prompt, responses in shard for index, _ in responses]
-        rewards = context.annotator().rewards(requests)
+        rewards = context.annotate(f"{context.folder(iteration)}/annotate", requests)
         names = ("prompt_id", "index", "reward")
         rows = [dict(zip(names, (*place, r), strict=True)) for place, r in zip(places, rewards, strict=True)]
         return table(rows, ANNOTATIONS_SCHEMA)
@@ -139,10 +139,18 @@ def annotate_responses(context: Context, iteration: int) -> Summary:
     context.run.shards(folder, judged, context.config.shard_size, work, context.config.show_progress)
     rows = list(context.run.read_shards(folder))
     invalid = [row for row in rows if row["reward"] is None]
-    reason = "no valid reward (missing, NaN or infinite, or too long for the reward model)"
+    reason = "no valid reward (missing, NaN or infinite, too long for the reward model, or without a valid verdict)"
     records = [{"prompt_id": row["prompt_id"], "index": row["index"], "reason": reason} for row in invalid]
     context.run.drop(f"{context.folder(iteration)}/annotate", records)
-    return {"annotated": len(rows), "invalid": len(invalid)}
+    return {"annotated": len(rows), "invalid": len(invalid), **annotation_usage(context, iteration)}
+
+
+def annotation_usage(context: Context, iteration: int) -> Summary:
+    """What annotating took, over all attempts."""
+    phase = f"{context.folder(iteration)}/annotate"
+    lines = (line for line in context.run.metrics.read() if line["phase"] == phase)
+    counts = (Counter({k: v for k, v in line.items() if k.startswith("annotation/")}) for line in lines)
+    return dict(sum(counts, Counter()))
 
 
 def build_pairs(context: Context, iteration: int) -> Summary:

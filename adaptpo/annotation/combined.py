@@ -1,0 +1,35 @@
+"""Several annotators as one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from adaptpo.annotation.base import Annotator, Request
+
+Weighted = tuple[Annotator, float]
+
+
+class CombinedAnnotator(Annotator):
+    """The weighted sum of rewards, on the scales they come with; None where one of them is missing."""
+
+    def __init__(self, parts: Sequence[Weighted]) -> None:
+        self.parts = parts
+        self.relative = any(annotator.relative for annotator, _ in parts)
+
+    def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        weights = [weight for _, weight in self.parts]
+        columns = [annotator.rewards(requests) for annotator, _ in self.parts]
+        return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
+
+    def probe(self) -> None:
+        for annotator, _ in self.parts:
+            annotator.probe()
+
+    def take_usage(self) -> dict[str, int]:
+        return dict(sum((Counter(annotator.take_usage()) for annotator, _ in self.parts), Counter()))
+
+
+def weighted_sum(rewards: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    present = [weight * reward for reward, weight in zip(rewards, weights, strict=True) if reward is not None]
+    return sum(present) if len(present) == len(weights) else None

@@ -1,0 +1,68 @@
+"""A reward model behind an HTTP address."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from adaptpo.annotation.base import Annotator, Request, Usage, as_completion, take, valid_reward
+from adaptpo.annotation.endpoint import Access, UnusableAnswerError
+from adaptpo.annotation.remote import Remote, field
+from adaptpo.annotation.store import AnswerStore, Json
+
+
+class RewardServer(Annotator):
+    """Posts `{"items": [{"prompt": ..., "response": ...}, ...]}` and reads `{"rewards": [number or null, ...]}`.
+
+    Prompts and responses are texts, or lists of chat messages where the data is conversational. `options` are further
+    fields of the request.
+    """
+
+    def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any], batch_size: int = 16) -> None:
+        self.options = options
+        self.usage: Usage = Counter()
+        self.remote = Remote(access, "", self._body, self._read, store, self.usage, batch_size)
+
+    def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        items = [{"prompt": prompt.text, "response": as_completion(prompt, answer)} for prompt, answer in requests]
+        return [valid_reward(reward) for reward in self.remote.ask(items)]
+
+    def take_usage(self) -> dict[str, int]:
+        return take(self.usage)
+
+    def _body(self, items: Sequence[Json]) -> Json:
+        return {"items": list(items), **self.options}
+
+    def _read(self, answer: Json) -> list[Json]:
+        rewards = field(answer, "rewards")
+        if not isinstance(rewards, list):
+            raise UnusableAnswerError(f"rewards must be a list; found {str(rewards)[:100]}")
+        return [number_or_none(value) for value in rewards]
+
+
+class VllmRewardServer(RewardServer):
+    """vLLM's pooling endpoint (`vllm serve MODEL --runner pooling`, address `.../pooling`): one request a response,
+    `{"model": ..., "messages": [...]}` or, for plain text, `{"model": ..., "input": ...}`; the reward is the one number
+    in `data[0].data`."""
+
+    def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
+        super().__init__(access, store, options, batch_size=1)
+
+    def _body(self, items: Sequence[Json]) -> Json:
+        (item,) = items
+        prompt, response = item["prompt"], item["response"]
+        texts = {"input": prompt + response} if isinstance(prompt, str) else {"messages": [*prompt, *response]}
+        return {**texts, **self.options}
+
+    def _read(self, answer: Json) -> list[Json]:
+        value = field(answer, "data", 0, "data")
+        while isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        return [number_or_none(value)]
+
+
+def number_or_none(value: Json) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise UnusableAnswerError(f"a reward must be a number or null; found {str(value)[:100]}")
