@@ -1,14 +1,16 @@
-"""A method is four choices: selection, pairing, objective, weighting."""
+"""A method is four choices, selection, pairing, objective, weighting, and what trains the policy on what they make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from adaptpo.errors import ConfigError
 from adaptpo.filtering import KEEP_ALL, Filter
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives import Objective
 from adaptpo.pairing import Offline, Pairing
+from adaptpo.policy_trainer import OnPairs, PolicyTrainer
 from adaptpo.selection import Selection, SelectNone
 from adaptpo.weighting import Uniform, Weighting
 
@@ -18,8 +20,9 @@ Reference = Literal["initial", "previous"]
 @dataclass(frozen=True)
 class Method:
     """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
-    the loss compares with (those of the initial model, or of the policy that started the iteration), and which offline
-    pairs are used at all.
+    the loss compares with (those of the initial model, or of the policy that started the iteration), which offline
+    pairs are used at all, and what trains the policy: by default the objective on the pairs. Under another trainer the
+    objective is that of a warm-up and of the margins that selection and evaluation see.
 
     A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
     `Method` object can be used for many runs.
@@ -32,7 +35,14 @@ class Method:
     warmup_epochs: int = 0
     reference: Reference = "initial"
     filter: Filter = KEEP_ALL
+    trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
     name: str = "custom"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the trainer needs more responses than the pairing asks for."""
+        count, fewest = self.pairing.num_generations, self.trainer.fewest_responses
+        if count < fewest:
+            raise ConfigError(f"num_generations is {count}, and this trainer of the policy needs {fewest} or more")
 
     def learners(self) -> tuple[Learner, ...]:
         """Each learner once, however many choices share it."""

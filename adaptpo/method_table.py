@@ -15,6 +15,7 @@ from adaptpo.filtering import FILTERS
 from adaptpo.methods import METHODS
 from adaptpo.objectives import OBJECTIVES
 from adaptpo.pairing import PAIRINGS
+from adaptpo.policy_trainer import POLICY_TRAINERS
 from adaptpo.selection import SELECTIONS
 from adaptpo.weighting import WEIGHTINGS
 
@@ -33,6 +34,7 @@ def method_row(name: str) -> dict[str, Any]:
         "summary": text.split("\n")[0],
         **method.choices(),
         "filter": repr(method.filter),
+        "trainer": repr(method.trainer),
         "reference": method.reference,
         "warmup_epochs": method.warmup_epochs,
         "paper": " ".join(paper.group(1).split()) if paper else "",
@@ -58,10 +60,11 @@ def name_in(table: dict[str, Any], choice: Any) -> str:
 
 
 def further(name: str) -> str:
-    """What a method says beside the four choices: a filter of the offline pairs, another reference."""
+    """What a method says beside the four choices: a filter of the offline pairs, another trainer or reference."""
     method = METHODS[name]()
     found = name_in(FILTERS, method.filter)
     said = [found] if found != "all" else []
+    said += [] if method.trainer.uses_pairs else [name_in(POLICY_TRAINERS, method.trainer)]
     return ", ".join(said + (["reference: previous"] if method.reference == "previous" else []))
 
 

@@ -14,7 +14,8 @@ from adaptpo.filtering import AgreeingMargins, AlignmentPotential, EasyFirst, Lo
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
-from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online
+from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online, Rollouts
+from adaptpo.policy_trainer import GRPO, PPO, RLOO
 from adaptpo.running import RunningGap
 from adaptpo.selection import (
     SelectAll,
@@ -217,6 +218,62 @@ def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: floa
     """
     pairing = OfflineAndOnline(num_generations, keep_unselected=True)
     return Method(SelectUncertain(threshold), pairing, objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def ppo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    clip: float = 0.2,
+    value_clip: float = 0.2,
+    value_coef: float = 0.1,
+    kl_coef: float = 0.05,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    epochs: int = 1,
+    critic_learning_rate: float | None = None,
+    cut_penalty: float = 0.0,
+) -> Method:
+    """PPO with a critic on the rewards of fresh responses, one batch of them per iteration.
+
+    Paper: Schulman et al., 2017; Ouyang et al., 2022; a baseline of the MetaAPO paper.
+    Deviation: the critic starts as a copy of the policy, not of the reward model, which may be a function. All prompts
+    of an iteration are one batch of responses: set num_iterations so that it is small (B.3 has 1024 prompts). The
+    objective serves a warm-up, of which there is none by default, and evaluation.
+    """
+    trainer = PPO(clip, value_clip, value_coef, kl_coef, gamma, gae_lambda, epochs, critic_learning_rate, cut_penalty)
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=trainer)
+
+
+@named
+def grpo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    epsilon: float = 0.2,
+    beta: float = 0.04,
+) -> Method:
+    """GRPO: a policy gradient on rewards standardized within each prompt's responses, by TRL's `GRPOTrainer`.
+
+    Paper: Shao et al., 2024 (DeepSeekMath).
+    Deviation: TRL's loss, a mean over all tokens, where the paper has the mean over each response's. Responses are
+    generated at every optimizer step, by TRL; prompts that fill no whole step are left out.
+    """
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=GRPO(epsilon, beta))
+
+
+@named
+def rloo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    epsilon: float = 0.2,
+    beta: float = 0.05,
+) -> Method:
+    """RLOO: REINFORCE whose baseline is the mean reward of the prompt's other responses, by TRL's `RLOOTrainer`.
+
+    Paper: Ahmadian et al., 2024.
+    Deviation: as `grpo`; beta is TRL's default.
+    """
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=RLOO(epsilon, beta))
 
 
 @named

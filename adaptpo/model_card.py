@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def model_card(context: Context) -> str:
     choices = "\n".join(f"- {axis}: `{choice}`" for axis, choice in context.method.choices().items())
+    trainer = "" if context.method.trainer.uses_pairs else f"\n- trainer: `{context.method.trainer!r}`"
     return f"""---
 library_name: {"peft" if context.config.peft is not None else "transformers"}
 base_model: {context.initial}
@@ -25,7 +26,7 @@ Trained from `{context.initial}` with adaptpo {adaptpo.__version__} in {context.
 
 The method's four choices:
 
-{choices}
+{choices}{trainer}
 
 The run directory (`config.yaml`, `metrics.jsonl`) holds every setting and metric.
 """

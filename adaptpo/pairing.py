@@ -143,9 +143,24 @@ class MixedPool(Pairing):
         return (replace(pair, source="mixed" if old_ones else "online"),)
 
 
+@dataclass(frozen=True)
+class Rollouts(Pairing):
+    """No pair: every fresh response counts by its own reward, for trainers of the policy that use no pairs."""
+
+    num_generations: int = 8
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 1:
+            raise ConfigError(f"num_generations is {self.num_generations}; set it to 1 or more")
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+        return ()
+
+
 PAIRINGS: dict[str, type[Pairing]] = {
     "offline": Offline,
     "online": Online,
     "offline_and_online": OfflineAndOnline,
     "mixed_pool": MixedPool,
+    "rollouts": Rollouts,
 }

@@ -24,11 +24,14 @@ SHOWN = {
     "annotation/completion_tokens": "{} completion tokens",
     "annotation/invalid": "{} invalid verdicts",
     "pairs": "{} pairs",
+    "rollouts": "{} rollouts",
     "no_pair": "{} prompts without a pair",
     "too_long": "{} too long for the reward model",
     "rows": "{} rows",
     "reason": "{}",
     "steps": "{} steps",
+    "reward_mean": "mean reward {:.3f}",
+    "kl_mean": "KL {:.3f} nats",
     "score_mean": "mean score {:.3f}",
     "reward/mean": "reward {:.3f}",
     "win_rate": "win rate {:.1%}",
@@ -50,7 +53,7 @@ def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
 def warnings(facts: dict[str, Any]) -> list[str]:
     """What a finished iteration failed to do, although nothing failed."""
     if facts["prompts"] == 0:
-        return ["no prompt had a pair to train on, so the policy is as before; dropped.jsonl says why"]
+        return ["no prompt had anything to train on, so the policy is as before; dropped.jsonl says why"]
     if facts.get("learner_updates") == 0:
         return ["the meta-learner was not updated: fewer steps than meta.update_interval"]
     return []

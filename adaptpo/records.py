@@ -51,6 +51,7 @@ RESPONSES_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "index": pa.int32(), "text": pa.string(), "ids": IDS, "ended": pa.bool_()}
 )
 ANNOTATIONS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "index": pa.int32(), "reward": pa.float64()})
+TOKENS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "index": pa.int32(), "values": pa.list_(pa.float32())})
 PAIRS_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),

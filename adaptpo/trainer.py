@@ -118,6 +118,7 @@ class AlignmentTrainer:
             "name": self.method.name,
             "choices": self.method.choices(),
             "filter": repr(self.method.filter),
+            "trainer": repr(self.method.trainer),
             "reference": self.method.reference,
             "warmup_epochs": self.method.warmup_epochs,
             "opening": self.method.opening(),

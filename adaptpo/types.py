@@ -79,3 +79,8 @@ class PromptGroup:
 
     prompt: Prompt
     pairs: tuple[PreferencePair, ...]
+
+    @property
+    def responses(self) -> list[Response]:
+        """All responses of its pairs: a row of the forward pass each."""
+        return [response for pair in self.pairs for response in (pair.chosen, pair.rejected)]

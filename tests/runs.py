@@ -75,7 +75,6 @@ def arm(point: str) -> None:
     """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH`, `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
     `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name)."""
     from adaptpo import files, run
-    from adaptpo.training import trainer
     from adaptpo.training.phases import prepare, reward
 
     kind, _, rest = point.partition(":")
@@ -92,15 +91,20 @@ def arm(point: str) -> None:
         kill_around(reward.RewardHooks, "on_log", lambda *a, **k: a[2].global_step == int(rest), after=False)
     else:
         phase, _, step = rest.rpartition(":")
-        arm_training(trainer, kind, phase, int(step))
+        arm_training(kind, phase, int(step))
 
 
-def arm_training(trainer: Any, kind: str, phase: str, step: int) -> None:
+def arm_training(kind: str, phase: str, step: int) -> None:
+    from adaptpo.training import group_trainer
+    from adaptpo.training.phases import groups
+
     def in_phase(hooks: Any, args: Any, state: Any, *_: Any, **__: Any) -> bool:
         return f"/{phase}/training" in args.output_dir and state.global_step == step
 
     name = "on_step_end" if kind == "step" else "on_save"
-    kill_around(trainer.StepHooks, name, in_phase, after=kind == "saved")
+    owners = (group_trainer.StepHooks,) if kind == "step" else (group_trainer.StepHooks, groups.GroupHooks)
+    for owner in owners:
+        kill_around(owner, name, in_phase, after=kind == "saved")
 
 
 def run_armed(point: str | None, arguments: dict[str, Any]) -> None:

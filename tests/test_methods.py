@@ -24,7 +24,7 @@ from tests.tiny import preference_rows, save_policy, vowel_reward
 EXPECTED = {
     "dpo", "simpo", "ipo", "hinge", "slic_hf", "dpo_shift", "conservative_dpo", "orpo", "kto", "focalpo",
     "weighted_dpo", "selective_dpo", "bees", "map", "perplexity_filter", "loss_curriculum",
-    "online_dpo", "iterative_dpo", "selm", "adpo", "rdo",
+    "online_dpo", "iterative_dpo", "selm", "adpo", "rdo", "ppo", "grpo", "rloo",
     "metaapo", "metaapo_simpo", "metaapo_random", "metaapo_same_rate", "metaapo_threshold", "metaapo_all",
     "metaapo_uniform", "metaapo_heuristic", "metaapo_fixed", "metaapo_all_offline", "metaapo_deep",
     "metaapo_multi_feature", "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",

@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptpo.learner import SOURCES, PairBatch
 from adaptpo.objectives import PairLogps
 from adaptpo.shared_prompt.layout import positions, shared_prompts
-from adaptpo.training.rows import PADDED, Rows, token_batches
+from adaptpo.training.rows import PADDED, Answered, Rows, token_batches
 from adaptpo.types import PreferencePair, PromptGroup
 
 Batch = dict[str, Any]
@@ -93,6 +93,16 @@ def shared_rows(
     }
 
 
+def response_rows(
+    groups: Sequence[Answered], responses: Sequence[list[int]], prompt_of: Sequence[int], pad_id: int, rows: Rows
+) -> Batch:
+    """The rows of a forward pass; response i follows the prompt of `groups[prompt_of[i]]`."""
+    prompts = [group.prompt.ids for group in groups]
+    if rows.shared_prompts:
+        return shared_rows(prompts, responses, prompt_of)
+    return padded_rows([prompts[i] for i in prompt_of], responses, pad_id)
+
+
 def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
     """`reference_chosen` and `reference_rejected` [n] float32, or nothing where the objective needs none."""
     logps = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
@@ -122,7 +132,7 @@ class GroupCollator:
         responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
         nan = float("nan")
         return {
-            **self._rows([group.prompt.ids for group in groups], responses, [index for index, _, _ in members] * 2),
+            **response_rows(groups, responses, [index for index, _, _ in members] * 2, self.pad_id, self.rows),
             **reference_tensors(pairs),
             "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),
             "group": torch.tensor([index for index, _, _ in members]),
@@ -131,11 +141,6 @@ class GroupCollator:
             "data_weight": torch.tensor([data_weight(group.prompt.columns) or 0.0 for _, group, _ in members]),
             "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
         }
-
-    def _rows(self, prompts: Sequence[list[int]], responses: Sequence[list[int]], prompt_of: Sequence[int]) -> Batch:
-        if self.rows.shared_prompts:
-            return shared_rows(prompts, responses, prompt_of)
-        return padded_rows([prompts[i] for i in prompt_of], responses, self.pad_id)
 
     def batches(self, groups: Sequence[PromptGroup]) -> list[Batch]:
         """Batches of whole groups within `rows.max_tokens`."""

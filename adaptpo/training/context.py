@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.tokenization import stop_token_ids
+from adaptpo.training.actor_critic import CRITIC, Critic
 from adaptpo.training.models import first_line, is_adapter, load_causal_lm, load_policy, load_tokenizer
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import Rows
@@ -38,6 +39,9 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 @dataclass
@@ -108,7 +112,9 @@ class Context:
     def reference_choice(self) -> Reference:
         return self.config.reference or self.method.reference
 
-    def arguments(self, phase: str, **overrides: Any) -> TrainingArguments:
+    def arguments(
+        self, phase: str, kind: type[TrainingArguments] = TrainingArguments, /, **overrides: Any
+    ) -> TrainingArguments:
         settings = TRAINING_DEFAULTS | self.config.training | overrides
         owned = {
             "output_dir": str(self.run.path / phase / "training"),
@@ -117,7 +123,7 @@ class Context:
             "disable_tqdm": True,  # `adaptpo.progress` draws the bar.
         }
         try:
-            return TrainingArguments(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
+            return kind(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"training: {first_line(error)}") from error
 
@@ -195,7 +201,25 @@ class Context:
         self.slot.key = self.slot.value = None
         return model
 
-    def _placed(self, model: nn.Module) -> nn.Module:
+    def critic(self, iteration: int) -> Critic:
+        """PPO's critic that iteration starts from: the one before left, or a copy of the policy with a head of 0."""
+        return self.slot.get(("critic", str(iteration)), lambda: self._placed(self._load_critic(iteration)))
+
+    def _load_critic(self, iteration: int) -> Critic:
+        if iteration == 0:
+            return Critic(self._sharing(self._load_policy(self.start_policy(0))))
+        folder = self.checkpoint(iteration - 1) / CRITIC
+        critic = Critic(self._sharing(self._load_policy(str(folder))))
+        critic.load_head(folder)
+        return critic
+
+    def take_critic(self, iteration: int) -> Critic:
+        """The critic for training, which changes it: the slot forgets it."""
+        critic = self.critic(iteration)
+        self.slot.key = self.slot.value = None
+        return critic
+
+    def _placed(self, model: Placed) -> Placed:
         return model.to(self.inference_arguments.device)
 
     def annotator(self) -> Annotator:

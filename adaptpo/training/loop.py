@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,20 @@ from adaptpo.filtering import KeepAll
 from adaptpo.model_card import model_card
 from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
+from adaptpo.training.actor_critic import CRITIC
 from adaptpo.training.context import Context
+from adaptpo.training.group_trainer import load_method
+from adaptpo.training.iteration import Work, iteration_phases
 from adaptpo.training.models import first_line
 from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
 from adaptpo.training.phases.filter import filter_pairs
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
-from adaptpo.training.phases.sample import (
-    annotate_responses,
-    build_pairs,
-    generate_responses,
-    keep_iteration_reference,
-    select_prompts,
-)
-from adaptpo.training.phases.score import keep_reference, score_offline
-from adaptpo.training.phases.train import train_iteration, warm_up
-from adaptpo.training.trainer import load_method
+from adaptpo.training.phases.score import keep_reference
+from adaptpo.training.phases.train import warm_up
 
-Work = Callable[[], dict[str, Any]]
-NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin")
+NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin", CRITIC)
 
 
 def align(context: Context) -> Path:
@@ -72,7 +65,7 @@ def prepare(context: Context) -> None:
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
-    if context.method.objective.needs_reference:
+    if context.method.objective.needs_reference and uses_offline_pairs(context):
         do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
     if not isinstance(context.method.filter, KeepAll):
         do(context, "filter", partial(filter_pairs, context))
@@ -80,21 +73,10 @@ def prepare(context: Context) -> None:
 
 
 def run_iteration(context: Context, iteration: int) -> None:
-    """Score, select, generate, annotate, pair, train, evaluate: one sequential part of the data."""
+    """The method's phases on one sequential part of the data, then an evaluation."""
     folder = context.folder(iteration)
     restore_method(context, iteration)
-    steps: dict[str, Work] = {}
-    if context.method.selection.needs_margins:
-        steps["score"] = partial(score_offline, context, iteration)
-    if context.method.pairing.num_generations:
-        steps["select"] = partial(select_prompts, context, iteration)
-        steps["generate"] = partial(generate_responses, context, iteration)
-        steps["annotate"] = partial(annotate_responses, context, iteration)
-    steps["pair"] = partial(build_pairs, context, iteration)
-    if context.method.objective.needs_reference:
-        steps["reference"] = partial(keep_iteration_reference, context, iteration)
-    steps["train"] = partial(train_iteration, context, iteration)
-    for name, work in steps.items():
+    for name, work in iteration_phases(context, iteration).items():
         do(context, f"{folder}/{name}", work)
     remove_training_folder(context, folder)
     load_method(context.method, context.checkpoint(iteration))
@@ -110,6 +92,11 @@ def do(context: Context, phase: str, work: Work) -> None:
 def evaluate(context: Context, stage: str, policy: str) -> None:
     if context.eval_rows is not None:
         do(context, f"evaluate/{stage}", partial(evaluate_policy, context, stage, policy))
+
+
+def uses_offline_pairs(context: Context) -> bool:
+    method = context.method
+    return method.trainer.uses_pairs or context.warmup_epochs > 0 or method.selection.needs_margins
 
 
 def needs_annotation(context: Context) -> bool:
@@ -140,9 +127,7 @@ def remove_training_folder(context: Context, phase: str) -> None:
 def write_final(context: Context) -> dict[str, Any]:
     last = context.checkpoint(context.config.num_iterations - 1)
     with whole_folder(context.run.path / "final") as folder:
-        shutil.copytree(
-            last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("method.pt", "training_args.bin")
-        )
+        shutil.copytree(last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_PART_OF_A_MODEL))
         (folder / "README.md").write_text(model_card(context), encoding="utf-8")
     return {}
 
@@ -156,11 +141,22 @@ def refuse_impossible(context: Context) -> None:
             f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
             "set `reward` to a reward model, to `train`, or to python:module:function"
         )
+    check_sampling(context)
     config = AutoConfig.from_pretrained(context.initial)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
     check_training(context)
     check_reward(context)
+
+
+def check_sampling(context: Context) -> None:
+    settings = context.config.generation
+    whole = (settings.temperature, settings.top_p, settings.top_k) == (1, 1, 0)
+    if context.method.trainer.samples_plainly and not whole:
+        raise ConfigError(
+            f"method '{context.method.name}' compares with the probabilities that its responses were drawn with; set "
+            "generation.temperature to 1, generation.top_p to 1 and generation.top_k to 0"
+        )
 
 
 def check_training(context: Context) -> None:

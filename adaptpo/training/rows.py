@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from adaptpo.types import PromptGroup
+from adaptpo.types import Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,21 @@ PADDED = Rows()
 """What is right for every causal model."""
 
 
-def response_lengths(group: PromptGroup) -> list[int]:
-    return [len(response.ids) for pair in group.pairs for response in (pair.chosen, pair.rejected)]
+class Answered(Protocol):
+    """A prompt with the responses to it that are computed together."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+    @property
+    def responses(self) -> Sequence[Response]: ...
 
 
-def row_tokens(groups: Sequence[PromptGroup], rows: Rows) -> int:
+def response_lengths(group: Answered) -> list[int]:
+    return [len(response.ids) for response in group.responses]
+
+
+def row_tokens(groups: Sequence[Answered], rows: Rows) -> int:
     """Tokens, padding included, that a forward pass over these groups computes."""
     lengths = [(len(group.prompt.ids), response_lengths(group)) for group in groups]
     if rows.shared_prompts:
@@ -37,7 +48,7 @@ def row_tokens(groups: Sequence[PromptGroup], rows: Rows) -> int:
     return sum(len(responses) for _, responses in lengths) * max(p + max(responses) for p, responses in lengths)
 
 
-def token_batches(groups: Sequence[PromptGroup], rows: Rows) -> list[list[int]]:
+def token_batches(groups: Sequence[Answered], rows: Rows) -> list[list[int]]:
     """Indices of whole groups, sorted by length, in batches of at most `max_tokens`."""
     batches: list[list[int]] = []
     for index in sorted(range(len(groups)), key=lambda i: row_tokens([groups[i]], rows)):

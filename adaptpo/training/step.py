@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptpo.learner import ONLINE, PairBatch
 from adaptpo.method import Method
 from adaptpo.objectives import PairLogps
-from adaptpo.training.collate import Batch, count_prompts, pair_batch
+from adaptpo.training.collate import Batch, pair_batch
 from adaptpo.training.logps import pair_logps
 
 
@@ -41,7 +41,7 @@ def preference_step(
     losses = method.objective.at(progress).loss(logps)
     pairs = pair_batch(batch, logps, method.objective.margin(logps))
     weights = method.weighting.weights(pairs).detach()
-    metrics = step_metrics(method, logps, pairs, weights) | {"prompts": float(count_prompts(batch))}
+    metrics = step_metrics(method, logps, pairs, weights)
     return Step((weights * losses).sum() / num_prompts, pairs, weights, metrics)
 
 

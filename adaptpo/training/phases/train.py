@@ -12,10 +12,11 @@ from transformers import TrainingArguments
 from adaptpo.files import JsonLines, whole_folder
 from adaptpo.progress import TrainingBar
 from adaptpo.training.context import Context
+from adaptpo.training.group_trainer import save_method, train_phase
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.phases.sample import iteration_pairs
 from adaptpo.training.phases.score import with_reference
-from adaptpo.training.trainer import PreferenceTrainer, save_method, train_phase
+from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PreferencePair, Prompt, PromptGroup
 
 Summary = dict[str, Any]
@@ -64,7 +65,7 @@ def train(
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
     updates_before = context.method.metrics().get("meta/updates", 0.0)
     trainer = PreferenceTrainer(
-        model=trainable(context, policy, recomputes_activations(args)),
+        model=prepared(context, context.take_policy(policy), recomputes_activations(args)),
         args=args,
         groups=groups,
         tokenizer=context.tokenizer,
@@ -97,8 +98,8 @@ def recomputes_activations(args: TrainingArguments) -> bool:
     return bool(getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False))
 
 
-def trainable(context: Context, policy: str, gradient_checkpointing: bool) -> nn.Module:
-    model = context.take_policy(policy)
+def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.Module:
+    """The model, ready to be trained."""
     if gradient_checkpointing and context.config.peft is not None:
         # Frozen embeddings would cut the graph of recomputed layers.
         model.enable_input_require_grads()

@@ -1,0 +1,195 @@
+"""transformers' `Trainer` on whole prompt groups, whatever the loss.
+
+`Trainer` brings schedulers, optimizers, mixed precision, accumulation, checkpointing and trackers; the loss, its
+divisor and the learners are ours.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from adaptpo.errors import TrainingError
+from adaptpo.files import disk_errors
+from adaptpo.method import Method
+from adaptpo.run import RunDirectory
+from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.training.collate import Batch
+
+METHOD_STATE = "method.pt"
+Log = Callable[[int, dict[str, float]], None]
+Collate = Callable[[Sequence[Any]], list[Batch]]
+
+
+def save_method(method: Method, folder: Path) -> None:
+    torch.save(method.state_dict(), folder / METHOD_STATE)
+
+
+def load_method(method: Method, folder: Path) -> None:
+    method.load_state_dict(torch.load(folder / METHOD_STATE, weights_only=True))
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """`loss`: scalar with graph, divided by the divisor of the optimizer step. `prompt_id`: of the batch, [any]."""
+
+    loss: Tensor
+    metrics: dict[str, float]
+    prompt_id: Tensor
+
+
+class MeanMetrics:
+    """Means of the metrics of micro-batches, weighted by their shares of the divisor, since the last log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.weights: dict[str, float] = defaultdict(float)
+
+    def add(self, metrics: dict[str, float], weight: float) -> None:
+        for name, value in metrics.items():
+            self.sums[name] += value * weight
+            self.weights[name] += weight
+
+    def drain(self) -> dict[str, float]:
+        means = {name: total / self.weights[name] for name, total in self.sums.items()}
+        self.sums.clear()
+        self.weights.clear()
+        return means
+
+
+class GroupTrainer(Trainer):
+    """Trains on prompt groups, which `collate` makes batches of; their number is the number of passes of a micro-batch.
+
+    `per_device_train_batch_size` counts prompts. The divisor of the loss is that of the whole optimizer step over
+    passes, accumulation and ranks, so that 1 x 8 and 8 x 1 are the same step.
+
+    Raises TrainingError before the optimizer would write weights from a loss or gradient that is not finite.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        groups: Sequence[Any],
+        collate: Collate,
+        tokenizer: PreTrainedTokenizerBase,
+        method: Method,
+        log: Log,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.method, self.write_log, self.means = method, log, MeanMetrics()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=groups,
+            data_collator=collate,
+            processing_class=tokenizer,
+            callbacks=[StepHooks(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """What the batch adds to the divisor."""
+
+    @abstractmethod
+    def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
+        """The batch's share of the loss of the optimizer step."""
+
+    def finish_step(self) -> None:
+        """Called after every optimizer step."""
+
+    def forget_after(self, step: int) -> None:
+        """Take back what was written after this step, because it is about to be repeated."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Batch]], int]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum(self.count(batch) for passes in batches for batch in passes)
+        return batches, sum(gather_object([total]))
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        """Forward and backward of the passes that make a batch, one after the other."""
+        losses = [super(GroupTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Tensor:
+        if num_items_in_batch is None:
+            raise ValueError("compute_loss needs the divisor of the optimizer step")
+        outcome = self.batch_loss(model, inputs, num_items_in_batch)
+        if not torch.isfinite(outcome.loss):
+            raise not_finite("loss", self.state.global_step, outcome.prompt_id)
+        self.means.add(outcome.metrics, self.count(inputs))
+        # Ranks average their gradients, but the divisor is global already.
+        return outcome.loss * self.accelerator.num_processes
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | self.means.drain() | self.method.metrics()
+            self.write_log(self.state.global_step, logs)
+        super().log(logs, start_time)
+
+    def check_gradients(self) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # With loss scaling, infinite gradients are the scaler's business: it skips the step.
+        if not self.args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise not_finite("gradient", self.state.global_step)
+
+
+class StepHooks(TrainerCallback):
+    def __init__(self, trainer: GroupTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.trainer.check_gradients()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.finish_step()
+
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_method(self.trainer.method, checkpoint)
+        mark_complete(checkpoint)
+
+
+def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> TrainingError:
+    prompts = f" (prompts {prompt_id.unique().tolist()[:8]})" if prompt_id is not None else ""
+    return TrainingError(
+        f"the {what} is not finite after step {step}{prompts}; the weights of that step were not written, and the last "
+        "checkpoint of the run is good. Lower training.learning_rate, check the rewards and the data of these "
+        "prompts, or train in bfloat16 or float32 instead of float16."
+    )
+
+
+def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
+    """Train to the end, from the phase's last complete checkpoint if it has one."""
+    checkpoint = last_complete(Path(trainer.args.output_dir))
+    step = 0
+    if checkpoint is not None:
+        load_method(trainer.method, checkpoint)
+        step = step_of(checkpoint)
+    run.forget_after(phase, step)
+    trainer.forget_after(step)
+    with disk_errors(Path(trainer.args.output_dir)):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

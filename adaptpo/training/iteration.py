@@ -1,0 +1,75 @@
+"""The phases of an iteration, by what the method trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from adaptpo.policy_trainer import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
+from adaptpo.training.context import Context
+from adaptpo.training.phases.groups import train_on_groups
+from adaptpo.training.phases.ppo import keep_rollouts, train_on_rollouts
+from adaptpo.training.phases.sample import (
+    annotate_responses,
+    build_pairs,
+    generate_responses,
+    keep_iteration_reference,
+    select_prompts,
+)
+from adaptpo.training.phases.score import score_offline
+from adaptpo.training.phases.train import train_iteration
+
+Work = Callable[[], dict[str, Any]]
+Phases = dict[str, Work]
+
+
+def selecting(context: Context, iteration: int) -> Phases:
+    phases: Phases = {}
+    if context.method.selection.needs_margins:
+        phases["score"] = partial(score_offline, context, iteration)
+    if context.method.pairing.num_generations:
+        phases["select"] = partial(select_prompts, context, iteration)
+    return phases
+
+
+def sampling(context: Context, iteration: int) -> Phases:
+    phases = selecting(context, iteration)
+    if context.method.pairing.num_generations:
+        phases["generate"] = partial(generate_responses, context, iteration)
+        phases["annotate"] = partial(annotate_responses, context, iteration)
+    return phases
+
+
+def on_pairs(context: Context, iteration: int, trainer: OnPairs) -> Phases:
+    phases = sampling(context, iteration)
+    phases["pair"] = partial(build_pairs, context, iteration)
+    if context.method.objective.needs_reference:
+        phases["reference"] = partial(keep_iteration_reference, context, iteration)
+    return phases | {"train": partial(train_iteration, context, iteration)}
+
+
+def on_rollouts(context: Context, iteration: int, trainer: PPO) -> Phases:
+    return sampling(context, iteration) | {
+        "rollouts": partial(keep_rollouts, context, iteration),
+        "train": partial(train_on_rollouts, context, iteration, trainer),
+    }
+
+
+def on_groups(context: Context, iteration: int, trainer: GRPO | RLOO) -> Phases:
+    """TRL's trainer generates and annotates while it trains."""
+    return selecting(context, iteration) | {"train": partial(train_on_groups, context, iteration, trainer)}
+
+
+PHASES: dict[type[PolicyTrainer], Callable[[Context, int, Any], Phases]] = {
+    OnPairs: on_pairs,
+    PPO: on_rollouts,
+    GRPO: on_groups,
+    RLOO: on_groups,
+}
+
+
+def iteration_phases(context: Context, iteration: int) -> Phases:
+    """The work of an iteration by the name of its phase, in order."""
+    trainer = context.method.trainer
+    return PHASES[type(trainer)](context, iteration, trainer)
