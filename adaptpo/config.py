@@ -301,8 +301,15 @@ def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Re
     return recipe.model_copy(update=resolved_inputs(recipe, path.parent))
 
 
+METHOD_PATHS = ("learner", "encoder")
+"""Arguments of methods that name a folder."""
+
+
 def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
     update: dict[str, Any] = {"model": resolve_path(recipe.model, folder)}
+    if isinstance(recipe.method, dict):
+        given = {name: recipe.method[name] for name in METHOD_PATHS if isinstance(recipe.method.get(name), str)}
+        update["method"] = recipe.method | {name: resolve_path(path, folder) for name, path in given.items()}
     if recipe.reward is not None:
         from adaptpo.annotation.settings import resolved_reward
 

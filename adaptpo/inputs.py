@@ -62,6 +62,11 @@ def model_digest(path: str) -> str:
         ) from error
 
 
+def input_digest(path: str) -> str:
+    """Of a file's content, or of a model."""
+    return combined(fingerprint(path)) if Path(path).is_file() else model_digest(path)
+
+
 def reward_digest(reward: Any) -> str | None:
     """Of what decides the rewards, but for the address of a remote annotator."""
     if reward is None or reward == "train":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from adaptpo.errors import TrainingError
 
 SOURCES = ("offline", "online", "mixed")
 OFFLINE, ONLINE, MIXED = range(3)
+
+if TYPE_CHECKING:  # Features know objectives, which know learners.
+    from adaptpo.features import PairFeature
+
+METHOD_STATE = "method.pt"
+"""The learners' state in the folder of a checkpoint."""
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenates the rows of a tensor [n, ...] over all ranks; the identity on one process."""
@@ -24,7 +30,8 @@ class PairBatch:
 
     `group` numbers the prompt groups of the micro-batch from 0; `group_size` is how many pairs the pair's prompt has
     in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
-    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference).
+    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
+    name, the [n, width] that learners asked for about the offline pair of each pair's prompt.
 
     Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
     """
@@ -37,6 +44,7 @@ class PairBatch:
     data_weight: Tensor
     margin: Tensor
     ratios: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         present = torch.bincount(self.group)[self.group]
@@ -62,6 +70,14 @@ class Learner:
 
     def update(self, gather: Gather) -> None:
         """Called after every optimizer step of the policy; learn if it is time to."""
+
+    def needed_features(self) -> tuple[PairFeature, ...]:
+        """What the run has to compute about every offline pair for this learner."""
+        return ()
+
+    def sources(self) -> dict[str, str]:
+        """Models and files beside those of the run that this learner reads: name -> path or hub id."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -8,8 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from adaptpo.errors import ConfigError
+from adaptpo.features import PairFeature
 from adaptpo.learner import OFFLINE, ONLINE, Gather, PairBatch
 from adaptpo.objectives import score
+from adaptpo.trained_learner import learner_file, trained_network
 from adaptpo.trust import ScoredPairs, Trust
 
 HIDDEN = 100
@@ -49,9 +52,10 @@ class MetaLearner(Trust):
     h learns, Algorithm 1 lines 18-21), over all ranks and accumulation steps; it is emptied by every update and at the
     start of every iteration. `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the
     scale of the authors' released code. `features` adds the two log-ratios to the score, `layers` makes the network
-    deeper (both Table 7), `frozen` keeps it as it is. With `drift`, an update comes as soon as the buffer's mean score
-    is that many standard deviations away from its mean at the update before, and after four intervals at the latest
-    (the adaptive interval that the paper leaves open).
+    deeper (both Table 7), `pair_features` adds what the run computes about the offline pair. `frozen` keeps the network
+    as it is, which is what an earlier run made of it where `trained` names that run's folder. With `drift`, an update
+    comes as soon as the buffer's mean score is that many standard deviations away from its mean at the update before,
+    and after four intervals at the latest (the adaptive interval that the paper leaves open).
     """
 
     def __init__(
@@ -64,30 +68,58 @@ class MetaLearner(Trust):
         features: tuple[Feature, ...] = ("score",),
         frozen: bool = False,
         drift: float | None = None,
+        pair_features: tuple[PairFeature, ...] = (),
+        trained: str | None = None,
     ) -> None:
         self.learning_rate = learning_rate
         self.update_interval = update_interval
         self.score_scale = score_scale
         self.constant_fill = constant_fill
         self.layers, self.features, self.frozen, self.drift = layers, features, frozen, drift
+        self.pair_features, self.trained = pair_features, trained
         self.reset(seed=0)
 
     def __repr__(self) -> str:
         shown: dict[str, Any] = {"learning_rate": self.learning_rate, "update_interval": self.update_interval}
-        defaults: dict[str, Any] = {"layers": 2, "features": ("score",), "frozen": False, "drift": None}
+        defaults: dict[str, Any] = {
+            "layers": 2,
+            "features": ("score",),
+            "frozen": False,
+            "drift": None,
+            "pair_features": (),
+        }
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
+        shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `sources`.
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     @property
     def inputs(self) -> int:
-        return sum(WIDTHS[name] for name in self.features)
+        return sum(WIDTHS[name] for name in self.features) + sum(feature.width for feature in self.pair_features)
+
+    def needed_features(self) -> tuple[PairFeature, ...]:
+        return self.pair_features
+
+    def sources(self) -> dict[str, str]:
+        encoders = {feature.name: feature.encoder for feature in self.pair_features if feature.encoder is not None}
+        return encoders | ({"learner": str(learner_file(self.trained))} if self.trained else {})
 
     def reset(self, seed: int) -> None:
         self.network = new_network(seed, self.constant_fill, self.layers, self.inputs)
+        if self.trained is not None:
+            self.load_trained(self.trained)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.updates, self.last_loss = 0, float("nan")
         self.last_mean: float | None = None
         self.start_iteration()
+
+    def load_trained(self, path: str) -> None:
+        try:
+            self.network.load_state_dict(trained_network(path))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the meta-learner at '{path}' has other inputs or layers than this method's; "
+                "give a run of the method metaapo"
+            ) from error
 
     def start_iteration(self) -> None:
         self.steps, self.buffer = 0, self.empty_buffer()
@@ -106,6 +138,7 @@ class MetaLearner(Trust):
         if "ratios" in self.features:
             assert pairs.ratios is not None
             columns.append(pairs.ratios.detach().float().cpu())
+        columns += [pairs.features[feature.name].float().cpu() for feature in self.pair_features]
         return torch.cat(columns, dim=1)
 
     def weight(self, pairs: ScoredPairs) -> Tensor:
@@ -188,7 +221,7 @@ class MetaLearner(Trust):
         return counts | ({"meta/loss": self.last_loss} if self.updates else {})
 
     def snapshot(self) -> dict[str, Any]:
-        """The learner's curve over margins from -40 to 10 (Figure 3, middle)."""
+        """The learner's curve over margins from -40 to 10 (Figure 3, middle); what else it is told is 0."""
         margins = torch.linspace(-40, 10, 501) / max(self.score_scale, 1.0)
         scores = self.scores(margins)
         others = torch.zeros(len(scores), self.inputs - 1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adaptpo.errors import ConfigError
+from adaptpo.features import PairFeature
 from adaptpo.filtering import KEEP_ALL, Filter
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives import Objective
@@ -50,6 +51,25 @@ class Method:
         found = {id(learner): learner for part in parts for learner in part.learners()}
         return tuple(found.values())
 
+    def features(self) -> tuple[PairFeature, ...]:
+        """Each feature that a learner asks for once.
+
+        Raises ConfigError where two learners ask for different features of one name.
+        """
+        asked = [feature for learner in self.learners() for feature in learner.needed_features()]
+        found = {feature.name: feature for feature in asked}
+        for feature in asked:
+            if feature != found[feature.name]:
+                raise ConfigError(
+                    f"two learners ask for different features '{feature.name}': {feature!r} and "
+                    f"{found[feature.name]!r}; let them share one"
+                )
+        return tuple(found.values())
+
+    def sources(self) -> dict[str, str]:
+        """What the learners read beside the run's model and data: name -> path or hub id."""
+        return {name: path for learner in self.learners() for name, path in learner.sources().items()}
+
     def warmup(self) -> Method:
         """Plain offline training with the same objective."""
         return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
@@ -63,6 +83,8 @@ class Method:
             "objective": repr(self.objective),
             "filter": repr(self.filter),
             "needs_data_weight": self.weighting.needs_data_weight,
+            "uses_offline_pairs": self.trainer.uses_pairs or self.selection.needs_margins,
+            "features": [repr(feature) for feature in self.features() if not feature.follows_policy],
         }
 
     def reset(self, seed: int) -> None:

@@ -10,11 +10,13 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from adaptpo.degree_learner import DegreeLearner
+from adaptpo.features import GradientNorm, HiddenState, Similarity
 from adaptpo.filtering import AgreeingMargins, AlignmentPotential, EasyFirst, LowHeldOutLoss, LowPerplexity
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
-from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, Online, Rollouts
+from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, OnePairPerObjective, Online, Rollouts
 from adaptpo.policy_trainer import GRPO, PPO, RLOO
 from adaptpo.running import RunningGap
 from adaptpo.selection import (
@@ -27,7 +29,7 @@ from adaptpo.selection import (
     SelectUncertain,
 )
 from adaptpo.trust import SigmoidTrust
-from adaptpo.weighting import DataWeight, Focal, LearnedBlend, RewardDifference, Uniform
+from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
 
 METHODS: dict[str, Callable[..., Method]] = {}
 
@@ -203,9 +205,11 @@ def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # n
     """Best against worst of K fresh responses and the two offline ones in one ranking pool.
 
     Paper: Zhang et al., 2024 (SELM), as described in B.3 of the MetaAPO paper.
-    Deviation: without SELM's optimism term, which B.3 does not use either.
+    Deviation: without SELM's optimism term, which B.3 does not use either; the objective `optimistic_dpo` has it. SELM
+    draws one response, not K, and its reference follows the policy, which is `reference: previous` here.
     """
-    return Method(SelectAll(), MixedPool(num_generations), objective, Uniform(), warmup_epochs=1)
+    pairing = MixedPool(num_generations, keep_sample=objective.needs_sample)
+    return Method(SelectAll(), pairing, objective, Uniform(), warmup_epochs=1)
 
 
 @named
@@ -438,15 +442,20 @@ def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) ->
 
 
 @named
-def metaapo_fixed(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
-    """MetaAPO whose meta-learner stays as it started.
+def metaapo_fixed(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learner: str | None = None,
+) -> Method:
+    """MetaAPO whose meta-learner never learns: that of an earlier run, or one that stays as it started.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Fixed Meta-Learner".
-    Deviation: the paper freezes a meta-learner that an earlier run had trained; here it is frozen at its start.
+    Deviation: the paper freezes a meta-learner that MetaAPO had trained, which is `learner`, the folder of that run or
+    of one of its checkpoints; without it, the meta-learner is frozen at its start.
     """
-    learner = MetaLearner(frozen=True)
+    fixed = MetaLearner(frozen=True, trained=learner)
     method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return replace(method, selection=SelectByLearner(fixed), weighting=LearnedBlend(fixed))
 
 
 @named
@@ -493,6 +502,82 @@ def metaapo_multi_feature(
     learner = MetaLearner(learning_rate, update_interval, features=("score", "ratios"))
     method = metaapo(objective, num_generations)
     return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_semantic(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    encoder: str | None = None,
+) -> Method:
+    """MetaAPO whose meta-learner sees the score and how alike the two offline responses are.
+
+    Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Semantic Similarity", and C.5.
+    Deviations: without an `encoder` (a model's path or hub id), the likeness is one of mean-pooled hidden states of the
+    initial policy; the paper has Qwen/Qwen3-Embedding-0.6B. With one, its hidden states are mean-pooled as well.
+    """
+    learner = MetaLearner(learning_rate, update_interval, pair_features=(Similarity(encoder),))
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_gradient_norm(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO whose meta-learner sees the score and the norm of the offline pair's gradient by the head's weight.
+
+    Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
+    """
+    learner = MetaLearner(learning_rate, update_interval, pair_features=(GradientNorm(),))
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_hidden_state(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    dimensions: int = 4,
+) -> Method:
+    """MetaAPO whose meta-learner sees the score and a few projections of the policy's hidden states of the pair.
+
+    Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
+    """
+    learner = MetaLearner(learning_rate, update_interval, pair_features=(HiddenState(dimensions),))
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metaapo_multi_objective(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    objectives: int = 2,
+) -> Method:
+    """MetaAPO over several rewards: a pair for each beside the offline one, weighted by normalized label degrees.
+
+    Paper: Yang et al., 2025 (MetaAPO), section 4.1.
+    Deviations: the paper does not say where the objectives' preferences come from, nor how the degrees enter the loss
+    and the meta-learner's update; here each objective ranks the fresh responses, the degrees are the pairs' weights,
+    and Eq. 6 is summed over all pairs. Prompts are selected by the offline pair's own degree, as in MetaAPO.
+    """
+    learner = DegreeLearner(objectives, learning_rate, update_interval)
+    return replace(
+        metaapo(objective, num_generations),
+        selection=SelectByLearner(learner),
+        pairing=OnePairPerObjective(num_generations, objectives),
+        weighting=LabelDegrees(learner),
+    )
 
 
 @named

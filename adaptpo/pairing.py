@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,8 @@ from adaptpo.types import PreferencePair, Response
 class Candidates:
     """The annotated fresh responses to one prompt; a reward is None where annotation failed.
 
-    `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too.
+    `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too;
+    `objectives` the rewards of each response for several objectives, where it ranks by those.
     """
 
     prompt_id: int
@@ -26,6 +28,7 @@ class Candidates:
     responses: tuple[Response, ...]
     rewards: tuple[float | None, ...]
     offline_rewards: tuple[float | None, float | None] = (None, None)
+    objectives: tuple[Sequence[float] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,12 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
 
 class Pairing(ABC):
     """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
-    `ranks_offline` the responses of the offline pair are annotated as well."""
+    `ranks_offline` the responses of the offline pair are annotated as well; with `keep_sample` each pair keeps a fresh
+    response for objectives that need one; `objectives` is how many rewards a response is ranked by, 0 for the one."""
 
     num_generations: int = 0
+    keep_sample: bool = False
+    objectives: int = 0
     ranks_offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -120,10 +126,12 @@ class MixedPool(Pairing):
     """Best against worst of K fresh responses and both offline responses together (SELM, Zhang et al., 2024).
 
     A prompt without fresh responses keeps its offline pair. The pair's source is `offline` where it is the offline pair
-    itself, and `mixed` where one of its responses is an offline one (or both are, the other way round).
+    itself, and `mixed` where one of its responses is an offline one (or both are, the other way round). The sample that
+    `keep_sample` keeps is the first fresh response: whether it is ranked best, worst or between has no part in that.
     """
 
     num_generations: int = 8
+    keep_sample: bool = False
     ranks_offline: ClassVar[bool] = True
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
@@ -137,8 +145,9 @@ class MixedPool(Pairing):
         pair = best_against_worst(pool)
         if isinstance(pair, NoPair):
             return pair
+        pair = replace(pair, sample=candidates.responses[0]) if self.keep_sample else pair
         if pair.chosen is offline.chosen and pair.rejected is offline.rejected:
-            return (replace(offline, reward_gap=pair.reward_gap),)
+            return (replace(offline, reward_gap=pair.reward_gap, sample=pair.sample),)
         old_ones = [side for side in (pair.chosen, pair.rejected) if side is offline.chosen or side is offline.rejected]
         return (replace(pair, source="mixed" if old_ones else "online"),)
 
@@ -157,10 +166,40 @@ class Rollouts(Pairing):
         return ()
 
 
+@dataclass(frozen=True)
+class OnePairPerObjective(Pairing):
+    """The offline pair beside best against worst of K by each of M rewards (MetaAPO, section 4.1: M objectives, each
+    with a partial preference relation of its own).
+
+    A prompt whose responses make no pair for one of the objectives leaves this iteration's training.
+    """
+
+    num_generations: int = 8
+    objectives: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objectives < 2:
+            raise ConfigError(f"objectives is {self.objectives}; set 2 or more, or use the method metaapo")
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return ()
+        made = [offline]
+        for number in range(self.objectives):
+            rewards = tuple(None if several is None else several[number] for several in candidates.objectives)
+            pair = best_against_worst(replace(candidates, rewards=rewards))
+            if isinstance(pair, NoPair):
+                return NoPair(f"objective {number}: {pair.reason}")
+            made.append(replace(pair, objective=number))
+        return tuple(made)
+
+
 PAIRINGS: dict[str, type[Pairing]] = {
     "offline": Offline,
     "online": Online,
     "offline_and_online": OfflineAndOnline,
     "mixed_pool": MixedPool,
     "rollouts": Rollouts,
+    "one_per_objective": OnePairPerObjective,
 }

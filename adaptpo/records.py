@@ -30,7 +30,13 @@ OFFLINE_SCHEMA = pa.schema(
     }
 )
 LOGPS_SCHEMA = pa.schema(
-    {"prompt_id": pa.int64(), "source": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()}
+    {
+        "prompt_id": pa.int64(),
+        "source": pa.string(),
+        "objective": pa.int32(),
+        "chosen": pa.float32(),
+        "rejected": pa.float32(),
+    }
 )
 SCORES_SCHEMA = pa.schema(
     {
@@ -43,6 +49,7 @@ SCORES_SCHEMA = pa.schema(
         "rejected_ratio": pa.float32(),
     }
 )
+FEATURES_SCHEMA = pa.schema({"prompt_id": pa.int64(), "values": pa.list_(pa.float32()), "truncated": pa.bool_()})
 FILTER_SCHEMA = pa.schema({"prompt_id": pa.int64(), "priority": pa.float32(), "rank": pa.int64(), "kept": pa.bool_()})
 SELECTION_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "probability": pa.float32(), "u": pa.float64(), "selected": pa.bool_()}
@@ -50,7 +57,9 @@ SELECTION_SCHEMA = pa.schema(
 RESPONSES_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "index": pa.int32(), "text": pa.string(), "ids": IDS, "ended": pa.bool_()}
 )
-ANNOTATIONS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "index": pa.int32(), "reward": pa.float64()})
+ANNOTATIONS_SCHEMA = pa.schema(
+    {"prompt_id": pa.int64(), "index": pa.int32(), "reward": pa.float64(), "objectives": pa.list_(pa.float64())}
+)
 TOKENS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "index": pa.int32(), "values": pa.list_(pa.float32())})
 PAIRS_SCHEMA = pa.schema(
     {
@@ -64,6 +73,10 @@ PAIRS_SCHEMA = pa.schema(
         "rejected_ended": pa.bool_(),
         "reward_gap": pa.float64(),
         "iteration": pa.int32(),
+        "sample": pa.string(),
+        "sample_ids": IDS,
+        "sample_ended": pa.bool_(),
+        "objective": pa.int32(),
     }
 )
 EVALUATION_SCHEMA = pa.schema(
@@ -136,8 +149,10 @@ def pair_row(pair: PreferencePair) -> Row:
         "source": pair.source,
         "reward_gap": pair.reward_gap,
         "iteration": pair.iteration,
+        "objective": pair.objective,
         **response_fields("chosen", pair.chosen),
         **response_fields("rejected", pair.rejected),
+        **(response_fields("sample", pair.sample) if pair.sample else {}),
     }
 
 
@@ -149,6 +164,8 @@ def read_pair(row: Row) -> PreferencePair:
         rejected=read_response(row, "rejected"),
         iteration=row["iteration"],
         reward_gap=row["reward_gap"],
+        sample=None if row.get("sample_ids") is None else read_response(row, "sample"),
+        objective=row.get("objective"),
     )
 
 

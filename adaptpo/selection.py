@@ -6,7 +6,7 @@ Adding one: the class here, and its line in `SELECTIONS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,11 +20,12 @@ from adaptpo.trust import Trust
 @dataclass(frozen=True)
 class ScoredPrompts:
     """The prompts of an iteration as selection sees them: their number n, and, where the selection needs margins, of
-    their offline pairs the policy's margins [n] and log-ratios [n, 2] (see `PairBatch`)."""
+    their offline pairs the policy's margins [n], log-ratios [n, 2] and features [n, width] (see `PairBatch`)."""
 
     count: int
     margin: Tensor | None = None
     ratios: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Selection(ABC):

@@ -14,7 +14,7 @@ from adaptpo.branch import opening_facts, take_opening
 from adaptpo.build_method import build_method
 from adaptpo.config import AlignmentConfig, Recipe
 from adaptpo.errors import ConfigError
-from adaptpo.inputs import DataInput, as_folder, function_name, model_digest, reward_digest
+from adaptpo.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
 from adaptpo.method import Method
 from adaptpo.run import RunDirectory, open_run
 from adaptpo.training.context import Context
@@ -128,6 +128,7 @@ class AlignmentTrainer:
             "reward": reward_digest(reward),
             "data": self.data.digest(),
             "eval_data": self.eval_data.digest() if self.eval_data else None,
+            **{name: input_digest(path) for name, path in self.method.sources().items()},
         }
         named = {"model": initial, "reward": described(reward), "method": method}
         return {"adaptpo": adaptpo.__version__} | recipe | named | {"inputs": inputs}

@@ -12,13 +12,16 @@ from adaptpo.objectives import score
 
 
 class ScoredPairs(Protocol):
-    """Of n pairs: the policy's margins [n], and log-ratios [n, 2] of chosen and rejected."""
+    """Of n pairs: the policy's margins [n], log-ratios [n, 2] of chosen and rejected, and features by name."""
 
     @property
     def margin(self) -> Tensor | None: ...
 
     @property
     def ratios(self) -> Tensor | None: ...
+
+    @property
+    def features(self) -> dict[str, Tensor]: ...
 
 
 class Trust(Learner):

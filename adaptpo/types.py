@@ -61,7 +61,9 @@ class PreferencePair:
     """Two responses to one prompt with their provenance.
 
     `reference_logps` are log pi_ref of (chosen, rejected) in nats, summed over response tokens; None until computed.
-    `reward_gap` is the annotator's reward of chosen minus rejected, where one annotated the pair.
+    `reward_gap` is the annotator's reward of chosen minus rejected, where one annotated the pair. `sample` is a fresh
+    response to the prompt as it was drawn, ranked or not, where the pairing keeps one. `objective` numbers the reward
+    that ranked the pair, where the annotator gives several.
     """
 
     prompt_id: int
@@ -71,16 +73,21 @@ class PreferencePair:
     iteration: int = 0
     reward_gap: float | None = None
     reference_logps: tuple[float, float] | None = None
+    sample: Response | None = None
+    objective: int | None = None
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """One prompt with all its pairs: the unit of batching."""
+    """One prompt with all its pairs: the unit of batching. `features` are what the learners asked for about the offline
+    pair of the prompt, by name."""
 
     prompt: Prompt
     pairs: tuple[PreferencePair, ...]
+    features: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def responses(self) -> list[Response]:
         """All responses of its pairs: a row of the forward pass each."""
-        return [response for pair in self.pairs for response in (pair.chosen, pair.rejected)]
+        sides = [response for pair in self.pairs for response in (pair.chosen, pair.rejected, pair.sample)]
+        return [response for response in sides if response is not None]

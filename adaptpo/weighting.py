@@ -64,6 +64,24 @@ class LearnedBlend(Weighting):
 
 
 @dataclass(frozen=True)
+class LabelDegrees(Weighting):
+    """`d_i / sum_j d_j` over the pairs of a prompt, `d_i = h(l_i)` (MetaAPO, section 4.1, for several objectives).
+
+    The degrees are recomputed from the current policy's margins at every step; a pair that is alone counts 1.
+    """
+
+    learner: Trust
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        degrees = self.learner.weight(batch)
+        totals = torch.zeros_like(degrees).index_add(0, batch.group, degrees)
+        return degrees / totals[batch.group]
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner,)
+
+
+@dataclass(frozen=True)
 class Focal(Weighting):
     """`p^gamma` with `p = sigmoid(margin)`, times the pair's share of its prompt (FocalPO; Eq. 2 of the MetaPO paper).
 
@@ -116,6 +134,7 @@ class DataWeight(Weighting):
 WEIGHTINGS: dict[str, type[Weighting]] = {
     "uniform": Uniform,
     "learned_blend": LearnedBlend,
+    "label_degrees": LabelDegrees,
     "focal": Focal,
     "reward_difference": RewardDifference,
     "data_weight": DataWeight,

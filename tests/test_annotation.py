@@ -18,7 +18,8 @@ from torch import nn
 from transformers import LlamaForSequenceClassification, StableLmConfig, StableLmForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from adaptpo.annotation.base import Request
+from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.combined import CombinedAnnotator
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.annotation.reward_model import RewardModelAnnotator, length_batches, load_reward_model
 from adaptpo.errors import AnnotationError, ConfigError, ModelError
@@ -107,6 +108,13 @@ def test_no_reward_is_none(missing: Any) -> None:
 @pytest.mark.parametrize("missing", [math.nan, math.inf])
 def test_no_reward_in_a_tensor_is_none(missing: float) -> None:
     assert FunctionAnnotator(Recorder(torch.tensor([3.0, missing]))).rewards(REQUESTS) == [3.0, None]
+
+
+def test_several_objectives_are_averaged_and_all_must_be_valid() -> None:
+    requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
+    annotator = FunctionAnnotator(lambda **_: [[1.0, 4.0], [2.0, float("nan")]], objectives=2)
+    assert annotator.objectives(requests) == [[1.0, 4.0], None]
+    assert annotator.rewards(requests) == [2.5, None]
 
 
 @pytest.mark.parametrize(
@@ -438,3 +446,14 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     larger.save_pretrained(path)
     with pytest.raises(ModelError, match="resize_token_embeddings"):
         load_reward_model(path, {})
+
+
+def test_each_of_several_annotators_is_an_objective() -> None:
+    requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
+    helpful, harmless = (FunctionAnnotator(lambda values=values, **_: values) for values in ([1.0, 2.0], [3.0, None]))
+    combined = CombinedAnnotator([(helpful, 0.5), (harmless, 0.5)])
+    assert combined.objectives(requests, 2) == [[1.0, 3.0], None]
+    with pytest.raises(AnnotationError, match="lists 2 annotators, and the method has 3 objectives"):
+        combined.objectives(requests, 3)
+    with pytest.raises(AnnotationError, match="gives one reward, and the method ranks by 2"):
+        Annotator().objectives(requests, 2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adaptpo import methods
+from adaptpo.degree_learner import DegreeLearner
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.learner import OFFLINE, ONLINE, PairBatch
 from adaptpo.meta_learner import MetaLearner
@@ -20,6 +21,7 @@ from adaptpo.pairing import (
     NoPair,
     Offline,
     OfflineAndOnline,
+    OnePairPerObjective,
     Online,
     best_against_worst,
 )
@@ -39,10 +41,15 @@ from adaptpo.training.collate import data_weight
 from adaptpo.training.phases.sample import selection_row
 from adaptpo.trust import ConstantTrust, SigmoidTrust
 from adaptpo.types import PreferencePair, Response
-from adaptpo.weighting import DataWeight, Focal, LearnedBlend, RewardDifference, Uniform
+from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
 from tests.test_meta_learner import pair_batch
 
-LEARNERS = {SelectByLearner: MetaLearner, LearnedBlend: MetaLearner, RewardDifference: RunningGap}
+LEARNERS = {
+    SelectByLearner: MetaLearner,
+    LearnedBlend: MetaLearner,
+    LabelDegrees: MetaLearner,
+    RewardDifference: RunningGap,
+}
 
 
 def built(kind: type) -> Any:
@@ -124,7 +131,7 @@ def test_every_pairing_accepts_unselected_prompts(name: str) -> None:
     assert isinstance(outcome, tuple)
 
 
-@pytest.mark.parametrize("kind", [Uniform, LearnedBlend, DataWeight])
+@pytest.mark.parametrize("kind", [Uniform, LearnedBlend, LabelDegrees, DataWeight])
 def test_weights_of_a_prompt_sum_to_one(kind: type) -> None:
     weights = built(kind).weights(pair_batch([-3.0, 0.5, 4.0], [1.0, -1.0, 0.0]))
     torch.testing.assert_close(weights[:3] + weights[3:], torch.ones(3))
@@ -251,6 +258,60 @@ def test_mixed_pool_ranks_offline_and_fresh_responses_together() -> None:
     swapped = outcome((0.5, 0.6), 0.0, 1.0)
     assert (swapped.chosen.text, swapped.rejected.text, swapped.source) == ("b", "a", "mixed")
     assert outcome((0.5, 0.6), None, None).source == "online"
+
+
+def test_mixed_pool_keeps_the_first_fresh_response_as_a_sample_where_asked() -> None:
+    for rewards, offline in (((0.0, 5.0, 1.0), (9.0, 2.0)), ((0.5, 0.6), (1.0, 0.0))):
+        pool = replace(candidates(*rewards), offline_rewards=offline)
+        (pair,) = MixedPool(keep_sample=True).pairs(OFFLINE_PAIR, pool)
+        assert pair.sample is not None and pair.sample.text == "r0"
+        assert MixedPool().pairs(OFFLINE_PAIR, pool)[0].sample is None
+
+
+def test_each_objective_ranks_for_itself() -> None:
+    pool = replace(candidates(0.0, 0.0, 0.0), objectives=((0.0, 5.0), (1.0, 3.0), (2.0, 4.0)))
+    offline, first, second = OnePairPerObjective().pairs(OFFLINE_PAIR, pool)
+    assert offline is OFFLINE_PAIR
+    assert (first.chosen.text, first.rejected.text, first.objective, first.reward_gap) == ("r2", "r0", 0, 2.0)
+    assert (second.chosen.text, second.rejected.text, second.objective) == ("r0", "r1", 1)
+    flat = OnePairPerObjective().pairs(OFFLINE_PAIR, replace(pool, objectives=((0.0, 1.0), (1.0, 1.0), None)))
+    assert isinstance(flat, NoPair) and flat.reason.startswith("objective 1: best and worst")
+    with pytest.raises(ConfigError, match="set 2 or more"):
+        OnePairPerObjective(objectives=1)
+
+
+def three_pairs_a_prompt(margins: list[float]) -> PairBatch:
+    count = len(margins) // 3
+    group = torch.arange(count).repeat_interleave(3)
+    one = torch.ones(len(margins))
+    source = torch.tensor([OFFLINE, ONLINE, ONLINE] * count)
+    return PairBatch(group, group, (3 * one).long(), source, one, one, torch.tensor(margins), torch.zeros(len(one), 2))
+
+
+def test_label_degrees_are_the_learners_weights_over_their_sum() -> None:
+    learner = DegreeLearner()
+    margins = [-3.0, 0.5, 2.0, 1.0, -8.0, 0.0]
+    degrees = learner.weight(ScoredPrompts(6, torch.tensor(margins))).view(2, 3)
+    expected = degrees / degrees.sum(dim=1, keepdim=True)
+    batch = three_pairs_a_prompt(margins)
+    torch.testing.assert_close(LabelDegrees(learner).weights(batch), expected.view(-1))
+
+
+def test_degrees_are_learned_by_eq_6_over_all_pairs() -> None:
+    """With D = sum_j d_j, dL/dd_i = -(l_i - sum_j d_j l_j / D) / D for one prompt; through h it is the chain rule."""
+    learner = DegreeLearner(objectives=2, update_interval=1)
+    learner.reset(seed=3)
+    learner.observe(three_pairs_a_prompt([-3.0, 0.5, 2.0]))
+    scores = learner.buffer[0]
+    assert learner.buffer.shape == (1, 3)
+    learner.loss(learner.buffer).backward()
+    found = learner.network[2].bias.grad.item()
+    d = learner.weight(ScoredPrompts(3, torch.tensor([-3.0, 0.5, 2.0])))
+    mean = (d * scores).sum() / d.sum()
+    assert found == pytest.approx((-(scores - mean) / d.sum() * d * (1 - d)).sum().item(), rel=1e-5)
+    before = learner.network[2].bias.item()
+    learner.update(lambda rows: rows)
+    assert learner.updates == 1 and len(learner.buffer) == 0 and learner.network[2].bias.item() != before
 
 
 def test_mixed_pool_without_fresh_responses_is_the_offline_pair() -> None:

@@ -240,10 +240,11 @@ def test_inputs_are_found_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.
     (home / "pairs.jsonl").write_text("")
     monkeypatch.chdir(elsewhere)
     text = "model: policy\nreward: reward\ndata: pairs.jsonl\neval_data: {path: org/held-out}\noutput_dir: runs/one\n"
-    (home / "recipe.yaml").write_text(text)
+    (home / "recipe.yaml").write_text(text + "method: {name: metaapo_fixed, learner: policy}\n")
     recipe = load_recipe(home / "recipe.yaml")
     assert recipe.model == str(home / "policy")
     assert recipe.data.path == str(home / "pairs.jsonl")
+    assert recipe.method == {"name": "metaapo_fixed", "learner": str(home / "policy")}
     assert (recipe.reward, recipe.output_dir) == ("reward", "runs/one")
     assert recipe.eval_data is not None and recipe.eval_data.path == "org/held-out"
 

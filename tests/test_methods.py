@@ -10,16 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel, TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
+from adaptpo.errors import AnnotationError, ConfigError
 from adaptpo.files import read_rows
 from adaptpo.method_table import axis_names, method_rows
 from adaptpo.methods import METHODS
+from adaptpo.objectives import OptimisticDPO
+from adaptpo.pairing import Candidates
 from adaptpo.quiet import quiet_libraries
 from adaptpo.selection import SelectAll, SelectNone
-from adaptpo.types import PreferencePair, Response
+from adaptpo.training.collate import GroupCollator
+from adaptpo.training.step import preference_step
+from adaptpo.training.trainer import PreferenceTrainer
+from adaptpo.types import PreferencePair, PromptGroup, Response
+from tests.groups import random_groups
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
-from tests.tiny import preference_rows, save_policy, vowel_reward
+from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, two_rewards, vowel_reward
 
 EXPECTED = {
     "dpo", "simpo", "ipo", "hinge", "slic_hf", "dpo_shift", "conservative_dpo", "orpo", "kto", "focalpo",
@@ -28,6 +36,7 @@ EXPECTED = {
     "metaapo", "metaapo_simpo", "metaapo_random", "metaapo_same_rate", "metaapo_threshold", "metaapo_all",
     "metaapo_uniform", "metaapo_heuristic", "metaapo_fixed", "metaapo_all_offline", "metaapo_deep",
     "metaapo_multi_feature", "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",
+    "metaapo_semantic", "metaapo_gradient_norm", "metaapo_hidden_state", "metaapo_multi_objective",
 }  # fmt: skip
 
 
@@ -53,13 +62,21 @@ def align(policy: str, out: Path, method: Method, rows: int = 12, **settings: An
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 0} | settings)),
         method=method,
         train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
-        reward_funcs=vowel_reward,
+        reward_funcs=reward_for(method),
     )
     return trainer.train()
 
 
+def reward_for(method: Method) -> Any:
+    return two_rewards if method.pairing.objectives else vowel_reward
+
+
 def selected(out: Path) -> list[bool]:
     return [row["selected"] for path in sorted(out.rglob("selection.parquet")) for row in read_rows(path)]
+
+
+def read_shards(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in read_rows(path)]
 
 
 def leaves_out_unselected(method: Method) -> bool:
@@ -110,18 +127,80 @@ def test_nothing_selected(name: str, policy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_accumulation_changes_nothing(name: str, policy: str, tmp_path: Path) -> None:
-    """8 prompts a step as 8 x 1 and 1 x 8, the last step smaller; float32 sums in another order differ slightly."""
+    """8 prompts a step as 8 x 1 and 1 x 8, the last step smaller; float32 sums in another order differ slightly.
+
+    With plain gradient steps: where pairs of one prompt cancel, Adam would make full steps of what rounding leaves.
+    """
     results = []
     for per_device, accumulation in ((8, 1), (1, 8)):
         training = SETTINGS["training"] | {
             "per_device_train_batch_size": per_device,
             "gradient_accumulation_steps": accumulation,
+            "optim": "sgd",
+            "learning_rate": 0.1,
         }
         out = tmp_path / f"{per_device}"
         align(policy, out, copy.deepcopy(build(name)), rows=11, num_iterations=1, training=training)
         results.append(weights(out / "final"))
     for tensor, other in zip(results[0].values(), results[1].values(), strict=True):
-        torch.testing.assert_close(tensor, other, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(tensor, other, atol=1e-7, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model(byte_tokenizer())
+
+
+def paired(method: Method, count: int) -> list[PromptGroup]:
+    """The groups that the method's pairing makes of offline pairs and two fresh responses each."""
+    groups = []
+    for group in random_groups(count):
+        offline, fresh = group.pairs
+        candidates = Candidates(
+            group.prompt.id, 0, (fresh.chosen, fresh.rejected), (1.0, 0.0), (0.4, 0.2), ((1, 0), (0, 1))
+        )
+        pairs = [replace(p, reference_logps=(-9.0, -8.0)) for p in method.pairing.pairs(offline, candidates)]
+        features = {feature.name: [0.5] * feature.width for feature in method.features()}
+        groups.append(replace(group, pairs=tuple(pairs), features=features))
+    return groups
+
+
+def mean_losses(model: PreTrainedModel, method: Method, batches: list[list[PromptGroup]]) -> list[float]:
+    """The mean of the losses of each batch's groups, each computed alone; the learners learn as in training."""
+    means = []
+    for number, batch in enumerate(batches):
+        steps = [preference_step(model, GroupCollator(0)([g]), method, 1, progress=number / 2) for g in batch]
+        means.append(sum(step.loss.item() for step in steps) / len(steps))
+        for step in steps:
+            method.observe(step.pairs)
+        method.update(lambda rows: rows)
+    return means
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_smaller_last_batch_is_the_mean_over_its_own_prompts(
+    name: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    """Three prompts in batches of two: the last batch is a single group, and counts it once, not half."""
+    method = build(name)
+    groups = paired(method, 3)
+    losses: list[float] = []
+    training = TrainingArguments(
+        output_dir=str(tmp_path),
+        learning_rate=0.0,
+        num_train_epochs=1,
+        per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+    )
+    log = lambda step, values: losses.append(values["loss"])  # noqa: E731
+    PreferenceTrainer(model, training, groups, byte_tokenizer(), copy.deepcopy(method), log).train()
+    assert losses == pytest.approx(mean_losses(model, method, [groups[:2], groups[2:]]), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -134,13 +213,67 @@ def test_lora(name: str, policy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resume_is_bit_identical(name: str, policy: str, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 12, "reward": vowel_reward}
+    arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 12, "reward": reward_for(build(name))}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0
     killed = arguments | {"out": tmp_path / "killed"}
     # Where a learner's state has to come from disk; tests/test_resume.py has the other points.
     assert run_in_process("start:iterations/1/train", **killed) == -9
     assert run_in_process(**killed) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_selm_without_fresh_responses_is_dpo(policy: str, tmp_path: Path) -> None:
+    """Nothing selected leaves the offline pair alone in the pool."""
+    align(policy, tmp_path / "selm", replace(build("selm"), selection=SelectNone()))
+    align(policy, tmp_path / "dpo", build("dpo"))
+    selm, dpo = (weights(tmp_path / name / "final") for name in ("selm", "dpo"))
+    assert selm.keys() == dpo.keys() and all(torch.equal(tensor, dpo[name]) for name, tensor in selm.items())
+    assert policy_moved(policy, tmp_path / "selm")
+
+
+def test_selm_with_optimism_trains_on_the_first_response_drawn(policy: str, tmp_path: Path) -> None:
+    objective = OptimisticDPO(optimism=0.5)
+    out = tmp_path / "run"
+    align(policy, out, METHODS["selm"](objective, num_generations=3), num_iterations=1)
+    drawn = {row["prompt_id"]: row["ids"] for row in read_shards(out / "iterations/0/responses") if row["index"] == 0}
+    pairs = list(read_rows(out / "iterations/0/pairs.parquet"))
+    assert pairs and all(row["sample_ids"] == drawn[row["prompt_id"]] for row in pairs)
+    align(policy, tmp_path / "plain", METHODS["selm"](num_generations=3), num_iterations=1)
+    ours, plain = (weights(tmp_path / name / "final") for name in ("run", "plain"))
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in ours.items())
+
+
+def test_each_objective_has_a_pair_with_reference_log_probs_of_its_own(policy: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    method = replace(METHODS["metaapo_multi_objective"](num_generations=4), selection=SelectAll())
+    align(policy, out, method, num_iterations=1)
+    pairs = list(read_rows(out / "iterations/0/pairs.parquet"))
+    assert [row["objective"] for row in pairs] == [None, 0, 1] * (len(pairs) // 3)
+    kept = {(row["prompt_id"], row["objective"]): row["chosen"] for row in read_shards(out / "iterations/0/reference")}
+    assert len(kept) == 2 * len(pairs) // 3
+    differing = [row for row in pairs[2::3] if row["chosen_ids"] != pairs[pairs.index(row) - 1]["chosen_ids"]]
+    assert differing
+    assert all(kept[row["prompt_id"], 0] != kept[row["prompt_id"], 1] for row in differing)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"), [(vowel_reward, "a list of 2 floats"), ("train", "a reward model gives")]
+)
+def test_several_objectives_need_several_rewards(reward: Any, message: str, policy: str, tmp_path: Path) -> None:
+    trainer = AlignmentTrainer(
+        model=policy,
+        args=AlignmentConfig(output_dir=str(tmp_path / "run"), **SETTINGS | {"warmup_epochs": 0}),
+        method=replace(METHODS["metaapo_multi_objective"](num_generations=3), selection=SelectAll()),
+        train_dataset=preference_rows(4),
+        reward_funcs=reward,
+    )
+    with pytest.raises((AnnotationError, ConfigError), match=message):
+        trainer.train()
+
+
+def test_optimism_without_fresh_responses_is_refused(policy: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use the method selm"):
+        align(policy, tmp_path / "run", METHODS["dpo"](OptimisticDPO()))
 
 
 @pytest.mark.parametrize("reference", ["initial", "previous"])

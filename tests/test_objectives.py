@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from adaptpo.objectives import (
     DPOShift,
     Hinge,
     Objective,
+    OptimisticDPO,
     PairLogps,
     SimPO,
     SLiCHF,
@@ -32,13 +34,15 @@ from adaptpo.objectives import (
 from adaptpo.objectives.kto import ReferencePoint
 from adaptpo.pairing import Offline
 from adaptpo.selection import SelectNone
+from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.telemetry import turn_off_telemetry
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import pair_logps
+from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import preference_step
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
 from adaptpo.weighting import Uniform
-from tests.groups import tokenized_groups
+from tests.groups import random_groups, tokenized_groups
 from tests.tiny import byte_tokenizer, preference_rows, tiny_model
 
 
@@ -171,12 +175,58 @@ def random_pairs() -> PairLogps:
 
 
 @pytest.mark.parametrize(
-    "objective", [DPOShift(0.3, 1.0, 1.0), DPOShift(0.3).at(1.0), DPO(0.3, label_smoothing=0.0)], ids=repr
+    "objective",
+    [
+        DPOShift(0.3, 1.0, 1.0),
+        DPOShift(0.3).at(1.0),
+        DPO(0.3, label_smoothing=0.0),
+        OptimisticDPO(0.3, optimism=0.0),
+    ],
+    ids=repr,
 )
 def test_is_dpo(objective: Objective) -> None:
-    pairs = random_pairs()
+    pairs = replace(random_pairs(), sample=torch.full((16,), -40.0))
     assert torch.equal(objective.loss(pairs), -score(DPO(0.3).margin(pairs)))
     assert torch.equal(objective.margin(pairs), DPO(0.3).margin(pairs))
+
+
+def test_optimism_by_hand() -> None:
+    """It lowers the log-prob of the sample at the rate optimism * beta, and leaves the pair to DPO."""
+    pair, plain = (logps(-6.0, -20.0, reference=(-7.0, -18.5)) for _ in range(2))
+    sample = torch.tensor([-30.0], dtype=torch.float64, requires_grad=True)
+    loss = OptimisticDPO(0.5, optimism=0.02).loss(replace(pair, sample=sample))
+    expected = DPO(0.5).loss(plain)
+    assert loss.item() == pytest.approx(expected.item() + 0.02 * 0.5 * -30.0)
+    loss.sum().backward()
+    expected.sum().backward()
+    assert sample.grad.item() == pytest.approx(0.02 * 0.5)
+    assert (pair.chosen.grad, pair.rejected.grad) == (plain.chosen.grad, plain.rejected.grad)
+
+
+def test_optimism_without_a_sample_is_dpo() -> None:
+    assert torch.equal(OptimisticDPO(0.3).loss(random_pairs()), DPO(0.3).loss(random_pairs()))
+
+
+@pytest.mark.parametrize("rows", [PADDED, Rows(shared_prompts=True)], ids=["padded", "shared"])
+def test_optimism_in_the_step_is_about_the_samples_alone(rows: Rows) -> None:
+    """Against the log-prob of each sample computed as a chosen response; the first pair has none."""
+    model = tiny_model(byte_tokenizer())
+    share_prompts(model)
+    groups = [replace(g, pairs=(replace(g.pairs[0], reference_logps=(-9.0, -8.0)),)) for g in random_groups(4)]
+    sampled = [g.pairs[1].chosen for g in random_groups(4)]
+    with_samples = groups[:1] + [
+        replace(g, pairs=(replace(g.pairs[0], sample=y),)) for g, y in zip(groups[1:], sampled[1:], strict=True)
+    ]
+    as_chosen = [replace(g, pairs=(replace(g.pairs[0], chosen=y),)) for g, y in zip(groups, sampled, strict=True)]
+    logps_of_samples = pair_logps(model, GroupCollator(0)(as_chosen)).chosen[1:]
+
+    def loss(objective: Objective, groups: list[PromptGroup]) -> float:
+        method = Method(SelectNone(), Offline(), objective, Uniform())
+        return preference_step(model, GroupCollator(0, rows)(groups), method, 4).loss.item()
+
+    expected = loss(DPO(0.5), groups) + 0.1 * 0.5 * logps_of_samples.sum().item() / 4
+    assert loss(OptimisticDPO(0.5, optimism=0.1), with_samples) == pytest.approx(expected, rel=1e-5)
+    assert loss(OptimisticDPO(0.5, optimism=0.0), with_samples) == pytest.approx(loss(DPO(0.5), groups), rel=1e-5)
 
 
 def test_dpo_shift_rises_linearly() -> None:

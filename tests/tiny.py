@@ -105,6 +105,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def two_rewards(prompts: list, completions: list, **columns: Any) -> list[list[float]]:
+    """One for vowels and one for being short."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    vowels = vowel_reward(prompts, completions)
+    return [[vowel, -len(set(text)) - 0.1 * vowel] for vowel, text in zip(vowels, texts, strict=True)]
+
+
 def vowel_reward(prompts: list, completions: list, **columns: Any) -> list[float]:
     """A reward that fresh responses of a random model differ in."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]

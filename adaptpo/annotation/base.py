@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from adaptpo.errors import AnnotationError
 from adaptpo.types import Prompt, Response, Text
 
 Request = tuple[Prompt, Response]
@@ -23,6 +24,13 @@ class Annotator:
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         """One reward per request, higher is better; None where the annotator has none to give."""
         raise NotImplementedError
+
+    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+        """The rewards of `count` objectives for each request; None where one of them is missing."""
+        raise AnnotationError(
+            f"this annotator gives one reward, and the method ranks by {count}; set `reward` to a list of {count} "
+            f"annotators, or to a function that returns {count} floats per response"
+        )
 
     def probe(self) -> None:
         """Find out what would else come to light when there are responses to annotate; may ask one small question.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adaptpo.annotation.base import Annotator, Request
+from adaptpo.errors import AnnotationError
 
 Weighted = tuple[Annotator, float]
 
@@ -21,6 +22,14 @@ class CombinedAnnotator(Annotator):
         weights = [weight for _, weight in self.parts]
         columns = [annotator.rewards(requests) for annotator, _ in self.parts]
         return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
+
+    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+        """One objective per annotator, without the weights. Raises AnnotationError for another number."""
+        if count != len(self.parts):
+            raise AnnotationError(f"`reward` lists {len(self.parts)} annotators, and the method has {count} objectives")
+        columns = [annotator.rewards(requests) for annotator, _ in self.parts]
+        rows = [[reward for reward in row if reward is not None] for row in zip(*columns, strict=True)]
+        return [row if len(row) == count else None for row in rows]
 
     def probe(self) -> None:
         for annotator, _ in self.parts:

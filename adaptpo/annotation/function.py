@@ -11,7 +11,7 @@ from typing import Any
 from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
 from adaptpo.errors import AnnotationError, ConfigError
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., list[float | None] | list[list[float]]]
 
 
 def import_function(spec: str) -> RewardFunction:
@@ -41,14 +41,33 @@ class FunctionAnnotator(Annotator):
     """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
 
     Prompts and completions are texts, or lists of chat messages where the data is conversational; every further
-    column of the data set arrives as a keyword with one value per completion.
+    column of the data set arrives as a keyword with one value per completion. For a method of several `objectives`
+    it returns a list of as many floats per completion, and `rewards` is their mean.
     """
 
-    def __init__(self, function: RewardFunction) -> None:
-        self.function = function
+    def __init__(self, function: RewardFunction, objectives: int = 0) -> None:
+        self.function, self.count = function, objectives
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        if self.count:
+            several = self.objectives(requests, self.count)
+            return [None if values is None else sum(values) / self.count for values in several]
+        return [self._valid(value, request) for value, request in zip(self._values(requests), requests, strict=True)]
+
+    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+        found: list[list[float] | None] = []
+        for value, request in zip(self._values(requests), requests, strict=True):
+            if not isinstance(value, Sequence) or len(value) != count:
+                raise AnnotationError(
+                    f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}, and the method has "
+                    f"{count} objectives; it must return a list of {count} floats per completion"
+                )
+            valid = [reward for one in value if (reward := self._valid(one, request)) is not None]
+            found.append(valid if len(valid) == count else None)
+        return found
+
+    def _values(self, requests: Sequence[Request]) -> Sequence[Any]:
         returned = self._call(requests)
         values = returned.tolist() if hasattr(returned, "tolist") else returned
         if not isinstance(values, Sequence):
@@ -60,7 +79,7 @@ class FunctionAnnotator(Annotator):
                 f"reward function '{self.name}' returned {len(values)} values for {len(requests)} completions "
                 f"(prompts {requests[0][0].id} to {requests[-1][0].id}); it must return one float per completion"
             )
-        return [self._valid(value, request) for value, request in zip(values, requests, strict=True)]
+        return values
 
     def _call(self, requests: Sequence[Request]) -> Any:
         names = {name for prompt, _ in requests for name in prompt.columns}

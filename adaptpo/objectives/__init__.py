@@ -5,6 +5,7 @@ from adaptpo.objectives.dpo import DPO
 from adaptpo.objectives.dpo_shift import DPOShift
 from adaptpo.objectives.ipo import IPO
 from adaptpo.objectives.kto import KTO
+from adaptpo.objectives.optimistic_dpo import OptimisticDPO
 from adaptpo.objectives.orpo import ORPO
 from adaptpo.objectives.simpo import SimPO
 from adaptpo.objectives.slic_hf import Hinge, SLiCHF
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "hinge": Hinge,
     "ipo": IPO,
     "kto": KTO,
+    "optimistic_dpo": OptimisticDPO,
     "orpo": ORPO,
     "simpo": SimPO,
     "slic_hf": SLiCHF,
@@ -29,6 +31,7 @@ __all__ = [
     "DPOShift",
     "Hinge",
     "Objective",
+    "OptimisticDPO",
     "PairLogps",
     "SLiCHF",
     "SimPO",

@@ -18,7 +18,8 @@ class PairLogps:
     """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n].
 
     The reference fields are None for objectives that do not need a reference. Length normalization is the
-    objective's own business, hence the token counts.
+    objective's own business, hence the token counts. `sample` are those of each pair's fresh sample, 0 where it has
+    none, and None where no pair has one.
     """
 
     chosen: Tensor
@@ -27,6 +28,7 @@ class PairLogps:
     rejected_tokens: Tensor
     reference_chosen: Tensor | None = None
     reference_rejected: Tensor | None = None
+    sample: Tensor | None = None
 
     def ratios(self) -> Tensor:
         """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""
@@ -46,11 +48,13 @@ def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
 class Objective(ABC):
     """One of the four choices: how well the policy agrees with a pair, and what it pays if it does not.
 
-    `beta` is the scale of log-probs in the margin; 1 where the objective has none.
+    `beta` is the scale of log-probs in the margin; 1 where the objective has none. With `needs_sample` the pairing has
+    to keep a fresh response beside each pair.
     """
 
     beta: float = 1.0
     needs_reference: ClassVar[bool] = False
+    needs_sample: ClassVar[bool] = False
 
     @abstractmethod
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,9 @@ each of the n responses has. The mask's true places in reading order are those o
 """
 
 
+FEATURE = "feature/"
+
+
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
     """[rows, longest] int64."""
     width = max(len(row) for row in rows)
@@ -112,6 +115,12 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
     return {"reference_chosen": chosen, "reference_rejected": rejected}
 
 
+def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
+    """`feature/NAME` [n, width] for n pairs, given the group of each."""
+    names = groups[0].features
+    return {f"{FEATURE}{name}": torch.tensor([group.features[name] for group in groups]) for name in names}
+
+
 def data_weight(columns: dict[str, Any]) -> float | None:
     """The column `weight` of a row: 1 where there is none, None where it is no finite number of 0 or more."""
     value = columns.get("weight", 1.0)
@@ -121,7 +130,8 @@ def data_weight(columns: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class GroupCollator:
-    """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones."""
+    """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones, then the
+    samples of those pairs that have one."""
 
     pad_id: int
     rows: Rows = PADDED
@@ -129,17 +139,21 @@ class GroupCollator:
     def __call__(self, groups: Sequence[PromptGroup]) -> Batch:
         members = [(index, group, pair) for index, group in enumerate(groups) for pair in group.pairs]
         pairs = [pair for _, _, pair in members]
+        samples = [(index, pair.sample.ids) for index, _, pair in members if pair.sample is not None]
         responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
+        prompt_of = [index for index, _, _ in members] * 2 + [index for index, _ in samples]
         nan = float("nan")
         return {
-            **response_rows(groups, responses, [index for index, _, _ in members] * 2, self.pad_id, self.rows),
+            **response_rows(groups, responses + [ids for _, ids in samples], prompt_of, self.pad_id, self.rows),
             **reference_tensors(pairs),
+            **({"has_sample": torch.tensor([pair.sample is not None for pair in pairs])} if samples else {}),
             "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),
             "group": torch.tensor([index for index, _, _ in members]),
             "group_size": torch.tensor([len(group.pairs) for _, group, _ in members]),
             "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
             "data_weight": torch.tensor([data_weight(group.prompt.columns) or 0.0 for _, group, _ in members]),
             "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
+            **feature_tensors([group for _, group, _ in members]),
         }
 
     def batches(self, groups: Sequence[PromptGroup]) -> list[Batch]:
@@ -150,7 +164,10 @@ class GroupCollator:
 def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor) -> PairBatch:
     names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
     return PairBatch(
-        **{name: batch[name] for name in names}, margin=margin.detach().float(), ratios=logps.ratios().detach().float()
+        **{name: batch[name] for name in names},
+        margin=margin.detach().float(),
+        ratios=logps.ratios().detach().float(),
+        features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,14 @@ from adaptpo.seeds import seed_for
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.tokenization import stop_token_ids
 from adaptpo.training.actor_critic import CRITIC, Critic
-from adaptpo.training.models import first_line, is_adapter, load_causal_lm, load_policy, load_tokenizer
+from adaptpo.training.models import (
+    first_line,
+    is_adapter,
+    load_causal_lm,
+    load_encoder,
+    load_policy,
+    load_tokenizer,
+)
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import Rows
 
@@ -237,17 +245,36 @@ class Context:
 
     def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
         cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
-        place = Workplace(self.inference_arguments.device, self.config.max_tokens_per_batch, cache)
+        tokens, objectives = self.config.max_tokens_per_batch, self.method.pairing.objectives
+        place = Workplace(self.inference_arguments.device, tokens, cache, objectives)
         return build_annotator(parts, place)
 
     def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
         """Their rewards; what they took goes to the metrics of the phase."""
+        with self._logging_usage(phase) as annotator:
+            return annotator.rewards(requests)
+
+    def annotate_objectives(self, phase: str, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+        """As `annotate`, with `count` rewards for each request."""
+        with self._logging_usage(phase) as annotator:
+            return annotator.objectives(requests, count)
+
+    @contextmanager
+    def _logging_usage(self, phase: str) -> Iterator[Annotator]:
         annotator = self.annotator()
         try:
-            return annotator.rewards(requests)
+            yield annotator
         finally:
             if usage := annotator.take_usage():
                 self.run.log(phase, {f"annotation/{name}": count for name, count in usage.items()})
+
+    def encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        """A model of texts and its tokenizer, for features of the offline pairs."""
+        return self.slot.get(("encoder", path), lambda: self._load_encoder(path))
+
+    def _load_encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        model, tokenizer = load_encoder(path)
+        return self._placed(model), tokenizer
 
     # Data
 
@@ -262,7 +289,9 @@ class Context:
         kept = [item for item in items if item[0].id in rank]
         return sorted(kept, key=lambda item: rank[item[0].id]) if self.method.filter.orders else kept
 
-    def reference_logps(self, folder: str) -> dict[tuple[int, str], tuple[float, float]]:
-        """Kept log-probs of (chosen, rejected) by (prompt id, source)."""
-        rows = self.run.read_shards(folder)
-        return {(row["prompt_id"], row["source"]): (row["chosen"], row["rejected"]) for row in rows}
+    def reference_logps(self, folder: str) -> dict[tuple[int, str, int | None], tuple[float, float]]:
+        """Kept log-probs of (chosen, rejected) by (prompt id, source, objective)."""
+        return {
+            (row["prompt_id"], row["source"], row.get("objective")): (row["chosen"], row["rejected"])
+            for row in self.run.read_shards(folder)
+        }

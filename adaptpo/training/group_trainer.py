@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from adaptpo.errors import TrainingError
 from adaptpo.files import disk_errors
+from adaptpo.learner import METHOD_STATE
 from adaptpo.method import Method
 from adaptpo.run import RunDirectory
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.collate import Batch
 
-METHOD_STATE = "method.pt"
 Log = Callable[[int, dict[str, float]], None]
 Collate = Callable[[Sequence[Any]], list[Batch]]
 

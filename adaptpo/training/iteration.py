@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptpo.policy_trainer import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
 from adaptpo.training.context import Context
+from adaptpo.training.phases.features import compute_feature
 from adaptpo.training.phases.groups import train_on_groups
 from adaptpo.training.phases.ppo import keep_rollouts, train_on_rollouts
 from adaptpo.training.phases.sample import (
@@ -28,6 +29,9 @@ def selecting(context: Context, iteration: int) -> Phases:
     phases: Phases = {}
     if context.method.selection.needs_margins:
         phases["score"] = partial(score_offline, context, iteration)
+    for feature in context.method.features():
+        if feature.follows_policy:
+            phases[f"features/{feature.name}"] = partial(compute_feature, context, feature, iteration)
     if context.method.pairing.num_generations:
         phases["select"] = partial(select_prompts, context, iteration)
     return phases

@@ -104,8 +104,9 @@ def response_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -
 def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> PairLogps:
     """`PairLogps` of a collated batch of groups, with the kept reference log-probs where the batch carries them."""
     sums, tokens = response_logps(model, batch, chunked_head)
-    chosen, rejected = sums.chunk(2)
-    chosen_tokens, rejected_tokens = tokens.chunk(2)
+    both = 2 * len(batch["prompt_id"])
+    chosen, rejected = sums[:both].chunk(2)
+    chosen_tokens, rejected_tokens = tokens[:both].chunk(2)
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
@@ -113,4 +114,11 @@ def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Pa
         rejected_tokens=rejected_tokens,
         reference_chosen=batch.get("reference_chosen"),
         reference_rejected=batch.get("reference_rejected"),
+        sample=sample_logps(batch, sums[both:]),
     )
+
+
+def sample_logps(batch: Batch, logps: Tensor) -> Tensor | None:
+    """The log-prob of each pair's sample [n], 0 for a pair without one; None where no pair has one."""
+    present = batch.get("has_sample")
+    return None if present is None else logps.new_zeros(present.shape).masked_scatter(present, logps)

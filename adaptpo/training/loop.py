@@ -11,9 +11,11 @@ from typing import Any
 from transformers import AutoConfig, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
+from adaptpo.annotation.settings import FunctionReward, reward_parts
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.files import whole_folder, write_json
 from adaptpo.filtering import KeepAll
+from adaptpo.learner import METHOD_STATE
 from adaptpo.model_card import model_card
 from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
@@ -24,13 +26,14 @@ from adaptpo.training.iteration import Work, iteration_phases
 from adaptpo.training.models import first_line
 from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
+from adaptpo.training.phases.features import keep_feature
 from adaptpo.training.phases.filter import filter_pairs
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.training.phases.train import warm_up
 
-NOT_PART_OF_A_MODEL = ("method.pt", "training_args.bin", CRITIC)
+NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
 
 
 def align(context: Context) -> Path:
@@ -70,6 +73,9 @@ def prepare(context: Context) -> None:
     if not isinstance(context.method.filter, KeepAll):
         do(context, "filter", partial(filter_pairs, context))
         remove_training_folder(context, "filter")
+    for feature in context.method.features():
+        if not feature.follows_policy:
+            do(context, f"features/{feature.name}", partial(keep_feature, context, feature))
 
 
 def run_iteration(context: Context, iteration: int) -> None:
@@ -142,11 +148,30 @@ def refuse_impossible(context: Context) -> None:
             "set `reward` to a reward model, to `train`, or to python:module:function"
         )
     check_sampling(context)
+    check_objectives(context)
+    if context.method.objective.needs_sample and not context.method.pairing.keep_sample:
+        raise ConfigError(
+            f"the objective {context.method.objective!r} needs a fresh response beside each pair, and method "
+            f"'{context.method.name}' keeps none; use the method selm, or another objective"
+        )
     config = AutoConfig.from_pretrained(context.initial)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
     check_training(context)
     check_reward(context)
+
+
+def check_objectives(context: Context) -> None:
+    count = context.method.pairing.objectives
+    if not count or context.reward is None:
+        return
+    parts = [] if context.reward == "train" else reward_parts(context.reward)
+    alone = len(parts) == 1 and isinstance(parts[0], FunctionReward)
+    if not alone and len(parts) != count:
+        raise ConfigError(
+            f"method '{context.method.name}' ranks responses by {count} rewards; set `reward` to a list of {count} "
+            f"annotators, or to python:module:function, a function that returns {count} floats per response"
+        )
 
 
 def check_sampling(context: Context) -> None:

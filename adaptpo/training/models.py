@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from adaptpo.errors import ConfigError, ModelError
 
@@ -50,6 +50,26 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
             "give a model that generates text (a reward model goes to `reward`)"
         )
     return model
+
+
+def load_encoder(path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A model from texts to hidden states, in float32, and its tokenizer.
+
+    Raises ModelError where there is none, or one with weights missing (but for a pooler, which nothing reads).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, loaded = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load an encoder from '{path}': {first_line(error)}\n"
+            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
+        ) from error
+    if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
+        raise ModelError(f"the encoder at '{path}' lacks {', '.join(missing[:3])}; give one with all its weights")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
 
 
 def is_adapter(path: str) -> bool:

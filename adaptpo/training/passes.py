@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def evaluate_pairs(
     """
     model.eval()
     collate = GroupCollator(pad_id, rows)
-    groups = [PromptGroup(prompt=prompt, pairs=(pair,)) for prompt, pair in items]
+    groups = [PromptGroup(prompt=prompt, pairs=(replace(pair, sample=None),)) for prompt, pair in items]
     columns: list[Tensor] = []
     order: list[int] = []
     for indices in token_batches(groups, rows):

@@ -126,7 +126,8 @@ class Rewarding:
     __name__ = "reward"
 
     def __init__(self, context: Context, iteration: int, prompts: Sequence[Prompt]) -> None:
-        self.context, self.folder = context, context.run.path / context.folder(iteration)
+        self.context, self.phase = context, f"{context.folder(iteration)}/train"
+        self.folder = context.run.path / context.folder(iteration)
         self.prompts = {prompt.id: prompt for prompt in prompts}
 
     def __call__(
@@ -139,7 +140,7 @@ class Rewarding:
     ) -> list[float | None]:
         responses = [self.response(*pair) for pair in zip(completions, completion_ids, strict=True)]
         requests = [(self.prompts[number], response) for number, response in zip(prompt_id, responses, strict=True)]
-        rewards = self.context.annotator().rewards(requests)
+        rewards = self.context.annotate(self.phase, requests)
         self.write(trainer_state.global_step, prompt_id, responses, rewards)
         return rewards
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from adaptpo.annotation.base import Request
 from adaptpo.files import read_rows, write_table
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.pairing import Candidates, NoPair
@@ -29,6 +30,7 @@ from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.selection import ScoredPrompts
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair, autocast
+from adaptpo.training.phases.features import read_features
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.types import PreferencePair, Prompt, Response
 
@@ -53,7 +55,7 @@ def scored_prompts(context: Context, iteration: int, count: int) -> ScoredPrompt
     names = ["margin", "chosen_ratio", "rejected_ratio"]
     rows = context.run.read_shards(f"{context.folder(iteration)}/scores", names)
     margin, *ratios = torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float32).view(-1, 3).T
-    return ScoredPrompts(count, margin, torch.stack(ratios, dim=1))
+    return ScoredPrompts(count, margin, torch.stack(ratios, dim=1), read_features(context, iteration))
 
 
 def selection_row(prompt_id: int, probability: float, u: float) -> Row:
@@ -131,10 +133,9 @@ def annotate_responses(context: Context, iteration: int) -> Summary:
     def work(shard: Sequence[Judged]) -> pa.Table:
         requests = [(prompt, response) for prompt, responses in shard for _, response in responses]
         places = [(prompt.id, index) for prompt, responses in shard for index, _ in responses]
-        rewards = context.annotate(f"{context.folder(iteration)}/annotate", requests)
-        names = ("prompt_id", "index", "reward")
-        rows = [dict(zip(names, (*place, r), strict=True)) for place, r in zip(places, rewards, strict=True)]
-        return table(rows, ANNOTATIONS_SCHEMA)
+        names = ("prompt_id", "index", "reward", "objectives")
+        judged = zip(places, rewards_of(context, iteration, requests), strict=True)
+        return table([dict(zip(names, (*place, *found), strict=True)) for place, found in judged], ANNOTATIONS_SCHEMA)
 
     context.run.shards(folder, judged, context.config.shard_size, work, context.config.show_progress)
     rows = list(context.run.read_shards(folder))
@@ -151,6 +152,17 @@ def annotation_usage(context: Context, iteration: int) -> Summary:
     lines = (line for line in context.run.metrics.read() if line["phase"] == phase)
     counts = (Counter({k: v for k, v in line.items() if k.startswith("annotation/")}) for line in lines)
     return dict(sum(counts, Counter()))
+
+
+def rewards_of(
+    context: Context, iteration: int, requests: Sequence[Request]
+) -> list[tuple[float | None, list[float] | None]]:
+    """The reward of each response, and those of its objectives where the pairing ranks by several."""
+    phase, count = f"{context.folder(iteration)}/annotate", context.method.pairing.objectives
+    if not count:
+        return [(reward, None) for reward in context.annotate(phase, requests)]
+    several = context.annotate_objectives(phase, requests, count)
+    return [(None, None) if values is None else (sum(values) / count, values) for values in several]
 
 
 def build_pairs(context: Context, iteration: int) -> Summary:
@@ -174,13 +186,17 @@ def build_pairs(context: Context, iteration: int) -> Summary:
 
 def read_candidates(context: Context, iteration: int) -> dict[int, Candidates]:
     rows = context.run.read_shards(f"{context.folder(iteration)}/annotations")
-    rewards = {(row["prompt_id"], row["index"]): row["reward"] for row in rows}
+    rewards, several = {}, {}
+    for row in rows:
+        place = row["prompt_id"], row["index"]
+        rewards[place], several[place] = row["reward"], row["objectives"]
     return {
         prompt.id: Candidates(
             prompt_id=prompt.id,
             iteration=iteration,
             responses=tuple(responses),
             rewards=tuple(rewards[prompt.id, index] for index in range(len(responses))),
+            objectives=tuple(several[prompt.id, index] for index in range(len(responses))),
             offline_rewards=(rewards.get((prompt.id, CHOSEN)), rewards.get((prompt.id, REJECTED))),
         )
         for prompt, responses in answered_prompts(context, iteration)

@@ -32,7 +32,13 @@ def keep_reference(context: Context, folder: str, path: str, items: Sequence[Pro
 def reference_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
     values = zip(items, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
     return [
-        {"prompt_id": prompt.id, "source": pair.source, "chosen": chosen, "rejected": rejected}
+        {
+            "prompt_id": prompt.id,
+            "source": pair.source,
+            "objective": pair.objective,
+            "chosen": chosen,
+            "rejected": rejected,
+        }
         for (prompt, pair), chosen, rejected in values
     ]
 
@@ -43,7 +49,8 @@ def with_reference(context: Context, folder: str, items: Sequence[PromptedPair])
         return list(items)
     kept = context.reference_logps(folder)
     return [
-        (p, replace(pair, reference_logps=kept.get((p.id, pair.source), pair.reference_logps))) for p, pair in items
+        (p, replace(pair, reference_logps=kept.get((p.id, pair.source, pair.objective), pair.reference_logps)))
+        for p, pair in items
     ]
 
 

@@ -14,6 +14,7 @@ from adaptpo.progress import TrainingBar
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method, train_phase
 from adaptpo.training.passes import PromptedPair
+from adaptpo.training.phases.features import features_of_prompts
 from adaptpo.training.phases.sample import iteration_pairs
 from adaptpo.training.phases.score import with_reference
 from adaptpo.training.trainer import PreferenceTrainer
@@ -22,13 +23,17 @@ from adaptpo.types import PreferencePair, Prompt, PromptGroup
 Summary = dict[str, Any]
 
 
-def as_groups(items: Sequence[PromptedPair]) -> list[PromptGroup]:
+Features = dict[int, dict[str, list[float]]]
+"""What learners know about the offline pair of each prompt: prompt id -> feature -> values."""
+
+
+def as_groups(items: Sequence[PromptedPair], features: Features | None = None) -> list[PromptGroup]:
     prompts: dict[int, Prompt] = {}
     pairs: dict[int, list[PreferencePair]] = defaultdict(list)
     for prompt, pair in items:
         prompts[prompt.id] = prompt
         pairs[prompt.id].append(pair)
-    return [PromptGroup(prompts[i], tuple(pairs[i])) for i in prompts]
+    return [PromptGroup(prompts[i], tuple(pairs[i]), features[i] if features else {}) for i in prompts]
 
 
 def warm_up(context: Context) -> Summary:
@@ -40,7 +45,10 @@ def warm_up(context: Context) -> Summary:
 def train_iteration(context: Context, iteration: int) -> Summary:
     items = with_reference(context, "reference", iteration_pairs(context, iteration))
     items = with_reference(context, f"{context.folder(iteration)}/reference", items)
-    return train(context, context.folder(iteration), items, context.start_policy(iteration), iteration=iteration)
+    features = features_of_prompts(context, iteration)
+    return train(
+        context, context.folder(iteration), items, context.start_policy(iteration), features, iteration=iteration
+    )
 
 
 def train(
@@ -48,6 +56,7 @@ def train(
     phase: str,
     items: Sequence[PromptedPair],
     policy: str,
+    features: Features | None = None,
     iteration: int | None = None,
     warmup: bool = False,
     proxy: bool = False,
@@ -56,7 +65,7 @@ def train(
 
     `warmup` is offline training with the method's objective for the warm-up's epochs, `proxy` the same for one epoch.
     """
-    groups = as_groups(items)
+    groups = as_groups(items, features)
     offline = warmup or proxy
     log_phase = phase if offline else f"{phase}/train"
     overrides: dict[str, Any] = {"num_train_epochs": context.warmup_epochs if warmup else 1} if offline else {}
