@@ -113,7 +113,7 @@ def test_no_reward_in_a_tensor_is_none(missing: float) -> None:
 def test_several_objectives_are_averaged_and_all_must_be_valid() -> None:
     requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
     annotator = FunctionAnnotator(lambda **_: [[1.0, 4.0], [2.0, float("nan")]], objectives=2)
-    assert annotator.objectives(requests) == [[1.0, 4.0], None]
+    assert annotator.objectives(requests, 2) == [[1.0, 4.0], None]
     assert annotator.rewards(requests) == [2.5, None]
 
 
