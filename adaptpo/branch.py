@@ -18,7 +18,7 @@ from adaptpo.files import JsonLines, whole_file, whole_folder, write_json
 from adaptpo.run import NOT_COMPARED, RunDirectory, differences, flatten, plain, read_state
 
 LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
-LATER_SECTIONS = ("meta.", "method.")
+LATER_SECTIONS = ("meta.", "method.", "stage.")
 OWN_FILES = frozenset(
     {
         "config.yaml",

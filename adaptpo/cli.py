@@ -25,6 +25,15 @@ works on unfinished runs.
 
   adaptpo report runs/example
 """
+STAGE_HELP = """\
+Measure which data a policy needs now: offline pairs (preference injection) or its own samples (preference fine-tuning).
+Two fresh responses to each prompt are compared with the two offline ones by a preference model; the boundary score is
+the share that the policy won. Writes stage.json, the responses, and a report. Goes on where it was interrupted.
+
+  adaptpo stage recipe.yaml
+  adaptpo stage recipe.yaml --model runs/example/final --precision 0.02
+  adaptpo stage --model org/policy --data pairs.jsonl --reward org/reward-model --prompts 500 --out runs/stage
+"""
 SANDBOX_HELP = """\
 A world of its own, small enough for a CPU, whose true reward is known: a policy, a reward model, offline pairs of
 writers of mixed quality, and held-out prompts, all as ordinary Hugging Face folders and data files.
@@ -106,6 +115,19 @@ def run_annotate(options: argparse.Namespace) -> None:
     print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
+def run_stage(options: argparse.Namespace) -> None:
+    from adaptpo.quiet import quiet_libraries
+    from adaptpo.report.stage_page import write_stage_report
+    from adaptpo.stage.command import Options, recipe_of
+    from adaptpo.stage.command import run_stage as measure
+    from adaptpo.stage.words import print_found
+
+    quiet_libraries()
+    recipe = recipe_of(Options.of(options))
+    print_found(measure(recipe))
+    print(f"\nReport: {write_stage_report(Path(recipe.output_dir))}")
+
+
 def run_sandbox_build(options: argparse.Namespace) -> None:
     from adaptpo.quiet import quiet_libraries
     from adaptpo.sandbox.build import build
@@ -174,6 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--reward", required=True, help="a reward model, python:module:function, or YAML")
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
+    add_stage(commands)
 
     methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
     methods.add_argument("--json", action="store_true", help="as JSON, for machines")
@@ -190,6 +213,18 @@ def add_command(
     )
     parser.set_defaults(run_command=run)
     return parser
+
+
+def add_stage(commands: argparse._SubParsersAction) -> None:
+    stage = add_command(commands, "stage", "measure which data a policy needs now", STAGE_HELP, run_stage)
+    stage.add_argument("recipe", type=Path, nargs="?", help="a recipe that names model, data and reward")
+    stage.add_argument("--model", help="folder or hub id of the policy (default: the recipe's)")
+    stage.add_argument("--data", help="file, folder or hub id of preference pairs (default: the recipe's)")
+    stage.add_argument("--reward", help="reward model, `train`, or python:module:function (default: the recipe's)")
+    stage.add_argument("--prompts", type=int, help="at most this many prompts (default: 2000)")
+    stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
+    stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
+    stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
 
 
 def add_sandbox(commands: argparse._SubParsersAction) -> None:

@@ -76,6 +76,19 @@ class GenerationSettings(Settings):
         return None if self.memory_gb is None else int(self.memory_gb * 2**30)
 
 
+class StageSettings(Settings):
+    """The boundary measurement of methods that ask for one, and of `adaptpo stage`.
+
+    It looks at up to `prompts` prompts, or stops before that once half the width of the 95 % interval is at most
+    `precision`. `groups`: into how many groups of similar wording prompts are put, each with a score of its own; 1 is
+    one score for all.
+    """
+
+    prompts: int = Field(2000, gt=0)
+    precision: float | None = Field(None, gt=0, lt=0.5)
+    groups: int = Field(1, gt=0)
+
+
 class AlignmentConfig(Settings):
     """Everything about a run but its model, data, reward and method. Names follow TRL where it has one.
 
@@ -101,6 +114,7 @@ class AlignmentConfig(Settings):
     max_prompt_length: int = Field(1024, gt=0)
     max_completion_length: int | None = Field(None, gt=0)
     generation: GenerationSettings = GenerationSettings()
+    stage: StageSettings = StageSettings()
     training: dict[str, Any] = {}
     reward_training: dict[str, Any] = {}
     peft: dict[str, Any] | None = None
@@ -282,6 +296,11 @@ def resolve_path(value: str, folder: Path) -> str:
 
 def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply `--set` assignments. Raises ConfigError with what is wrong and the remedy."""
+    return make_recipe(read_recipe(path), assignments, path.parent)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys that a recipe file sets."""
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -292,13 +311,18 @@ def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Re
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no recipe; it needs at least model, data and output_dir")
+    return values
+
+
+def make_recipe(values: dict[str, Any], assignments: list[str] | tuple[str, ...], folder: Path) -> Recipe:
+    """A recipe of these keys with `--set` assignments; inputs are looked up in `folder` first."""
     for assignment in assignments:
         set_value(values, assignment)
     for key in values:
         if not isinstance(key, str):
             raise ConfigError(f"'{key}': Keys should be strings")
     recipe = Recipe(**values)
-    return recipe.model_copy(update=resolved_inputs(recipe, path.parent))
+    return recipe.model_copy(update=resolved_inputs(recipe, folder))
 
 
 METHOD_PATHS = ("learner", "encoder")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.errors import TrainingError
+from adaptpo.iteration import Iteration
 
 SOURCES = ("offline", "online", "mixed")
 OFFLINE, ONLINE, MIXED = range(3)
@@ -62,8 +63,12 @@ class Learner:
     def reset(self, seed: int) -> None:
         """Start afresh for a run with this seed."""
 
-    def start_iteration(self) -> None:
-        """Called before the training of each iteration."""
+    def needs_stage(self, iteration: int) -> bool:
+        """Whether `start_iteration` wants the alignment stage measured before this iteration."""
+        return False
+
+    def start_iteration(self, now: Iteration) -> None:
+        """Called before anything is decided in an iteration, also where a killed run goes on in it."""
 
     def observe(self, batch: PairBatch) -> None:
         """See a micro-batch that the policy was just trained on. Never called in evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptpo.errors import ConfigError
 from adaptpo.features import PairFeature
+from adaptpo.iteration import Iteration
 from adaptpo.learner import OFFLINE, ONLINE, Gather, PairBatch
 from adaptpo.objectives import score
 from adaptpo.trained_learner import learner_file, trained_network
@@ -55,7 +57,9 @@ class MetaLearner(Trust):
     deeper (both Table 7), `pair_features` adds what the run computes about the offline pair. `frozen` keeps the network
     as it is, which is what an earlier run made of it where `trained` names that run's folder. With `drift`, an update
     comes as soon as the buffer's mean score is that many standard deviations away from its mean at the update before,
-    and after four intervals at the latest (the adaptive interval that the paper leaves open).
+    and after four intervals at the latest (the adaptive interval that the paper leaves open). With `stage_start`, the
+    boundary score of the policy that starts the first iteration sets the output's bias: a policy in the injection stage
+    starts by trusting offline pairs.
     """
 
     def __init__(
@@ -70,13 +74,14 @@ class MetaLearner(Trust):
         drift: float | None = None,
         pair_features: tuple[PairFeature, ...] = (),
         trained: str | None = None,
+        stage_start: bool = False,
     ) -> None:
         self.learning_rate = learning_rate
         self.update_interval = update_interval
         self.score_scale = score_scale
         self.constant_fill = constant_fill
         self.layers, self.features, self.frozen, self.drift = layers, features, frozen, drift
-        self.pair_features, self.trained = pair_features, trained
+        self.pair_features, self.trained, self.stage_start = pair_features, trained, stage_start
         self.reset(seed=0)
 
     def __repr__(self) -> str:
@@ -87,6 +92,7 @@ class MetaLearner(Trust):
             "frozen": False,
             "drift": None,
             "pair_features": (),
+            "stage_start": False,
         }
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
         shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `sources`.
@@ -110,7 +116,7 @@ class MetaLearner(Trust):
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.updates, self.last_loss = 0, float("nan")
         self.last_mean: float | None = None
-        self.start_iteration()
+        self.steps, self.buffer = 0, self.empty_buffer()
 
     def load_trained(self, path: str) -> None:
         try:
@@ -121,8 +127,18 @@ class MetaLearner(Trust):
                 "give a run of the method metaapo"
             ) from error
 
-    def start_iteration(self) -> None:
+    def needs_stage(self, iteration: int) -> bool:
+        return self.stage_start and iteration == 0
+
+    def start_iteration(self, now: Iteration) -> None:
         self.steps, self.buffer = 0, self.empty_buffer()
+        if self.needs_stage(now.number):
+            self.start_at(1 - now.measured().score)
+
+    def start_at(self, trust: float) -> None:
+        """Let h rise to `trust` instead of 0.5 at score 0; at most 0.95, so that it still learns."""
+        share = min(max(trust, 0.05), 0.95)
+        nn.init.constant_(self.network[-2].bias, math.log(share / (1 - share)))
 
     def empty_buffer(self) -> Tensor:
         """[0, inputs + 1]: the inputs of an offline pair, and the score of the online pair of its prompt."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from adaptpo.errors import ConfigError
 from adaptpo.features import PairFeature
 from adaptpo.filtering import KEEP_ALL, Filter
+from adaptpo.iteration import Iteration
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives import Objective
 from adaptpo.pairing import Offline, Pairing
@@ -70,6 +71,18 @@ class Method:
         """What the learners read beside the run's model and data: name -> path or hub id."""
         return {name: path for learner in self.learners() for name, path in learner.sources().items()}
 
+    def needs_stage(self, iteration: int) -> bool:
+        """Whether the alignment stage of the policy is measured before this iteration."""
+        choices = (self.selection, self.pairing, self.weighting)
+        asked = [choice.needs_stage(iteration) for choice in choices]
+        return any(asked) or any(learner.needs_stage(iteration) for learner in self.learners())
+
+    def at(self, now: Iteration) -> Method:
+        """The method as it is in an iteration; its learners are the same objects."""
+        return replace(
+            self, selection=self.selection.at(now), pairing=self.pairing.at(now), weighting=self.weighting.at(now)
+        )
+
     def warmup(self) -> Method:
         """Plain offline training with the same objective."""
         return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
@@ -91,9 +104,9 @@ class Method:
         for learner in self.learners():
             learner.reset(seed)
 
-    def start_iteration(self) -> None:
+    def start_iteration(self, now: Iteration) -> None:
         for learner in self.learners():
-            learner.start_iteration()
+            learner.start_iteration(now)
 
     def observe(self, batch: PairBatch) -> None:
         for learner in self.learners():

@@ -16,20 +16,31 @@ from adaptpo.filtering import AgreeingMargins, AlignmentPotential, EasyFirst, Lo
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
-from adaptpo.pairing import MixedPool, Offline, OfflineAndOnline, OnePairPerObjective, Online, Rollouts
+from adaptpo.pairing import (
+    MixedPool,
+    Offline,
+    OfflineAndOnline,
+    OnePairPerObjective,
+    Online,
+    Pairing,
+    PairingByStage,
+    PairingSchedule,
+    Rollouts,
+)
 from adaptpo.policy_trainer import GRPO, PPO, RLOO
 from adaptpo.running import RunningGap
 from adaptpo.selection import (
     SelectAll,
     SelectAtSameRate,
     SelectByLearner,
+    SelectByStage,
     SelectLowest,
     SelectNone,
     SelectRandom,
     SelectUncertain,
 )
 from adaptpo.trust import SigmoidTrust
-from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
+from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, StageBlend, Uniform
 
 METHODS: dict[str, Callable[..., Method]] = {}
 
@@ -623,3 +634,86 @@ def metaapo_previous(
     Paper: the authors' released code of MetaAPO, from the second iteration on.
     """
     return replace(metaapo(objective, num_generations, learning_rate, update_interval), reference="previous")
+
+
+def in_turn(objective: Objective, *plan: Pairing) -> Method:
+    """Pairings that share the iterations of a run evenly; each iteration's reference is the policy that started it."""
+    return Method(SelectAll(), PairingSchedule(plan), objective, Uniform(), reference="previous")
+
+
+@named
+def off_off(objective: Objective = DPO()) -> Method:  # noqa: B008
+    """Offline pairs in both halves of the iterations.
+
+    Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_off".
+    Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
+    """
+    return in_turn(objective, Offline(), Offline())
+
+
+@named
+def off_on(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+    """Offline pairs in the first half of the iterations, the policy's own in the second.
+
+    Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_on".
+    Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
+    """
+    return in_turn(objective, Offline(), Online(num_generations))
+
+
+@named
+def on_off(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+    """The policy's own pairs in the first half of the iterations, offline ones in the second.
+
+    Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_off".
+    Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
+    """
+    return in_turn(objective, Online(num_generations), Offline())
+
+
+@named
+def on_on(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+    """The policy's own pairs in both halves of the iterations.
+
+    Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_on".
+    Deviation: each iteration has its own part of the data.
+    """
+    return in_turn(objective, Online(num_generations), Online(num_generations))
+
+
+@named
+def two_stage(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+    """Measures the alignment stage before each iteration: offline pairs under injection, own pairs under fine-tuning.
+
+    Paper: the alignment-stages paper, Algorithm 1.
+    Deviation: an undecided measurement follows Algorithm 1's rule, V_off > V_on; the paper's own runs are fixed
+    schedules, and no run of it switches by the measurement.
+    """
+    return Method(SelectAll(), PairingByStage(num_generations), objective, Uniform(), reference="previous")
+
+
+@named
+def stage_blend(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """The boundary score as the share of prompts to generate for, and as the weight of their online pair.
+
+    Paper: none; section 7 of the alignment-stages paper leaves smooth blending to future work. `stage.groups` of the
+    recipe gives each group of prompts its own score.
+    """
+    pairing = OfflineAndOnline(num_generations, keep_unselected=True)
+    return Method(SelectByStage(), pairing, objective, StageBlend(), reference="previous")
+
+
+@named
+def metaapo_stage(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+) -> Method:
+    """MetaAPO whose meta-learner starts from the stage: under injection it first trusts offline pairs more.
+
+    Paper: none; MetaAPO (Yang et al., 2025) with the boundary score of the alignment-stages paper.
+    """
+    learner = MetaLearner(learning_rate, update_interval, stage_start=True)
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from adaptpo.choice import Choice
 from adaptpo.errors import ConfigError
+from adaptpo.iteration import Iteration
 from adaptpo.types import PreferencePair, Response
 
 
@@ -60,19 +62,25 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
     )
 
 
-class Pairing(ABC):
+class Pairing(Choice, ABC):
     """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
     `ranks_offline` the responses of the offline pair are annotated as well; with `keep_sample` each pair keeps a fresh
     response for objectives that need one; `objectives` is how many rewards a response is ranked by, 0 for the one."""
 
-    num_generations: int = 0
     keep_sample: bool = False
     objectives: int = 0
     ranks_offline: ClassVar[bool] = False
 
+    @property
+    def num_generations(self) -> int:
+        return 0
+
     def __post_init__(self) -> None:
         if self.num_generations == 1:
             raise ConfigError("num_generations is 1, and a pair needs 2 responses; set it to 2 or more")
+
+    def at(self, now: Iteration) -> Pairing:
+        return self
 
     @abstractmethod
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
@@ -195,6 +203,45 @@ class OnePairPerObjective(Pairing):
         return tuple(made)
 
 
+@dataclass(frozen=True)
+class PairingSchedule(Pairing):
+    """One pairing after another: the run's iterations are shared evenly among `plan` (Table 1 of the alignment-stages
+    paper has two iterations). Outside an iteration it is the first."""
+
+    plan: tuple[Pairing, ...] = (Offline(), Online())
+
+    def __post_init__(self) -> None:
+        if not self.plan:
+            raise ConfigError("the schedule is empty; give at least one pairing")
+
+    @property
+    def num_generations(self) -> int:
+        return max(pairing.num_generations for pairing in self.plan)
+
+    def at(self, now: Iteration) -> Pairing:
+        return self.plan[now.number * len(self.plan) // now.count].at(now)
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        return self.plan[0].pairs(offline, candidates)
+
+
+@dataclass(frozen=True)
+class PairingByStage(Pairing):
+    """The offline pair while the policy is in the preference injection stage, best against worst of K fresh responses
+    once it is in the fine-tuning stage (the alignment-stages paper, section 5)."""
+
+    num_generations: int = 2
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> Pairing:
+        return Offline() if now.measured().injection else Online(self.num_generations)
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        return Online(self.num_generations).pairs(offline, candidates)
+
+
 PAIRINGS: dict[str, type[Pairing]] = {
     "offline": Offline,
     "online": Online,
@@ -202,4 +249,6 @@ PAIRINGS: dict[str, type[Pairing]] = {
     "mixed_pool": MixedPool,
     "rollouts": Rollouts,
     "one_per_objective": OnePairPerObjective,
+    "schedule": PairingSchedule,
+    "by_stage": PairingByStage,
 }

@@ -61,6 +61,20 @@ ANNOTATIONS_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "index": pa.int32(), "reward": pa.float64(), "objectives": pa.list_(pa.float64())}
 )
 TOKENS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "index": pa.int32(), "values": pa.list_(pa.float32())})
+COMPARISONS_SCHEMA = pa.schema(
+    {"prompt_id": pa.int64(), "fresh": pa.int32(), "offline": pa.string(), "preference": pa.float64()}
+)
+CANDIDATES_SCHEMA = pa.schema(
+    {
+        "prompt_id": pa.int64(),
+        "source": pa.string(),
+        "first": pa.float32(),
+        "second": pa.float32(),
+        "first_tokens": pa.int32(),
+        "second_tokens": pa.int32(),
+    }
+)
+GROUPS_SCHEMA = pa.schema({"prompt_id": pa.int64(), "group": pa.int32(), "score": pa.float64()})
 PAIRS_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),

@@ -6,13 +6,15 @@ Adding one: the class here, and its line in `SELECTIONS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from adaptpo.choice import Choice
 from adaptpo.errors import ConfigError
+from adaptpo.iteration import UNKNOWN_STAGE, Iteration, StageReading
 from adaptpo.learner import Learner
 from adaptpo.trust import Trust
 
@@ -25,20 +27,21 @@ class ScoredPrompts:
     count: int
     margin: Tensor | None = None
     ratios: Tensor | None = None
+    prompt_id: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Selection(ABC):
+class Selection(Choice, ABC):
     """One of the four choices. The loop scores the offline pairs first only where `needs_margins` says so."""
 
     needs_margins: ClassVar[bool] = False
 
+    def at(self, now: Iteration) -> Selection:
+        return self
+
     @abstractmethod
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         """Probability in [0, 1] that a prompt gets fresh responses, [n]; the loop draws with the prompt's own seed."""
-
-    def learners(self) -> tuple[Learner, ...]:
-        return ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,24 @@ class SelectAtSameRate(SelectByLearner):
         return super().probability(prompts).mean().expand(prompts.count)
 
 
+@dataclass(frozen=True)
+class SelectByStage(Selection):
+    """Generate for a share of the prompts that is the boundary score: many where the policy's own responses win."""
+
+    stage: StageReading = UNKNOWN_STAGE
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> SelectByStage:
+        return replace(self, stage=now.measured())
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        if prompts.prompt_id is None:
+            return torch.full((prompts.count,), self.stage.score)
+        return self.stage.of_prompts(prompts.prompt_id)
+
+
 SELECTIONS: dict[str, type[Selection]] = {
     "none": SelectNone,
     "all": SelectAll,
@@ -150,4 +171,5 @@ SELECTIONS: dict[str, type[Selection]] = {
     "uncertain": SelectUncertain,
     "meta_learner": SelectByLearner,
     "same_rate": SelectAtSameRate,
+    "by_stage": SelectByStage,
 }

@@ -77,15 +77,15 @@ class AlignmentTrainer:
 
         Returns the folder of the aligned model. Raises an AdaptpoError that names the remedy.
         """
-        with self._claimed() as context:
+        with self.open() as context:
             return align(context)
 
-    def open(self) -> Path:
+    def prepare(self) -> Path:
         """Run everything before the first iteration alone: data, checks, reference log-probs, evaluation, warm-up.
 
         Returns `args.output_dir`. `train` goes on from there, and so do other runs that name it as `branch_of`.
         """
-        with self._claimed() as context:
+        with self.open() as context:
             run_opening(context)
             return context.run.path
 
@@ -95,7 +95,8 @@ class AlignmentTrainer:
         return opening_facts(self._resolved(initial, reward))
 
     @contextmanager
-    def _claimed(self) -> Iterator[Context]:
+    def open(self) -> Iterator[Context]:
+        """The run with its folder locked and claimed, before any phase; see `train` for the errors."""
         with open_run(Path(self.args.output_dir)) as run:
             initial, reward = self._models(run.path / "inputs")
             config = self._resolved(initial, reward)

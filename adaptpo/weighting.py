@@ -6,19 +6,21 @@ Adding one: the class here, and its line in `WEIGHTINGS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from adaptpo.choice import Choice
 from adaptpo.errors import ConfigError
+from adaptpo.iteration import UNKNOWN_STAGE, Iteration, StageReading
 from adaptpo.learner import OFFLINE, Learner, PairBatch
 from adaptpo.running import RunningGap
 from adaptpo.trust import Trust
 
 
-class Weighting(ABC):
+class Weighting(Choice, ABC):
     """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
 
     With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
@@ -26,12 +28,12 @@ class Weighting(ABC):
 
     needs_data_weight: ClassVar[bool] = False
 
+    def at(self, now: Iteration) -> Weighting:
+        return self
+
     @abstractmethod
     def weights(self, batch: PairBatch) -> Tensor:
         """The weight of each pair, [n], no gradient; the loss is divided by the number of prompts, not of pairs."""
-
-    def learners(self) -> tuple[Learner, ...]:
-        return ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,25 @@ class DataWeight(Weighting):
         return batch.data_weight / batch.group_size
 
 
+@dataclass(frozen=True)
+class StageBlend(Weighting):
+    """The boundary score for the online pair of a prompt, and the rest for its offline pair: the smooth form of the
+    switch between stages that the alignment-stages paper leaves open. A pair that is alone counts 1."""
+
+    stage: StageReading = UNKNOWN_STAGE
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> StageBlend:
+        return replace(self, stage=now.measured())
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        online = self.stage.of_prompts(batch.prompt_id)
+        blend = torch.where(batch.source == OFFLINE, 1 - online, online)
+        return torch.where(batch.group_size == 1, torch.ones_like(blend), blend)
+
+
 WEIGHTINGS: dict[str, type[Weighting]] = {
     "uniform": Uniform,
     "learned_blend": LearnedBlend,
@@ -138,4 +159,5 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "focal": Focal,
     "reward_difference": RewardDifference,
     "data_weight": DataWeight,
+    "stage_blend": StageBlend,
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from adaptpo.iteration import Iteration
 from adaptpo.learner import OFFLINE, ONLINE, PairBatch
 from adaptpo.meta_learner import MetaLearner, new_network
 from adaptpo.selection import ScoredPrompts
@@ -138,7 +139,7 @@ def test_iteration_starts_with_an_empty_buffer_but_keeps_what_was_learned() -> N
     learner.observe(pair_batch([1.0], [2.0]))
     learner.update(identity)
     network = [p.clone() for p in learner.network.parameters()]
-    learner.start_iteration()
+    learner.start_iteration(Iteration(1, 2))
     assert (learner.steps, len(learner.buffer)) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(network, learner.network.parameters(), strict=True))
 

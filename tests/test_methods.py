@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
 from adaptpo.errors import AnnotationError, ConfigError
 from adaptpo.files import read_rows
+from adaptpo.iteration import Iteration, StageReading
 from adaptpo.method_table import axis_names, method_rows
 from adaptpo.methods import METHODS
 from adaptpo.objectives import OptimisticDPO
@@ -37,6 +39,7 @@ EXPECTED = {
     "metaapo_uniform", "metaapo_heuristic", "metaapo_fixed", "metaapo_all_offline", "metaapo_deep",
     "metaapo_multi_feature", "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",
     "metaapo_semantic", "metaapo_gradient_norm", "metaapo_hidden_state", "metaapo_multi_objective",
+    "off_off", "off_on", "on_off", "on_on", "two_stage", "stage_blend", "metaapo_stage",
 }  # fmt: skip
 
 
@@ -79,9 +82,17 @@ def read_shards(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in read_rows(path)]
 
 
-def leaves_out_unselected(method: Method) -> bool:
+def leaves_out_unselected(method: Method, out: Path) -> bool:
+    """Whether it does so in every iteration of the run."""
     pair = PreferencePair(0, "offline", Response("a", [1]), Response("b", [2]))
-    return not method.pairing.pairs(pair, None)
+    count = SETTINGS["num_iterations"]
+    iterations = [Iteration(number, count, measured_stage(out, number)) for number in range(count)]
+    return not any(method.at(now).pairing.pairs(pair, None) for now in iterations)
+
+
+def measured_stage(out: Path, iteration: int) -> StageReading | None:
+    facts = json.loads((out / "state.json").read_text())["phases"].get(f"iterations/{iteration}/stage")
+    return facts and StageReading(facts["boundary_score"], facts["injection"])
 
 
 def policy_moved(policy: str, out: Path) -> bool:
@@ -122,7 +133,7 @@ def test_nothing_selected(name: str, policy: str, tmp_path: Path) -> None:
     method = replace(build(name), selection=SelectNone())
     align(policy, tmp_path / "run", method)
     assert not any(selected(tmp_path / "run"))
-    assert policy_moved(policy, tmp_path / "run") != leaves_out_unselected(method)
+    assert policy_moved(policy, tmp_path / "run") != leaves_out_unselected(method, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", METHODS)

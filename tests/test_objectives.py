@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from adaptpo.iteration import Iteration
 from adaptpo.learner import PairBatch
 from adaptpo.method import Method
 from adaptpo.objectives import (
@@ -270,7 +271,7 @@ def test_reference_point_is_the_mean_of_the_last_step_not_below_zero() -> None:
             point.observe(observed(*batch))
         point.update(lambda rows: rows)
         assert point.value == expected
-    point.start_iteration()
+    point.start_iteration(Iteration(1, 2))
     assert point.value == 0.0
 
 

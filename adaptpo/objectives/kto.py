@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, sigmoid
 
+from adaptpo.iteration import Iteration
 from adaptpo.learner import Gather, Learner, PairBatch
 from adaptpo.objectives.base import Objective, PairLogps, log_ratios
 
@@ -23,9 +24,9 @@ class ReferencePoint(Learner):
         self.reset(seed=0)
 
     def reset(self, seed: int) -> None:
-        self.start_iteration()
+        self.value, self.seen = 0.0, torch.zeros(0)
 
-    def start_iteration(self) -> None:
+    def start_iteration(self, now: Iteration) -> None:
         self.value, self.seen = 0.0, torch.zeros(0)
 
     def observe(self, batch: PairBatch) -> None:

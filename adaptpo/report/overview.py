@@ -65,7 +65,7 @@ def planned(run: RunData) -> Iterator[str]:
         yield from ["warmup", *["evaluate/warmup"] * evaluated]
     for t in range(run.config.get("num_iterations", 1)):
         yield f"iteration {t}"
-        kinds = ["score", "select", "generate", "annotate", "pair", *reference, "train"]
+        kinds = ["stage", "score", "select", "generate", "annotate", "pair", *reference, "train"]
         yield from (f"iterations/{t}/{kind}" for kind in kinds)
         yield from [f"evaluate/iteration-{t}"] * evaluated
     yield "final"

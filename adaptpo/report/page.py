@@ -57,9 +57,9 @@ def figure_specs(run: RunData) -> list[FigureSpec]:
     return [spec for maker in FIGURES if (spec := maker(run))]
 
 
-def template() -> Template:
+def template(name: str = "report.html.j2") -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -74,6 +74,7 @@ def iteration_row(run: RunData, t: int) -> dict[str, str | None]:
     seconds = run.seconds(f"iterations/{t}/")
     return {
         "iteration": str(t),
+        "boundary score": styled(run.phases.get(f"iterations/{t}/stage", {}).get("boundary_score"), ".3f"),
         "prompts": styled(counts.prompts),
         "generated for": styled(counts.generated_for),
         "share": styled(ratio(counts.generated_for, counts.prompts), ".1%"),

@@ -23,6 +23,7 @@ from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError
 from adaptpo.files import read_rows
 from adaptpo.generation.base import Sampling
+from adaptpo.iteration import Iteration, StageReading
 from adaptpo.method import Method, Reference
 from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
@@ -105,6 +106,9 @@ class Context:
             return str(self.checkpoint(iteration - 1))
         return str(self.run.path / "warmup" / "checkpoint") if self.warmup_epochs else self.initial
 
+    def stage_folder(self, iteration: int) -> str:
+        return f"{self.folder(iteration)}/stage"
+
     @property
     def reward_folder(self) -> Path:
         return self.run.path / "reward" / "model"
@@ -119,6 +123,21 @@ class Context:
     @property
     def reference_choice(self) -> Reference:
         return self.config.reference or self.method.reference
+
+    def iteration(self, number: int) -> Iteration:
+        """What the method's choices may know of it; the stage once it is measured."""
+        folder = self.stage_folder(number)
+        if not self.run.done(folder):
+            return Iteration(number, self.config.num_iterations)
+        found = self.run.state["phases"][folder]
+        groups = self.run.path / folder / "groups.parquet"
+        by_prompt = {row["prompt_id"]: row["score"] for row in read_rows(groups)} if groups.exists() else {}
+        stage = StageReading(found["boundary_score"], found["injection"], by_prompt)
+        return Iteration(number, self.config.num_iterations, stage)
+
+    def method_in(self, iteration: int) -> Method:
+        """The method as it is in this iteration."""
+        return self.method.at(self.iteration(iteration))
 
     def arguments(
         self, phase: str, kind: type[TrainingArguments] = TrainingArguments, /, **overrides: Any

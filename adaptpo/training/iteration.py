@@ -27,19 +27,20 @@ Phases = dict[str, Work]
 
 def selecting(context: Context, iteration: int) -> Phases:
     phases: Phases = {}
-    if context.method.selection.needs_margins:
+    method = context.method_in(iteration)
+    if method.selection.needs_margins:
         phases["score"] = partial(score_offline, context, iteration)
-    for feature in context.method.features():
+    for feature in method.features():
         if feature.follows_policy:
             phases[f"features/{feature.name}"] = partial(compute_feature, context, feature, iteration)
-    if context.method.pairing.num_generations:
+    if method.pairing.num_generations:
         phases["select"] = partial(select_prompts, context, iteration)
     return phases
 
 
 def sampling(context: Context, iteration: int) -> Phases:
     phases = selecting(context, iteration)
-    if context.method.pairing.num_generations:
+    if context.method_in(iteration).pairing.num_generations:
         phases["generate"] = partial(generate_responses, context, iteration)
         phases["annotate"] = partial(annotate_responses, context, iteration)
     return phases

@@ -31,6 +31,7 @@ from adaptpo.training.phases.filter import filter_pairs
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
 from adaptpo.training.phases.score import keep_reference
+from adaptpo.training.phases.stage import measure_stage
 from adaptpo.training.phases.train import warm_up
 
 NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
@@ -81,7 +82,7 @@ def prepare(context: Context) -> None:
 def run_iteration(context: Context, iteration: int) -> None:
     """The method's phases on one sequential part of the data, then an evaluation."""
     folder = context.folder(iteration)
-    restore_method(context, iteration)
+    start_method(context, iteration)
     for name, work in iteration_phases(context, iteration).items():
         do(context, f"{folder}/{name}", work)
     remove_training_folder(context, folder)
@@ -107,16 +108,20 @@ def uses_offline_pairs(context: Context) -> bool:
 
 def needs_annotation(context: Context) -> bool:
     fresh = context.method.pairing.num_generations > 0
-    return fresh or context.eval_rows is not None or "reward_gap" in context.method.filter.needs
+    measures = any(context.method.needs_stage(iteration) for iteration in range(context.config.num_iterations))
+    return fresh or measures or context.eval_rows is not None or "reward_gap" in context.method.filter.needs
 
 
-def restore_method(context: Context, iteration: int) -> None:
-    """The learners as the iteration before left them, or at their start, whatever this process did until now."""
+def start_method(context: Context, iteration: int) -> None:
+    """The learners as the iteration before left them, or at their start, whatever this process did until now, and the
+    stage of the policy where the method asks for it."""
     if iteration > 0:
         load_method(context.method, context.checkpoint(iteration - 1))
     else:
         context.method.reset(context.config.seed)
-    context.method.start_iteration()
+    if context.method.needs_stage(iteration):
+        do(context, context.stage_folder(iteration), partial(measure_stage, context, iteration))
+    context.method.start_iteration(context.iteration(iteration))
 
 
 def snapshot(context: Context, name: str) -> None:

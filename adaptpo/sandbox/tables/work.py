@@ -44,7 +44,7 @@ def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
 
 def open_policy(recipe: Path, assignments: Sequence[str]) -> None:
     """What comes before the first iteration, for the runs that have it in common."""
-    trainer(recipe, assignments).open()
+    trainer(recipe, assignments).prepare()
 
 
 def trainer(recipe: Path, assignments: Sequence[str]) -> AlignmentTrainer:

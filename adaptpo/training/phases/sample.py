@@ -40,7 +40,7 @@ Summary = dict[str, Any]
 def select_prompts(context: Context, iteration: int) -> Summary:
     """Draw which prompts get fresh responses, each with its own uniform number."""
     prompts = [prompt for prompt, _ in context.offline(iteration)]
-    probabilities = context.method.selection.probability(scored_prompts(context, iteration, len(prompts)))
+    probabilities = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, prompts))
     rows = [
         selection_row(prompt.id, probability, uniform_for(context.config.seed, "select", iteration, prompt.id))
         for prompt, probability in zip(prompts, probabilities.tolist(), strict=True)
@@ -49,13 +49,14 @@ def select_prompts(context: Context, iteration: int) -> Summary:
     return {"prompts": len(rows), "selected": sum(row["selected"] for row in rows)}
 
 
-def scored_prompts(context: Context, iteration: int, count: int) -> ScoredPrompts:
+def scored_prompts(context: Context, iteration: int, prompts: Sequence[Prompt]) -> ScoredPrompts:
+    ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.long)
     if not context.method.selection.needs_margins:
-        return ScoredPrompts(count)
+        return ScoredPrompts(len(prompts), prompt_id=ids)
     names = ["margin", "chosen_ratio", "rejected_ratio"]
     rows = context.run.read_shards(f"{context.folder(iteration)}/scores", names)
     margin, *ratios = torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float32).view(-1, 3).T
-    return ScoredPrompts(count, margin, torch.stack(ratios, dim=1), read_features(context, iteration))
+    return ScoredPrompts(len(prompts), margin, torch.stack(ratios, dim=1), ids, read_features(context, iteration))
 
 
 def selection_row(prompt_id: int, probability: float, u: float) -> Row:
@@ -71,7 +72,7 @@ def selected_prompts(context: Context, iteration: int) -> list[Prompt]:
 
 def generate_responses(context: Context, iteration: int) -> Summary:
     """K fresh responses to each selected prompt from the policy that starts the iteration."""
-    count = context.method.pairing.num_generations
+    count = context.method_in(iteration).pairing.num_generations
     prompts = selected_prompts(context, iteration) if count else []
     folder = f"{context.folder(iteration)}/responses"
 
@@ -116,9 +117,10 @@ def judged_prompts(context: Context, iteration: int) -> list[Judged]:
     """The responses to annotate with their indices: the fresh ones, and the offline ones where they are ranked too."""
     pairs = {prompt.id: pair for prompt, pair in context.offline(iteration)}
     judged: list[Judged] = []
+    ranks_offline = context.method_in(iteration).pairing.ranks_offline
     for prompt, responses in answered_prompts(context, iteration):
         indexed = list(enumerate(responses))
-        if context.method.pairing.ranks_offline:
+        if ranks_offline:
             pair = pairs[prompt.id]
             indexed += [(CHOSEN, pair.chosen), (REJECTED, pair.rejected)]
         judged.append((prompt, indexed))
@@ -170,9 +172,10 @@ def build_pairs(context: Context, iteration: int) -> Summary:
     candidates = read_candidates(context, iteration)
     pairs: list[PreferencePair] = []
     left_out: list[Row] = []
+    pairing = context.method_in(iteration).pairing
     for prompt, offline in context.offline(iteration):
         offline = replace(offline, iteration=iteration)
-        outcome = context.method.pairing.pairs(offline, candidates.get(prompt.id))
+        outcome = pairing.pairs(offline, candidates.get(prompt.id))
         if isinstance(outcome, NoPair):
             left_out.append({"prompt_id": prompt.id, "reason": outcome.reason})
         else:

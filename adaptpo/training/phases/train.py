@@ -72,13 +72,14 @@ def train(
     if context.method.filter.orders and not proxy:
         overrides["train_sampling_strategy"] = "sequential"
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
-    updates_before = context.method.metrics().get("meta/updates", 0.0)
+    method = context.method if iteration is None else context.method_in(iteration)
+    updates_before = method.metrics().get("meta/updates", 0.0)
     trainer = PreferenceTrainer(
         model=prepared(context, context.take_policy(policy), recomputes_activations(args)),
         args=args,
         groups=groups,
         tokenizer=context.tokenizer,
-        method=context.method.warmup() if offline else context.method,
+        method=method.warmup() if offline else method,
         log=lambda step, values: context.run.log(log_phase, values, iteration, step),
         pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
         callbacks=[TrainingBar(log_phase, context.config.show_progress)],
@@ -89,7 +90,7 @@ def train(
         train_phase(trainer, context.run, log_phase)
     with whole_folder(context.run.path / phase / "checkpoint") as folder:
         trainer.save_model(str(folder))
-        save_method(context.method, folder)
+        save_method(method, folder)
     summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
     updates = trainer.method.metrics().get("meta/updates")
     return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
