@@ -31,6 +31,7 @@ from adaptpo.selection import (
     SELECTIONS,
     ScoredPrompts,
     SelectAll,
+    SelectAtSameRate,
     SelectByLearner,
     SelectLowest,
     SelectNone,
@@ -46,6 +47,7 @@ from tests.test_meta_learner import pair_batch
 
 LEARNERS = {
     SelectByLearner: MetaLearner,
+    SelectAtSameRate: MetaLearner,
     LearnedBlend: MetaLearner,
     LabelDegrees: MetaLearner,
     RewardDifference: RunningGap,
@@ -69,6 +71,12 @@ def test_every_selection_gives_one_probability_per_prompt(name: str) -> None:
     probability = built(SELECTIONS[name]).probability(ScoredPrompts(5, torch.linspace(-9, 9, 5)))
     assert probability.shape == (5,)
     assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_the_same_rate_is_the_learners_mean_for_every_prompt() -> None:
+    learner, prompts = MetaLearner(), ScoredPrompts(2, torch.tensor([-20.0, 20.0]))
+    mean = SelectByLearner(learner).probability(prompts).mean()
+    assert torch.equal(SelectAtSameRate(learner).probability(prompts), mean.expand(2))
 
 
 def test_learner_selects_where_the_policy_disagrees_with_the_pair() -> None:

@@ -97,8 +97,8 @@ def compare(context: Context, subject: Subject, items: Sequence[PromptedPair]) -
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
         contests = [(prompt, pair, fresh[prompt.id]) for prompt, pair in shard]
-        rows = compared(AnnotatorPreference(context.annotator()), contests)
-        return table(rows, COMPARISONS_SCHEMA)
+        with context.annotating(subject.folder) as annotator:
+            return table(compared(AnnotatorPreference(annotator), contests), COMPARISONS_SCHEMA)
 
     folder = f"{subject.folder}/comparisons"
     context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)

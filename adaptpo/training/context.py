@@ -270,16 +270,17 @@ class Context:
 
     def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
         """Their rewards; what they took goes to the metrics of the phase."""
-        with self._logging_usage(phase) as annotator:
+        with self.annotating(phase) as annotator:
             return annotator.rewards(requests)
 
     def annotate_objectives(self, phase: str, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """As `annotate`, with `count` rewards for each request."""
-        with self._logging_usage(phase) as annotator:
+        with self.annotating(phase) as annotator:
             return annotator.objectives(requests, count)
 
     @contextmanager
-    def _logging_usage(self, phase: str) -> Iterator[Annotator]:
+    def annotating(self, phase: str) -> Iterator[Annotator]:
+        """The annotator; what it takes meanwhile goes to the metrics of the phase."""
         annotator = self.annotator()
         try:
             yield annotator
