@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class PairBatch:
     `group` numbers the prompt groups of the micro-batch from 0; `group_size` is how many pairs the pair's prompt has
     in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
     `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
-    name, the [n, width] that learners asked for about the offline pair of each pair's prompt.
+    name, the [n, width] that learners asked for about the offline pair of each pair's prompt; `divergence` is that of
+    `PairLogps`, None where the run keeps no reference log-probs of tokens.
 
     Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
     """
@@ -46,6 +47,7 @@ class PairBatch:
     margin: Tensor
     ratios: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    divergence: Tensor | None = None
 
     def __post_init__(self) -> None:
         present = torch.bincount(self.group)[self.group]
@@ -55,6 +57,35 @@ class PairBatch:
                 f"prompts {torn[:5]} came with only some of their pairs in one micro-batch; "
                 "batch whole prompt groups, or the weights within a prompt no longer sum to 1"
             )
+
+
+Estimator = Literal["central", "jvp", "exact"]
+"""How a derivative through an optimizer step is found: by a central difference, in forward mode, or by
+differentiating the step itself."""
+
+Goal = Callable[[Tensor, Tensor, int, int], Tensor]
+"""From losses [n] and margins [n] of some held-out pairs, the number of all of them, and the number of those with a
+positive margin, to the part of a goal (the less, the better) that these n make: a scalar with a graph."""
+
+
+@dataclass(frozen=True)
+class Influence:
+    """`goal`: its value after a step. `of_weights` [n]: its derivatives with respect to the weights of the pairs of
+    that step, in their order."""
+
+    goal: float
+    of_weights: Tensor
+
+
+class TakenStep(Protocol):
+    """An optimizer step that the policy has just taken, for learners that ask what its weights were worth."""
+
+    @property
+    def batches(self) -> Sequence[tuple[PairBatch, Tensor]]:
+        """The pairs of each micro-batch (of this rank) with their weights [n]."""
+
+    def influence(self, goal: Goal) -> Influence | None:
+        """What the weights did to the policy's goal on held-out pairs; None where no pairs are held out."""
 
 
 class Learner:
@@ -72,6 +103,18 @@ class Learner:
 
     def observe(self, batch: PairBatch) -> None:
         """See a micro-batch that the policy was just trained on. Never called in evaluation."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether there are steps that `look_ahead` will name an estimator for."""
+        return False
+
+    def look_ahead(self) -> Estimator | None:
+        """How the coming optimizer step is to be differentiated, if it is one to learn from."""
+        return None
+
+    def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
+        """Called after an optimizer step for which `look_ahead` named an estimator, before `update`."""
 
     def update(self, gather: Gather) -> None:
         """Called after every optimizer step of the policy; learn if it is time to."""

@@ -9,11 +9,12 @@ from adaptpo.errors import ConfigError
 from adaptpo.features import PairFeature
 from adaptpo.filtering import KEEP_ALL, Filter
 from adaptpo.iteration import Iteration
-from adaptpo.learner import Gather, Learner, PairBatch
+from adaptpo.learner import Estimator, Gather, Learner, PairBatch, TakenStep
 from adaptpo.objectives import Objective
 from adaptpo.pairing import Offline, Pairing
 from adaptpo.policy_trainer import OnPairs, PolicyTrainer
 from adaptpo.selection import Selection, SelectNone
+from adaptpo.validation import Validation
 from adaptpo.weighting import Uniform, Weighting
 
 Reference = Literal["initial", "previous"]
@@ -23,8 +24,9 @@ Reference = Literal["initial", "previous"]
 class Method:
     """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
     the loss compares with (those of the initial model, or of the policy that started the iteration), which offline
-    pairs are used at all, and what trains the policy: by default the objective on the pairs. Under another trainer the
-    objective is that of a warm-up and of the margins that selection and evaluation see.
+    pairs are used at all, which of those are held out from training for learners that look ahead, and what trains the
+    policy: by default the objective on the pairs. Under another trainer the objective is that of a warm-up and of the
+    margins that selection and evaluation see.
 
     A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
     `Method` object can be used for many runs.
@@ -37,6 +39,7 @@ class Method:
     warmup_epochs: int = 0
     reference: Reference = "initial"
     filter: Filter = KEEP_ALL
+    validation: Validation | None = None
     trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
     name: str = "custom"
 
@@ -83,6 +86,11 @@ class Method:
             self, selection=self.selection.at(now), pairing=self.pairing.at(now), weighting=self.weighting.at(now)
         )
 
+    @property
+    def needs_reference(self) -> bool:
+        split = self.validation is not None and self.validation.needs_reference
+        return self.objective.needs_reference or self.weighting.needs_reference_tokens or split
+
     def warmup(self) -> Method:
         """Plain offline training with the same objective."""
         return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
@@ -95,7 +103,9 @@ class Method:
         return {
             "objective": repr(self.objective),
             "filter": repr(self.filter),
+            "validation": repr(self.validation),
             "needs_data_weight": self.weighting.needs_data_weight,
+            "needs_reference_tokens": self.weighting.needs_reference_tokens,
             "uses_offline_pairs": self.trainer.uses_pairs or self.selection.needs_margins,
             "features": [repr(feature) for feature in self.features() if not feature.follows_policy],
         }
@@ -111,6 +121,15 @@ class Method:
     def observe(self, batch: PairBatch) -> None:
         for learner in self.learners():
             learner.observe(batch)
+
+    def look_ahead(self) -> Estimator | None:
+        wanted = [estimator for learner in self.learners() if (estimator := learner.look_ahead())]
+        return wanted[0] if wanted else None
+
+    def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
+        for learner in self.learners():
+            if learner.look_ahead():
+                learner.learn_ahead(step, gather)
 
     def update(self, gather: Gather) -> None:
         for learner in self.learners():

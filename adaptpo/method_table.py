@@ -35,6 +35,7 @@ def method_row(name: str) -> dict[str, Any]:
         **method.choices(),
         "filter": repr(method.filter),
         "trainer": repr(method.trainer),
+        "validation": None if method.validation is None else repr(method.validation),
         "reference": method.reference,
         "warmup_epochs": method.warmup_epochs,
         "paper": " ".join(paper.group(1).split()) if paper else "",
@@ -60,11 +61,14 @@ def name_in(table: dict[str, Any], choice: Any) -> str:
 
 
 def further(name: str) -> str:
-    """What a method says beside the four choices: a filter of the offline pairs, another trainer or reference."""
+    """What a method says beside the four choices: a filter of the offline pairs, held-out pairs, another trainer or
+    reference."""
     method = METHODS[name]()
     found = name_in(FILTERS, method.filter)
     said = [found] if found != "all" else []
     said += [] if method.trainer.uses_pairs else [name_in(POLICY_TRAINERS, method.trainer)]
+    if method.validation is not None:
+        said.append(f"holds out {method.validation.share:.0%}")
     return ", ".join(said + (["reference: previous"] if method.reference == "previous" else []))
 
 

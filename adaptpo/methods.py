@@ -5,7 +5,7 @@ Adding one: a function here under `@named`. The four choices that it names are a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from adaptpo.degree_learner import DegreeLearner
 from adaptpo.features import GradientNorm, HiddenState, Similarity
 from adaptpo.filtering import AgreeingMargins, AlignmentPotential, EasyFirst, LowHeldOutLoss, LowPerplexity
+from adaptpo.learner import Estimator
 from adaptpo.meta_learner import MetaLearner
 from adaptpo.method import Method
 from adaptpo.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
@@ -39,8 +40,21 @@ from adaptpo.selection import (
     SelectRandom,
     SelectUncertain,
 )
+from adaptpo.temporal import FeatureSet, TemporalLearner, ValidationGoal
+from adaptpo.temporal.features import BASE, Centre
+from adaptpo.temporal.networks import Architecture
 from adaptpo.trust import SigmoidTrust
-from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, StageBlend, Uniform
+from adaptpo.validation import Split, Validation
+from adaptpo.weighting import (
+    DataWeight,
+    Focal,
+    LabelDegrees,
+    LearnedBlend,
+    RewardDifference,
+    StageBlend,
+    Temporal,
+    Uniform,
+)
 
 METHODS: dict[str, Callable[..., Method]] = {}
 
@@ -717,3 +731,72 @@ def metaapo_stage(
     learner = MetaLearner(learning_rate, update_interval, stage_start=True)
     method = metaapo(objective, num_generations)
     return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
+@named
+def metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+    margin_weight: float = 0.1,
+    entropy: float = 0.0,
+    features: Sequence[str] = BASE,
+    decay: float = 0.9,
+    centre: Centre = "mean",
+    architecture: Architecture = "linear",
+    estimator: Estimator = "central",
+    validation_share: float = 0.03,
+    validation_split: Split = "stratified",
+) -> Method:
+    """MetaPO: each pair's training history makes its weight, by a meta-learner that is learned on held-out pairs.
+
+    Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
+    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) and is measured on as many held-out
+    pairs as a step trains on, not on all; difficulty is a preference of the initial model, whose loss is the same for
+    all pairs; the divergence is estimated on the tokens of the data.
+    """
+    learner = TemporalLearner(
+        features=FeatureSet(tuple(features), decay, centre),
+        architecture=architecture,
+        learning_rate=meta_learning_rate,
+        interval=meta_interval,
+        goal=ValidationGoal(margin_weight),
+        entropy=entropy,
+        estimator=estimator,
+    )
+    validation = Validation(validation_share, validation_split)
+    return Method(SelectNone(), Offline(), objective, Temporal(learner), validation=validation)
+
+
+@named
+def iterative_dpo_metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+) -> Method:
+    """Iterative DPO whose fresh pairs count by MetaPO's weights, learned on held-out offline pairs.
+
+    Paper: Li et al., 2026 (MetaPO), Table 21.
+    Deviation: a fresh pair has a history only if it is trained on for more than one epoch.
+    """
+    weighting = metapo(objective, meta_interval, meta_learning_rate).weighting
+    return replace(iterative_dpo(objective, num_generations), weighting=weighting, validation=Validation())
+
+
+@named
+def metaapo_metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+) -> Method:
+    """MetaAPO whose blend of offline and online pair is multiplied by MetaPO's weight of each.
+
+    Paper: none; MetaAPO (Yang et al., 2025) and MetaPO (Li et al., 2026) together.
+    """
+    method = metaapo(objective, num_generations, learning_rate, update_interval)
+    temporal = TemporalLearner(interval=meta_interval, learning_rate=meta_learning_rate)
+    return replace(method, weighting=Temporal(temporal, method.weighting), validation=Validation())

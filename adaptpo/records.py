@@ -38,6 +38,9 @@ LOGPS_SCHEMA = pa.schema(
         "rejected": pa.float32(),
     }
 )
+TOKEN_LOGPS_SCHEMA = LOGPS_SCHEMA.append(pa.field("chosen_tokens", pa.list_(pa.float32()))).append(
+    pa.field("rejected_tokens", pa.list_(pa.float32()))
+)
 SCORES_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),
@@ -51,6 +54,7 @@ SCORES_SCHEMA = pa.schema(
 )
 FEATURES_SCHEMA = pa.schema({"prompt_id": pa.int64(), "values": pa.list_(pa.float32()), "truncated": pa.bool_()})
 FILTER_SCHEMA = pa.schema({"prompt_id": pa.int64(), "priority": pa.float32(), "rank": pa.int64(), "kept": pa.bool_()})
+VALIDATION_SCHEMA = pa.schema({"prompt_id": pa.int64(), "difficulty": pa.float64()})
 SELECTION_SCHEMA = pa.schema(
     {"prompt_id": pa.int64(), "probability": pa.float32(), "u": pa.float64(), "selected": pa.bool_()}
 )

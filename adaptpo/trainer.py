@@ -122,6 +122,7 @@ class AlignmentTrainer:
             "trainer": repr(self.method.trainer),
             "reference": self.method.reference,
             "warmup_epochs": self.method.warmup_epochs,
+            "validation": None if self.method.validation is None else repr(self.method.validation),
             "opening": self.method.opening(),
         }
         inputs = {

@@ -6,6 +6,7 @@ Token lists never contain padding.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ class PreferencePair:
     """Two responses to one prompt with their provenance.
 
     `reference_logps` are log pi_ref of (chosen, rejected) in nats, summed over response tokens; None until computed.
+    `reference_tokens` are the same by token, float32, kept for methods that need them.
     `reward_gap` is the annotator's reward of chosen minus rejected, where one annotated the pair. `sample` is a fresh
     response to the prompt as it was drawn, ranked or not, where the pairing keeps one. `objective` numbers the reward
     that ranked the pair, where the annotator gives several.
@@ -73,6 +75,7 @@ class PreferencePair:
     iteration: int = 0
     reward_gap: float | None = None
     reference_logps: tuple[float, float] | None = None
+    reference_tokens: tuple[array[float], array[float]] | None = None
     sample: Response | None = None
     objective: int | None = None
 

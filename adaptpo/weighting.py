@@ -6,7 +6,7 @@ Adding one: the class here, and its line in `WEIGHTINGS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -17,16 +17,19 @@ from adaptpo.errors import ConfigError
 from adaptpo.iteration import UNKNOWN_STAGE, Iteration, StageReading
 from adaptpo.learner import OFFLINE, Learner, PairBatch
 from adaptpo.running import RunningGap
+from adaptpo.temporal import TemporalLearner
 from adaptpo.trust import Trust
 
 
 class Weighting(Choice, ABC):
     """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
 
-    With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
+    With `needs_data_weight`, rows without a valid column `weight` are left out of the data. With
+    `needs_reference_tokens`, the run keeps the reference's log-probs of every token, whatever the objective needs.
     """
 
     needs_data_weight: ClassVar[bool] = False
+    needs_reference_tokens: ClassVar[bool] = False
 
     def at(self, now: Iteration) -> Weighting:
         return self
@@ -34,6 +37,10 @@ class Weighting(Choice, ABC):
     @abstractmethod
     def weights(self, batch: PairBatch) -> Tensor:
         """The weight of each pair, [n], no gradient; the loss is divided by the number of prompts, not of pairs."""
+
+    def facts(self, batch: PairBatch) -> dict[str, list[float]]:
+        """What else `pair_weights.jsonl` says about each of the n pairs: lists of n numbers by name."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,31 @@ class StageBlend(Weighting):
         return torch.where(batch.group_size == 1, torch.ones_like(blend), blend)
 
 
+@dataclass(frozen=True)
+class Temporal(Weighting):
+    """`softplus(a . s + b)` of the features s of a pair's training history (MetaPO, Eq. 10), times its weight by
+    `within`: its share of the prompt, or the blend of MetaAPO."""
+
+    learner: TemporalLearner
+    within: Weighting = field(default_factory=Uniform)
+    needs_reference_tokens: ClassVar[bool] = True
+
+    def needs_stage(self, iteration: int) -> bool:
+        return self.within.needs_stage(iteration)
+
+    def at(self, now: Iteration) -> Temporal:
+        return replace(self, within=self.within.at(now))
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return self.learner.weight(batch) * self.within.weights(batch)
+
+    def facts(self, batch: PairBatch) -> dict[str, list[float]]:
+        return self.learner.facts(batch)
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner, *self.within.learners())
+
+
 WEIGHTINGS: dict[str, type[Weighting]] = {
     "uniform": Uniform,
     "learned_blend": LearnedBlend,
@@ -160,4 +192,5 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "reward_difference": RewardDifference,
     "data_weight": DataWeight,
     "stage_blend": StageBlend,
+    "temporal": Temporal,
 }

@@ -30,13 +30,16 @@ class Ratio:
     spread: tuple[float, float]
 
 
-def seconds(function: Callable[[], object]) -> float:
+Clock = Callable[[], float]
+
+
+def seconds(function: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     gc.collect()
     synchronize()
-    start = time.perf_counter()
+    start = clock()
     function()
     synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize() -> None:
@@ -44,12 +47,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def alternate(variants: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+def alternate(
+    variants: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every variant, `repeats` times in turn; with `warm_up`, a first turn does not count."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + warm_up):
         for name, function in variants.items():
-            taken = seconds(function)
+            taken = seconds(function, clock)
             if turn >= warm_up:
                 times[name].append(taken)
     return times

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int
 
     quiet_libraries()
     torch.set_num_threads(1)
-    settings_of_method = {"num_generations": 4, "update_interval": 2}
+    settings_of_method = {"num_generations": 4, "update_interval": 2, "meta_interval": 2}
     taken = inspect.signature(METHODS[method]).parameters
     arguments = {name: value for name, value in settings_of_method.items() if name in taken}
     trainer = AlignmentTrainer(
@@ -73,8 +74,10 @@ def kill_around(owner: Any, name: str, matches: Callable[..., bool], after: bool
 
 def arm(point: str) -> None:
     """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH`, `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
-    `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name)."""
+    `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name), `looking:N` (MetaPO's
+    N-th pass in changed weights of the policy)."""
     from adaptpo import files, run
+    from adaptpo.training import look_ahead
     from adaptpo.training.phases import prepare, reward
 
     kind, _, rest = point.partition(":")
@@ -89,6 +92,9 @@ def arm(point: str) -> None:
         kill_around(files, "flush_tree", lambda folder: rest in str(folder), after=True)
     elif kind == "reward-step":
         kill_around(reward.RewardHooks, "on_log", lambda *a, **k: a[2].global_step == int(rest), after=False)
+    elif kind == "looking":
+        passes = count(1)
+        kill_around(look_ahead.LookAhead, "_losses_at", lambda *_: next(passes) == int(rest), after=True)
     else:
         phase, _, step = rest.rpartition(":")
         arm_training(kind, phase, int(step))

@@ -40,6 +40,7 @@ EXPECTED = {
     "metaapo_multi_feature", "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",
     "metaapo_semantic", "metaapo_gradient_norm", "metaapo_hidden_state", "metaapo_multi_objective",
     "off_off", "off_on", "on_off", "on_on", "two_stage", "stage_blend", "metaapo_stage",
+    "metapo", "iterative_dpo_metapo", "metaapo_metapo",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def quiet() -> None:
 
 
 def build(name: str) -> Method:
-    settings = {"num_generations": 3, "update_interval": 2}
+    settings = {"num_generations": 3, "update_interval": 2, "meta_interval": 2}
     taken = inspect.signature(METHODS[name]).parameters
     return METHODS[name](**{key: value for key, value in settings.items() if key in taken})
 

@@ -19,7 +19,8 @@ class PairLogps:
 
     The reference fields are None for objectives that do not need a reference. Length normalization is the
     objective's own business, hence the token counts. `sample` are those of each pair's fresh sample, 0 where it has
-    none, and None where no pair has one.
+    none, and None where no pair has one. `divergence` estimates KL(policy | reference) in nats a token, as a mean over
+    the tokens of both responses, without gradient; None where the reference of tokens is not kept.
     """
 
     chosen: Tensor
@@ -29,6 +30,7 @@ class PairLogps:
     reference_chosen: Tensor | None = None
     reference_rejected: Tensor | None = None
     sample: Tensor | None = None
+    divergence: Tensor | None = None
 
     def ratios(self) -> Tensor:
         """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""

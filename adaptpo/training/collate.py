@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from adaptpo.learner import SOURCES, PairBatch
 from adaptpo.objectives import PairLogps
@@ -112,7 +113,16 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
     if len(logps) < len(pairs):
         return {}
     chosen, rejected = torch.tensor(logps, dtype=torch.float32).unbind(dim=1)
-    return {"reference_chosen": chosen, "reference_rejected": rejected}
+    return {"reference_chosen": chosen, "reference_rejected": rejected, **reference_tokens(pairs)}
+
+
+def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
+    """`reference_tokens` [2n, longest] float32, laid out as `response_mask`, 0 behind the end of a response."""
+    kept = [pair.reference_tokens for pair in pairs if pair.reference_tokens is not None]
+    if len(kept) < len(pairs):
+        return {}
+    rows = [torch.frombuffer(tokens, dtype=torch.float32) for side in zip(*kept, strict=True) for tokens in side]
+    return {"reference_tokens": pad_sequence(rows, batch_first=True)}
 
 
 def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
@@ -168,6 +178,7 @@ def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor) -> PairBatch:
         margin=margin.detach().float(),
         ratios=logps.ratios().detach().float(),
         features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
+        divergence=logps.divergence,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -299,7 +300,25 @@ class Context:
     # Data
 
     def offline(self, part: int | None = None) -> list[PromptedPair]:
-        """The tokenized offline pairs of one part, or of all; only what the filter kept, once it is done."""
+        """The tokenized offline pairs of one part, or of all; only what the filter kept and what is not held out, once
+        these are done."""
+        held_out = self.held_out
+        return [item for item in self._filtered(part) if item[0].id not in held_out]
+
+    def validation(self) -> list[PromptedPair]:
+        """The offline pairs that are held out from training."""
+        held_out = self.held_out
+        return [item for item in self._filtered() if item[0].id in held_out] if held_out else []
+
+    @property
+    def held_out(self) -> frozenset[int]:
+        """Ids of the prompts held out; none until that is decided."""
+        if not self.run.done("validation"):
+            return frozenset()
+        rows = read_rows(self.run.path / "data" / "validation.parquet", ["prompt_id"])
+        return frozenset(row["prompt_id"] for row in rows)
+
+    def _filtered(self, part: int | None = None) -> list[PromptedPair]:
         where = None if part is None else {"part": part}
         items = [read_offline(row) for row in read_rows(self.run.path / "data" / "offline.parquet", where=where)]
         if not self.run.done("filter"):
@@ -309,9 +328,16 @@ class Context:
         kept = [item for item in items if item[0].id in rank]
         return sorted(kept, key=lambda item: rank[item[0].id]) if self.method.filter.orders else kept
 
-    def reference_logps(self, folder: str) -> dict[tuple[int, str, int | None], tuple[float, float]]:
-        """Kept log-probs of (chosen, rejected) by (prompt id, source, objective)."""
+    def kept_reference(self, folder: str) -> dict[tuple[int, str, int | None], dict[str, Any]]:
+        """The reference fields of a `PreferencePair` by (prompt id, source, objective)."""
         return {
-            (row["prompt_id"], row["source"], row.get("objective")): (row["chosen"], row["rejected"])
+            (row["prompt_id"], row["source"], row.get("objective")): reference_fields(row)
             for row in self.run.read_shards(folder)
         }
+
+
+def reference_fields(row: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"reference_logps": (row["chosen"], row["rejected"])}
+    if "chosen_tokens" in row:
+        fields["reference_tokens"] = (array("f", row["chosen_tokens"]), array("f", row["rejected_tokens"]))
+    return fields

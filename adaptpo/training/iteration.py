@@ -49,7 +49,7 @@ def sampling(context: Context, iteration: int) -> Phases:
 def on_pairs(context: Context, iteration: int, trainer: OnPairs) -> Phases:
     phases = sampling(context, iteration)
     phases["pair"] = partial(build_pairs, context, iteration)
-    if context.method.objective.needs_reference:
+    if context.method.needs_reference:
         phases["reference"] = partial(keep_iteration_reference, context, iteration)
     return phases | {"train": partial(train_iteration, context, iteration)}
 

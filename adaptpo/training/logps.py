@@ -19,6 +19,9 @@ from adaptpo.training.collate import Batch
 LOGIT_BYTES = 2**27
 """Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""
 
+MOST = 10.0
+"""Nats that one token can add to the divergence."""
+
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(base_model(model).forward).parameters)
@@ -103,10 +106,15 @@ def response_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -
 
 def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> PairLogps:
     """`PairLogps` of a collated batch of groups, with the kept reference log-probs where the batch carries them."""
-    sums, tokens = response_logps(model, batch, chunked_head)
+    return sum_pairs(token_logps(model, batch, chunked_head), batch)
+
+
+def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
+    """From what `token_logps` returned for this batch: rows of the n chosen, the n rejected, and the samples."""
     both = 2 * len(batch["prompt_id"])
+    sums, counts = tokens.sum(dim=1), batch["response_mask"].sum(dim=1)
     chosen, rejected = sums[:both].chunk(2)
-    chosen_tokens, rejected_tokens = tokens[:both].chunk(2)
+    chosen_tokens, rejected_tokens = counts[:both].chunk(2)
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
@@ -115,6 +123,7 @@ def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Pa
         reference_chosen=batch.get("reference_chosen"),
         reference_rejected=batch.get("reference_rejected"),
         sample=sample_logps(batch, sums[both:]),
+        divergence=divergence(tokens[:both].detach(), batch),
     )
 
 
@@ -122,3 +131,21 @@ def sample_logps(batch: Batch, logps: Tensor) -> Tensor | None:
     """The log-prob of each pair's sample [n], 0 for a pair without one; None where no pair has one."""
     present = batch.get("has_sample")
     return None if present is None else logps.new_zeros(present.shape).masked_scatter(present, logps)
+
+
+def divergence(tokens: Tensor, batch: Batch) -> Tensor | None:
+    """KL(policy | reference) of n pairs in nats a token, [n], by the k3 estimator (Schulman, 2020) `exp(g) - 1 - g`.
+
+    g is log pi_ref - log pi; the mean is over the tokens of both responses. None where the batch carries no
+    `reference_tokens`. It is 0 where the two agree and never negative. The tokens are those of the data, not samples of
+    the policy. One token counts `MOST` at most, or a single one that the policy has ruled out would be all there is to
+    see.
+    """
+    if "reference_tokens" not in batch:
+        return None
+    reference = batch["reference_tokens"]
+    rows, longest = reference.shape  # Samples, which have no reference, may be longer.
+    gaps = (reference - tokens[:, :longest]).clamp(max=MOST)
+    sums = (gaps.exp() - 1 - gaps).clamp(max=MOST).sum(dim=1)
+    sides = torch.stack([sums, batch["response_mask"][:rows].sum(dim=1)]).unflatten(1, (2, -1)).sum(dim=1)
+    return (sides[0] / sides[1]).float()

@@ -28,11 +28,13 @@ from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
 from adaptpo.training.phases.features import keep_feature
 from adaptpo.training.phases.filter import filter_pairs
+from adaptpo.training.phases.hold_out import hold_out
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.training.phases.stage import measure_stage
 from adaptpo.training.phases.train import warm_up
+from adaptpo.training.update_rule import check_optimizer
 
 NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
 
@@ -69,7 +71,7 @@ def prepare(context: Context) -> None:
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
-    if context.method.objective.needs_reference and uses_offline_pairs(context):
+    if context.method.needs_reference and uses_offline_pairs(context):
         do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
     if not isinstance(context.method.filter, KeepAll):
         do(context, "filter", partial(filter_pairs, context))
@@ -77,6 +79,8 @@ def prepare(context: Context) -> None:
     for feature in context.method.features():
         if not feature.follows_policy:
             do(context, f"features/{feature.name}", partial(keep_feature, context, feature))
+    if context.method.validation is not None:
+        do(context, "validation", partial(hold_out, context, context.method.validation))
 
 
 def run_iteration(context: Context, iteration: int) -> None:
@@ -197,9 +201,13 @@ def check_training(context: Context) -> None:
     try:
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
-        Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training: {first_line(error)}") from error
+    if any(learner.looks_ahead for learner in context.method.learners()):
+        check_optimizer(optimizer, settings)
+        if args.fp16:
+            raise ConfigError("MetaPO's weights cannot be learned with training.fp16; set training.bf16, or neither")
     if context.config.peft is not None:
         context.policy(context.initial)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from transformers import TrainingArguments
 
 from adaptpo.objectives import PairLogps
 from adaptpo.training.collate import Batch, GroupCollator
-from adaptpo.training.logps import pair_logps
+from adaptpo.training.logps import sum_pairs, token_logps
 from adaptpo.training.rows import PADDED, Rows, token_batches
 from adaptpo.types import PreferencePair, Prompt, PromptGroup
 
@@ -30,26 +31,60 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-@torch.inference_mode()
 def evaluate_pairs(
     model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: Rows = PADDED
 ) -> PairLogps:
-    """`PairLogps` of n pairs under a model, float32 on the CPU, in the order of `items`.
+    """`PairLogps` of n pairs under a model, float32 on the CPU, in the order of `items`."""
+    return evaluate_tokens(model, pad_id, items, args, rows, keep=False)[0]
+
+
+TokenLogps = tuple[array, array]
+"""log pi of every token of the chosen and of the rejected response, float32."""
+
+
+@torch.inference_mode()
+def evaluate_tokens(
+    model: nn.Module,
+    pad_id: int,
+    items: Sequence[PromptedPair],
+    args: TrainingArguments,
+    rows: Rows = PADDED,
+    keep: bool = True,
+) -> tuple[PairLogps, list[TokenLogps]]:
+    """`PairLogps` of n pairs, and with `keep` the log-probs of their tokens, in the order of `items`.
 
     Computed in batches of similar length within `rows.max_tokens`.
     """
+    columns: list[Tensor] = []
+    kept: list[TokenLogps] = []
+    order: list[int] = []
+    for indices, batch, tokens in token_passes(model, pad_id, items, args, rows):
+        columns.append(as_matrix(sum_pairs(tokens, batch)))
+        kept += by_pair(tokens, batch) if keep else []
+        order += indices
+    matrix = torch.cat(columns) if columns else torch.zeros(0, 6)
+    places = torch.tensor(order, dtype=torch.long).argsort()
+    return from_matrix(matrix[places]), [kept[i] for i in places.tolist()] if keep else []
+
+
+def token_passes(
+    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: Rows
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Indices of items, their batch, and its `token_logps`."""
     model.eval()
     collate = GroupCollator(pad_id, rows)
     groups = [PromptGroup(prompt=prompt, pairs=(replace(pair, sample=None),)) for prompt, pair in items]
-    columns: list[Tensor] = []
-    order: list[int] = []
     for indices in token_batches(groups, rows):
+        batch = to_device(collate([groups[i] for i in indices]), args.device)
         with autocast(args):
-            logps = pair_logps(model, to_device(collate([groups[i] for i in indices]), args.device), rows.chunked_head)
-        columns.append(as_matrix(logps))
-        order += indices
-    matrix = torch.cat(columns) if columns else torch.zeros(0, 6)
-    return from_matrix(matrix[torch.tensor(order, dtype=torch.long).argsort()])
+            yield indices, batch, token_logps(model, batch, rows.chunked_head)
+
+
+def by_pair(tokens: Tensor, batch: Batch) -> list[TokenLogps]:
+    lengths = batch["response_mask"].sum(dim=1).tolist()
+    sides = [array("f", row[:length]) for row, length in zip(tokens.float().tolist(), lengths, strict=True)]
+    half = len(sides) // 2
+    return list(zip(sides[:half], sides[half:], strict=True))
 
 
 def as_matrix(logps: PairLogps) -> Tensor:

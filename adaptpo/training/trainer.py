@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from adaptpo.files import JsonLines
 from adaptpo.learner import SOURCES
 from adaptpo.method import Method
+from adaptpo.seeds import seed_for
 from adaptpo.training.collate import Batch, GroupCollator, count_prompts
 from adaptpo.training.group_trainer import BatchLoss, GroupTrainer, Log
+from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
+from adaptpo.training.passes import to_device
 from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import Step, preference_step
 from adaptpo.types import PromptGroup
@@ -31,7 +35,8 @@ class PreferenceTrainer(GroupTrainer):
     More prompts than fit into `rows.max_tokens` are computed in several passes. The divisor of the loss is the number
     of prompts of the optimizer step. With `rows.shared_prompts`, the model must have been through `share_prompts`.
     `stretch` is the part of the run's training that this is, as shares of the whole: the first and the last progress
-    that the objective sees.
+    that the objective sees. `validation` are the prompts held out for learners that look ahead; a step is measured on
+    as many of them as it trains on.
     """
 
     def __init__(
@@ -46,11 +51,20 @@ class PreferenceTrainer(GroupTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         rows: Rows = PADDED,
         stretch: tuple[float, float] = (0.0, 1.0),
+        validation: Sequence[PromptGroup] = (),
     ) -> None:
-        self.pair_log, self.rows, self.stretch = pair_log, rows, stretch
+        self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
         self.pair_records = list[dict[str, Any]]()
-        collate = GroupCollator(tokenizer.pad_token_id, rows).batches
-        super().__init__(model, args, groups, collate, tokenizer, method, log, callbacks)
+        self.trained = list[Trained]()
+        self.taken: LookAhead | None = None
+        self.collator = GroupCollator(tokenizer.pad_token_id, rows)
+        super().__init__(model, args, groups, self.collator.batches, tokenizer, method, log, callbacks)
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.trained and num_items_in_batch is not None and self.accelerator.sync_gradients:
+            self.taken = self.look_ahead(num_items_in_batch)
+        return loss
 
     @property
     def progress(self) -> float:
@@ -64,12 +78,42 @@ class PreferenceTrainer(GroupTrainer):
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
         step = preference_step(model, batch, self.method, divisor, self.rows.chunked_head, self.progress)
         if torch.isfinite(step.loss):
+            self.pair_records += pair_records(step, self.method)
             self.method.observe(step.pairs)
-            self.pair_records += pair_records(step)
+            if self.method.look_ahead():
+                self.trained.append((batch, step.pairs, step.weights))
         return BatchLoss(step.loss, step.metrics, step.pairs.prompt_id)
+
+    def look_ahead(self, prompts: int) -> LookAhead:
+        """The step that the optimizer is about to take; its gradient is complete."""
+        estimator = self.method.look_ahead()
+        assert estimator is not None
+        chunked_head = self.rows.chunked_head and estimator == "central"
+        return LookAhead(
+            losses=PairLosses(self.model, self.method.objective.at(self.progress), chunked_head),
+            optimizer=self.optimizer.optimizer,
+            trained=self.trained,
+            prompts=prompts,
+            max_norm=self.args.max_grad_norm or 0.0,
+            validation=self.validation_batches(prompts),
+            estimator=estimator,
+            precision=self.compute_loss_context_manager,
+        )
+
+    def validation_batches(self, prompts: int) -> list[Batch]:
+        """As many held-out prompts, drawn for this step, in batches half as large as those of training: kept copies of
+        the weights take the memory of the other half."""
+        drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
+        groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
+        size = max(1, self.args.per_device_train_batch_size // 2)
+        pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
+        return [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
 
     def finish_step(self) -> None:
         """Let the learners learn, and write how each pair counted."""
+        if self.taken is not None:
+            self.method.learn_ahead(self.taken, gather_rows)
+        self.trained, self.taken = [], None
         self.method.update(gather_rows)
         records, self.pair_records = self.pair_records, []
         if self.pair_log is not None:
@@ -80,10 +124,15 @@ class PreferenceTrainer(GroupTrainer):
             self.pair_log.discard(lambda record: record["step"] > step)
 
 
-def pair_records(step: Step) -> list[dict[str, Any]]:
+def pair_records(step: Step, method: Method) -> list[dict[str, Any]]:
     pairs = step.pairs
-    columns = (pairs.prompt_id.tolist(), pairs.source.tolist(), pairs.margin.tolist(), step.weights.tolist())
-    return [
-        {"prompt_id": prompt, "source": SOURCES[source], "margin": round(margin, 6), "weight": round(weight, 6)}
-        for prompt, source, margin, weight in zip(*columns, strict=True)
+    columns: dict[str, list[float]] = {"margin": pairs.margin.tolist(), "weight": step.weights.tolist()}
+    columns |= method.weighting.facts(pairs)
+    records: list[dict[str, Any]] = [
+        {"prompt_id": prompt, "source": SOURCES[source]}
+        for prompt, source in zip(pairs.prompt_id.tolist(), pairs.source.tolist(), strict=True)
     ]
+    for name, values in columns.items():
+        for record, value in zip(records, values, strict=True):
+            record[name] = round(value, 6)
+    return records

@@ -214,9 +214,9 @@ def iteration_pairs(context: Context, iteration: int) -> list[PromptedPair]:
 
 def keep_iteration_reference(context: Context, iteration: int) -> Summary:
     """Reference log-probs of this iteration's pairs: of the online ones under the initial model (the offline ones are
-    kept already), or of all under the policy that started the iteration."""
+    kept already), or of all, those held out included, under the policy that started the iteration."""
     folder = f"{context.folder(iteration)}/reference"
-    items = iteration_pairs(context, iteration)
+    items = iteration_pairs(context, iteration) + context.validation()
     if context.reference_choice == "previous":
         return keep_reference(context, folder, context.start_policy(iteration), items)
     fresh = [(prompt, pair) for prompt, pair in items if pair.source != "offline"]

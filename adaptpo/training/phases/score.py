@@ -9,21 +9,25 @@ from typing import Any
 import pyarrow as pa
 
 from adaptpo.objectives import PairLogps, score
-from adaptpo.records import LOGPS_SCHEMA, SCORES_SCHEMA, table
+from adaptpo.records import LOGPS_SCHEMA, SCORES_SCHEMA, TOKEN_LOGPS_SCHEMA, table
 from adaptpo.run import Row
 from adaptpo.training.context import Context
-from adaptpo.training.passes import PromptedPair, evaluate_pairs
+from adaptpo.training.passes import PromptedPair, TokenLogps, evaluate_pairs, evaluate_tokens
 
 Summary = dict[str, Any]
 
 
 def keep_reference(context: Context, folder: str, path: str, items: Sequence[PromptedPair]) -> Summary:
-    """Log-probs of pairs under the reference at `path`, once, in shards."""
+    """Log-probs of pairs under the reference at `path`, once, in shards; by token as well where the method needs it."""
+    by_token = context.method.weighting.needs_reference_tokens
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
-        model = context.reference(path)
-        logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments, context.rows)
-        return table(reference_rows(shard, logps), LOGPS_SCHEMA)
+        model, pad_id, args = context.reference(path), context.tokenizer.pad_token_id, context.inference_arguments
+        logps, tokens = evaluate_tokens(model, pad_id, shard, args, context.rows, keep=by_token)
+        rows = reference_rows(shard, logps)
+        if not by_token:
+            return table(rows, LOGPS_SCHEMA)
+        return table(map(with_tokens, rows, tokens), TOKEN_LOGPS_SCHEMA)
 
     context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
     return {"pairs": len(items)}
@@ -43,20 +47,21 @@ def reference_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]
     ]
 
 
+def with_tokens(row: Row, tokens: TokenLogps) -> Row:
+    return row | {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+
+
 def with_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
-    """The pairs with the reference log-probs kept in `folder`; as they are where the objective needs none."""
-    if not context.method.objective.needs_reference:
+    """The pairs with the reference log-probs kept in `folder`; as they are where the method needs none."""
+    if not context.method.needs_reference:
         return list(items)
-    kept = context.reference_logps(folder)
-    return [
-        (p, replace(pair, reference_logps=kept.get((p.id, pair.source, pair.objective), pair.reference_logps)))
-        for p, pair in items
-    ]
+    kept = context.kept_reference(folder)
+    return [(prompt, replace(pair, **kept.get((prompt.id, pair.source, pair.objective), {}))) for prompt, pair in items]
 
 
 def with_kept_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
     """The pairs with the initial model's log-probs, computed unless `folder` keeps them already."""
-    if context.method.objective.needs_reference:
+    if context.method.needs_reference:
         keep_reference(context, folder, context.initial, items)
     return with_reference(context, folder, items)
 

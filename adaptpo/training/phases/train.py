@@ -51,6 +51,14 @@ def train_iteration(context: Context, iteration: int) -> Summary:
     )
 
 
+def validation_groups(context: Context, iteration: int | None) -> list[PromptGroup]:
+    """The held-out pairs with the reference of an iteration; none for a warm-up, which learns nothing beside."""
+    if iteration is None:
+        return []
+    items = with_reference(context, "reference", context.validation())
+    return as_groups(with_reference(context, f"{context.folder(iteration)}/reference", items))
+
+
 def train(
     context: Context,
     phase: str,
@@ -85,6 +93,7 @@ def train(
         callbacks=[TrainingBar(log_phase, context.config.show_progress)],
         rows=context.rows,
         stretch=stretch(iteration, context.config.num_iterations),
+        validation=validation_groups(context, iteration),
     )
     if groups:
         train_phase(trainer, context.run, log_phase)

@@ -1,0 +1,273 @@
+"""Through an optimizer step of the policy: what each pair's weight did to held-out pairs.
+
+With `theta' = theta - U(sum_i weight_i * g_i / N)`, g_i the gradient of pair i's loss and U the optimizer's update of
+the clipped gradient, and with J the derivative of U there,
+
+    d goal(theta') / d weight_i = -<g_i, d> / N,   d = J^T grad goal(theta').
+
+`<g_i, d>` is the derivative of pair i's loss along d, which two forward passes give for all pairs. The step itself is
+the one that training takes anyway; the passes are in the policy's own weights, which are put back from copies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
+
+from adaptpo.errors import ConfigError
+from adaptpo.learner import Estimator, Goal, Influence, PairBatch
+from adaptpo.objectives import Objective
+from adaptpo.training.collate import Batch
+from adaptpo.training.logps import pair_logps
+from adaptpo.training.update_rule import UpdateRule, update_rule
+
+REACH = 1e-3
+"""The central difference moves the weights by this share of their norm to either side: less drowns in float32's
+rounding, more in the curvature."""
+
+Trained = tuple[Batch, PairBatch, Tensor]
+"""A micro-batch, its pairs, and their weights [n]."""
+
+
+class PairLosses(nn.Module):
+    """Losses and margins [n] of the pairs of a batch, as a module, so that they can be computed in other weights."""
+
+    def __init__(self, model: nn.Module, objective: Objective, chunked_head: bool = False) -> None:
+        super().__init__()
+        self.model, self.objective, self.chunked_head = model, objective, chunked_head
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logps = pair_logps(self.model, batch, self.chunked_head)
+        return self.objective.loss(logps), self.objective.margin(logps)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One trainable tensor of the policy. `before` is its value and `state` the optimizer's before the step: copies, on
+    the host where the policy is on a device."""
+
+    name: str
+    tensor: nn.Parameter
+    rule: UpdateRule
+    before: Tensor
+    state: dict[str, Any]
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+class LookAhead:
+    """A `TakenStep`: made when the gradient of the step is complete, asked once the step is taken.
+
+    Args:
+        losses: the policy's pairs under the objective of this step.
+        optimizer: torch's own, as it is before the step.
+        trained: the micro-batches of the step.
+        prompts: the divisor N of the training loss.
+        max_norm: what the gradient is clipped to; 0 is not at all.
+        validation: batches of held-out pairs.
+        precision: that of training, for the gradient on the held-out pairs.
+    """
+
+    def __init__(
+        self,
+        losses: PairLosses,
+        optimizer: torch.optim.Optimizer,
+        trained: Sequence[Trained],
+        prompts: int,
+        max_norm: float,
+        validation: Sequence[Batch],
+        estimator: Estimator,
+        precision: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.losses, self.optimizer, self.trained = losses, optimizer, trained
+        self.prompts, self.max_norm, self.validation = prompts, max_norm, validation
+        self.estimator, self.precision = estimator, precision
+        self.weights = kept_weights(losses, optimizer, with_state=estimator == "exact")
+        # Of the training loss, before clipping.
+        self.gradients = [host_copy(weight.tensor.grad) for weight in self.weights]
+
+    @property
+    def batches(self) -> list[tuple[PairBatch, Tensor]]:
+        return [(pairs, weights) for _, pairs, weights in self.trained]
+
+    def influence(self, goal: Goal) -> Influence | None:
+        if not self.validation:
+            return None
+        if self.estimator == "exact":
+            return self._exact(goal)
+        value = self._backward(goal)
+        gradients = [gradient_of(weight.tensor) for weight in self.weights]
+        # Also of weights that the step did not touch, such as experts: they would count in the next step.
+        self.losses.zero_grad()
+        direction = self._pull_back(gradients)
+        along = self._central(direction) if self.estimator == "central" else self._forward_mode(direction)
+        return Influence(value, -along / self.prompts)
+
+    # The gradient of the goal after the step, and what of it reaches the gradient of the step
+
+    def _backward(self, goal: Goal) -> float:
+        """The goal after the step. Its gradient is then in `.grad` in place of that of the step."""
+        self.losses.zero_grad()
+        positives, pairs = self._count()
+        total = 0.0
+        # Dropout draws from a generator that training goes on with.
+        with torch.random.fork_rng():
+            for batch in self.validation:
+                with self.precision():
+                    losses, margins = self.losses(batch)
+                part = goal(losses, margins, pairs, positives)
+                part.backward()
+                total += part.item()
+        return total
+
+    @torch.no_grad()
+    def _count(self) -> tuple[int, int]:
+        """How many held-out pairs have a positive margin, and how many there are."""
+        with evaluating(self.losses), self.precision():
+            margins = torch.cat([self.losses(batch)[1] for batch in self.validation])
+        return int((margins > 0).sum()), len(margins)
+
+    @torch.no_grad()
+    def _pull_back(self, gradients: list[Tensor]) -> list[Tensor]:
+        """`J^T v` for the gradient v of the goal, in place: through the optimizer, then through the clipping."""
+        own, self.gradients = self.gradients, []
+        norm = float(get_total_norm(own))
+        share = clipped_share(norm, self.max_norm)
+        for weight, step, gradient in zip(self.weights, own, gradients, strict=True):
+            step = step.to(gradient.device)
+            gradient *= weight.rule.slope(self.optimizer.state[weight.tensor], share * step)
+            # Where the whole step has no gradient, no pair has: embeddings of tokens that it does not contain. Adam's
+            # slope is largest there, and a direction of a given length would be spent on them.
+            gradient[step == 0] = 0
+        if share < 1:
+            pull_back_clipping(gradients, own, norm, share)
+        return gradients
+
+    # The derivatives of the pairs' losses along a direction, before the step
+
+    @torch.no_grad()
+    def _central(self, direction: list[Tensor]) -> Tensor:
+        length = float(get_total_norm(direction))
+        if length == 0:
+            return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
+        reach = REACH * float(get_total_norm([weight.before for weight in self.weights])) / length
+        with self._restored(), evaluating(self.losses), torch.autocast(self._device, enabled=False):
+            ahead = self._losses_at(direction, reach)
+            behind = self._losses_at(direction, -reach)
+        return (ahead - behind) / (2 * reach)
+
+    def _losses_at(self, direction: list[Tensor], reach: float) -> Tensor:
+        for weight, along in zip(self.weights, direction, strict=True):
+            weight.tensor.copy_(weight.before).add_(along, alpha=reach)
+        return torch.cat([self.losses(batch)[0] for batch, _, _ in self.trained])
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """The policy's weights are the same bits again when the block ends."""
+        copies = [host_copy(weight.tensor) for weight in self.weights]
+        try:
+            yield
+        finally:
+            for weight, kept in zip(self.weights, copies, strict=True):
+                weight.tensor.copy_(kept)
+
+    @property
+    def _device(self) -> str:
+        return self.weights[0].tensor.device.type
+
+    def _forward_mode(self, direction: list[Tensor]) -> Tensor:
+        before = tuple(self._before())
+        with differentiable_attention(), evaluating(self.losses):
+            return torch.cat([jvp(self._functional(b), before, tuple(direction))[1] for b, _, _ in self.trained])
+
+    def _functional(self, batch: Batch) -> Callable[..., Tensor]:
+        return lambda *tensors: self._call(tensors, batch)[0]
+
+    def _call(self, tensors: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        named = {weight.name: tensor for weight, tensor in zip(self.weights, tensors, strict=True)}
+        return functional_call(self.losses, named, (batch,))
+
+    def _before(self) -> list[Tensor]:
+        return [weight.before.to(weight.tensor.device) for weight in self.weights]
+
+    # The same by differentiating the step
+
+    def _exact(self, goal: Goal) -> Influence:
+        """Double backward through the whole step: what the estimators are tested against."""
+        positives, pairs = self._count()
+        weights = torch.cat([weights for _, _, weights in self.trained]).detach().requires_grad_()
+        with differentiable_attention(), evaluating(self.losses):
+            after = self._differentiable_step(weights)
+            parts = [goal(*self._call(after, batch), pairs, positives) for batch in self.validation]
+            value = torch.stack(parts).sum()
+            return Influence(value.item(), torch.autograd.grad(value, weights)[0])
+
+    def _differentiable_step(self, weights: Tensor) -> list[Tensor]:
+        before = [tensor.requires_grad_() for tensor in self._before()]
+        losses = torch.cat([self._call(before, batch)[0] for batch, _, _ in self.trained])
+        gradients = torch.autograd.grad((weights * losses).sum() / self.prompts, before, create_graph=True)
+        norm = torch.stack([(gradient**2).sum() for gradient in gradients]).sum().sqrt()
+        share = (self.max_norm / (norm + 1e-6)).clamp(max=1) if self.max_norm else 1.0
+        steps = zip(self.weights, before, gradients, strict=True)
+        return [weight.rule.step(tensor, share * gradient, weight.state) for weight, tensor, gradient in steps]
+
+
+def pull_back_clipping(gradients: list[Tensor], own: list[Tensor], norm: float, share: float) -> None:
+    """Through `g * max_norm / (|g| + 1e-6)`, in place: its change along g itself is nearly nothing."""
+    along = sum(float((step.to(v.device) * v).sum()) for step, v in zip(own, gradients, strict=True))
+    for gradient, step in zip(gradients, own, strict=True):
+        gradient.add_(step.to(gradient.device), alpha=-along / (norm * (norm + 1e-6))).mul_(share)
+
+
+def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state: bool) -> list[Weight]:
+    """Raises ConfigError where weights are trained in a precision in which a small change of them would be lost."""
+    rules = {tensor: update_rule(optimizer, group) for group in optimizer.param_groups for tensor in group["params"]}
+    kept = []
+    for name, tensor in losses.named_parameters():
+        if tensor not in rules or tensor.grad is None:
+            continue
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"MetaPO's weights are learned by small changes of the policy's, and these are {tensor.dtype}; "
+                "load the model in float32 (model_init_kwargs.dtype) with training.bf16, or train an adapter (peft)"
+            )
+        state = copy.deepcopy(dict(optimizer.state.get(tensor, {}))) if with_state else {}
+        kept.append(Weight(name, tensor, rules[tensor], host_copy(tensor), state))
+    return kept
+
+
+def gradient_of(tensor: nn.Parameter) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def clipped_share(norm: float, max_norm: float) -> float:
+    """What `torch.nn.utils.clip_grad_norm_` multiplies gradients of this norm by."""
+    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout: two passes must differ in their weights alone."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def differentiable_attention() -> AbstractContextManager:
+    """Fused attention has neither second derivatives nor a forward mode."""
+    return sdpa_kernel(SDPBackend.MATH)

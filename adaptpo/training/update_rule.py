@@ -1,0 +1,99 @@
+"""Optimizers as functions of the gradient: what a step made of a weight, and what another gradient would have made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptpo.errors import ConfigError
+
+State = dict[str, Any]
+"""An optimizer's own state of one parameter; empty before its first step."""
+
+
+class UpdateRule(ABC):
+    """The step of one parameter, elementwise, with the settings that were in force."""
+
+    @abstractmethod
+    def slope(self, after: State, gradient: Tensor) -> Tensor:
+        """Minus the derivative of the new weight with respect to the gradient, from the state after the step."""
+
+    @abstractmethod
+    def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
+        """The new weight as a differentiable function of the gradient, from the state before the step."""
+
+
+@dataclass(frozen=True)
+class AdamWRule(UpdateRule):
+    """`theta - lr * (decay * theta + mhat / (sqrt(vhat) + eps))`, the moments with the gradient g in them."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    decay: float
+
+    def slope(self, after: State, gradient: Tensor) -> Tensor:
+        """With s = sqrt(vhat): `lr * [(1 - b1) / c1 / (s + eps) - mhat * (1 - b2) * g / (c2 * s * (s + eps)^2)]`."""
+        (b1, b2), count = self.betas, float(after["step"])
+        c1, c2 = 1 - b1**count, 1 - b2**count
+        root = (after["exp_avg_sq"] / c2).sqrt_()
+        # Where the root is 0, so are the gradient and all before it. In place: the largest weight is a good part of a
+        # model. Ratios first: the square of the last divisor underflows.
+        slope = (gradient / root).masked_fill_(root == 0, 0.0).mul_((1 - b2) / c2)
+        below = root.add_(self.eps)
+        slope.mul_(after["exp_avg"]).div_(below).mul_(-1 / c1).add_((1 - b1) / c1)
+        return slope.div_(below).mul_(self.learning_rate)
+
+    def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
+        (b1, b2), count = self.betas, float(before.get("step", 0)) + 1
+        mean = b1 * before.get("exp_avg", 0.0) + (1 - b1) * gradient
+        square = b2 * before.get("exp_avg_sq", 0.0) + (1 - b2) * gradient**2
+        # The root of 0 has no derivative; that of the smallest number has one, and times a gradient of 0 it is 0.
+        root = (square / (1 - b2**count) + torch.finfo(square.dtype).tiny).sqrt()
+        move = mean / (1 - b1**count) / (root + self.eps)
+        return parameter * (1 - self.learning_rate * self.decay) - self.learning_rate * move
+
+
+@dataclass(frozen=True)
+class SGDRule(UpdateRule):
+    """`theta - lr * (momentum * buffer + g + decay * theta)`."""
+
+    learning_rate: float
+    momentum: float
+    decay: float
+
+    def slope(self, after: State, gradient: Tensor) -> Tensor:
+        return torch.full_like(gradient, self.learning_rate)
+
+    def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
+        buffer = before.get("momentum_buffer")
+        move = gradient + self.decay * parameter
+        return parameter - self.learning_rate * (move if buffer is None else self.momentum * buffer + move)
+
+
+KNOWN = (torch.optim.AdamW, torch.optim.SGD)
+UNKNOWN_SETTINGS = ("amsgrad", "maximize", "nesterov", "dampening")
+
+
+def update_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> UpdateRule:
+    """The rule of one of the optimizer's parameter groups as it is now.
+
+    Raises ConfigError for an optimizer whose step is not known here.
+    """
+    check_optimizer(type(optimizer), group)
+    if isinstance(optimizer, torch.optim.SGD):
+        return SGDRule(float(group["lr"]), group["momentum"], group["weight_decay"])
+    return AdamWRule(float(group["lr"]), tuple(group["betas"]), group["eps"], group["weight_decay"])
+
+
+def check_optimizer(kind: type, settings: dict[str, Any]) -> None:
+    unknown = [name for name in UNKNOWN_SETTINGS if settings.get(name)]
+    if not issubclass(kind, KNOWN) or unknown:
+        raise ConfigError(
+            f"{kind.__name__}{' with ' + ', '.join(unknown) if unknown else ''} is no optimizer whose step MetaPO can "
+            "look through; set training.optim to adamw_torch, adamw_torch_fused or sgd without these settings"
+        )

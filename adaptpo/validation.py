@@ -1,0 +1,60 @@
+"""Which offline pairs are held out from training, for learners that look at what training does to others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adaptpo.errors import ConfigError
+from adaptpo.seeds import seed_for
+
+Split = Literal["stratified", "random", "last"]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The given share of the pairs, one at least where there are two (MetaPO: 3 %, Table 13).
+
+    `split`: one pair from each of as many strata of equal size, sorted by difficulty; any pairs; or the last ones in
+    the order of the data (Table 14). Difficulty is how far the initial model prefers the rejected response, in nats a
+    token: the paper's "initial DPO loss" is the same for all pairs, because policy and reference start out equal.
+
+    Raises ConfigError for a share outside (0, 1).
+    """
+
+    share: float = 0.03
+    split: Split = "stratified"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigError(f"validation share is {self.share}; it is a share of the pairs, between 0 and 1")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.split == "stratified"
+
+    def choose(self, difficulty: Tensor, seed: int) -> list[int]:
+        """Indices of the pairs held out of n, given their difficulties [n]."""
+        total = len(difficulty)
+        count = min(max(round(self.share * total), 1), total - 1)
+        if count < 1:
+            return []
+        if self.split == "last":
+            return list(range(total - count, total))
+        if self.split == "random":
+            return sorted(torch.randperm(total, generator=generator(seed))[:count].tolist())
+        return sorted(one_of_each(difficulty.argsort(stable=True), count, seed))
+
+
+def one_of_each(order: Tensor, count: int, seed: int) -> list[int]:
+    """One index from each of `count` consecutive pieces of `order`."""
+    draws = torch.rand(count, generator=generator(seed), dtype=torch.float64)
+    pieces = order.tensor_split(count)
+    return [int(piece[int(draw * len(piece))]) for piece, draw in zip(pieces, draws.tolist(), strict=True)]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(seed, "validation") % 2**63)
