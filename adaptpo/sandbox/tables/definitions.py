@@ -92,12 +92,9 @@ SELECTION_WORLDS: tuple[tuple[str, World], ...] = (
 
 
 def selection_rows(group: str, world: World) -> tuple[Row, ...]:
-    named = (
-        ("MetaAPO", "metaapo"),
-        ("as many at random", "metaapo_same_rate"),
-        ("all", "metaapo_all"),
-        ("Online DPO", "online_dpo"),
-    )
+    """MetaAPO, its control, and where all prompts are alike what more annotations would bring."""
+    named = [("MetaAPO", "metaapo"), ("as many at random", "metaapo_same_rate")]
+    named += [("all", "metaapo_all"), ("Online DPO", "online_dpo")] if not world else []
     return tuple(Row(label, (f"method.name={method}",), world, group) for label, method in named)
 
 
