@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,10 +175,15 @@ def paired(method: Method, count: int) -> list[PromptGroup]:
         candidates = Candidates(
             group.prompt.id, 0, (fresh.chosen, fresh.rejected), (1.0, 0.0), (0.4, 0.2), ((1, 0), (0, 1))
         )
-        pairs = [replace(p, reference_logps=(-9.0, -8.0)) for p in method.pairing.pairs(offline, candidates)]
+        pairs = [with_kept_reference(pair) for pair in method.pairing.pairs(offline, candidates)]
         features = {feature.name: [0.5] * feature.width for feature in method.features()}
         groups.append(replace(group, pairs=tuple(pairs), features=features))
     return groups
+
+
+def with_kept_reference(pair: PreferencePair) -> PreferencePair:
+    sides = (array("f", [-1.0] * len(pair.chosen.ids)), array("f", [-2.0] * len(pair.rejected.ids)))
+    return replace(pair, reference_logps=(sum(sides[0]), sum(sides[1])), reference_tokens=sides)
 
 
 def mean_losses(model: PreTrainedModel, method: Method, batches: list[list[PromptGroup]]) -> list[float]:
