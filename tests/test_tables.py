@@ -285,5 +285,11 @@ def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert again["MetaAPO"].estimates == summaries["MetaAPO"].estimates
     assert (tmp_path / "docs.md").read_text() == docs
 
+    later = run_table(
+        "later", Table("Later", (Row("online", ("method.name=online_dpo", *QUICK), TINY),), "online"), options
+    )
+    assert len(later[0].measured) == 1  # Its opening is there already, by another row.
+    assert len(list(out.glob("openings/*/seed-*/*"))) == 1
+
     with pytest.raises(RunError, match="world of other settings"):
         build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), WorldSettings(prompts=48, **TINY))

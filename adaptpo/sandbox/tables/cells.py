@@ -122,7 +122,7 @@ def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
     """What comes before the first iteration, once for all runs that have it in common; returns errors by folder."""
     tasks = {}
     for plan in plans:
-        if not read_state(plan.run).get("opened"):
+        if not any(read_state(folder).get("opened") for folder in (plan.run, plan.opening)):
             settings = (*plan.cell.row.settings, f"output_dir={plan.opening}", "show_progress=false")
             tasks[str(plan.opening.relative_to(out))] = Task(open_policy, (recipe_of(out, plan.cell), settings))
     return work_off("opening", tasks, jobs)
