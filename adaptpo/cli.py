@@ -51,14 +51,23 @@ TABLE_HELP = """\
 Compare methods in sandbox worlds of several seeds: true reward, win rates against the SFT policy, share of prompts
 annotated and time, beside the paper's figures where it has them. NAME is one of
 
-  methods          offline, online and adaptive methods
-  ablations        MetaAPO without its parts
-  time             seconds of generation, annotation and training
-  update-interval  optimizer steps between updates of the meta-learner
-  num-generations  responses per prompt
-  reward-models    annotators of different quality
-  noise            wrong labels in the offline data
-  selection        which prompts to generate for
+  methods             offline, online and adaptive methods
+  ablations           MetaAPO without its parts
+  time                seconds of generation, annotation and training
+  update-interval     optimizer steps between updates of the meta-learner
+  num-generations     responses per prompt
+  reward-models       annotators of different quality
+  noise               wrong labels in the offline data
+  selection           which prompts to generate for
+  metapo              MetaPO beside other weights of pairs
+  metapo-features     MetaPO without some of its features
+  metapo-interval     optimizer steps between updates of MetaPO
+  metapo-network      MetaPO's linear form against networks
+  metapo-validation   MetaPO's held-out pairs: how many, and which
+  metapo-objective    what MetaPO is learned for
+  metapo-sensitivity  MetaPO's decay and lambda
+  metapo-online       MetaPO on fresh pairs
+  metapo-noise        whether weights tell wrong labels from right ones
 
 Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs, and the
 same command goes on where it was interrupted.

@@ -8,24 +8,30 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from adaptpo.cli import TABLE_HELP, main
 from adaptpo.errors import ConfigError, RunError
+from adaptpo.files import JsonLines
 from adaptpo.methods import METHODS
 from adaptpo.quiet import quiet_libraries
+from adaptpo.report import RunData
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, world_name
 from adaptpo.sandbox.tables.command import Options, run_table
 from adaptpo.sandbox.tables.definitions import TABLES
 from adaptpo.sandbox.tables.docs import replaced, write_section
+from adaptpo.sandbox.tables.labels import label_separation, last_visits
 from adaptpo.sandbox.tables.measure import Measurement
+from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks
-from adaptpo.sandbox.tables.rows import Paper, Row, Table, asked_rows, find_table, unavailable
-from adaptpo.sandbox.tables.statistics import estimate, win_rate_at_equal_length, wins
+from adaptpo.sandbox.tables.rows import Row, Table, asked_rows, find_table, unavailable
+from adaptpo.sandbox.tables.statistics import area_under_curve, estimate, win_rate_at_equal_length, wins
 from adaptpo.sandbox.tables.summary import summarize
-from adaptpo.sandbox.tables.text import grid
+from adaptpo.sandbox.tables.text import COLUMNS, grid
 from adaptpo.sandbox.tables.work import build_world
 
 # Statistics
@@ -74,6 +80,57 @@ def test_win_rate_at_equal_length_is_finite_where_length_decides_everything() ->
     assert 0.9 < win_rate_at_equal_length(np.ones(4), [5] * 4, [5] * 4) < 1
 
 
+@pytest.mark.parametrize(
+    ("higher", "lower", "area"),
+    [
+        ([3, 4], [1, 2], 1.0),
+        ([1, 2], [3, 4], 0.0),
+        ([1, 1], [1, 1, 1], 0.5),
+        ([1, 3], [2], 0.5),
+        ([0.5, 0.5, 0.9], [0.5, 0.1], 5 / 6),  # Of six couples four are won and two tied.
+    ],
+)
+def test_area_under_the_curve_counts_couples_and_half_of_ties(
+    higher: list[float], lower: list[float], area: float
+) -> None:
+    assert area_under_curve(higher, lower) == pytest.approx(area)
+    assert area_under_curve(lower, higher) == pytest.approx(1 - area)
+
+
+def test_area_under_the_curve_needs_both_kinds() -> None:
+    with pytest.raises(ValueError, match="both kinds"):
+        area_under_curve([1.0], [])
+
+
+# Labels
+
+
+def visited_run(folder: Path, flipped: dict[int, bool]) -> RunData:
+    """A run of two epochs over these prompts, whose last weight is a tenth of the prompt's number."""
+    columns = [json.dumps({"flipped": wrong}) for wrong in flipped.values()]
+    for part in ("data", "iterations/0"):
+        (folder / part).mkdir(parents=True)
+    pq.write_table(pa.table({"prompt_id": list(flipped), "columns": columns}), folder / "data/offline.parquet")
+    (folder / "config.yaml").write_text("model: none")
+    pairs = JsonLines(folder / "iterations/0/pair_weights.jsonl")
+    for epoch in (1, 2):
+        for prompt in flipped:
+            line = {"prompt_id": prompt, "margin": 1.0, "weight": 0.1 * prompt * (-1) ** epoch}
+            pairs.append({"step": epoch, "source": "offline", **line}, {"step": epoch, "source": "online", **line})
+    return RunData.open(folder)
+
+
+def test_labels_are_told_apart_by_the_last_visit(tmp_path: Path) -> None:
+    run = visited_run(tmp_path / "run", {1: True, 2: False, 3: True, 4: False})
+    assert last_visits(run, "weight") == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+    assert label_separation(run, "weight") == 0.75
+    assert label_separation(run, "margin") == 0.5
+
+
+def test_labels_that_are_all_right_tell_nothing(tmp_path: Path) -> None:
+    assert label_separation(visited_run(tmp_path / "run", {1: False, 2: False}), "weight") is None
+
+
 # Rows
 
 SMALL_TABLE = Table("Small", (Row("DPO", ("method.name=dpo",)), Row("later", ("method=not_yet",))), "DPO")
@@ -111,6 +168,8 @@ def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
     assert len(runs) == len(cells) > 0
     assert table.reference in {row.label for row in table.rows}
     assert len({(row.group, row.label) for row in table.rows}) == len(table.rows)
+    assert set(table.columns) <= set(COLUMNS)
+    assert all(isinstance(figures, table.paper) for row in table.rows for figures in row.paper)
     assert f"\n  {name} " in TABLE_HELP
 
 
@@ -139,11 +198,11 @@ def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsy
 # Summaries
 
 
-def outcome(row: Row, seed: int, reward: float | None) -> Outcome:
+def outcome(row: Row, seed: int, reward: float | None, **further: float) -> Outcome:
     cell = Cell(row, seed, WorldSettings(seed=seed))
     if reward is None:
         return Outcome(cell, error="no luck")
-    return Outcome(cell, Path("run"), Measurement(reward, 0.5, 0.8, 0.7, 0.5, 1, 2, 3, 9))
+    return Outcome(cell, Path("run"), Measurement(reward, 0.5, 0.8, 0.7, 0.5, 1, 2, 3, 9, **further))
 
 
 def test_differences_are_paired_by_seed_within_a_group_and_failures_are_told() -> None:
@@ -156,13 +215,13 @@ def test_differences_are_paired_by_seed_within_a_group_and_failures_are_told() -
     assert summaries[1].difference.mean == pytest.approx(0.1)
     assert summaries[1].errors == ["g, better, seed 0: no luck"]
     assert summaries[2].estimates == {}
-    assert [row[1] for row in grid(summaries, 2).rows] == ["–", "1 of 2", "0 of 2"]
+    assert [row[1] for row in grid(SMALL_TABLE, summaries, 2).rows] == ["–", "1 of 2", "0 of 2"]
 
 
 def test_text_of_a_row() -> None:
-    figures = (Paper("2", 47.48, 43.21, 58.4), Paper("8", None, None, 58, 106, 59, 186))
+    figures = (MetaAPO("2", 47.48, 43.21, 58.4), MetaAPO("8", None, None, 58, 106, 59, 186))
     row = Row("MetaAPO", ("method=metaapo",), paper=figures)
-    found = grid(summarize([row], [outcome(row, 0, 0.5), outcome(row, 1, 1.0)], "MetaAPO"), 2)
+    found = grid(SMALL_TABLE, summarize([row], [outcome(row, 0, 0.5), outcome(row, 1, 1.0)], "MetaAPO"), 2)
     assert dict(zip(found.titles, found.rows[0], strict=True)) == {
         "": "MetaAPO",
         "true reward": "0.750 [0.500, 1.000]",
@@ -172,6 +231,18 @@ def test_text_of_a_row() -> None:
         "CPU seconds: generation / annotation / training / overall": "1 / 2 / 3 / 9",
         "paper: WR / LC / annotated, %": "47.48 / 43.21 / 58.4 (Table 2); – / – / 58 (Table 8)",
         "paper, minutes: sampling / training / overall": "106 / 59 / 186 (Table 8)",
+    }
+
+
+def test_a_table_says_which_columns_and_whose_figures_it_has() -> None:
+    row = Row("MetaPO", ("method=metapo",), paper=(MetaPO("1", 51.6, 56.9), MetaPO("2", arena_hard=36.2)))
+    table = Table("", (row,), "MetaPO", columns=("true_reward", "weight_auc", "margin_auc"), paper=MetaPO)
+    found = grid(table, summarize([row], [outcome(row, 0, 0.5, weight_auc=0.75)], "MetaPO"), 1)
+    assert dict(zip(found.titles, found.rows[0], strict=True)) == {
+        "": "MetaPO",
+        "true reward": "0.500",
+        "AUC of the weight": "0.750",
+        "MetaPO paper: WR / LC / Arena-Hard, %": "51.6 / 56.9 / – (Table 1); – / – / 36.2 (Table 2)",
     }
 
 
@@ -236,8 +307,8 @@ QUICK = ("num_iterations=1", "generation.num_generations=2", "generation.max_new
 TABLE = Table(
     title="A small table",
     rows=(
-        Row("DPO", ("method.name=dpo", *QUICK), TINY, paper=(Paper("1", 18.15, 25.2),)),
-        Row("MetaAPO", ("method.name=metaapo", *QUICK), TINY, paper=(Paper("1", 47.48, 43.21, 58.4),)),
+        Row("DPO", ("method.name=dpo", *QUICK), TINY, paper=(MetaAPO("1", 18.15, 25.2),)),
+        Row("MetaAPO", ("method.name=metaapo", *QUICK), TINY, paper=(MetaAPO("1", 47.48, 43.21, 58.4),)),
         Row("MetaAPO again", ("meta.update_interval=8", *QUICK), TINY),
         Row("no annotator", ("method.name=metaapo", "reward=no/such/model", *QUICK), TINY),
         Row("no setting", ("generation.num_generations=1",), TINY),

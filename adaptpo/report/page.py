@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from adaptpo.files import write_text
+from adaptpo.report import temporal
 from adaptpo.report.adaptation import gain_figure, learner_figure, margin_figure
 from adaptpo.report.cost import time_figure, training_figure
 from adaptpo.report.figures import FigureSpec, render
@@ -22,6 +23,10 @@ FIGURES = (
     gain_figure,
     learner_figure,
     margin_figure,
+    temporal.coefficient_figure,
+    temporal.landscape_figure,
+    temporal.gradient_figure,
+    temporal.trajectory_figure,
     training_figure,
     time_figure,
 )
@@ -42,6 +47,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         key_figures=key_figures(data),
         evaluation=evaluation_table(data),
         iterations=iteration_table(data),
+        weight_groups=temporal.group_table(data),
+        weight_visits=temporal.visit_table(data),
+        feature_importance=temporal.importance_table(data),
         phases=phase_table(data),
         dropped=dropped_table(data),
         samples=samples(data),

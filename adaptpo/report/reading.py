@@ -120,6 +120,8 @@ class RunData:
         texts: dict[str, str] = {}
         for path in self.files("data/*.parquet"):
             with reading(path):
+                if not {"prompt", "chosen"} <= set(pq.read_schema(path).names):
+                    continue  # What was filtered or held out, not the data.
                 found = pq.read_table(path, columns=["prompt", "chosen"], filters=[("prompt", "in", prompts)])
             texts.update(zip(found["prompt"].to_pylist(), found["chosen"].to_pylist(), strict=True))
         return texts

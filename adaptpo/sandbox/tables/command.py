@@ -60,10 +60,10 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
 def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:
     """The table as JSON and PNG, on the terminal and, where asked for, in a Markdown file."""
     folder, today = options.out / "tables", date.today().isoformat()
-    cells, notes = grid(summaries, options.seeds), notes_of(table, summaries, options)
+    cells, notes = grid(table, summaries, options.seeds), notes_of(table, summaries, options)
     write_json(folder / f"{name}.json", record(name, table, options, summaries) | {"date": today})
     with whole_file(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(png(draw(table.title, summaries)))
+        temporary.write_bytes(png(draw(table, summaries)))
     errors = [error for summary in summaries for error in summary.errors]
     if options.docs is not None:
         failures = [f"Failed: {' '.join(error.split())}" for error in errors]
@@ -76,7 +76,7 @@ def write_files(name: str, table: Table, options: Options, summaries: list[RowSu
 def notes_of(table: Table, summaries: list[RowSummary], options: Options) -> list[str]:
     missing = labels(unavailable(table, METHODS)) if options.methods is None else ""
     return [
-        *remarks(summaries, table.reference, options.seeds),
+        *remarks(table, summaries, options.seeds),
         *([table.note] if table.note else []),
         *([f"Not available: {missing}."] if missing else []),
     ]

@@ -9,6 +9,7 @@ from statistics import fmean
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
 from adaptpo.sandbox.check import stage_rewards
+from adaptpo.sandbox.tables.labels import label_separation
 from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
 
 
@@ -20,6 +21,9 @@ class Measurement:
     Seconds are of CPU time, which other work on the machine hardly changes (a run of a table has one thread), in each
     phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
     but evaluations. `repeated` names the phases that took several attempts.
+
+    `weight_auc`, `margin_auc`: how well the weights and the margins of the last visits tell offline pairs with a right
+    label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None where there are not both kinds.
     """
 
     true_reward: float
@@ -32,6 +36,8 @@ class Measurement:
     training_seconds: float
     overall_seconds: float
     repeated: tuple[str, ...] = ()
+    weight_auc: float | None = None
+    margin_auc: float | None = None
 
 
 def measure(folder: Path) -> Measurement:
@@ -51,6 +57,8 @@ def measure(folder: Path) -> Measurement:
         training_seconds=seconds(run, "train") + run.cpu_seconds("warmup"),
         overall_seconds=run.cpu_seconds() - run.cpu_seconds("evaluate/"),
         repeated=tuple(run.repeated()),
+        weight_auc=label_separation(run, "weight"),
+        margin_auc=label_separation(run, "margin"),
     )
 
 

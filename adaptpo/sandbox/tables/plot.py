@@ -9,24 +9,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adaptpo.report.canvas import LIGHT, Theme, blank, common_x, titles
+from adaptpo.sandbox.tables.rows import Table
 from adaptpo.sandbox.tables.summary import RowSummary
 
-PANELS = (
-    ("true_reward", "true reward", 1.0, "online"),
-    ("length_controlled", "win rate against SFT at equal length, %", 100.0, "mixed"),
-    ("annotated", "prompts annotated, %", 100.0, "offline"),
-)
+PANELS = {
+    "true_reward": ("true reward", 1.0, "online"),
+    "length_controlled": ("win rate against SFT at equal length, %", 100.0, "mixed"),
+    "annotated": ("prompts annotated, %", 100.0, "offline"),
+    "weight_auc": ("AUC of the weight", 1.0, "offline"),
+}
+"""Title, scale and colour of the columns that are drawn."""
 ROW_INCHES = 0.32
 SMALLEST_INCHES = 2.2
 LABEL_GAP = 1.0
 SEED_OFFSET = 0.24
 
 
-def draw(title: str, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure:
+def draw(table: Table, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure:
     """Rows from top to bottom as in the table; groups stand apart under their names."""
-    heights = places(summaries)
-    figure, grid = blank(theme, max(SMALLEST_INCHES, ROW_INCHES * (heights[-1] + 4)), columns=len(PANELS), sharey=True)
-    for axes, (metric, name, scale, role) in zip(grid[0], PANELS, strict=True):
+    heights, shown = places(summaries), [name for name in table.columns if name in PANELS]
+    figure, grid = blank(theme, max(SMALLEST_INCHES, ROW_INCHES * (heights[-1] + 4)), columns=len(shown), sharey=True)
+    for axes, metric in zip(grid[0], shown, strict=True):
+        name, scale, role = PANELS[metric]
         for summary, height in zip(summaries, heights, strict=True):
             draw_row(axes, summary, height, metric, scale, theme.colours[role])
         axes.margins(x=0.12)
@@ -35,7 +39,7 @@ def draw(title: str, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> F
     label_rows(grid[0, 0], summaries, heights, theme)
     if any(len(summary.measured) > 1 for summary in summaries):
         common_x(figure, "means over seeds with 95 % bootstrap intervals; small dots are single seeds", theme)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=theme.text)
+    figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, color=theme.text)
     return figure
 
 
@@ -54,7 +58,8 @@ def draw_row(axes: Any, summary: RowSummary, height: float, metric: str, scale: 
     estimate = summary.estimates.get(metric)
     if estimate is None:
         return
-    values = [scale * getattr(found, metric) for found in summary.measured.values()]
+    measured = [getattr(found, metric) for found in summary.measured.values()]
+    values = [scale * value for value in measured if value is not None]
     if len(values) > 1:
         axes.plot(values, [height + SEED_OFFSET] * len(values), "o", color=colour, markersize=3, alpha=0.6)
     if estimate.low is not None and estimate.high is not None:

@@ -8,24 +8,10 @@ from typing import Any
 
 from adaptpo.config import nearest, set_value
 from adaptpo.errors import ConfigError
+from adaptpo.sandbox.tables.papers import Figures, MetaAPO
 
 METHOD_OF_THE_WORLD = "metaapo"
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Figures of the MetaAPO paper (Yang et al., 2025) for Llama-3.1-8B, and the table they stand in.
-
-    `win_rate` and `length_controlled` (AlpacaEval 2) and `annotated` in percent; the others in minutes.
-    """
-
-    table: str
-    win_rate: float | None = None
-    length_controlled: float | None = None
-    annotated: float | None = None
-    sampling: float | None = None
-    training: float | None = None
-    overall: float | None = None
+STANDARD = ("true_reward", "difference", "win_rate", "length_controlled", "annotated", "seconds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class Row:
     settings: tuple[str, ...]
     world: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
-    paper: tuple[Paper, ...] = ()
+    paper: tuple[Figures, ...] = ()
 
     @property
     def method(self) -> str:
@@ -55,12 +41,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are read together. `reference` is the label of the row that others are compared with in each group."""
+    """Rows that are read together. `reference` is the label of the row that others are compared with in each group.
+
+    `columns`: what is shown of our runs, by the names in `adaptpo.sandbox.tables.text.COLUMNS`. `paper`: whose figures
+    stand beside it.
+    """
 
     title: str
     rows: tuple[Row, ...]
     reference: str
     note: str = ""
+    columns: tuple[str, ...] = STANDARD
+    paper: type[Figures] = MetaAPO
 
 
 def unavailable(table: Table, known: Collection[str]) -> list[Row]:

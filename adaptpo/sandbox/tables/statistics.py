@@ -1,4 +1,4 @@
-"""Means over seeds with bootstrap intervals, win rates, and win rates at equal length."""
+"""Means over seeds with bootstrap intervals, win rates, win rates at equal length, and areas under ROC curves."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ def wins(new: Sequence[float], old: Sequence[float]) -> FloatArray:
     """1 where `new` is higher, 0.5 for a tie, else 0; shape [prompts]."""
     difference = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
     return (np.sign(difference) + 1) / 2
+
+
+def area_under_curve(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """Area under the ROC curve: the chance that one of `higher` exceeds one of `lower`, ties half (Mann-Whitney).
+
+    0.5 is no separation, below it the wrong way round. Raises ValueError where either is empty.
+    """
+    if not len(higher) or not len(lower):
+        raise ValueError("an area under the ROC curve needs values of both kinds")
+    ranks = average_ranks(np.concatenate([np.asarray(higher, dtype=np.float64), np.asarray(lower, dtype=np.float64)]))
+    least = len(higher) * (len(higher) + 1) / 2
+    return float((ranks[: len(higher)].sum() - least) / (len(higher) * len(lower)))
+
+
+def average_ranks(values: FloatArray) -> FloatArray:
+    """Ranks from 1 on, [n]; equal values share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def win_rate_at_equal_length(outcomes: FloatArray, new: Sequence[int], old: Sequence[int]) -> float:

@@ -15,6 +15,8 @@ METRICS = (
     "win_rate",
     "length_controlled",
     "annotated",
+    "weight_auc",
+    "margin_auc",
     "generation_seconds",
     "annotation_seconds",
     "training_seconds",
@@ -24,7 +26,8 @@ METRICS = (
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its seeds. `estimates` maps each of `METRICS` to its mean; empty where no cell succeeded.
+    """A row over its seeds. `estimates` maps each of `METRICS` that its runs have to its mean; empty where no cell
+    succeeded.
 
     `difference`: of true reward to the reference row of the group, paired by seed; None for the reference itself and
     where no seed has both.
@@ -58,7 +61,8 @@ def reference_of(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
 
 def summary_of(row: Row, outcomes: Sequence[Outcome], reference: Row | None) -> RowSummary:
     own = measurements(row, outcomes)
-    estimates = {name: estimate([getattr(m, name) for m in own.values()]) for name in METRICS} if own else {}
+    values = {name: [v for m in own.values() if (v := getattr(m, name)) is not None] for name in METRICS}
+    estimates = {name: estimate(found) for name, found in values.items() if found}
     base = measurements(reference, outcomes) if reference else {}
     differences = [own[seed].true_reward - base[seed].true_reward for seed in own if seed in base]
     cells = tuple(outcome for outcome in outcomes if outcome.cell.row is row)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from adaptpo.sandbox.tables.rows import Table
 from adaptpo.sandbox.tables.statistics import Estimate
 from adaptpo.sandbox.tables.summary import RowSummary
 
 NOTHING = "–"
+SEPARATION = (
+    "AUC: area under the ROC curve of offline pairs with a right label against those with a wrong one, at each pair's "
+    "last visit; 0.5 is chance, and all weights alike."
+)
 TIMES = ("generation", "annotation", "training", "overall")
 
 
@@ -22,25 +27,24 @@ class Grid:
     groups: list[str]
 
 
-def grid(summaries: Sequence[RowSummary], seeds: int) -> Grid:
-    columns = [(title, [text(summary) for summary in summaries]) for title, text in columns_for(seeds)]
+def grid(table: Table, summaries: Sequence[RowSummary], seeds: int) -> Grid:
+    columns = [(title, [text(summary) for summary in summaries]) for title, text in columns_of(table, seeds)]
     kept = [(title, cells) for title, cells in columns if any(cell != NOTHING for cell in cells)]
     rows = [list(cells) for cells in zip(*(cells for _, cells in kept), strict=True)]
     return Grid([title for title, _ in kept], rows, [summary.row.group for summary in summaries])
 
 
-def columns_for(seeds: int) -> list[tuple[str, Callable[[RowSummary], str]]]:
+Column = tuple[str, Callable[[RowSummary], str]]
+"""A title, and the text of a row's cell."""
+
+
+def columns_of(table: Table, seeds: int) -> list[Column]:
+    """What the rows are, our figures, and the paper's."""
     return [
         ("", lambda summary: summary.row.label),
         ("seeds", lambda summary: incomplete(summary, seeds)),
-        ("true reward", lambda summary: number(summary.estimates.get("true_reward"), 1, 3)),
-        ("difference", lambda summary: number(summary.difference, 1, 3, "+")),
-        ("win rate, %", lambda summary: number(summary.estimates.get("win_rate"), 100, 1)),
-        ("at equal length, %", lambda summary: number(summary.estimates.get("length_controlled"), 100, 1)),
-        ("annotated, %", lambda summary: number(summary.estimates.get("annotated"), 100, 1)),
-        (f"CPU seconds: {' / '.join(TIMES)}", seconds),
-        ("paper: WR / LC / annotated, %", partial(paper, ("win_rate", "length_controlled", "annotated"))),
-        ("paper, minutes: sampling / training / overall", partial(paper, ("sampling", "training", "overall"))),
+        *(COLUMNS[name] for name in table.columns),
+        *((title, partial(paper, names)) for title, names in table.paper.columns),
     ]
 
 
@@ -77,7 +81,24 @@ def joined(values: Sequence[float | None]) -> str:
     return " / ".join(NOTHING if value is None else f"{value:g}" for value in values)
 
 
-def remarks(summaries: Sequence[RowSummary], reference: str, seeds: int) -> list[str]:
+def metric(title: str, name: str, scale: float, digits: int) -> Column:
+    return title, lambda summary: number(summary.estimates.get(name), scale, digits)
+
+
+COLUMNS: dict[str, Column] = {
+    "true_reward": metric("true reward", "true_reward", 1, 3),
+    "difference": ("difference", lambda summary: number(summary.difference, 1, 3, "+")),
+    "win_rate": metric("win rate, %", "win_rate", 100, 1),
+    "length_controlled": metric("at equal length, %", "length_controlled", 100, 1),
+    "annotated": metric("annotated, %", "annotated", 100, 1),
+    "weight_auc": metric("AUC of the weight", "weight_auc", 1, 3),
+    "margin_auc": metric("AUC of the margin", "margin_auc", 1, 3),
+    "seconds": (f"CPU seconds: {' / '.join(TIMES)}", seconds),
+}
+"""What a table may show of our runs."""
+
+
+def remarks(table: Table, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
     """What a reader of the numbers has to know."""
     spread = (
         "brackets: 95 % bootstrap interval over seeds (a world and a run each), too narrow with few of them"
@@ -88,9 +109,10 @@ def remarks(summaries: Sequence[RowSummary], reference: str, seeds: int) -> list
     sft = [found.sft_reward for summary in summaries for found in summary.measured.values()]
     return [
         f"True reward of the held-out responses after the last iteration (optimum 1); {spread}.",
-        *([f"Difference of true reward to {reference}, paired by seed."] if compared else []),
+        *([f"Difference of true reward to {table.reference}, paired by seed."] if compared else []),
         "Win rates are against the SFT policy's responses by true reward, ties half.",
         *([f"The SFT policy's true reward is {sum(sft) / len(sft):.3f}."] if sft else []),
+        *([SEPARATION] if {"weight_auc", "margin_auc"} & set(table.columns) else []),
         *(["Seconds of interrupted phases are those of their last attempt."] if interrupted(summaries) else []),
     ]
 

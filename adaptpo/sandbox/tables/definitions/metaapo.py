@@ -1,4 +1,4 @@
-"""The tables, as data. A row whose method does not exist yet is left out and listed as not available."""
+"""The tables on MetaAPO and the methods beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptpo.sandbox.settings import TRUE_REWARD
-from adaptpo.sandbox.tables.rows import Paper, Row, Table
+from adaptpo.sandbox.tables.papers import MetaAPO
+from adaptpo.sandbox.tables.rows import Row, Table
 
 # With the world's learning rate SimPO, which no reference holds, fell from 0.57 to 0.12 and MetaAPO-SimPO to 0.36.
 SLOWER = "training.learning_rate=2.0e-5"
@@ -36,37 +37,39 @@ def own_objective(method: str, objective: str | None = None) -> tuple[str, ...]:
 
 
 METHOD_ROWS = (
-    Row("DPO", ("method.name=dpo",), paper=(Paper("1", 18.15, 25.20),)),
-    Row("IPO", own_objective("ipo"), paper=(Paper("1", 13.11, 23.50),)),
-    Row("KTO", own_objective("kto"), paper=(Paper("1", 20.28, 29.19),)),
-    Row("SimPO", SIMPO, paper=(Paper("1", 37.31, 38.20),)),
-    Row("DPO-Shift", own_objective("dpo_shift"), paper=(Paper("1", 19.33, 19.39),)),
-    Row("Selective DPO", ("method.name=selective_dpo",), paper=(Paper("1", 21.35, 20.67),)),
+    Row("DPO", ("method.name=dpo",), paper=(MetaAPO("1", 18.15, 25.20),)),
+    Row("IPO", own_objective("ipo"), paper=(MetaAPO("1", 13.11, 23.50),)),
+    Row("KTO", own_objective("kto"), paper=(MetaAPO("1", 20.28, 29.19),)),
+    Row("SimPO", SIMPO, paper=(MetaAPO("1", 37.31, 38.20),)),
+    Row("DPO-Shift", own_objective("dpo_shift"), paper=(MetaAPO("1", 19.33, 19.39),)),
+    Row("Selective DPO", ("method.name=selective_dpo",), paper=(MetaAPO("1", 21.35, 20.67),)),
     Row("FocalPO", ("method.name=focalpo",)),
-    Row("ADPO", ("method.name=adpo",), paper=(Paper("1", 19.33, 17.26),)),
-    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("1", 43.75, 39.98),)),
+    Row("ADPO", ("method.name=adpo",), paper=(MetaAPO("1", 19.33, 17.26),)),
+    Row("Online DPO", ("method.name=online_dpo",), paper=(MetaAPO("1", 43.75, 39.98),)),
     Row("Iterative DPO", ("method.name=iterative_dpo",)),
-    Row("PPO", PPO, paper=(Paper("1", 45.33, 40.49),)),
+    Row("PPO", PPO, paper=(MetaAPO("1", 45.33, 40.49),)),
     Row("GRPO", GRPO),
-    Row("SELM", ("method.name=selm",), paper=(Paper("1", 43.56, 40.14),)),
-    Row("BeeS", ("method.name=bees",), paper=(Paper("1", 41.42, 37.45),)),
-    Row("MAP", ("method.name=map",), paper=(Paper("1", 43.60, 38.97),)),
-    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("1", 47.48, 43.21, 58.4),)),
-    Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(Paper("5", 49.11, 50.56),)),
+    Row("SELM", ("method.name=selm",), paper=(MetaAPO("1", 43.56, 40.14),)),
+    Row("BeeS", ("method.name=bees",), paper=(MetaAPO("1", 41.42, 37.45),)),
+    Row("MAP", ("method.name=map",), paper=(MetaAPO("1", 43.60, 38.97),)),
+    Row("MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("1", 47.48, 43.21, 58.4),)),
+    Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(MetaAPO("5", 49.11, 50.56),)),
 )
 
 ABLATION_ROWS = (
-    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("2", 47.48, 43.21, 58.4), Paper("7", 50.19, 50.37, 59.4))),
-    Row("random sampling", ("method.name=metaapo_random",), paper=(Paper("2", 42.61, 38.53, 50.0),)),
-    Row("threshold sampling", ("method.name=metaapo_threshold",), paper=(Paper("2", 44.13, 42.92, 53.3),)),
-    Row("all sampling", ("method.name=metaapo_all",), paper=(Paper("2", 46.13, 42.04, 100.0),)),
-    Row("uniform loss weighting", ("method.name=metaapo_uniform",), paper=(Paper("2", 39.25, 37.70, 67.1),)),
-    Row("semantic similarity", ("method.name=metaapo_semantic",), paper=(Paper("2", 47.83, 42.88, 59.4),)),
-    Row("fixed meta-learner", ("method.name=metaapo_fixed",), paper=(Paper("2", 45.01, 40.03, 60.6),)),
-    Row("no meta-learner", ("method.name=metaapo_heuristic",), paper=(Paper("2", 43.07, 40.48, 61.1),)),
-    Row("all offline samples", ("method.name=metaapo_all_offline",), paper=(Paper("7", 50.32, 38.40, 62.7),)),
-    Row("five layers", ("method.name=metaapo_deep",), paper=(Paper("7", 47.28, 45.62, 63.0),)),
-    Row("several features", ("method.name=metaapo_multi_feature",), paper=(Paper("7", 49.33, 49.17, 61.4),)),
+    Row(
+        "MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("2", 47.48, 43.21, 58.4), MetaAPO("7", 50.19, 50.37, 59.4))
+    ),
+    Row("random sampling", ("method.name=metaapo_random",), paper=(MetaAPO("2", 42.61, 38.53, 50.0),)),
+    Row("threshold sampling", ("method.name=metaapo_threshold",), paper=(MetaAPO("2", 44.13, 42.92, 53.3),)),
+    Row("all sampling", ("method.name=metaapo_all",), paper=(MetaAPO("2", 46.13, 42.04, 100.0),)),
+    Row("uniform loss weighting", ("method.name=metaapo_uniform",), paper=(MetaAPO("2", 39.25, 37.70, 67.1),)),
+    Row("semantic similarity", ("method.name=metaapo_semantic",), paper=(MetaAPO("2", 47.83, 42.88, 59.4),)),
+    Row("fixed meta-learner", ("method.name=metaapo_fixed",), paper=(MetaAPO("2", 45.01, 40.03, 60.6),)),
+    Row("no meta-learner", ("method.name=metaapo_heuristic",), paper=(MetaAPO("2", 43.07, 40.48, 61.1),)),
+    Row("all offline samples", ("method.name=metaapo_all_offline",), paper=(MetaAPO("7", 50.32, 38.40, 62.7),)),
+    Row("five layers", ("method.name=metaapo_deep",), paper=(MetaAPO("7", 47.28, 45.62, 63.0),)),
+    Row("several features", ("method.name=metaapo_multi_feature",), paper=(MetaAPO("7", 49.33, 49.17, 61.4),)),
     Row("gradient norm", ("method.name=metaapo_gradient_norm",)),
     Row("hidden state", ("method.name=metaapo_hidden_state",)),
     Row("scores without beta", ("method.name=metaapo_unscaled",)),
@@ -76,9 +79,9 @@ ABLATION_ROWS = (
 )
 
 TIME_ROWS = (
-    Row("Online DPO", ("method.name=online_dpo",), paper=(Paper("8", None, None, 100, 337, 58, 395),)),
-    Row("SELM", ("method.name=selm",), paper=(Paper("8", None, None, 125, 363, 60, 423),)),
-    Row("MetaAPO", ("method.name=metaapo",), paper=(Paper("8", None, None, 58, 106, 59, 186),)),
+    Row("Online DPO", ("method.name=online_dpo",), paper=(MetaAPO("8", None, None, 100, 337, 58, 395),)),
+    Row("SELM", ("method.name=selm",), paper=(MetaAPO("8", None, None, 125, 363, 60, 423),)),
+    Row("MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("8", None, None, 58, 106, 59, 186),)),
 )
 
 World = Mapping[str, Any]
@@ -99,12 +102,12 @@ def selection_rows(group: str, world: World) -> tuple[Row, ...]:
 
 
 def update_interval_row(steps: int) -> Row:
-    paper = (Paper("1", 47.48, 43.21, 58.4),) if steps == 8 else ()
+    paper = (MetaAPO("1", 47.48, 43.21, 58.4),) if steps == 8 else ()
     return Row(f"T_meta = {steps}", ("method.name=metaapo", f"meta.update_interval={steps}"), paper=paper)
 
 
 def generations_row(count: int) -> Row:
-    paper = (Paper("1", 47.48, 43.21, 58.4),) if count == 8 else ()
+    paper = (MetaAPO("1", 47.48, 43.21, 58.4),) if count == 8 else ()
     return Row(f"K = {count}", ("method.name=metaapo", f"generation.num_generations={count}"), paper=paper)
 
 
@@ -117,17 +120,17 @@ def noise_rows(share: float) -> tuple[Row, ...]:
     )
 
 
-Annotator = tuple[str, tuple[str, ...], dict[str, float], tuple[Paper | None, ...]]
+Annotator = tuple[str, tuple[str, ...], dict[str, float], tuple[MetaAPO | None, ...]]
 """A name, settings, a world, and the paper's figures of the methods below."""
 
 ANNOTATORS: tuple[Annotator, ...] = (
     ("the true reward", (f"reward={TRUE_REWARD}",), {}, (None, None, None)),
-    ("the world's reward model", (), {}, (Paper("1", 43.75, 39.98), Paper("1", 47.48, 43.21, 58.4), None)),
+    ("the world's reward model", (), {}, (MetaAPO("1", 43.75, 39.98), MetaAPO("1", 47.48, 43.21, 58.4), None)),
     (
         "a weaker one: 30 % of its labels wrong",
         (),
         WEAKER,
-        (Paper("5", 48.11, 40.09), Paper("5", 50.19, 50.37, 59.4), Paper("5", 49.11, 50.56)),
+        (MetaAPO("5", 48.11, 40.09), MetaAPO("5", 50.19, 50.37, 59.4), MetaAPO("5", 49.11, 50.56)),
     ),
 )
 ANNOTATED_METHODS = (

@@ -1,0 +1,84 @@
+"""What training saw of each pair at each visit, where MetaPO weighs pairs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptpo.report.reading import FloatArray, Row, RunData, number
+
+FOCAL_GAMMA = 1.0
+"""FocalPO's exponent in the MetaPO paper's Table 9, whose weights are near p."""
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Visits in the order of training, arrays [visits].
+
+    `pair` numbers the pairs from 0 in the order of their first visits, `count` says which visit of its pair it is, from
+    1; `weight` is the factor by MetaPO, `volatility` the standard deviation of the pair's margins up to here (Eq. 5).
+    `lines` are the visits as kept.
+    """
+
+    lines: tuple[Row, ...]
+    pair: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+    margin: FloatArray
+    weight: FloatArray
+    volatility: FloatArray
+
+    @classmethod
+    def of(cls, run: RunData) -> Visits | None:
+        """None where no pair was weighed by MetaPO."""
+        kept = (line for t in run.iterations for line in run.pair_weights[t])
+        lines = tuple(line for line in kept if None not in (number(line.get("temporal")), number(line["margin"])))
+        if not lines:
+            return None
+        pair, count, volatility = np.array(histories(lines)).T
+        margin, weight = (np.array([line[name] for line in lines], dtype=np.float64) for name in ("margin", "temporal"))
+        return cls(lines, pair.astype(np.int64), count.astype(np.int64), margin, weight, volatility)
+
+    def __getitem__(self, chosen: npt.NDArray[np.bool_]) -> Visits:
+        """The visits where `chosen`, [visits], holds."""
+        lines = tuple(self.lines[place] for place in np.flatnonzero(chosen))
+        return Visits(
+            lines,
+            self.pair[chosen],
+            self.count[chosen],
+            self.margin[chosen],
+            self.weight[chosen],
+            self.volatility[chosen],
+        )
+
+    @property
+    def last(self) -> Visits:
+        """The last visit of each pair."""
+        chosen = np.zeros(len(self.lines), dtype=bool)
+        chosen[list({int(pair): place for place, pair in enumerate(self.pair)}.values())] = True
+        return self[chosen]
+
+    @property
+    def probability(self) -> FloatArray:
+        """p = sigmoid(margin)."""
+        return 1 / (1 + np.exp(-np.clip(self.margin, -30, 30)))
+
+    @property
+    def focal(self) -> FloatArray:
+        """What FocalPO would weigh."""
+        return self.probability**FOCAL_GAMMA
+
+
+def histories(lines: Iterable[Row]) -> list[tuple[int, int, float]]:
+    """Of each visit: the number of its pair, which visit of the pair it is, and the spread of the margins so far."""
+    numbers: dict[tuple[str, int], int] = {}
+    seen: dict[int, list[float]] = defaultdict(list)
+    found = []
+    for line in lines:
+        pair = numbers.setdefault((line["source"], line["prompt_id"]), len(numbers))
+        seen[pair].append(line["margin"])
+        found.append((pair, len(seen[pair]), float(np.std(seen[pair]))))
+    return found

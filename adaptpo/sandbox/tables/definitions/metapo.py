@@ -1,0 +1,169 @@
+"""The tables on MetaPO: those of its paper, and one on what its weights make of wrong labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptpo.sandbox.tables.definitions.metaapo import SIMPO, SLOW_SIMPO
+from adaptpo.sandbox.tables.papers import MetaPO
+from adaptpo.sandbox.tables.rows import STANDARD, Row, Table
+
+# All pairs three times (the paper's Table 22): a pair that is seen once has no history.
+EPOCHS = ("training.num_train_epochs=3", "warmup_epochs=0")
+AT_ONCE = ("num_iterations=1", *EPOCHS)
+# Of the three iterations each sees its third of the pairs three times: as many steps in all.
+IN_THREE = ("num_iterations=3", *EPOCHS)
+
+INTERVAL, LEARNING_RATE = 10, 3e-2
+LEARNING = (f"method.meta_interval={INTERVAL}", f"method.meta_learning_rate={LEARNING_RATE:g}")
+HOW = (
+    f"A run has about 550 steps, a tenth of the paper's 5700. So MetaPO's interval is {INTERVAL} in place of 100, for "
+    f"as many updates, and its learning rate {LEARNING_RATE:g} in place of 1e-4, with which they would move a "
+    "coefficient by 0.006 at most."
+)
+
+OFFLINE = tuple(name for name in STANDARD if name != "annotated")
+SEPARATION = ("true_reward", "difference", "win_rate", "length_controlled", "weight_auc", "margin_auc", "seconds")
+FIFTH_WRONG: Mapping[str, Any] = {"flipped": 0.2}
+
+
+def metapo(label: str, *paper: MetaPO, **arguments: object) -> Row:
+    """MetaPO with these arguments in place of its own."""
+    given = tuple(f"method.{name}={value}" for name, value in arguments.items())
+    return Row(label, ("method.name=metapo", *LEARNING, *given, *AT_ONCE), paper=paper)
+
+
+def other(label: str, method: str, *paper: MetaPO) -> Row:
+    return Row(label, (f"method.name={method}", *AT_ONCE), paper=paper)
+
+
+def in_world(row: Row, world: Mapping[str, Any]) -> Row:
+    return Row(row.label, row.settings, world)
+
+
+METHOD_ROWS = (
+    other("DPO", "dpo", MetaPO("1", 47.5, 48.2), MetaPO("2", arena_hard=33.1)),
+    Row("SimPO", (*SIMPO, *AT_ONCE), paper=(MetaPO("1", 47.5, 53.7), MetaPO("2", arena_hard=33.8))),
+    other("FocalPO", "focalpo", MetaPO("1", 49.8, 54.7), MetaPO("2", arena_hard=34.6)),
+    other("RDO", "rdo", MetaPO("3", 49.1, arena_hard=34.0)),
+    metapo("MetaPO", MetaPO("1", 51.6, 56.9), MetaPO("2", arena_hard=36.2)),
+)
+
+FEATURE_ROWS = (
+    metapo("all features", MetaPO("6", 51.6, arena_hard=36.2)),
+    metapo(
+        "without margin",
+        MetaPO("6", 49.2, arena_hard=33.8),
+        features="[volatility, volatility_ema, divergence, divergence_ema]",
+    ),
+    metapo(
+        "without volatility",
+        MetaPO("6", 48.7, arena_hard=33.1),
+        features="[margin, margin_ema, divergence, divergence_ema]",
+    ),
+    metapo(
+        "without reference",
+        MetaPO("6", 50.4, arena_hard=35.3),
+        features="[margin, margin_ema, volatility, volatility_ema]",
+    ),
+    metapo("current values alone", MetaPO("6", 48.1, arena_hard=32.6), features="[margin, volatility, divergence]"),
+)
+
+INTERVAL_ROWS = (
+    metapo("K = 1 (paper: 10)", MetaPO("11", 51.4, hours=6.8), meta_interval=1),
+    metapo("K = 5 (paper: 50)", MetaPO("11", 51.5, hours=6.4), meta_interval=5),
+    metapo("K = 10 (paper: 100)", MetaPO("11", 51.6, hours=6.3)),
+    metapo("K = 20 (paper: 200)", MetaPO("11", 51.3, hours=6.1), meta_interval=20),
+    metapo("K = 50 (paper: 500)", MetaPO("11", 50.8, hours=6.0), meta_interval=50),
+)
+
+NETWORK_ROWS = (
+    metapo("linear", MetaPO("12", 51.6, hours=6.3)),
+    metapo("6-32-1", MetaPO("12", 51.7, hours=6.5), architecture="mlp"),
+    metapo("6-64-32-1", MetaPO("12", 51.5, hours=6.8), architecture="deep_mlp"),
+    metapo("attention, two heads", MetaPO("12", 51.3, hours=6.7), architecture="attention"),
+)
+
+VALIDATION_ROWS = (
+    metapo("3 %, stratified", MetaPO("13", 51.6), MetaPO("14", 51.8)),
+    metapo("0.8 %", MetaPO("13", 50.3), validation_share=0.008),
+    metapo("1.6 %", MetaPO("13", 50.9), validation_share=0.016),
+    metapo("8 %", MetaPO("13", 51.7), validation_share=0.08),
+    metapo("16 %", MetaPO("13", 51.6), validation_share=0.16),
+    metapo("random", MetaPO("14", 51.6), validation_split="random"),
+    metapo("last 20 %", MetaPO("14", 51.2), validation_split="last", validation_share=0.2),
+)
+
+ENTROPY = 1e-2
+OBJECTIVE_ROWS = (
+    metapo("loss and margin", MetaPO("15", 51.6)),
+    metapo("loss alone", MetaPO("15", 50.3), margin_weight=0),
+    metapo("loss and entropy", MetaPO("15", 50.8), margin_weight=0, entropy=ENTROPY),
+    metapo("loss, margin and entropy", MetaPO("15", 51.4), entropy=ENTROPY),
+)
+
+SENSITIVITY_ROWS = (
+    metapo("decay 0.9, lambda 0.1", MetaPO("18", 51.6)),
+    metapo("decay 0.8", MetaPO("18", 51.1), decay=0.8),
+    metapo("decay 0.95", MetaPO("18", 51.3), decay=0.95),
+    metapo("lambda 0.05", MetaPO("18", 51.0), margin_weight=0.05),
+    metapo("lambda 0.2", MetaPO("18", 51.4), margin_weight=0.2),
+)
+
+ONLINE_ROWS = (
+    other("DPO", "dpo", MetaPO("21", 47.5)),
+    Row("Iterative DPO", ("method.name=iterative_dpo", *IN_THREE), paper=(MetaPO("21", 50.2),)),
+    metapo("MetaPO", MetaPO("21", 51.6)),
+    Row(
+        "Iterative DPO + MetaPO",
+        ("method.name=iterative_dpo_metapo", *LEARNING, *IN_THREE),
+        paper=(MetaPO("21", 52.8),),
+    ),
+)
+
+NOISE_ROWS = tuple(
+    in_world(row, FIFTH_WRONG) for row in (other("DPO", "dpo"), other("FocalPO", "focalpo"), metapo("MetaPO"))
+)
+
+
+def table(
+    title: str, rows: tuple[Row, ...], reference: str, note: str = "", columns: tuple[str, ...] = OFFLINE
+) -> Table:
+    return Table(title, rows, reference, " ".join(filter(None, (HOW, note))), columns, MetaPO)
+
+
+TABLES: dict[str, Table] = {
+    "metapo": table(
+        "Weights of pairs (the MetaPO paper's Tables 1 to 3)",
+        METHOD_ROWS,
+        "FocalPO",
+        f"RDO trains on fresh pairs, whose rewards are known, and the others on the offline ones. {SLOW_SIMPO}",
+        STANDARD,
+    ),
+    "metapo-features": table("MetaPO's features (its Table 6)", FEATURE_ROWS, "all features"),
+    "metapo-interval": table("Steps between updates of MetaPO (its Table 11)", INTERVAL_ROWS, "K = 10 (paper: 100)"),
+    "metapo-network": table("MetaPO's weighting network (its Table 12)", NETWORK_ROWS, "linear"),
+    "metapo-validation": table(
+        "MetaPO's held-out pairs (its Tables 13 and 14)",
+        VALIDATION_ROWS,
+        "3 %, stratified",
+        "As of the other pairs, a tenth of the held-out labels is wrong; the paper's wrong labels in held-out pairs "
+        "alone (Table 14) are left out.",
+    ),
+    "metapo-objective": table(
+        "What MetaPO is learned for (its Table 15)",
+        OBJECTIVE_ROWS,
+        "loss and margin",
+        f"The entropy counts {ENTROPY:g}; the paper names no number.",
+    ),
+    "metapo-sensitivity": table("MetaPO's decay and lambda (its Table 18)", SENSITIVITY_ROWS, "decay 0.9, lambda 0.1"),
+    "metapo-online": table(
+        "MetaPO with fresh pairs (its Table 21)",
+        ONLINE_ROWS,
+        "Iterative DPO",
+        "Iterative rows have three iterations of a third of the prompts, the others one; all take as many steps.",
+        STANDARD,
+    ),
+    "metapo-noise": table("Wrong labels and the weights of their pairs", NOISE_ROWS, "FocalPO", columns=SEPARATION),
+}
