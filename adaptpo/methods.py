@@ -650,49 +650,61 @@ def metaapo_previous(
     return replace(metaapo(objective, num_generations, learning_rate, update_interval), reference="previous")
 
 
-def in_turn(objective: Objective, *plan: Pairing) -> Method:
+def in_turn(objective: Objective, measured: bool, *plan: Pairing) -> Method:
     """Pairings that share the iterations of a run evenly; each iteration's reference is the policy that started it."""
-    return Method(SelectAll(), PairingSchedule(plan), objective, Uniform(), reference="previous")
+    return Method(SelectAll(), PairingSchedule(plan, measured), objective, Uniform(), reference="previous")
 
 
 @named
-def off_off(objective: Objective = DPO()) -> Method:  # noqa: B008
+def off_off(objective: Objective = DPO(), measured: bool = False) -> Method:  # noqa: B008
     """Offline pairs in both halves of the iterations.
 
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_off".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, Offline(), Offline())
+    return in_turn(objective, measured, Offline(), Offline())
 
 
 @named
-def off_on(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+def off_on(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 2,
+    measured: bool = False,
+) -> Method:
     """Offline pairs in the first half of the iterations, the policy's own in the second.
 
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_on".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, Offline(), Online(num_generations))
+    return in_turn(objective, measured, Offline(), Online(num_generations))
 
 
 @named
-def on_off(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+def on_off(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 2,
+    measured: bool = False,
+) -> Method:
     """The policy's own pairs in the first half of the iterations, offline ones in the second.
 
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_off".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, Online(num_generations), Offline())
+    return in_turn(objective, measured, Online(num_generations), Offline())
 
 
 @named
-def on_on(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+def on_on(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 2,
+    measured: bool = False,
+) -> Method:
     """The policy's own pairs in both halves of the iterations.
 
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_on".
     Deviation: each iteration has its own part of the data.
     """
-    return in_turn(objective, Online(num_generations), Online(num_generations))
+    return in_turn(objective, measured, Online(num_generations), Online(num_generations))
 
 
 @named

@@ -206,9 +206,11 @@ class OnePairPerObjective(Pairing):
 @dataclass(frozen=True)
 class PairingSchedule(Pairing):
     """One pairing after another: the run's iterations are shared evenly among `plan` (Table 1 of the alignment-stages
-    paper has two iterations). Outside an iteration it is the first."""
+    paper has two iterations). Outside an iteration it is the first. `measured`: the stage is measured before each
+    iteration, as in the paper's Table 3, and the schedule kept all the same."""
 
     plan: tuple[Pairing, ...] = (Offline(), Online())
+    measured: bool = False
 
     def __post_init__(self) -> None:
         if not self.plan:
@@ -217,6 +219,9 @@ class PairingSchedule(Pairing):
     @property
     def num_generations(self) -> int:
         return max(pairing.num_generations for pairing in self.plan)
+
+    def needs_stage(self, iteration: int) -> bool:
+        return self.measured
 
     def at(self, now: Iteration) -> Pairing:
         return self.plan[now.number * len(self.plan) // now.count].at(now)

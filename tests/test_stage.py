@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,7 @@ def test_schedule_shares_the_iterations() -> None:
     kinds = [type(off_on.at(Iteration(number, 5))).__name__ for number in range(5)]
     assert kinds == ["Offline"] * 3 + ["Online"] * 2
     assert off_on.num_generations == 3
+    assert not off_on.needs_stage(0) and replace(off_on, measured=True).needs_stage(1)
     with pytest.raises(ConfigError, match="at least one"):
         PairingSchedule(())
 

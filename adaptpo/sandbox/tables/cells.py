@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from adaptpo.config import load_recipe
-from adaptpo.errors import AdaptpoError
+from adaptpo.errors import AdaptpoError, RunError
 from adaptpo.run import read_state
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
@@ -34,11 +34,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a cell's run lies, and the folder of what it has in common with others up to its first iteration."""
+    """Where a cell's run lies, the folder of what it has in common with others up to its first iteration, and its
+    settings: those of its row, and the policy of another run to start from."""
 
     cell: Cell
     run: Path
     opening: Path
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,22 @@ def world_name(world: WorldSettings) -> str:
     return f"prompts-{world.prompts}{''.join(changed)}/seed-{world.seed}"
 
 
-def opening_name(recipe: Path, row: Row, out: Path) -> str:
+def opening_name(recipe: Path, settings: Sequence[str], out: Path) -> str:
     """A hash of what happens before the first iteration."""
-    settings = (*row.settings, f"output_dir={out}")
-    facts = AlignmentTrainer.from_recipe(load_recipe(recipe, settings)).opening_facts()
+    facts = AlignmentTrainer.from_recipe(load_recipe(recipe, (*settings, f"output_dir={out}"))).opening_facts()
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:10]
 
 
 def run_name(recipe: Path, row: Row) -> str:
-    """The method and a hash of the whole resolved recipe: rows that say the same in other words share a run.
+    """The method and a hash of the whole resolved recipe, and of the run it starts from: rows that say the same in
+    other words share a run.
 
     Raises ConfigError where the row's settings are none.
     """
     values: dict[str, Any] = load_recipe(recipe, row.settings).model_dump(mode="json")
     kept = {key: value for key, value in values.items() if key not in NOT_PART_OF_A_RUN}
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False).replace(str(recipe.parent.resolve()), "")
+    text += run_name(recipe, row.start) if row.start else ""
     return f"{row.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -91,27 +94,55 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
     """Builds the worlds, aligns the policies and measures them; what is there already is not done again."""
     worlds = {world_name(cell.world): cell.world for cell in cells}
     errors = work_off("world", {name: world_task(out, name, world) for name, world in worlds.items()}, jobs)
-    plans = [planned(cell, out, errors) for cell in cells]
-    ready = [plan for plan in plans if isinstance(plan, Plan)]
-    errors = run_openings(ready, out, jobs) | run_plans(ready, out, jobs)
-    return [plan if isinstance(plan, Outcome) else concluded(plan, out, errors) for plan in plans]
+    for wave in waves(cells):
+        plans = [planned(cell, out, errors) for cell in wave]
+        ready = [plan for plan in plans if isinstance(plan, Plan)]
+        errors |= run_openings(ready, out, jobs)
+        errors |= run_plans(ready, out, jobs)
+    return [concluded(planned(cell, out, errors), out, errors) for cell in cells]
+
+
+def waves(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """The cells and those they start from, asked for or not, each after the one it starts from."""
+    everything = [each for cell in cells for each in lineage(cell)]
+    for depth in sorted({cell.row.depth for cell in everything}):
+        yield [cell for cell in everything if cell.row.depth == depth]
+
+
+def lineage(cell: Cell) -> Iterator[Cell]:
+    """What the cell starts from, the first of it first, and the cell itself."""
+    if cell.row.start is not None:
+        yield from lineage(replace(cell, row=cell.row.start))
+    yield cell
 
 
 def world_task(out: Path, name: str, world: WorldSettings) -> Task:
     return Task(build_world, (out / "worlds" / name, world, out / "models"))
 
 
-def planned(cell: Cell, out: Path, world_errors: dict[str, str]) -> Plan | Outcome:
+def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
     """The cell with the folders of its run, or with why it cannot run."""
     name = world_name(cell.world)
-    if name in world_errors:
-        return Outcome(cell, error=f"its world was not built: {world_errors[name]}")
+    if name in errors:
+        return Outcome(cell, error=f"its world was not built: {errors[name]}")
     recipe = recipe_of(out, cell)
     try:
-        run = out / "runs" / name / run_name(recipe, cell.row)
-        return Plan(cell, run, out / "openings" / name / opening_name(recipe, cell.row, run))
+        runs = out / "runs" / name
+        run, settings = runs / run_name(recipe, cell.row), settings_of(recipe, cell.row, runs)
+        return Plan(cell, run, out / "openings" / name / opening_name(recipe, settings, run), settings)
     except AdaptpoError as error:
         return Outcome(cell, error=str(error))
+
+
+def settings_of(recipe: Path, row: Row, runs: Path) -> tuple[str, ...]:
+    """The row's own, and the policy to start from. Raises RunError where the run that makes it has not ended."""
+    if row.start is None:
+        return row.settings
+    policy = runs / run_name(recipe, row.start) / "final"
+    if not policy.is_dir():
+        start = ", ".join(filter(None, (row.start.group, row.start.label)))
+        raise RunError(f"the run that it starts from did not end: {start}; mend that one first")
+    return (*row.settings, f"model={policy.resolve()}")
 
 
 def recipe_of(out: Path, cell: Cell) -> Path:
@@ -123,7 +154,7 @@ def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
     tasks = {}
     for plan in plans:
         if not any(read_state(folder).get("opened") for folder in (plan.run, plan.opening)):
-            settings = (*plan.cell.row.settings, f"output_dir={plan.opening}", "show_progress=false")
+            settings = (*plan.settings, f"output_dir={plan.opening}", "show_progress=false")
             tasks[str(plan.opening.relative_to(out))] = Task(open_policy, (recipe_of(out, plan.cell), settings))
     return work_off("opening", tasks, jobs)
 
@@ -133,13 +164,15 @@ def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
     tasks = {}
     for plan in plans:
         places = (f"output_dir={plan.run}", f"branch_of={plan.opening}")
-        settings = (*plan.cell.row.settings, *places, "show_progress=false")
+        settings = (*plan.settings, *places, "show_progress=false")
         tasks[str(plan.run.relative_to(out))] = Task(align_policy, (recipe_of(out, plan.cell), settings))
     return work_off("run", tasks, jobs, lambda name: measured_line(out / name))
 
 
-def concluded(plan: Plan, out: Path, errors: dict[str, str]) -> Outcome:
+def concluded(plan: Plan | Outcome, out: Path, errors: dict[str, str]) -> Outcome:
     """The outcome with its measurement, or with what went wrong first."""
+    if isinstance(plan, Outcome):
+        return plan
     found = [errors.get(str(folder.relative_to(out))) for folder in (plan.opening, plan.run)]
     if error := found[0] or found[1]:
         return Outcome(plan.cell, plan.run, error=error)

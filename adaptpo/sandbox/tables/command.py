@@ -60,7 +60,8 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
 def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:
     """The table as JSON and PNG, on the terminal and, where asked for, in a Markdown file."""
     folder, today = options.out / "tables", date.today().isoformat()
-    cells, notes = grid(table, summaries, options.seeds), notes_of(table, summaries, options)
+    cells = table.view.grid(summaries, options.seeds) if table.view else grid(table, summaries, options.seeds)
+    notes = notes_of(table, summaries, options)
     write_json(folder / f"{name}.json", record(name, table, options, summaries) | {"date": today})
     with whole_file(folder / f"{name}.png") as temporary:
         temporary.write_bytes(png(draw(table, summaries)))
@@ -75,8 +76,9 @@ def write_files(name: str, table: Table, options: Options, summaries: list[RowSu
 
 def notes_of(table: Table, summaries: list[RowSummary], options: Options) -> list[str]:
     missing = labels(unavailable(table, METHODS)) if options.methods is None else ""
+    own = table.view.remarks(summaries, options.seeds) if table.view else None
     return [
-        *remarks(table, summaries, options.seeds),
+        *(own or remarks(table, summaries, options.seeds)),
         *([table.note] if table.note else []),
         *([f"Not available: {missing}."] if missing else []),
     ]
@@ -96,4 +98,5 @@ def record(name: str, table: Table, options: Options, summaries: list[RowSummary
         "reference": table.reference,
         "not_available": [row.label for row in unavailable(table, METHODS)],
         "rows": [record_of(summary) for summary in summaries],
+        **({"lines": table.view.record(summaries)} if table.view else {}),
     }

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
 from adaptpo.sandbox.check import stage_rewards
 from adaptpo.sandbox.tables.labels import label_separation
 from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
+from adaptpo.stage.score import BOUNDARY
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A boundary score with its 95 % interval over prompts, and whether Algorithm 1 says preference injection."""
+
+    score: float
+    low: float
+    high: float
+    injection: bool
+
+    @classmethod
+    def of(cls, phase: Mapping[str, Any]) -> Boundary | None:
+        """From what `state.json` keeps of a measurement; None where it is not done."""
+        if not phase.get("done"):
+            return None
+        return cls(phase["boundary_score"], phase["low"], phase["high"], phase["injection"])
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves out 0.5."""
+        return not self.low <= BOUNDARY <= self.high
 
 
 @dataclass(frozen=True)
 class Measurement:
     """True rewards are means over the held-out prompts; win rates (shares) are against the SFT policy's responses by
-    true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses.
+    true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses; a prompt
+    that the stage was measured on as well got them twice, so that it can exceed 1.
 
     Seconds are of CPU time, which other work on the machine hardly changes (a run of a table has one thread), in each
     phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
-    but evaluations. `repeated` names the phases that took several attempts.
+    but evaluations, measurements of the stage included. `repeated` names the phases that took several attempts.
 
     `weight_auc`, `margin_auc`: how well the weights and the margins of the last visits tell offline pairs with a right
     label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None where there are not both kinds.
+    `boundary`: the stage of the policy that started the first iteration, where the run measured it.
     """
 
     true_reward: float
@@ -38,6 +69,12 @@ class Measurement:
     repeated: tuple[str, ...] = ()
     weight_auc: float | None = None
     margin_auc: float | None = None
+    boundary: Boundary | None = None
+
+    @property
+    def gain(self) -> float:
+        """Of true reward over the policy that the run started from, which is not the SFT policy for every row."""
+        return self.true_reward - self.sft_reward
 
 
 def measure(folder: Path) -> Measurement:
@@ -59,6 +96,7 @@ def measure(folder: Path) -> Measurement:
         repeated=tuple(run.repeated()),
         weight_auc=label_separation(run, "weight"),
         margin_auc=label_separation(run, "margin"),
+        boundary=Boundary.of(run.phases.get("iterations/0/stage", {})),
     )
 
 
@@ -69,7 +107,14 @@ def words(run: RunData, stage: str) -> list[int]:
 
 def annotated_share(run: RunData) -> float:
     counts = [iteration_counts(run, t) for t in run.iterations]
-    return sum(c.generated_for or 0 for c in counts) / sum(c.prompts or 0 for c in counts)
+    generated_for = sum(c.generated_for or 0 for c in counts)
+    return (generated_for + stage_prompts(run)) / sum(c.prompts or 0 for c in counts)
+
+
+def stage_prompts(run: RunData) -> int:
+    """Prompts that got fresh responses, two each, for measurements of the stage alone; answered or not."""
+    found = [run.phases.get(f"iterations/{t}/stage", {}) for t in run.iterations]
+    return sum(state.get("measured", 0) + state.get("unanswered", 0) for state in found)
 
 
 def seconds(run: RunData, name: str) -> float:

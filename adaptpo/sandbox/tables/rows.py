@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptpo.config import nearest, set_value
 from adaptpo.errors import ConfigError
 from adaptpo.sandbox.tables.papers import Figures, MetaAPO
+
+if TYPE_CHECKING:
+    from adaptpo.sandbox.tables.view import View
 
 METHOD_OF_THE_WORLD = "metaapo"
 STANDARD = ("true_reward", "difference", "win_rate", "length_controlled", "annotated", "seconds")
@@ -21,6 +24,7 @@ class Row:
     `settings`: assignments to the world's recipe, as `adaptpo train --set` takes them; `method.name=X` keeps the
     recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: fields of
     `WorldSettings` in which this row's worlds differ. Rows of one `group` are compared with the group's reference.
+    `start`: the row whose run, in the same world, makes the policy that this one starts from; None: the SFT policy.
     """
 
     label: str
@@ -28,6 +32,12 @@ class Row:
     world: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
     paper: tuple[Figures, ...] = ()
+    start: Row | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many runs come before this one's."""
+        return 0 if self.start is None else self.start.depth + 1
 
     @property
     def method(self) -> str:
@@ -45,6 +55,7 @@ class Table:
 
     `columns`: what is shown of our runs, by the names in `adaptpo.sandbox.tables.text.COLUMNS`. `paper`: whose figures
     stand beside it.
+    `view`: how they are shown; None: a line for each.
     """
 
     title: str
@@ -53,6 +64,7 @@ class Table:
     note: str = ""
     columns: tuple[str, ...] = STANDARD
     paper: type[Figures] = MetaAPO
+    view: View | None = None
 
 
 def unavailable(table: Table, known: Collection[str]) -> list[Row]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 from adaptpo.sandbox.tables.rows import Table
 from adaptpo.sandbox.tables.statistics import Estimate
@@ -106,15 +108,25 @@ def remarks(table: Table, summaries: Sequence[RowSummary], seeds: int) -> list[s
         else "one seed, so there are no intervals and differences decide nothing"
     )
     compared = any(summary.difference is not None for summary in summaries)
-    sft = [found.sft_reward for summary in summaries for found in summary.measured.values()]
     return [
         f"True reward of the held-out responses after the last iteration (optimum 1); {spread}.",
         *([f"Difference of true reward to {table.reference}, paired by seed."] if compared else []),
         "Win rates are against the SFT policy's responses by true reward, ties half.",
-        *([f"The SFT policy's true reward is {sum(sft) / len(sft):.3f}."] if sft else []),
+        *sft_rewards(summaries),
         *([SEPARATION] if {"weight_auc", "margin_auc"} & set(table.columns) else []),
         *(["Seconds of interrupted phases are those of their last attempt."] if interrupted(summaries) else []),
     ]
+
+
+def sft_rewards(summaries: Sequence[RowSummary]) -> list[str]:
+    """A sentence on the SFT policies; with their groups where these have different ones."""
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for summary in summaries:
+        by_group[summary.row.group] += [found.sft_reward for found in summary.measured.values()]
+    means = {group: f"{fmean(rewards):.3f}" for group, rewards in by_group.items() if rewards}
+    if len(set(means.values())) > 1:
+        means = {group: f"{mean} ({group})" for group, mean in means.items()}
+    return [f"The SFT policy's true reward is {', '.join(dict.fromkeys(means.values()))}."] if means else []
 
 
 def interrupted(summaries: Sequence[RowSummary]) -> bool:

@@ -5,7 +5,7 @@ A row whose method does not exist yet is left out and listed as not available.
 
 from __future__ import annotations
 
-from adaptpo.sandbox.tables.definitions import metaapo, metapo
+from adaptpo.sandbox.tables.definitions import metaapo, metapo, stages
 from adaptpo.sandbox.tables.rows import Table
 
-TABLES: dict[str, Table] = metaapo.TABLES | metapo.TABLES
+TABLES: dict[str, Table] = metaapo.TABLES | metapo.TABLES | stages.TABLES

@@ -1,0 +1,102 @@
+"""The tables on alignment stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptpo.sandbox.tables.rows import Row, Table
+from adaptpo.sandbox.tables.stage_view import PC_OFF, PC_ON, StageView
+
+LITTLE = {"sft_epochs": 0.5}
+SFT, LITTLE_SFT = "SFT", "little SFT"
+AFTER_OFF, AFTER_ON = "SFT, then PC_off", "SFT, then PC_on"
+# The paper's Table 7, and its two fresh responses per prompt; the data is used once, as a whole.
+ONCE = (
+    "num_iterations=1",
+    "warmup_epochs=0",
+    "generation.num_generations=2",
+    "generation.temperature=0.7",
+    "generation.top_p=0.9",
+    "generation.top_k=50",
+)
+Settings = tuple[str, ...]
+DPO: Settings = ()
+SLIC_HF: Settings = ("method.objective={name: slic_hf}",)
+MODELS = "Llama-3 | Zephyr | Phi-2"
+TABLE_3 = {
+    SFT: "0.62 / 0.33 | 0.40 / 2.27 | 0.23 / ∞",
+    AFTER_OFF: "0.66 / <0.01 | 0.66 / 0.24 | 0.25 / ∞",
+    AFTER_ON: "0.69 / 0.22 | 0.58 / 1.56 | 0.23 / 1.13",
+}
+TABLE_5 = {
+    SFT: "0.62 / 0.68 | 0.40 / 1.35 | 0.23 / ∞",
+    AFTER_OFF: "0.66 / – | 0.65 / 0.38 | 0.40 / 1.43",
+    AFTER_ON: "0.71 / 0.19 | 0.60 / 0.98 | 0.35 / 1.54",
+}
+STAGES_NOTE = (
+    "PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and the "
+    "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a world "
+    "of its own: its reward model has learned from that policy's responses."
+)
+
+
+def duel(
+    policy: str, objective: Settings, world: Mapping[str, Any] | None = None, start: Row | None = None
+) -> tuple[Row, Row]:
+    """Training from one policy on PC_off and on PC_on; the latter measures its stage first."""
+    offline = ("method.name=off_off", *objective, *ONCE)
+    online = ("method.name=on_on", "method.measured=true", *objective, *ONCE)
+    return (
+        Row(PC_OFF, offline, world or {}, policy, start=start),
+        Row(PC_ON, online, world or {}, policy, start=start),
+    )
+
+
+def stage_rows(objective: Settings) -> tuple[Row, ...]:
+    """Policies of four strengths; the last two are what the second one becomes."""
+    off, on = duel(SFT, objective)
+    return (
+        *duel(LITTLE_SFT, objective, LITTLE),
+        *(off, on),
+        *duel(AFTER_OFF, objective, start=off),
+        *duel(AFTER_ON, objective, start=on),
+    )
+
+
+def method_rows(group: str, world: Mapping[str, Any]) -> tuple[Row, ...]:
+    named: tuple[tuple[str, Settings], ...] = (
+        ("Online DPO", ("method.name=online_dpo",)),
+        ("MetaAPO", ("method.name=metaapo",)),
+        ("two stages", ("method.name=two_stage",)),
+        ("two stages, no warm-up", ("method.name=two_stage", "warmup_epochs=0")),
+        ("blend by stage", ("method.name=stage_blend",)),
+        ("MetaAPO from the stage", ("method.name=metaapo_stage",)),
+    )
+    return tuple(Row(label, settings, world, group) for label, settings in named)
+
+
+TABLES: dict[str, Table] = {
+    "stages": Table(
+        "Alignment stages (the alignment-stages paper's Table 3)",
+        stage_rows(DPO),
+        PC_OFF,
+        STAGES_NOTE,
+        view=StageView(MODELS, TABLE_3),
+    ),
+    "stages-slic": Table(
+        "Alignment stages with SLiC-HF (the alignment-stages paper's Table 5)",
+        stage_rows(SLIC_HF),
+        PC_OFF,
+        STAGES_NOTE,
+        view=StageView(MODELS, TABLE_5),
+    ),
+    "stage-methods": Table(
+        "Methods that act on the stage",
+        (*method_rows(SFT, {}), *method_rows(LITTLE_SFT, LITTLE)),
+        "Online DPO",
+        "A measurement's prompts count as annotated, beside those that a method then generates for; its time is in the "
+        "overall time alone. All methods use the world's sampling and 8 responses, and a warm-up of one epoch where no "
+        "other is named.",
+    ),
+}

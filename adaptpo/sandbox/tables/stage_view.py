@@ -1,0 +1,151 @@
+"""Pairs of runs that start from one policy, trained on PC_off and on PC_on, and what the boundary score said before:
+the alignment-stages paper's Tables 3 and 5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
+from statistics import fmean
+
+from adaptpo.sandbox.tables.measure import Boundary
+from adaptpo.sandbox.tables.statistics import Estimate, estimate
+from adaptpo.sandbox.tables.summary import RowSummary
+from adaptpo.sandbox.tables.text import NOTHING, Grid, number
+
+PC_OFF, PC_ON = "PC_off", "PC_on"
+"""Labels of a policy's two rows; its name is their group. The row of PC_on measures the stage."""
+
+
+def effectiveness(offline_gain: float, online_gain: float) -> float | None:
+    """Delta of the paper's Tables 1, 3 and 5: the gain on PC_off over that on PC_on. Infinite where PC_off alone gains,
+    0 where PC_on alone does, None where neither does (a dash in the paper)."""
+    if online_gain > 0:
+        return max(offline_gain, 0.0) / online_gain
+    return math.inf if offline_gain > 0 else None
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One policy in one world: its boundary score, its true reward, and the gains of training on either data."""
+
+    boundary: Boundary
+    before: float
+    offline_gain: float
+    online_gain: float
+
+    @property
+    def foretold(self) -> bool:
+        """Whether Algorithm 1 named the data that then gained more."""
+        return self.boundary.injection == (self.offline_gain > self.online_gain)
+
+
+@dataclass(frozen=True)
+class PolicySummary:
+    """A policy over its seeds."""
+
+    name: str
+    duels: Mapping[int, Duel]
+
+    @property
+    def all(self) -> list[Duel]:
+        return list(self.duels.values())
+
+    @property
+    def effectiveness(self) -> float | None:
+        """Of the mean gains: ratios of single seeds have no mean where one of them is infinite."""
+        return effectiveness(fmean(d.offline_gain for d in self.all), fmean(d.online_gain for d in self.all))
+
+    def over_seeds(self, value: Callable[[Duel], float]) -> Estimate | None:
+        return estimate([value(duel) for duel in self.all]) if self.duels else None
+
+
+def policies(summaries: Sequence[RowSummary]) -> list[PolicySummary]:
+    groups = groupby(summaries, key=lambda summary: summary.row.group)
+    return [PolicySummary(name, duels(list(pair))) for name, pair in groups]
+
+
+def duels(pair: Sequence[RowSummary]) -> dict[int, Duel]:
+    """By seed, where both runs succeeded; none where a row was not asked for."""
+    rows = {summary.row.label: summary.measured for summary in pair}
+    offline, online = rows.get(PC_OFF, {}), rows.get(PC_ON, {})
+    return {
+        seed: Duel(found.boundary, found.sft_reward, offline[seed].gain, found.gain)
+        for seed, found in online.items()
+        if seed in offline and found.boundary is not None
+    }
+
+
+@dataclass(frozen=True)
+class StageView:
+    """A line for each policy. `paper`: the papers' figures by the policy's name; `models`: whose they are."""
+
+    models: str
+    paper: Mapping[str, str] = field(default_factory=dict)
+
+    def grid(self, summaries: Sequence[RowSummary], seeds: int) -> Grid:
+        lines = policies(summaries)
+        rows = [[cell(line) for cell in self.columns(seeds).values()] for line in lines]
+        return Grid(list(self.columns(seeds)), rows, [""] * len(lines))
+
+    def columns(self, seeds: int) -> dict[str, Callable[[PolicySummary], str]]:
+        def mean(value: Callable[[Duel], float], sign: str, line: PolicySummary) -> str:
+            return number(line.over_seeds(value), 1, 3, sign)
+
+        return {
+            "policy": lambda line: line.name,
+            "seeds": lambda line: f"{len(line.duels)} of {seeds}",
+            "true reward": partial(mean, lambda duel: duel.before, ""),
+            "boundary score": score_text,
+            "gain on PC_off": partial(mean, lambda duel: duel.offline_gain, "+"),
+            "gain on PC_on": partial(mean, lambda duel: duel.online_gain, "+"),
+            "difference, off − on": partial(mean, lambda duel: duel.offline_gain - duel.online_gain, "+"),
+            "effectiveness": lambda line: ratio_text(line.effectiveness) if line.duels else NOTHING,
+            "foretold": lambda line: f"{foretold(line.all)} of {len(line.duels)}",
+            f"paper, {self.models}: score / effectiveness": lambda line: self.paper.get(line.name, NOTHING),
+        }
+
+    def remarks(self, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
+        """What a reader of the numbers has to know."""
+        everything = [duel for line in policies(summaries) for duel in line.all]
+        decided = [duel for duel in everything if duel.boundary.decided]
+        spread = "brackets: 95 % bootstrap interval over seeds, too narrow with few of them; " if seeds > 1 else ""
+        return [
+            f"Means over seeds; {spread}± after a score: half the width of its own 95 % interval over prompts.",
+            "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 PC_off is advised.",
+            "Gains of true reward on held-out prompts over the policy itself, after one epoch on all prompts.",
+            "Effectiveness: mean gain on PC_off over mean gain on PC_on; ∞ where PC_off alone gains, 0 where PC_on "
+            "alone does, – where neither does.",
+            f"The score named the better data in {foretold(everything)} of {len(everything)} cases (policy and seed); "
+            f"where its interval leaves out 0.5, in {foretold(decided)} of {len(decided)}.",
+        ]
+
+    def record(self, summaries: Sequence[RowSummary]) -> list[dict[str, object]]:
+        """A JSON-ready form of the lines, with every seed; an infinite effectiveness is the text `inf`."""
+        return [line_record(line) for line in policies(summaries)]
+
+
+def line_record(line: PolicySummary) -> dict[str, object]:
+    ratio = line.effectiveness if line.duels else None
+    cells = [{"seed": seed, **asdict(duel), "foretold": duel.foretold} for seed, duel in line.duels.items()]
+    return {"policy": line.name, "effectiveness": "inf" if ratio == math.inf else ratio, "cells": cells}
+
+
+def score_text(line: PolicySummary) -> str:
+    """`0.412 [0.400, 0.420]; ±0.013`."""
+    if not line.duels:
+        return NOTHING
+    own = fmean(duel.boundary.half_width for duel in line.all)
+    return f"{number(line.over_seeds(lambda duel: duel.boundary.score), 1, 3)}; ±{own:.3f}"
+
+
+def ratio_text(ratio: float | None) -> str:
+    if ratio is None:
+        return NOTHING
+    return "∞" if ratio == math.inf else f"{ratio:.2f}"
+
+
+def foretold(duels: Sequence[Duel]) -> int:
+    return sum(duel.foretold for duel in duels)
