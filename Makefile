@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-engines lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engines" $(TESTS)
+
+test-engines: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m engines $(TESTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
 from adaptpo.errors import ConfigError
+from adaptpo.generation.settings import EngineSettings
+from adaptpo.settings import Settings
 
 OWNED_TRAINING_ARGUMENTS = {
     "output_dir": "set output_dir of the recipe",
@@ -42,10 +44,6 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, RecipeLoader)
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
 class DataSettings(Settings):
     """`path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read."""
 
@@ -59,21 +57,13 @@ class EvalDataSettings(DataSettings):
     max_prompts: int = Field(256, gt=0)
 
 
-class GenerationSettings(Settings):
-    """Sampling of fresh responses. `top_k` 0 is off; `temperature` 0 is greedy. `batch_size` counts prompts; None takes
-    as many as fit into `memory_gb` (None: 40 % of an accelerator's memory, 1 GiB on a CPU)."""
+class GenerationSettings(EngineSettings):
+    """Sampling of fresh responses, and the engine that samples. `top_k` 0 is off; `temperature` 0 is greedy."""
 
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     max_new_tokens: int = Field(512, gt=0)
-    batch_size: int | None = Field(None, gt=0)
-    memory_gb: float | None = Field(None, gt=0)
-
-    @property
-    def memory(self) -> int | None:
-        """`memory_gb` in bytes."""
-        return None if self.memory_gb is None else int(self.memory_gb * 2**30)
 
 
 class StageSettings(Settings):
@@ -115,10 +105,10 @@ class AlignmentConfig(Settings):
     max_completion_length: int | None = Field(None, gt=0)
     generation: GenerationSettings = GenerationSettings()
     stage: StageSettings = StageSettings()
-    training: dict[str, Any] = {}
-    reward_training: dict[str, Any] = {}
+    training: dict[str, Any] = Field({})
+    reward_training: dict[str, Any] = Field({})
     peft: dict[str, Any] | None = None
-    model_init_kwargs: dict[str, Any] = {}
+    model_init_kwargs: dict[str, Any] = Field({})
     max_tokens_per_batch: int = Field(16384, gt=0)
     shard_size: int = Field(64, gt=0)
     annotation_cache: str | None = None

@@ -21,6 +21,10 @@ class AnnotationError(AdaptpoError):
     """A reward function or reward model failed or returned something unusable."""
 
 
+class GenerationError(AdaptpoError):
+    """A generation server failed, or does not answer as the policy in training would."""
+
+
 class RunError(AdaptpoError):
     """A run directory cannot be used: it belongs to another run, is locked, or its inputs changed."""
 

@@ -23,6 +23,7 @@ SHOWN = {
     "annotation/prompt_tokens": "{} prompt tokens",
     "annotation/completion_tokens": "{} completion tokens",
     "annotation/invalid": "{} invalid verdicts",
+    "missing": "{} responses never came (see dropped.jsonl)",
     "pairs": "{} pairs",
     "rollouts": "{} rollouts",
     "no_pair": "{} prompts without a pair",

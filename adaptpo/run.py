@@ -30,6 +30,9 @@ Row = dict[str, Any]
 NOT_COMPARED = frozenset(
     {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}
     | {"adaptpo", "training"}
+    | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
+    | {f"generation.{name}" for name in ("concurrency", "retries", "timeout", "start_timeout", "restarts")}
+    | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
 )
 """Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes.

@@ -133,6 +133,14 @@ def decode_response(
     return tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def ending_token(tokenizer: PreTrainedTokenizerBase, prompt: Text, stop_ids: frozenset[int]) -> int:
+    """The stop token that ended a response of which only the text is known: the chat template's end of turn behind
+    messages, else EOS."""
+    turn = None if isinstance(prompt, str) else _template_end_of_turn(tokenizer)
+    likely = (turn, tokenizer.eos_token_id, min(stop_ids))
+    return next(token for token in likely if token in stop_ids)
+
+
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
     """Raise ModelError when the tokenizer has ids for which the model has no embedding."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
@@ -166,7 +174,7 @@ def _text_response_ids(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]
     together = _encode_text(tokenizer, prompt + text)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
-    return _encode_continuation(tokenizer, text)
+    return tokenize_continuation(tokenizer, text)
 
 
 def _chat_response_ids(
@@ -177,7 +185,7 @@ def _chat_response_ids(
     together = _encode_rendered(tokenizer, conversation)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
-    return _encode_continuation(tokenizer, conversation[len(prompt) :])
+    return tokenize_continuation(tokenizer, conversation[len(prompt) :])
 
 
 def _render(
@@ -204,7 +212,7 @@ def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text that goes on where another one ended."""
     ids = _encode_rendered(tokenizer, text)
     if text[:1].isspace() or not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):

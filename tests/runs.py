@@ -29,8 +29,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int = 40, **settings: Any) -> Any:
-    """Align a tiny model; returns the folder of the result."""
+def start(
+    model: str, out: Path, reward: Any, method: str = "metaapo", rows: int = 40, held_out: int = 6, **settings: Any
+) -> Any:
+    """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated."""
     from adaptpo import AlignmentConfig, AlignmentTrainer
     from adaptpo.methods import METHODS
     from adaptpo.quiet import quiet_libraries
@@ -47,7 +49,7 @@ def start(model: str, out: Path, reward: Any, method: str = "metaapo", rows: int
         method=METHODS[method](**arguments),
         train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
         reward_funcs=reward,
-        eval_dataset=preference_rows(6, seed=9),
+        eval_dataset=preference_rows(held_out, seed=9) or None,
     )
     return trainer.train()
 

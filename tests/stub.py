@@ -53,11 +53,17 @@ class Stub:
 
 
 @contextmanager
-def serving(reply: Callable[[Any, int], Reply]) -> Iterator[Stub]:
+def serving(reply: Callable[[Any, int], Reply], port: int = 0) -> Iterator[Stub]:
+    """Port 0 is any free one."""
     stub = Stub(reply)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -84,7 +90,7 @@ def serving(reply: Callable[[Any, int], Reply]) -> Iterator[Stub]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     stub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

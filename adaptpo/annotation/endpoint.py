@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 Take = Callable[[int, Json], None]
+Lose = Callable[[int, str], None]
 Result = TypeVar("Result")
 
 REFUSED = frozenset({400, 413, 422})
@@ -27,6 +28,7 @@ REFUSED = frozenset({400, 413, 422})
 PASSING = frozenset({408, 409, 425, 429})
 """States that pass, beside those of 500 and more."""
 MANY_REFUSALS = 8
+START_AGAIN = "when it is up again, start the same command again. Answers that came stay"
 LONGEST_WAIT, LONGEST_ASKED_WAIT = 60.0, 600.0
 """Seconds between two attempts: by our own back-off, and where the server asks for more."""
 JITTER = random.Random()
@@ -59,24 +61,32 @@ def key_from_environment(name: str | None) -> str | None:
     return os.environ[name]
 
 
+def nothing_to_revive() -> None:
+    """For servers that are not ours to start."""
+
+
 class Endpoint:
-    def __init__(self, access: Access, path: str, usage: Usage) -> None:
+    """`revive` is called in a thread before a request is repeated, and brings back a server that died; what it raises
+    ends all requests."""
+
+    def __init__(self, access: Access, path: str, usage: Usage, revive: Callable[[], None] = nothing_to_revive) -> None:
         require_openai()
-        self.access, self.path, self.usage = access, path, usage
+        self.access, self.path, self.usage, self.revive = access, path, usage, revive
         self.refusal = ""
         """What the server said about the last request that it refused."""
 
-    def post(self, bodies: Sequence[Json], take: Take) -> None:
+    def post(self, bodies: Sequence[Json], take: Take, lose: Lose | None = None) -> None:
         """Post every body; `take(number, answer)` gets each answer's JSON as soon as it is there, and may raise
         UnusableAnswerError to have it asked for again.
 
         A body that the server refuses has no answer and is counted. Raises AnnotationError for what would fail again,
-        and when the attempts are used up; calls under way are finished before.
+        and when the attempts are used up; calls under way are finished before. With `lose`, a body that is refused or
+        whose attempts are used up ends nothing: `lose(number, problem)` is told.
         """
         if bodies:
-            run_in_loop(self._post(bodies, take))
+            run_in_loop(self._post(bodies, take, lose))
 
-    async def _post(self, bodies: Sequence[Json], take: Take) -> None:
+    async def _post(self, bodies: Sequence[Json], take: Take, lose: Lose | None) -> None:
         waiting = deque(enumerate(bodies))
         refused = 0
         async with self._client() as client:
@@ -90,6 +100,13 @@ class Endpoint:
                     except Refusal as refusal:
                         self.refusal = str(refusal)
                         refused += 1
+                        if lose is not None:
+                            lose(number, self.refusal)
+                    except Unanswered as problem:
+                        if lose is None:
+                            waiting.clear()
+                            raise AnnotationError(f"{problem}; {START_AGAIN}") from problem
+                        lose(number, str(problem))
                     except BaseException:
                         waiting.clear()
                         raise
@@ -120,10 +137,8 @@ class Endpoint:
             if attempt < self.access.retries:
                 self.usage["retries"] += 1
                 await asyncio.sleep(self._wait(attempt, problem.retry_after))
-        raise AnnotationError(
-            f"{self.access.url} gave no answer in {self.access.retries + 1} attempts: {problem}; when it is up again, "
-            "start the same command again. Answers that came stay"
-        )
+                await asyncio.to_thread(self.revive)
+        raise Unanswered(f"{self.access.url} gave no answer in {self.access.retries + 1} attempts: {problem}")
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         wait = min(self.access.first_wait * 2**attempt, LONGEST_WAIT) * JITTER.uniform(0.75, 1.0)
@@ -148,6 +163,10 @@ class Endpoint:
 
 class Refusal(Exception):  # noqa: N818 - it is an outcome of one request, not a failure.
     pass
+
+
+class Unanswered(Exception):  # noqa: N818 - likewise.
+    """All attempts of one request are used up."""
 
 
 class PassingFault(Exception):  # noqa: N818
@@ -181,7 +200,7 @@ def require_openai() -> None:
     try:
         import openai  # noqa: F401
     except ImportError as error:
-        raise ConfigError("annotators over HTTP need the openai client: pip install 'adaptpo[judge]'") from error
+        raise ConfigError("annotation and generation over HTTP need openai: pip install 'adaptpo[judge]'") from error
 
 
 def run_in_loop(work: Coroutine[Any, Any, Result]) -> Result:

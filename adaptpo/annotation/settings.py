@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from adaptpo.annotation.judge import CRITERIA
-from adaptpo.config import Settings, explain, is_special_reward, nearest
+from adaptpo.config import explain, is_special_reward, nearest
 from adaptpo.errors import ConfigError
+from adaptpo.settings import Settings, Url
 
 
 class RewardPart(Settings):
@@ -46,17 +46,6 @@ class PairwiseReward(RewardPart):
     pairwise: str
     source_tokens: int = Field(1224, ge=8)
     candidate_tokens: int = Field(412, ge=8)
-
-
-def without_secrets(url: str) -> str:
-    if not re.match(r"https?://[^/]", url):
-        raise ValueError("an address begins with http:// or https://")
-    if re.match(r"https?://[^/]*@", url) or re.search(r"[?&][^=]*(key|token|secret)[^=]*=", url, re.IGNORECASE):
-        raise ValueError("an address must hold no key: name an environment variable in api_key_env")
-    return url
-
-
-Url = Annotated[str, AfterValidator(without_secrets)]
 
 
 class RemoteReward(RewardPart):

@@ -23,5 +23,7 @@ class Sampling:
 class Generator(Protocol):
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
         """`count` responses to each prompt; those to prompt i depend on `seeds[i]` and not on its neighbours, up to
-        the rounding of a differently composed batch. A response that reached `max_new_tokens` has `ended=False`."""
+        the rounding of a differently composed batch. A response that reached `max_new_tokens` has `ended=False`.
+
+        An engine that could not get all of them returns fewer; the caller records what is missing."""
         ...

@@ -11,7 +11,7 @@ from adaptpo.objectives import PairLogps
 from adaptpo.records import CANDIDATES_SCHEMA, table
 from adaptpo.run import Row
 from adaptpo.stage.diagnostics import CandidateFacts
-from adaptpo.stage.measure import Subject, draw, fresh_responses
+from adaptpo.stage.measure import FRESH, Subject, draw, fresh_responses
 from adaptpo.stage.score import FloatArray
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair, evaluate_pairs
@@ -21,7 +21,7 @@ from adaptpo.types import PreferencePair, Response
 def keep_candidates(context: Context, subject: Subject) -> Row:
     """One forward pass over the four responses of each measured prompt, in shards."""
     fresh = fresh_responses(context, subject)
-    measured = [item for item in draw(context, subject) if item[0].id in fresh]
+    measured = [item for item in draw(context, subject) if len(fresh[item[0].id]) == FRESH]
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
         own = [(prompt, fresh_pair(prompt.id, fresh[prompt.id])) for prompt, _ in shard]

@@ -17,8 +17,8 @@ from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.stage.preference import AnnotatorPreference, Comparison, PreferenceModel
 from adaptpo.stage.tally import Tally
 from adaptpo.training.context import Context
+from adaptpo.training.generating import generating
 from adaptpo.training.passes import PromptedPair
-from adaptpo.training.phases.sample import generator
 from adaptpo.types import PreferencePair, Prompt, Response
 
 Summary = dict[str, Any]
@@ -26,7 +26,10 @@ FRESH = 2
 OFFLINE_SIDES = ("chosen", "rejected")
 SHARDS_PER_LOOK = 4
 """Between two looks at the interval's width: policy and preference model take turns in memory once a look."""
-NO_ANSWER = "no answer of the preference model to {} of 4 comparisons (missing or invalid reward, or too long for it)"
+NO_ANSWER = (
+    "no answer of the preference model to {} of 4 comparisons (missing or invalid reward, too long for it, or a "
+    "response that never came)"
+)
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ def sample(context: Context, subject: Subject, items: Sequence[PromptedPair]) ->
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
         prompts = [prompt for prompt, _ in shard]
         seeds = [seed_for(context.config.seed, "generate", subject.folder, prompt.id) for prompt in prompts]
-        responses = generator(context, subject.policy).generate(prompts, FRESH, seeds)
-        return table(response_rows(prompts, responses), RESPONSES_SCHEMA)
+        return table(response_rows(prompts, generator.generate(prompts, FRESH, seeds)), RESPONSES_SCHEMA)
 
     folder = f"{subject.folder}/responses"
-    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    with generating(context, subject.policy, subject.folder) as generator:
+        context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
 
 
 def fresh_responses(context: Context, subject: Subject) -> dict[int, list[Response]]:
@@ -118,7 +121,14 @@ def compared(model: PreferenceModel, contests: Sequence[Contest]) -> list[Row]:
                 places.append({"prompt_id": prompt.id, "fresh": index, "offline": side})
                 comparisons.append(Comparison(prompt, response, getattr(pair, side)))
     preferences = model.preferences(comparisons)
-    return [place | {"preference": value} for place, value in zip(places, preferences, strict=True)]
+    rows = [place | {"preference": value} for place, value in zip(places, preferences, strict=True)]
+    return rows + [row for prompt, _, fresh in contests for row in unanswered(prompt.id, len(fresh))]
+
+
+def unanswered(prompt_id: int, received: int) -> list[Row]:
+    """The comparisons of responses that never came."""
+    missing = [(index, side) for index in range(received, FRESH) for side in OFFLINE_SIDES]
+    return [{"prompt_id": prompt_id, "fresh": index, "offline": side, "preference": None} for index, side in missing]
 
 
 def summary(tally: Tally) -> Summary:

@@ -189,7 +189,7 @@ class Context:
             generation_config = None
         return stop_token_ids(self.tokenizer, generation_config)
 
-    @property
+    @cached_property
     def compute_dtype(self) -> torch.dtype:
         """Of the matrix products: that of mixed precision, else that of the weights."""
         if self.inference_arguments.bf16 or self.inference_arguments.fp16:

@@ -21,6 +21,7 @@ from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.actor_critic import CRITIC
 from adaptpo.training.context import Context
+from adaptpo.training.generating import check_generation
 from adaptpo.training.group_trainer import load_method
 from adaptpo.training.iteration import Work, iteration_phases
 from adaptpo.training.models import first_line
@@ -157,6 +158,7 @@ def refuse_impossible(context: Context) -> None:
             "set `reward` to a reward model, to `train`, or to python:module:function"
         )
     check_sampling(context)
+    check_generation(context)
     check_objectives(context)
     if context.method.objective.needs_sample and not context.method.pairing.keep_sample:
         raise ConfigError(

@@ -19,14 +19,16 @@ from adaptpo.run import Row
 from adaptpo.seeds import seed_for
 from adaptpo.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_prompt
 from adaptpo.training.context import Context
+from adaptpo.training.generating import MISSING, generating
 from adaptpo.training.passes import PromptedPair, evaluate_pairs
-from adaptpo.training.phases.sample import generator
 from adaptpo.training.phases.score import with_kept_reference
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
 
 Summary = dict[str, Any]
 Heldout = tuple[Prompt, PreferencePair | None]
 """A held-out prompt, and its offline pair where the data has one."""
+NEVER_CAME = Response("", [], ended=False)
+"""Stands where a generation server gave no response; it has no length and no reward."""
 
 
 def heldout(context: Context) -> list[Heldout]:
@@ -75,9 +77,13 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     items = heldout(context)
     prompts = [prompt for prompt, _ in items]
     seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
-    responses = [several[0] for several in generator(context, policy).generate(prompts, 1, seeds)]
+    with generating(context, policy, f"evaluate/{stage}") as generator:
+        responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
+    missing = [prompt.id for prompt, response in zip(prompts, responses, strict=True) if response is NEVER_CAME]
+    context.run.drop(f"evaluate/{stage}", [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
     margins = offline_margins(context, policy, [(prompt, pair) for prompt, pair in items if pair is not None])
-    rewards = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
+    found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
+    rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
     rows = [
         evaluation_row(item, response, reward, margins.get(item[0].id))
         for item, response, reward in zip(items, responses, rewards, strict=True)
@@ -97,12 +103,12 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
         return context.annotate(phase, requests)
     if stage == "initial":
         return [0.0] * len(requests)
-    rows = read_rows(context.run.path / "evaluation" / "initial.parquet", ["response", "ended"])
+    rows = read_rows(context.run.path / "evaluation" / "initial.parquet", ["response", "ended", "reward"])
     initial = [Response(row["response"], [], row["ended"]) for row in rows]
     opponents = [(prompt, response) for (prompt, _), response in zip(requests, initial, strict=True)]
     rewards = context.annotate(phase, [*requests, *opponents])
-    both = zip(rewards[: len(requests)], rewards[len(requests) :], strict=True)
-    return [None if new is None or old is None else new - old for new, old in both]
+    both = zip(rewards[: len(requests)], rewards[len(requests) :], rows, strict=True)
+    return [None if new is None or old is None or row["reward"] is None else new - old for new, old, row in both]
 
 
 def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]) -> dict[int, float]:
@@ -123,7 +129,7 @@ def evaluation_row(item: Heldout, response: Response, reward: float | None, marg
         "prompt": dump_text(prompt.text),
         "chosen": None if pair is None else dump_text(pair.chosen.text),
         "response": response.text,
-        "length": len(response.ids),
+        "length": None if response is NEVER_CAME else len(response.ids),
         "ended": response.ended,
         "reward": reward,
         "margin": margin,
@@ -133,7 +139,9 @@ def evaluation_row(item: Heldout, response: Response, reward: float | None, marg
 
 def summarize(rows: Sequence[Row], initial: Sequence[Row]) -> Summary:
     """Means over the held-out prompts; `win_rate` counts a tie as half a win."""
-    summary: Summary = {"length/mean": fmean(row["length"] for row in rows), "ended": fmean(r["ended"] for r in rows)}
+    answered = [row for row in rows if row["length"] is not None]
+    lengths, ended = [row["length"] for row in answered], [row["ended"] for row in answered]
+    summary: Summary = {"length/mean": fmean(lengths), "ended": fmean(ended)}
     for name in ("reward", "score"):
         values = [row[name] for row in rows if row[name] is not None]
         if values:

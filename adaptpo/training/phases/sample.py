@@ -12,7 +12,6 @@ import torch
 
 from adaptpo.annotation.base import Request
 from adaptpo.files import read_rows, write_table
-from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.pairing import Candidates, NoPair
 from adaptpo.records import (
     ANNOTATIONS_SCHEMA,
@@ -29,7 +28,8 @@ from adaptpo.run import Row
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.selection import ScoredPrompts
 from adaptpo.training.context import Context
-from adaptpo.training.passes import PromptedPair, autocast
+from adaptpo.training.generating import MISSING, generating
+from adaptpo.training.passes import PromptedPair
 from adaptpo.training.phases.features import read_features
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.types import PreferencePair, Prompt, Response
@@ -71,41 +71,40 @@ def selected_prompts(context: Context, iteration: int) -> list[Prompt]:
 
 
 def generate_responses(context: Context, iteration: int) -> Summary:
-    """K fresh responses to each selected prompt from the policy that starts the iteration."""
+    """K fresh responses to each selected prompt from the policy that starts the iteration; those that never came are
+    recorded."""
     count = context.method_in(iteration).pairing.num_generations
     prompts = selected_prompts(context, iteration) if count else []
     folder = f"{context.folder(iteration)}/responses"
 
     def work(shard: Sequence[Prompt]) -> pa.Table:
         seeds = [seed_for(context.config.seed, "generate", iteration, prompt.id) for prompt in shard]
-        responses = generator(context, context.start_policy(iteration)).generate(shard, count, seeds)
-        return table(response_rows(shard, responses), RESPONSES_SCHEMA)
+        return table(response_rows(shard, generator.generate(shard, count, seeds)), RESPONSES_SCHEMA)
 
-    context.run.shards(folder, prompts, context.config.shard_size, work, context.config.show_progress)
-    ended = [row["ended"] for row in context.run.read_shards(folder, ["ended"])]
-    return {"prompts": len(prompts), "responses": len(ended), "truncated": len(ended) - sum(ended)}
-
-
-def generator(context: Context, policy: str) -> TransformersGenerator:
-    return TransformersGenerator(
-        context.policy(policy),
-        context.tokenizer,
-        context.sampling,
-        batch_size=context.config.generation.batch_size,
-        memory=context.config.generation.memory,
-        precision=lambda: autocast(context.inference_arguments),
-    )
+    with generating(context, context.start_policy(iteration), f"{context.folder(iteration)}/generate") as generator:
+        context.run.shards(folder, prompts, context.config.shard_size, work, context.config.show_progress)
+    rows = list(context.run.read_shards(folder, ["prompt_id", "ended"]))
+    ended = [row["ended"] for row in rows]
+    received = Counter(row["prompt_id"] for row in rows)
+    incomplete = [prompt.id for prompt in prompts if received[prompt.id] < count]
+    records = [{"prompt_id": id_, "missing": count - received[id_], "reason": MISSING} for id_ in incomplete]
+    context.run.drop(f"{context.folder(iteration)}/generate", records)
+    counts = {"prompts": len(prompts), "responses": len(ended), "truncated": len(ended) - sum(ended)}
+    return counts | ({"missing": len(prompts) * count - len(ended)} if records else {})
 
 
 Answered = tuple[Prompt, list[Response]]
 
 
 def answered_prompts(context: Context, iteration: int) -> list[Answered]:
-    """The selected prompts with their fresh responses, in the order of generation."""
+    """The selected prompts with their fresh responses, in the order of generation; a prompt whose responses never came
+    has none."""
+    if not context.run.done(f"{context.folder(iteration)}/generate"):
+        return []
     responses: dict[int, list[Response]] = defaultdict(list)
     for row in context.run.read_shards(f"{context.folder(iteration)}/responses"):
         responses[row["prompt_id"]].append(read_generated(row))
-    return [(prompt, responses[prompt.id]) for prompt, _ in context.offline(iteration) if prompt.id in responses]
+    return [(prompt, responses[prompt.id]) for prompt in selected_prompts(context, iteration)]
 
 
 Judged = tuple[Prompt, list[tuple[int, Response]]]

@@ -1,0 +1,144 @@
+"""Generation by a server with an OpenAI-compatible `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from adaptpo.annotation.base import Usage
+from adaptpo.annotation.endpoint import Access, Endpoint
+from adaptpo.annotation.store import Json
+from adaptpo.errors import AnnotationError, GenerationError
+from adaptpo.generation.agreement import PROBES, Expected, disagreement, greedily
+from adaptpo.generation.answers import AnswerReader, prompt_text
+from adaptpo.generation.base import Sampling
+from adaptpo.generation.dialects import Dialect
+from adaptpo.generation.process import Server
+from adaptpo.seeds import seed_for
+from adaptpo.types import Prompt, Response
+
+Reach = Callable[[str], Access]
+OTHER_POLICY = (
+    "the server serves another model than the policy of this phase, or computes it differently. A server at base_url "
+    "must serve the folder {folder}; one that is started, in the precision of training (for instance --dtype bfloat16)"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: `count` responses to the prompt at this place of the call."""
+
+    place: int
+    prompt: Prompt
+    said: list[int] | str
+    count: int
+    seed: int
+
+
+class ServerGenerator:
+    """Asks a server, which `opening` starts at the first call; `close` ends it.
+
+    Before anything else the server answers two prompts greedily, as `expect` says the policy at `folder` does. Every
+    answer's prompt is checked. A response that does not come within the attempts is left out and counted in
+    `usage["missing"]`.
+    """
+
+    def __init__(
+        self,
+        opening: Callable[[], Server],
+        expect: Callable[[Sequence[Prompt]], list[Expected]],
+        reach: Reach,
+        dialect: Dialect,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        folder: str,
+        usage: Usage,
+    ) -> None:
+        self.opening, self.expect, self.reach = opening, expect, reach
+        self.dialect, self.tokenizer, self.sampling = dialect, tokenizer, sampling
+        self.folder, self.usage = folder, usage
+        self.reader = AnswerReader(tokenizer, usage)
+        self.server: Server | None = None
+
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
+        """Raises GenerationError where the server fails, disagrees with training, or answers nothing at all."""
+        if not prompts:
+            return []
+        server = self._opened(prompts[:PROBES])
+        questions = self._questions(prompts, count, seeds)
+        answers = self._ask(server, questions, self.sampling)
+        responses: list[list[Response]] = [[] for _ in prompts]
+        for question, found in zip(questions, answers, strict=True):
+            responses[question.place] += found
+        self.usage["missing"] += sum(count - len(several) for several in responses)
+        return responses
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+
+    def _opened(self, prompts: Sequence[Prompt]) -> Server:
+        if self.server is None:
+            expected = self.expect(prompts)
+            self.server = self.opening()
+            self._check_agreement(self.server, expected)
+        return self.server
+
+    def _check_agreement(self, server: Server, expected: Sequence[Expected]) -> None:
+        questions = self._questions([one.prompt for one in expected], 1, [0] * len(expected))
+        answers = self._ask(server, questions, greedily(self.sampling))
+        for question, found in zip(questions, answers, strict=True):
+            problem = disagreement(expected[question.place], found[0]) if found else None
+            if problem:
+                raise GenerationError(f"{problem}; {OTHER_POLICY.format(folder=self.folder)}")
+
+    def _questions(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[Question]:
+        """One for each prompt where the server gives several responses at once, else one for each response. Prompts
+        that cannot be said to the server are counted."""
+        questions = []
+        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            said = prompt.ids if self.dialect.takes_ids else prompt_text(self.tokenizer, prompt)
+            if said is None:
+                self.usage["prompts_without_text"] += 1
+            elif self.dialect.several:
+                questions.append(Question(place, prompt, said, count, request_seed(seed, 0)))
+            else:
+                questions += [Question(place, prompt, said, 1, request_seed(seed, i)) for i in range(count)]
+        if not questions:
+            raise GenerationError(
+                "no text gives the prompts' tokens with this tokenizer, and the server takes texts alone; use a server "
+                "that takes token ids (generation.api: vllm), or engine transformers"
+            )
+        return questions
+
+    def _ask(self, server: Server, questions: Sequence[Question], sampling: Sampling) -> list[list[Response]]:
+        """The responses to each question; none where they did not come."""
+        found: list[list[Response]] = [[] for _ in questions]
+        problems: list[str] = []
+
+        def take(number: int, answer: Json) -> None:
+            question = questions[number]
+            found[number] = self.reader.responses(answer, question.prompt, question.count, sampling)
+
+        endpoint = Endpoint(self.reach(server.url), "/completions", self.usage, server.revive)
+        bodies = [self._body(server, question, sampling) for question in questions]
+        try:
+            endpoint.post(bodies, take, lambda number, problem: problems.append(problem))
+        except AnnotationError as error:
+            raise GenerationError(str(error)) from error
+        if not any(found):
+            raise GenerationError(f"the server answered none of {len(questions)} requests: {problems[-1]}")
+        return found
+
+    def _body(self, server: Server, question: Question, sampling: Sampling) -> Json:
+        fields = self.dialect.sampling_fields(sampling)
+        several = {"n": question.count} if self.dialect.several else {}
+        return {"model": server.model, "prompt": question.said, "seed": question.seed, **several, **fields}
+
+
+def request_seed(seed: int, index: int) -> int:
+    """Of a prompt's response; servers take 32 bits, and vLLM adds the index of a response to it."""
+    return seed_for("request", seed, index) % 2**31
