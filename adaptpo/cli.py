@@ -18,6 +18,16 @@ same command is started again.
   adaptpo train recipe.yaml --set method.name=online_dpo --set output_dir=runs/online
   adaptpo train recipe.yaml --set training.learning_rate=1.0e-6 --set generation.num_generations=4
 """
+PLAN_HELP = """\
+Say what a recipe will take before it is started: tokens, floating-point operations, memory, disk, annotations and hours
+on a machine, each with its arithmetic. Reads the model's configuration, the tokenizer and the data; loads no model.
+docs/planning.md says what is assumed and how far that was from measured runs.
+
+  adaptpo plan recipe.yaml --machine h100x8
+  adaptpo plan recipe.yaml --machine '{accelerator: h100, count: 4, training_utilization: 0.5, engine: continuous}'
+  adaptpo plan recipe.yaml --machine '{tflops: 0.1, memory_gb: 8, bandwidth_gb: 20}' --set method.name=online_dpo
+  adaptpo plan recipe.yaml --against runs/example
+"""
 METHODS_HELP = "Print every named method with its four choices: selection, pairing, objective, weighting."
 REPORT_HELP = """\
 Write one self-contained HTML page about a run, and its figures as PNG files. Reads nothing but the run folder, and
@@ -103,6 +113,28 @@ def run_train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.set)
     final = AlignmentTrainer.from_recipe(recipe).train()
     print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    import json
+
+    from adaptpo.plan.against import compare_counts, compare_shares
+    from adaptpo.plan.command import Options, read_job
+    from adaptpo.plan.estimate import as_json, make_plan
+    from adaptpo.plan.machines import read_machine
+    from adaptpo.plan.text import show_comparison, show_plan
+    from adaptpo.quiet import quiet_libraries
+
+    quiet_libraries()
+    machine = read_machine(options.machine)
+    chosen = Options(options.recipe, options.set, options.sample, options.fresh_tokens, options.share)
+    plan = make_plan(read_job(chosen), machine)
+    if options.against is not None:
+        show_comparison(compare_counts(plan, options.against), compare_shares(plan, options.against))
+    elif options.json:
+        print(json.dumps(as_json(plan), indent=1))
+    else:
+        show_plan(plan)
 
 
 def run_methods(options: argparse.Namespace) -> None:
@@ -195,6 +227,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ holds examples")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
 
+    add_plan(commands)
+
     demo = add_command(commands, "demo", "align a small model in the sandbox and look at it", DEMO_HELP, run_demo)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for world and run (default: demo)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
@@ -225,6 +259,18 @@ def add_command(
     )
     parser.set_defaults(run_command=run)
     return parser
+
+
+def add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = add_command(commands, "plan", "say what a recipe will take", PLAN_HELP, run_plan)
+    plan.add_argument("recipe", type=Path, help="a YAML file; nothing of it is started")
+    plan.add_argument("--machine", default="h100x1", help="a name as h100x8, a YAML file, or YAML (default: h100x1)")
+    plan.add_argument("--sample", type=int, default=1000, help="rows to tokenize at most (default: 1000)")
+    plan.add_argument("--fresh-tokens", type=float, help="mean length of a fresh response (default: the chosen ones')")
+    plan.add_argument("--share", type=float, help="of the prompts that get fresh responses (default: the method's)")
+    plan.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+    plan.add_argument("--against", metavar="RUN", type=Path, help="show the counts of a finished run beside the plan's")
+    plan.add_argument("--json", action="store_true", help="as JSON, for machines")
 
 
 def add_stage(commands: argparse._SubParsersAction) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
@@ -30,7 +30,6 @@ from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
 from adaptpo.shared_prompt.attention import share_prompts
-from adaptpo.tokenization import stop_token_ids
 from adaptpo.training.actor_critic import CRITIC, Critic
 from adaptpo.training.models import (
     first_line,
@@ -39,6 +38,8 @@ from adaptpo.training.models import (
     load_encoder,
     load_policy,
     load_tokenizer,
+    stop_ids_of,
+    text_mode_of,
 )
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import Rows
@@ -165,10 +166,7 @@ class Context:
 
     @property
     def text_mode(self) -> TextFormat:
-        """Dialogues in plain text become chat messages where the tokenizer can render them."""
-        if self.text_format != "auto":
-            return self.text_format
-        return "messages" if self.tokenizer.chat_template else "text"
+        return text_mode_of(self.tokenizer, self.text_format)
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -183,11 +181,7 @@ class Context:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        try:
-            generation_config = GenerationConfig.from_pretrained(self.initial)
-        except OSError:  # A model folder without generation_config.json.
-            generation_config = None
-        return stop_token_ids(self.tokenizer, generation_config)
+        return stop_ids_of(self.initial, self.tokenizer)
 
     @cached_property
     def compute_dtype(self) -> torch.dtype:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
+from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError, ModelError
+from adaptpo.tokenization import stop_token_ids
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -24,6 +32,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a response of the model at `path`."""
+    try:
+        generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:  # A model folder without generation_config.json.
+        generation_config = None
+    return stop_token_ids(tokenizer, generation_config)
+
+
+def text_mode_of(tokenizer: PreTrainedTokenizerBase, text_format: Literal["auto", "messages", "text"]) -> TextFormat:
+    """Dialogues in plain text become chat messages where the tokenizer can render them."""
+    if text_format != "auto":
+        return text_format
+    return "messages" if tokenizer.chat_template else "text"
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,89 @@
+"""What a method's choices make of the prompts of an iteration, asked of the choices themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptpo.iteration import UNKNOWN_STAGE, Iteration
+from adaptpo.method import Method
+from adaptpo.pairing import Candidates, NoPair, Pairing
+from adaptpo.selection import ScoredPrompts, SelectByLearner, Selection, SelectLowest
+from adaptpo.types import PreferencePair, Response
+
+PAPERS_SHARE = 0.58
+"""Fresh responses of MetaAPO relative to Online DPO (MetaAPO paper, section 5.2 and Table 8)."""
+PROBES = 1000
+CHOSEN, REJECTED, FRESH = "chosen", "rejected", "fresh"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the prompts that get fresh responses, and why it is taken to be that."""
+
+    value: float
+    why: str
+
+
+def method_in(method: Method, number: int, count: int) -> Method:
+    """As it is in an iteration; a stage that would be measured is taken for the fine-tuning stage, the dearer one."""
+    return method.at(Iteration(number, count, UNKNOWN_STAGE))
+
+
+def expected_share(selection: Selection) -> Share:
+    if isinstance(selection, SelectLowest):
+        return Share(selection.share, "the method's setting")
+    if isinstance(selection, SelectByLearner):
+        return Share(PAPERS_SHARE, "assumed: what the learner took in the MetaAPO paper (section 5.2)")
+    if selection.needs_margins:
+        return Share(0.5, "assumed: nobody knows before the margins are computed; set --share")
+    if selection.needs_stage(0):
+        return Share(UNKNOWN_STAGE.score, "assumed: the boundary score is not measured yet; set --share")
+    probability = selection.probability(ScoredPrompts(PROBES))
+    return Share(float(probability.mean()), "the method's setting")
+
+
+Sides = tuple[str, ...]
+"""Which response stands where: the offline `chosen` or `rejected` one, or a `fresh` one."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The pairs of one prompt: the responses that are trained on together, and those of each pair that is not the
+    data set's own."""
+
+    group: Sides
+    pairs: tuple[Sides, ...]
+    new_pairs: tuple[Sides, ...]
+
+
+def contribution(pairing: Pairing, selected: bool) -> Contribution:
+    """Found by pairing placeholders; fresh responses rank best and worst, offline ones between."""
+    offline = PreferencePair(0, "offline", Response(CHOSEN, [0]), Response(REJECTED, [1]))
+    outcome = pairing.pairs(offline, placeholders(pairing) if selected else None)
+    pairs = () if isinstance(outcome, NoPair) else outcome
+    group = tuple(text for pair in pairs for text in texts(pair, with_sample=True))
+    return Contribution(
+        group,
+        tuple(texts(pair) for pair in pairs),
+        tuple(texts(pair) for pair in pairs if pair.source != "offline"),
+    )
+
+
+def placeholders(pairing: Pairing) -> Candidates | None:
+    count = pairing.num_generations
+    if not count:
+        return None
+    rewards = tuple(map(float, range(count)))
+    return Candidates(
+        prompt_id=0,
+        iteration=0,
+        responses=tuple(Response(FRESH, [2 + index]) for index in range(count)),
+        rewards=rewards,
+        offline_rewards=((count - 1) / 2, (count - 1) / 2),
+        objectives=tuple([reward] * pairing.objectives for reward in rewards),
+    )
+
+
+def texts(pair: PreferencePair, with_sample: bool = False) -> Sides:
+    sides = (pair.chosen, pair.rejected, *([pair.sample] if with_sample and pair.sample else []))
+    return tuple(str(side.text) for side in sides)

@@ -1,0 +1,112 @@
+"""`adaptpo plan`: from a recipe to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from adaptpo.annotation.settings import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
+from adaptpo.build_method import build_method
+from adaptpo.config import Recipe, load_recipe
+from adaptpo.data.columns import is_preference_row
+from adaptpo.errors import ConfigError
+from adaptpo.inputs import DataInput
+from adaptpo.method import Method
+from adaptpo.plan.data import measure_data
+from adaptpo.plan.job import AnnotatorFacts, Job
+from adaptpo.plan.model import bytes_per_weight, read_config, shape_of, shape_of_encoder
+from adaptpo.training.models import load_tokenizer, stop_ids_of, text_mode_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """`sample`: how many rows are tokenized at most. `fresh_tokens`: mean length of a fresh response; None is that of
+    the chosen ones, as far as `max_new_tokens` lets it. `share` of the prompts that get fresh responses; None asks the
+    method."""
+
+    recipe: Path
+    assignments: Sequence[str] = ()
+    sample: int = 1000
+    fresh_tokens: float | None = None
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ConfigError(f"--sample {self.sample}: tokenize 1 row or more")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ConfigError(f"--share {self.share}: it is a share of the prompts, between 0 and 1")
+
+
+def read_job(options: Options) -> Job:
+    """Reads configurations, tokenizer and data; loads no model. Raises an AdaptpoError that names the remedy."""
+    recipe = load_recipe(options.recipe, tuple(options.assignments))
+    method, config, tokenizer = build_method(recipe), read_config(recipe.model), load_tokenizer(recipe.model)
+    source = DataInput.of(recipe.data)
+    if source is None:
+        raise ConfigError("'data' is missing")
+    rows = source.rows()
+    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer)
+    data = measure_data(rows, recipe, tokenizer, mode, stop_ids, options.sample, rows.description)
+    longest = recipe.generation.max_new_tokens
+    fresh = min(longest, float(data.chosen.mean())) if options.fresh_tokens is None else options.fresh_tokens
+    held_out, with_pairs = held_out_prompts(recipe)
+    weight = bytes_per_weight(config, recipe.model_init_kwargs)
+    return Job(
+        config=recipe,
+        method=method,
+        shape=shape_of(config, recipe.peft),
+        data=data,
+        fresh=fresh,
+        annotator=annotator_facts(recipe, method),
+        share=options.share,
+        eval_prompts=held_out,
+        eval_pairs=with_pairs,
+        weight_bytes=weight,
+        number_bytes=computing_bytes(recipe, weight),
+    )
+
+
+def computing_bytes(recipe: Recipe, weight: int) -> int:
+    mixed = recipe.training.get("bf16") or recipe.training.get("fp16")
+    return torch.bfloat16.itemsize if mixed else weight
+
+
+def held_out_prompts(recipe: Recipe) -> tuple[int, bool]:
+    """How many at most, and whether they come with pairs."""
+    source = DataInput.of(recipe.eval_data)
+    if source is None or recipe.eval_data is None:
+        return 0, False
+    first = list(islice(source.rows(), recipe.eval_data.max_prompts))
+    return len(first), bool(first) and is_preference_row(first[0])
+
+
+def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
+    """Models count by their shape; what runs elsewhere takes no time of the machine."""
+    if recipe.reward is None:
+        return AnnotatorFacts()
+    if recipe.reward == "train":
+        needed = method.pairing.num_generations > 0 or recipe.eval_data is not None
+        return AnnotatorFacts(shape_of_encoder(read_config(recipe.model)), trained=needed)
+    parts = reward_parts(recipe.reward)
+    models = [path for part in parts if (path := model_of(part))]
+    if len(models) > 1:
+        raise ConfigError("a plan counts one annotator with a model; set `reward` to the largest of them")
+    shape = shape_of_encoder(read_config(models[0])) if models else None
+    return AnnotatorFacts(shape, opponents=next(filter(None, map(opponents_of, parts)), None))
+
+
+def model_of(part: RewardPart) -> str | None:
+    if isinstance(part, ModelReward):
+        return part.reward_model
+    return part.pairwise if isinstance(part, PairwiseReward) else None
+
+
+def opponents_of(part: RewardPart) -> Literal["first", "all"] | None:
+    if isinstance(part, PairwiseReward):
+        return "all"
+    return part.mode if isinstance(part, JudgeReward) and part.mode != "score" else None

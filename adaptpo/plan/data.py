@@ -1,0 +1,72 @@
+"""Facts of a data set: how many pairs a run would keep, and their lengths in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from adaptpo.config import AlignmentConfig
+from adaptpo.data import iter_examples, require_rows
+from adaptpo.data.pairs import TextFormat
+from adaptpo.plan.arithmetic import Lengths
+from adaptpo.tokenization import TokenizedPair, tokenize_pair
+from adaptpo.types import Dropped
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """`pairs` that a run keeps of `rows`, and the lengths of prompt, chosen and rejected response of `sampled` of them,
+    [sampled] each. Where the sample is a part, `pairs` is an estimate."""
+
+    rows: int
+    pairs: int
+    prompt: Lengths
+    chosen: Lengths
+    rejected: Lengths
+
+    @property
+    def sampled(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def scale(self) -> float:
+        """From a sum over the sample to one over all pairs."""
+        return self.pairs / self.sampled
+
+
+def measure_data(
+    rows: Iterable[dict[str, Any]],
+    config: AlignmentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    text_mode: TextFormat,
+    stop_ids: frozenset[int],
+    sample: int,
+    source: str,
+) -> DataFacts:
+    """Tokenizes every row, or evenly spaced ones where there are more than `sample`; reads twice.
+
+    Raises DataError where no row can be used.
+    """
+    total = sum(1 for _ in rows)
+    step = max(1, total // sample)
+    limits = (config.max_prompt_length, config.completion_limit)
+    taken = [
+        None if isinstance(example, Dropped) else tokenize_pair(example, tokenizer, *limits, stop_ids=stop_ids)
+        for example in islice(iter_examples(rows, text_mode), 0, None, step)
+    ]
+    kept = [pair for pair in taken if isinstance(pair, TokenizedPair)]
+    require_rows(len(kept), {"the run would leave it out": len(taken)} if taken else {}, source)
+    lengths = [(len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept]
+    prompt, chosen, rejected = np.array(lengths, dtype=np.float64).T
+    return DataFacts(total, round(total * len(kept) / len(taken)), prompt, chosen, rejected)
+
+
+def assumed_data(pairs: int, prompt: float, response: float) -> DataFacts:
+    """Pairs of which only mean lengths are known."""
+    lengths = (np.array([length]) for length in (prompt, response, response))
+    return DataFacts(pairs, pairs, *lengths)

@@ -1,0 +1,111 @@
+"""What is planned: settings, method, and the facts of model, data and annotator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adaptpo.config import AlignmentConfig
+from adaptpo.method import Method
+from adaptpo.plan.arithmetic import Lengths, Passes, Shape, shared_prompt
+from adaptpo.plan.choices import CHOSEN, REJECTED, Share, expected_share, method_in
+from adaptpo.plan.data import DataFacts
+
+OFFLINE_PAIR = (CHOSEN, REJECTED)
+LABELS = {CHOSEN: "chosen", REJECTED: "rejected", "fresh": "fresh"}
+
+
+@dataclass(frozen=True)
+class AnnotatorFacts:
+    """`shape` is None where annotating takes none of the machine's time: a function, a judge, a server. `trained`: by
+    the run itself. `opponents`: whom each response is compared with, in both orders, by annotators that compare."""
+
+    shape: Shape | None = None
+    trained: bool = False
+    opponents: Literal["first", "all"] | None = None
+
+    def calls(self, responses: int) -> int:
+        """For this many responses to one prompt (see `adaptpo.annotation.tournament`)."""
+        if self.opponents is None:
+            return responses
+        return 2 * (responses - 1) if self.opponents == "first" else responses * (responses - 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """`fresh` is the expected length of a fresh response in tokens. `share` overrides what the selection is expected to
+    take. `eval_prompts` of them are held out, with offline pairs where `eval_pairs`. `weight_bytes` and `number_bytes`
+    are those of a weight in memory, and of a number in computing."""
+
+    config: AlignmentConfig
+    method: Method
+    shape: Shape
+    data: DataFacts
+    fresh: float
+    annotator: AnnotatorFacts = AnnotatorFacts()
+    share: float | None = None
+    eval_prompts: int = 0
+    eval_pairs: bool = False
+    weight_bytes: int = 4
+    number_bytes: int = 4
+
+    # Settings with the method's defaults
+
+    @property
+    def iterations(self) -> int:
+        return self.config.num_iterations
+
+    @property
+    def warmup_epochs(self) -> int:
+        chosen = self.config.warmup_epochs
+        return self.method.warmup_epochs if chosen is None else chosen
+
+    @property
+    def epochs(self) -> float:
+        return float(self.config.training.get("num_train_epochs", 1))
+
+    @property
+    def recomputes(self) -> bool:
+        names = ("gradient_checkpointing", "activation_checkpointing")
+        return any(self.config.training.get(name) for name in names)
+
+    @property
+    def reference(self) -> Literal["initial", "previous"]:
+        return self.config.reference or self.method.reference
+
+    def method_in(self, iteration: int) -> Method:
+        return method_in(self.method, iteration, self.iterations)
+
+    def expected_share(self, iteration: int) -> Share:
+        if self.share is not None:
+            return Share(self.share, "given")
+        return expected_share(self.method_in(iteration).selection)
+
+    # Prompts and tokens
+
+    @property
+    def kept(self) -> float:
+        """Pairs that the method's filter keeps."""
+        return self.data.pairs * self.method.filter.share
+
+    @property
+    def part(self) -> float:
+        """Prompts of an iteration."""
+        return self.kept / self.iterations
+
+    def lengths(self, side: str) -> Lengths:
+        known = {CHOSEN: self.data.chosen, REJECTED: self.data.rejected}
+        return known.get(side, 0 * self.data.prompt + self.fresh)
+
+    def groups(self, prompts: float, sides: Sequence[str]) -> Passes:
+        """Passes over this many prompts, each with these responses, the prompt computed once."""
+        return shared_prompt(self.data.prompt, [self.lengths(s) for s in sides]) * (prompts / self.data.sampled)
+
+    def told(self, prompts: float, sides: Sequence[str]) -> str:
+        """The arithmetic of `groups` in words."""
+        parts = [f"{self.data.prompt.mean():.1f} prompt"]
+        for side in dict.fromkeys(sides):
+            count = sides.count(side)
+            parts.append(f"{f'{count} x ' if count > 1 else ''}{self.lengths(side).mean():.1f} {LABELS[side]}")
+        return f"{prompts:,.0f} x ({' + '.join(parts)} - {len(sides)})"

@@ -1,0 +1,123 @@
+"""Machines, by their makers' data sheets, and what a plan assumes of their use.
+
+Adding an accelerator: its line in `ACCELERATORS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from adaptpo.config import Settings, explain, nearest, read_yaml
+from adaptpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Dense bfloat16 TFLOP/s, memory in GB (10^9 bytes), and memory bandwidth in GB/s, of one."""
+
+    tflops: float
+    memory_gb: float
+    bandwidth_gb: float
+
+
+ACCELERATORS = {
+    "a100": Accelerator(312, 80, 2039),
+    "h100": Accelerator(989, 80, 3350),
+    "h200": Accelerator(989, 141, 4800),
+    "l40s": Accelerator(362, 48, 864),
+    "rtx4090": Accelerator(165, 24, 1008),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How responses are decoded: in batches that last as long as their longest response, or with every place taken
+    again at once (`continuous`). `step_ms`: what a step costs beside reading weights and cache."""
+
+    continuous: bool
+    step_ms: float
+    memory_share: float
+    most_sequences: int | None = None
+
+
+ENGINES = {
+    "transformers": Engine(continuous=False, step_ms=25, memory_share=0.4),
+    "continuous": Engine(continuous=True, step_ms=2, memory_share=0.9, most_sequences=256),
+}
+"""`transformers` is this version's; its share of the memory is that of `generation.memory_gb`."""
+
+
+class Machine(Settings):
+    """`count` accelerators among which the work is divided evenly. The utilizations are shares of the peak: of the
+    matrix rate in training and in passes without gradients, of the bandwidth in decoding."""
+
+    name: str = "custom"
+    tflops: float = Field(gt=0)
+    memory_gb: float = Field(gt=0)
+    bandwidth_gb: float = Field(gt=0)
+    count: int = Field(1, gt=0)
+    training_utilization: float = Field(0.4, gt=0, le=1)
+    inference_utilization: float = Field(0.4, gt=0, le=1)
+    decoding_utilization: float = Field(0.6, gt=0, le=1)
+    engine: Literal["transformers", "continuous"] = "transformers"
+
+    @property
+    def decoder(self) -> Engine:
+        return ENGINES[self.engine]
+
+    @property
+    def training_rate(self) -> float:
+        """FLOP/s of all accelerators together."""
+        return self.tflops * 1e12 * self.count * self.training_utilization
+
+    @property
+    def inference_rate(self) -> float:
+        return self.tflops * 1e12 * self.count * self.inference_utilization
+
+    @property
+    def decoding_rate(self) -> float:
+        """Bytes per second that one accelerator reads."""
+        return self.bandwidth_gb * 1e9 * self.decoding_utilization
+
+
+def read_machine(text: str) -> Machine:
+    """From `h100x8`, a YAML file, or YAML: fields of `Machine`, where `accelerator: h100` stands for its data sheet.
+
+    Raises ConfigError with the nearest valid name.
+    """
+    if text.isalnum():
+        return build_machine(named_machine(text))
+    try:
+        path = Path(text)
+        found = read_yaml(path.read_text(encoding="utf-8") if path.is_file() else text)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--machine '{text}' is neither a file nor YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"--machine takes a name as h100x8, a YAML file, or a mapping (found {text!r})")
+    return build_machine(found)
+
+
+def named_machine(text: str) -> dict[str, Any]:
+    name, times, count = text.rpartition("x")
+    if text in ACCELERATORS or not times or not count.isdigit():
+        return {"accelerator": text}
+    return {"accelerator": name, "count": int(count)}
+
+
+def build_machine(values: dict[str, Any]) -> Machine:
+    given = dict(values)
+    name = given.pop("accelerator", None)
+    sheet: dict[str, Any] = {}
+    if name is not None:
+        if name not in ACCELERATORS:
+            raise ConfigError(f"unknown accelerator '{name}': {nearest(str(name), list(ACCELERATORS))}")
+        sheet = asdict(ACCELERATORS[name]) | {"name": f"{name}x{given.get('count', 1)}"}
+    try:
+        return Machine(**(sheet | given))
+    except ValidationError as error:
+        raise ConfigError(explain(error, Machine, "machine")) from error

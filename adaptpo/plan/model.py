@@ -1,0 +1,77 @@
+"""Facts of a model, counted on torch's meta device: no weight is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from adaptpo.errors import ModelError
+from adaptpo.plan.arithmetic import Shape
+from adaptpo.training.models import first_line, lora_config
+
+
+def read_config(path: str) -> PretrainedConfig:
+    """Raises ModelError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read the configuration of '{path}': {first_line(error)}; give a model folder, or a hub id that "
+            "this machine can reach"
+        ) from error
+
+
+def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None) -> Shape:
+    """Raises ModelError for a model without an output head."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+        if outputs is None:
+            raise ModelError(f"{type(model).__name__} has no output head; a plan is for models that generate text")
+        parameters = sum(p.numel() for p in model.parameters())
+        trained = parameters if peft is None else trained_by(model, peft)
+    return Shape(
+        parameters=parameters,
+        embedding=inputs.weight.numel(),
+        head=outputs.weight.numel(),
+        tied=outputs.weight is inputs.weight,
+        trained=trained,
+        **widths(config),
+    )
+
+
+def shape_of_encoder(config: PretrainedConfig) -> Shape:
+    """Of a model without an output head: an annotator's."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+        embedding = model.get_input_embeddings().weight.numel()
+        parameters = sum(p.numel() for p in model.parameters())
+    return Shape(parameters=parameters, embedding=embedding, head=0, tied=True, trained=parameters, **widths(config))
+
+
+def widths(config: PretrainedConfig) -> dict[str, int]:
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return {
+        "layers": text.num_hidden_layers,
+        "hidden": text.hidden_size,
+        "attention": text.num_attention_heads * width,
+        "keys_values": 2 * key_heads * width,
+    }
+
+
+def trained_by(model: Any, peft: dict[str, Any]) -> int:
+    return sum(p.numel() for p in get_peft_model(model, lora_config(peft)).parameters() if p.requires_grad)
+
+
+def bytes_per_weight(config: PretrainedConfig, options: dict[str, Any]) -> int:
+    """As `load_causal_lm` loads it: float32 unless `model_init_kwargs` say otherwise."""
+    dtype = options.get("dtype", torch.float32)
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32
+    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return torch.empty(0, dtype=found, device="meta").element_size()

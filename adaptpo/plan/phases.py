@@ -1,0 +1,220 @@
+"""The phases of a run as work: which passes over how many tokens, and how many responses and annotations.
+
+The list follows `adaptpo.training.loop` and `adaptpo.training.iteration`; phases of one name are summed over
+iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from adaptpo.features import PairFeature
+from adaptpo.plan.arithmetic import Passes, separate_rows, training_multiple
+from adaptpo.plan.choices import FRESH, Contribution, Sides, contribution
+from adaptpo.plan.job import OFFLINE_PAIR, Job
+from adaptpo.policy_trainer import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
+
+Kind = Literal["train", "forward", "generate", "annotate"]
+STAGE_SIDES = (FRESH, FRESH, *OFFLINE_PAIR)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`passes` over the policy (over the annotator where `kind` is `annotate`), each worth `multiple` forward passes.
+    `formulas` say how its tokens come about, one for each time that the phase runs."""
+
+    name: str
+    kind: Kind
+    passes: Passes
+    formulas: tuple[str, ...]
+    multiple: float = 1.0
+    responses: float = 0.0
+    annotations: float = 0.0
+    calls: float = 0.0
+
+
+def phases(job: Job) -> list[Phase]:
+    """In the order of a run; those without work are left out."""
+    every = [*opening(job), *(p for number in range(job.iterations) for p in iteration(job, number)), *evaluation(job)]
+    merged: dict[str, Phase] = {}
+    for phase in every:
+        merged[phase.name] = together(merged[phase.name], phase) if phase.name in merged else phase
+    return [phase for phase in merged.values() if phase.passes.tokens or phase.annotations]
+
+
+def together(one: Phase, other: Phase) -> Phase:
+    return replace(
+        one,
+        passes=one.passes + other.passes,
+        formulas=one.formulas + other.formulas,
+        responses=one.responses + other.responses,
+        annotations=one.annotations + other.annotations,
+        calls=one.calls + other.calls,
+    )
+
+
+# One phase
+
+
+def forward(job: Job, name: str, prompts: float, sides: Sides = OFFLINE_PAIR) -> Phase:
+    return Phase(name, "forward", job.groups(prompts, sides), (job.told(prompts, sides),))
+
+
+def training(job: Job, name: str, prompts: float, sides: Sides, epochs: float = 1.0) -> Phase:
+    """Tokens of every epoch count."""
+    told = job.told(prompts, sides) + ("" if epochs == 1 else f" x {epochs:g} epochs")
+    passes = job.groups(prompts, sides) * epochs
+    return Phase(name, "train", passes, (told,), training_multiple(job.shape, job.recomputes))
+
+
+def generation(job: Job, name: str, prompts: float, count: int) -> Phase:
+    sides = (FRESH,) * count
+    return Phase(name, "generate", job.groups(prompts, sides), (job.told(prompts, sides),), responses=prompts * count)
+
+
+def annotation(job: Job, name: str, prompts: float, sides: Sides) -> Phase:
+    """`calls` of the annotator: one for each response, or one for each comparison, of prompt and both responses."""
+    calls = job.annotator.calls(len(sides))
+    told = f"{prompts:,.0f} prompts x {len(sides)} responses"
+    if job.annotator.opponents is None:
+        passes = replace(job.groups(prompts, sides), logits=0.0)
+    else:
+        both = np.asarray(2 * sum(job.lengths(side) for side in sides) / len(sides))
+        passes = separate_rows(job.data.prompt, [both]) * (prompts / job.data.sampled * calls)
+        told += f", {calls} comparisons each"
+    return Phase(name, "annotate", passes, (told,), annotations=prompts * len(sides), calls=prompts * calls)
+
+
+# The opening
+
+
+def opening(job: Job) -> Iterator[Phase]:
+    method = job.method
+    if job.annotator.trained:
+        yield reward_training(job)
+    uses_pairs = method.trainer.uses_pairs or job.warmup_epochs > 0 or method.selection.needs_margins
+    if method.objective.needs_reference and uses_pairs:
+        yield forward(job, "reference", job.data.pairs)
+    yield from filtering(job)
+    for feature in method.features():
+        if not feature.follows_policy:
+            yield feature_phase(job, feature, job.kept)
+    if job.warmup_epochs:
+        yield training(job, "warmup", job.kept, OFFLINE_PAIR, job.warmup_epochs)
+
+
+def reward_training(job: Job) -> Phase:
+    """TRL's trainer: a row for each response."""
+    epochs = float(job.config.reward_training.get("num_train_epochs", 1))
+    rows = separate_rows(job.data.prompt, [job.data.chosen, job.data.rejected]) * (job.data.scale * epochs)
+    recomputes = bool(job.config.training.get("gradient_checkpointing", False))
+    lengths = [job.lengths(side).mean() for side in OFFLINE_PAIR]
+    told = f"{job.data.pairs:,} x (2 x {job.data.prompt.mean():.1f} prompt + {sum(lengths):.1f} chosen and rejected)"
+    told += "" if epochs == 1 else f" x {epochs:g} epochs"
+    return Phase("reward", "train", rows, (told,), 4.0 if recomputes else 3.0)
+
+
+def filtering(job: Job) -> Iterator[Phase]:
+    needs, pairs = job.method.filter.needs, job.data.pairs
+    if "perplexity" in needs:
+        yield forward(job, "filter: perplexity", pairs)
+    if needs & {"margin", "held_out_margin"}:
+        yield training(job, "filter: proxy", pairs, OFFLINE_PAIR)
+        yield forward(job, "filter: margins", pairs)
+    if "reward_gap" in needs:
+        yield annotation(job, "filter: rewards", pairs, OFFLINE_PAIR)
+
+
+def feature_phase(job: Job, feature: PairFeature, prompts: float) -> Phase:
+    return forward(job, f"features/{feature.name}", prompts)
+
+
+# An iteration
+
+
+def iteration(job: Job, number: int) -> Iterator[Phase]:
+    method = job.method_in(number)
+    if job.method.needs_stage(number):
+        prompts = min(job.config.stage.prompts, job.part)
+        yield generation(job, "stage: generate", prompts, 2)
+        yield annotation(job, "stage: annotate", prompts, STAGE_SIDES)
+    if method.selection.needs_margins:
+        yield forward(job, "score", job.part)
+    for feature in method.features():
+        if feature.follows_policy:
+            yield feature_phase(job, feature, job.part)
+    selected = job.part * job.expected_share(number).value
+    if count := method.pairing.num_generations:
+        ranked = (FRESH,) * count + (OFFLINE_PAIR if method.pairing.ranks_offline else ())
+        yield generation(job, "generate", selected, count)
+        yield annotation(job, "annotate", selected, ranked)
+    yield from TRAINING[type(method.trainer)](job, number, selected)
+
+
+def on_pairs(job: Job, number: int, selected: float) -> Iterator[Phase]:
+    pairing = job.method_in(number).pairing
+    for prompts, made in (
+        (selected, contribution(pairing, selected=True)),
+        (job.part - selected, contribution(pairing, selected=False)),
+    ):
+        if prompts and made.group:
+            yield from pair_references(job, prompts, made)
+            yield training(job, "train", prompts, made.group, job.epochs)
+
+
+def pair_references(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
+    if job.method.objective.needs_reference:
+        for sides in made.pairs if job.reference == "previous" else made.new_pairs:
+            yield forward(job, "pair reference", prompts, sides)
+
+
+def on_rollouts(job: Job, number: int, selected: float) -> Iterator[Phase]:
+    """PPO: log-probs of policy and reference and the critic's values, then both models are trained."""
+    trainer, sides = job.method.trainer, (FRESH,) * job.method.pairing.num_generations
+    if isinstance(trainer, PPO):
+        for _ in ("old", "reference", "values"):
+            yield forward(job, "rollouts", selected, sides)
+        epochs = float(job.config.training.get("num_train_epochs", trainer.epochs))
+        for _ in ("policy", "critic"):
+            yield training(job, "train", selected, sides, epochs)
+
+
+def on_groups(job: Job, number: int, selected: float) -> Iterator[Phase]:
+    """GRPO and RLOO by TRL: a row for each response, log-probs of the reference, and the training."""
+    sides = (FRESH,) * job.method.pairing.num_generations
+    fresh = job.lengths(FRESH)
+    rows = separate_rows(job.data.prompt, [fresh] * len(sides)) * (selected / job.data.sampled)
+    passes = replace(rows, logits=selected * len(sides) * float(fresh.mean()))
+    told = (f"{selected:,.0f} x {len(sides)} x ({job.data.prompt.mean():.1f} prompt + {fresh.mean():.1f} fresh)",)
+    yield Phase("reference in training", "forward", passes, told)
+    yield Phase("train", "train", passes * job.epochs, told, training_multiple(job.shape, job.recomputes))
+
+
+TRAINING: dict[type[PolicyTrainer], Callable[[Job, int, float], Iterator[Phase]]] = {
+    OnPairs: on_pairs,
+    PPO: on_rollouts,
+    GRPO: on_groups,
+    RLOO: on_groups,
+}
+
+
+# Evaluations: of the initial policy, of the warm-up, and after each iteration
+
+
+def evaluation(job: Job) -> Iterator[Phase]:
+    if not job.eval_prompts:
+        return
+    times = 1 + (job.warmup_epochs > 0) + job.iterations
+    prompts = float(job.eval_prompts * times)
+    yield generation(job, "evaluate: generate", prompts, 1)
+    if job.annotator.opponents:
+        yield annotation(job, "evaluate: annotate", prompts - job.eval_prompts, (FRESH, FRESH))
+    else:
+        yield annotation(job, "evaluate: annotate", prompts, (FRESH,))
+    if job.eval_pairs:
+        reference = job.eval_prompts if job.method.objective.needs_reference else 0
+        yield forward(job, "evaluate: margins", prompts + reference)

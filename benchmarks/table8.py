@@ -1,0 +1,142 @@
+"""Planned minutes beside Table 8 of the MetaAPO paper: Llama-3.1-8B, UltraFeedback, K = 8, 8 x H100.
+
+The paper states model, data set, K, batch size, limits, iterations and machine (sections 5.1, B.1, B.4, Table 3), and
+neither the engine nor the length of responses: fresh ones are planned at two lengths. Sampling is scores, generation
+and annotation; training is the pairs' reference log-probs and the steps. Warm-up and reward model are left out, as the
+paper's sampling and training add up to its overall time for Online DPO and SELM.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+from adaptpo.build_method import build_method
+from adaptpo.config import load_recipe
+from adaptpo.plan.data import assumed_data
+from adaptpo.plan.estimate import Plan, make_plan
+from adaptpo.plan.job import AnnotatorFacts, Job
+from adaptpo.plan.machines import read_machine
+from adaptpo.plan.model import shape_of, shape_of_encoder
+from adaptpo.quiet import quiet_libraries
+from adaptpo.sandbox.tables.docs import row_line, write_section
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "llama-3.1-8b-metaapo-dpo.yaml"
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+PAIRS = 64_000
+"""B.1: "64K preference data"."""
+PROMPT_TOKENS, RESPONSE_TOKENS = 170, 300
+FRESH_TOKENS = (300, 600)
+MACHINE = "{accelerator: h100, count: 8, engine: continuous}"
+SAMPLING = ("score", "generate", "annotate")
+TRAINING = ("reference", "pair reference", "rollouts", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`sampling`, `training` and `overall` in minutes and `annotated` in percent, as in the paper's Table 8."""
+
+    name: str
+    method: str
+    sampling: float | None
+    training: float | None
+    overall: float
+    annotated: float
+
+
+ROWS = (
+    Row("Online DPO", "online_dpo", 337, 58, 395, 100),
+    Row("SELM", "selm", 363, 60, 423, 125),
+    Row("PPO", "ppo", None, None, 936, 100),
+    Row("MetaAPO", "metaapo", 106, 59, 186, 58),
+)
+TITLES = (
+    "method",
+    "fresh tokens",
+    "sampling, planned",
+    "paper",
+    "ratio",
+    "training, planned",
+    "paper",
+    "ratio",
+    "overall, planned",
+    "paper",
+    "ratio",
+    "annotations, planned",
+    "paper",
+)
+
+
+def planned(method: str, fresh: float) -> Plan:
+    recipe = load_recipe(RECIPE, [f"method={method}"])
+    job = Job(
+        config=recipe,
+        method=build_method(recipe),
+        shape=shape_of(LLAMA_8B),
+        data=assumed_data(PAIRS, PROMPT_TOKENS, RESPONSE_TOKENS),
+        fresh=fresh,
+        annotator=AnnotatorFacts(shape_of_encoder(LLAMA_8B)),
+        weight_bytes=4,
+        number_bytes=2,
+    )
+    return make_plan(job, read_machine(MACHINE))
+
+
+def minutes(plan: Plan, names: tuple[str, ...]) -> float:
+    return sum(cost.seconds for cost in plan.costs if cost.name in names) / 60
+
+
+def cells(row: Row, fresh: float) -> list[str]:
+    plan = planned(row.method, fresh)
+    sampling, training = minutes(plan, SAMPLING), minutes(plan, TRAINING)
+    annotated = 100 * plan.total("annotations") / (8 * PAIRS)
+    known = ((sampling, row.sampling), (training, row.training), (sampling + training, row.overall))
+    beside = [text for ours, paper in known for text in against(ours, paper)]
+    return [row.name, f"{fresh:g}", *beside, f"{annotated:.0f} %", f"{row.annotated:g} %"]
+
+
+def against(ours: float, paper: float | None) -> tuple[str, str, str]:
+    return f"{ours:.0f}", "-" if paper is None else f"{paper:g}", "-" if paper is None else f"{ours / paper:.2f}"
+
+
+def implied() -> list[str]:
+    """What the paper's minutes say about its machine, if lengths are as assumed."""
+    lines = []
+    for fresh in FRESH_TOKENS:
+        plan = planned("online_dpo", fresh)
+        operations = sum(cost.operations for cost in plan.costs if cost.name in TRAINING)
+        peak = plan.machine.tflops * 1e12 * plan.machine.count
+        rate = 8 * PAIRS * fresh / (337 * 60 * plan.machine.count)
+        lines.append(
+            f"- At {fresh} fresh tokens the paper's Online DPO trains at {operations / (58 * 60 * peak):.0%} of the "
+            f"peak and samples, with scoring, {rate:,.0f} tokens a second and accelerator."
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", metavar="FILE.md", type=Path, help="write the section of this Markdown file")
+    options = parser.parse_args()
+    quiet_libraries()
+    lines = [row_line(TITLES), "|" + "---|" * len(TITLES)]
+    lines += [row_line(cells(row, fresh)) for row in ROWS for fresh in FRESH_TOKENS]
+    section = "\n".join(["Minutes; ratio is planned over the paper's.", "", *lines, "", *implied()])
+    print(section)
+    if options.docs:
+        write_section(options.docs, "table8", section)
+
+
+if __name__ == "__main__":
+    main()
