@@ -15,7 +15,7 @@ SIMPO = ("method={name: simpo, objective: {name: simpo}}", SLOWER)
 METAAPO_SIMPO = ("method={name: metaapo_simpo, objective: {name: simpo}}", SLOWER, "warmup_epochs=0")
 SLOW_SIMPO = "Rows with the SimPO objective train with a tenth of the others' learning rate."
 WEAKER = {"reward_flipped": 0.3}
-NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
+NOISE = (0.0, 0.1, 0.2, 0.4)
 
 # One batch of responses per iteration: 125 prompts and 1000 responses of a world of 3000, near the 1024 of the paper's
 # B.3. A schedule that starts anew with each of so many iterations would mostly warm up.
