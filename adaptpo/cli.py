@@ -9,6 +9,7 @@ from pathlib import Path
 
 import adaptpo
 from adaptpo.errors import AdaptpoError
+from adaptpo.launch import is_first_process, name_of_process
 
 TRAIN_HELP = """\
 Align a model as a recipe says. One YAML file is one run. A run that was interrupted goes on where it stopped when the
@@ -112,7 +113,8 @@ def run_train(options: argparse.Namespace) -> None:
     quiet_libraries()
     recipe = load_recipe(options.recipe, options.set)
     final = AlignmentTrainer.from_recipe(recipe).train()
-    print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
+    if is_first_process():
+        print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -168,7 +170,10 @@ def run_stage(options: argparse.Namespace) -> None:
 
     quiet_libraries()
     recipe = recipe_of(Options.of(options))
-    print_found(measure(recipe))
+    found = measure(recipe)
+    if not is_first_process():
+        return
+    print_found(found)
     print(f"\nReport: {write_stage_report(Path(recipe.output_dir))}")
 
 
@@ -326,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = options.run_command(options)
     except AdaptpoError as error:
-        print(f"adaptpo: {error}", file=sys.stderr)
+        print(f"adaptpo{name_of_process()}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nadaptpo: interrupted; start the same command again to go on", file=sys.stderr)

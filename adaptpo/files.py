@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -132,7 +133,10 @@ def cut_torn_line(file: BinaryIO) -> None:
 
 
 class JsonLines:
-    """An append-only log that survives a kill: a torn last line is dropped, and lines can be taken back."""
+    """An append-only log that survives a kill: a torn last line is dropped, and lines can be taken back.
+
+    Several processes may append at a time; only one may take lines back, and not meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -140,6 +144,7 @@ class JsonLines:
     def append(self, *records: dict[str, Any]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with disk_errors(self.path), self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             cut_torn_line(file)
             file.write(text.encode())
 

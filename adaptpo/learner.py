@@ -117,7 +117,8 @@ class Learner:
         """Called after an optimizer step for which `look_ahead` named an estimator, before `update`."""
 
     def update(self, gather: Gather) -> None:
-        """Called after every optimizer step of the policy; learn if it is time to."""
+        """Called after every optimizer step of the policy, on all ranks; learn if it is time to. What ranks observed
+        by themselves is gathered here: between steps, a learner is the same on all of them."""
 
     def needed_features(self) -> tuple[PairFeature, ...]:
         """What the run has to compute about every offline pair for this learner."""
@@ -128,6 +129,7 @@ class Learner:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Taken between optimizer steps, where it is the same on all ranks."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class MetaLearner(Trust):
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.updates, self.last_loss = 0, float("nan")
         self.last_mean: float | None = None
-        self.steps, self.buffer = 0, self.empty_buffer()
+        self.clear_buffer()
 
     def load_trained(self, path: str) -> None:
         try:
@@ -131,7 +131,7 @@ class MetaLearner(Trust):
         return self.stage_start and iteration == 0
 
     def start_iteration(self, now: Iteration) -> None:
-        self.steps, self.buffer = 0, self.empty_buffer()
+        self.clear_buffer()
         if self.needs_stage(now.number):
             self.start_at(1 - now.measured().score)
 
@@ -139,6 +139,9 @@ class MetaLearner(Trust):
         """Let h rise to `trust` instead of 0.5 at score 0; at most 0.95, so that it still learns."""
         share = min(max(trust, 0.05), 0.95)
         nn.init.constant_(self.network[-2].bias, math.log(share / (1 - share)))
+
+    def clear_buffer(self) -> None:
+        self.steps, self.buffer, self.shared = 0, self.empty_buffer(), 0
 
     def empty_buffer(self) -> Tensor:
         """[0, inputs + 1]: the inputs of an offline pair, and the score of the online pair of its prompt."""
@@ -187,12 +190,14 @@ class MetaLearner(Trust):
 
     def update(self, gather: Gather) -> None:
         self.steps += 1
+        # What was seen before this step is on all ranks already.
+        buffer = self.buffer = torch.cat([self.buffer[: self.shared], gather(self.buffer[self.shared :])])
+        self.shared = len(buffer)
         if self.drift is None and self.steps % self.update_interval:
             return
-        buffer = gather(self.buffer)
         if self.drift is not None and not self.drifted(buffer[:, 0]):
             return
-        self.steps, self.buffer = 0, self.empty_buffer()
+        self.clear_buffer()
         if len(buffer):
             self._learn(buffer)
 
@@ -231,6 +236,7 @@ class MetaLearner(Trust):
         self.updates, self.last_loss = state["updates"], state["last_loss"]
         self.last_mean = state["last_mean"]
         self.steps, self.buffer = state["steps"], state["buffer"]
+        self.shared = len(self.buffer)
 
     def metrics(self) -> dict[str, float]:
         counts = {"meta/updates": float(self.updates), "meta/buffer": float(len(self.buffer))}

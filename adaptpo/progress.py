@@ -44,7 +44,7 @@ SHOWN = {
 
 
 def say(context: Context, text: str) -> None:
-    if context.config.show_progress:
+    if context.shows:
         tqdm.write(text)
 
 

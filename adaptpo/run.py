@@ -23,6 +23,7 @@ import yaml
 from adaptpo.errors import RunError
 from adaptpo.files import JsonLines, read_rows, write_json, write_table, write_text
 from adaptpo.progress import progress_bar
+from adaptpo.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
 Row = dict[str, Any]
@@ -40,25 +41,30 @@ NOT_COMPARED = frozenset(
 `training` stands for an empty section: beside a section with keys, these are compared one by one.
 """
 
+DEFAULT_BATCH = 8
+"""`per_device_train_batch_size` where a recipe names none, as in transformers."""
+
 
 class RunDirectory:
     """One run on disk; holds the lock on it until closed.
 
+    Of the processes that work on a run together, rank 0 locks and records; the others read, and write their shards.
+
     Raises RunError when another process works on the run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (path / "lock").open("a+")
-        except OSError as error:
-            raise RunError(f"cannot use the folder {path}: {error.strerror}; choose another output_dir") from error
-        self._lock()
+    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
+        self.path, self.ranks = path, ranks
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
+        ranks.on_first(self._lock)
 
     def _lock(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_file = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise RunError(f"cannot use the folder {self.path}: {error.strerror}; choose another output_dir") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -71,7 +77,8 @@ class RunDirectory:
         self._lock_file.flush()
 
     def close(self) -> None:
-        self._lock_file.close()
+        if self.ranks.is_first:
+            self._lock_file.close()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -124,39 +131,52 @@ class RunDirectory:
         return bool(self.state["phases"].get(phase, {}).get("done"))
 
     def phase(self, name: str, work: Callable[[], Row]) -> Row:
-        """Do `work` unless it is done; its summary (counts, for instance) is kept in `state.json` with its wall
-        and CPU time."""
+        """Do `work` on every rank unless it is done; its summary on rank 0 (counts, for instance) is kept in
+        `state.json` with its wall and CPU time there."""
         if not self.done(name):
             attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
             self._record(name, {"done": False, "attempts": attempts})
             started = (time.perf_counter(), time.process_time())
             summary = work()
+            self.ranks.wait()
             spent = (time.perf_counter() - started[0], time.process_time() - started[1])
             times = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
             self._record(name, {"done": True, "attempts": attempts, **times, **summary})
+            self.ranks.wait()
         return self.state["phases"][name]
 
     def mark_opened(self) -> None:
         """All before the first iteration is done; other runs may take it over."""
-        write_json(self.path / "state.json", self.state | {"opened": True})
+        if self.ranks.is_first:
+            write_json(self.path / "state.json", self.state | {"opened": True})
 
     def _record(self, name: str, facts: Row) -> None:
+        if not self.ranks.is_first:
+            return
         state = self.state
         state["phases"][name] = facts
         write_json(self.path / "state.json", state)
 
-    # What phases write
+    # What phases write: rank 0 alone, but for shards and what a rank has spent
 
     def log(self, phase: str, values: Row, iteration: int | None = None, step: int | None = None) -> None:
+        if self.ranks.is_first:
+            self.log_own(phase, values, iteration, step)
+
+    def log_own(self, phase: str, values: Row, iteration: int | None = None, step: int | None = None) -> None:
+        """As `log`, for what the other ranks do not know."""
         where = {"phase": phase, "iteration": iteration, "step": step, "time": round(time.time(), 3)}
         self.metrics.append(where | values)
 
     def forget_after(self, phase: str, step: int) -> None:
         """Take back what a phase logged after this step (0: all of it), because it is about to be repeated."""
-        self.metrics.discard(lambda r: r["phase"] == phase and (r["step"] or 0) >= (step + 1 if step else 0))
+        if self.ranks.is_first:
+            self.metrics.discard(lambda r: r["phase"] == phase and (r["step"] or 0) >= (step + 1 if step else 0))
 
     def drop(self, phase: str, records: Sequence[Row]) -> None:
         """Record what the phase left out; a repeated phase replaces its records."""
+        if not self.ranks.is_first:
+            return
         self.dropped.discard(lambda r: r["phase"] == phase)
         self.dropped.append(*({"phase": phase, **record} for record in records))
 
@@ -170,15 +190,18 @@ class RunDirectory:
     ) -> None:
         """Apply `work` to consecutive shards of `size` items and keep each result as one Parquet file.
 
-        Shards that exist are skipped. The composition depends on `items` and `size` alone, so that a resumed run
-        computes each shard exactly as an uninterrupted one.
+        Ranks take the missing shards in turn. The composition depends on `items` and `size` alone, so that a resumed
+        run, or one of more ranks, computes each shard exactly as an uninterrupted one.
         """
-        with progress_bar(folder, len(items), "prompt", show_progress) as bar:
-            for number, start in enumerate(range(0, len(items), size)):
-                shard, path = items[start : start + size], self.path / folder / f"{number:05d}.parquet"
-                if not path.exists():
-                    write_table(path, work(shard))
-                bar.update(len(shard))
+        shards = [items[start : start + size] for start in range(0, len(items), size)]
+        paths = [self.path / folder / f"{number:05d}.parquet" for number in range(len(shards))]
+        missing = self.ranks.on_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+        own = self.ranks.share(missing)
+        with progress_bar(folder, sum(len(shards[number]) for number in own), "prompt", show_progress) as bar:
+            for number in own:
+                write_table(paths[number], work(shards[number]))
+                bar.update(len(shards[number]))
+        self.ranks.wait()
 
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
         for path in sorted((self.path / folder).glob("[0-9]*.parquet")):
@@ -191,8 +214,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(path: Path) -> Iterator[RunDirectory]:
-    with RunDirectory(path) as run:
+def open_run(path: Path, ranks: Ranks = ALONE) -> Iterator[RunDirectory]:
+    with RunDirectory(path, ranks) as run:
         yield run
 
 
@@ -216,7 +239,16 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def compared(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
+    """What makes a run this run, flat. How many processes and passes share an optimizer step does not: their product
+    with the batch size stands for all three."""
+    settings = {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
+    processes = settings.pop("processes", 1)
+    sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)
+    for section in sections:
+        size = settings.pop(f"{section}.per_device_train_batch_size", DEFAULT_BATCH)
+        passes = settings.pop(f"{section}.gradient_accumulation_steps", 1)
+        settings[f"{section}: batch of an optimizer step"] = size * passes * processes
+    return settings
 
 
 def refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adaptpo.config import AlignmentConfig, Recipe
 from adaptpo.errors import ConfigError
 from adaptpo.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
 from adaptpo.method import Method
+from adaptpo.ranks import join_ranks
 from adaptpo.run import RunDirectory, open_run
 from adaptpo.training.context import Context
 from adaptpo.training.loop import align, run_opening
@@ -97,13 +99,19 @@ class AlignmentTrainer:
     @contextmanager
     def open(self) -> Iterator[Context]:
         """The run with its folder locked and claimed, before any phase; see `train` for the errors."""
-        with open_run(Path(self.args.output_dir)) as run:
+        ranks = join_ranks(self.args.training)
+        if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in (self.model, self.reward)):
+            raise ConfigError("runs over several processes take models as folders or hub ids; save them first")
+        with open_run(Path(self.args.output_dir), ranks) as run:
             initial, reward = self._models(run.path / "inputs")
-            config = self._resolved(initial, reward)
-            run.claim(config)
-            if self.args.branch_of is not None:
-                take_opening(run, Path(self.args.branch_of), config)
+            ranks.on_first(partial(self._claim, run, initial, reward))
             yield self._context(run, initial, reward)
+
+    def _claim(self, run: RunDirectory, initial: str, reward: RewardSource) -> None:
+        config = self._resolved(initial, reward, run.ranks.count)
+        run.claim(config)
+        if self.args.branch_of is not None:
+            take_opening(run, Path(self.args.branch_of), config)
 
     def _models(self, folder: Path) -> tuple[str, RewardSource]:
         initial = as_folder(folder / "model", self.model, self.processing_class)
@@ -112,7 +120,7 @@ class AlignmentTrainer:
             reward = as_folder(folder / "reward_model", reward, self.reward_processing_class)
         return initial, reward
 
-    def _resolved(self, initial: str, reward: RewardSource) -> dict[str, Any]:
+    def _resolved(self, initial: str, reward: RewardSource, processes: int = 1) -> dict[str, Any]:
         """What makes this run this run; a run directory refuses another."""
         recipe = self.args.model_dump(mode="json")
         method = {
@@ -133,7 +141,8 @@ class AlignmentTrainer:
             **{name: input_digest(path) for name, path in self.method.sources().items()},
         }
         named = {"model": initial, "reward": described(reward), "method": method}
-        return {"adaptpo": adaptpo.__version__} | recipe | named | {"inputs": inputs}
+        shared = {"processes": processes} if processes > 1 else {}
+        return {"adaptpo": adaptpo.__version__} | shared | recipe | named | {"inputs": inputs}
 
     def _context(self, run: RunDirectory, initial: str, reward: RewardSource) -> Context:
         rows = self.data.rows()

@@ -29,7 +29,7 @@ def keep_candidates(context: Context, subject: Subject) -> Row:
         return table(rows, CANDIDATES_SCHEMA)
 
     folder = f"{subject.folder}/candidates"
-    context.run.shards(folder, measured, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, measured, context.config.shard_size, work, context.shows)
     return {"prompts": len(measured)}
 
 

@@ -23,7 +23,7 @@ from adaptpo.stage.score import COMPARISONS, BoundaryScore
 from adaptpo.stage.tally import Tally
 from adaptpo.trainer import AlignmentTrainer
 from adaptpo.training.context import Context
-from adaptpo.training.loop import do, refuse_impossible
+from adaptpo.training.loop import do, do_once, refuse_impossible
 from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
@@ -97,16 +97,16 @@ def opened(recipe: Recipe) -> Iterator[Context]:
 def run_stage(recipe: Recipe) -> Row:
     """Measure, or go on where an interrupted measurement stopped; returns what `stage.json` holds."""
     with opened(recipe) as context:
-        refuse_impossible(context)
-        do(context, "data", partial(prepare_data, context))
-        do(context, "check", partial(check_model, context))
+        context.ranks.on_first(partial(refuse_impossible, context))
+        do_once(context, "data", partial(prepare_data, context))
+        do_once(context, "check", partial(check_model, context))
         if context.reward == "train":
             do(context, "reward", partial(train_reward_model, context))
         subject = Subject(FOLDER, context.initial, context.offline())
         do(context, FOLDER, lambda: summary(measure(context, subject)))
         do(context, "candidates", partial(keep_candidates, context, subject))
         found = report_of(context)
-        write_json(context.run.path / "stage.json", found)
+        context.ranks.on_first(partial(write_json, context.run.path / "stage.json", found))
     return found
 
 

@@ -84,7 +84,7 @@ def sample(context: Context, subject: Subject, items: Sequence[PromptedPair]) ->
 
     folder = f"{subject.folder}/responses"
     with generating(context, subject.policy, subject.folder) as generator:
-        context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+        context.run.shards(folder, items, context.config.shard_size, work, context.shows)
 
 
 def fresh_responses(context: Context, subject: Subject) -> dict[int, list[Response]]:
@@ -104,7 +104,7 @@ def compare(context: Context, subject: Subject, items: Sequence[PromptedPair]) -
             return table(compared(AnnotatorPreference(annotator), contests), COMPARISONS_SCHEMA)
 
     folder = f"{subject.folder}/comparisons"
-    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
 
 
 Contest = tuple[Prompt, PreferencePair, Sequence[Response]]

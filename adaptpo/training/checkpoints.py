@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from adaptpo.errors import RunError
 from adaptpo.files import flush_tree, write_text
 
 COMPLETE = "complete"
@@ -14,10 +15,13 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Call when everything is written: from now on this checkpoint counts, and older ones go."""
+def mark_complete(checkpoint: Path, layout: str = "") -> None:
+    """Call when everything is written: from now on this checkpoint counts, and older ones go.
+
+    `layout`: of the optimizer's state, where it is not as one process has it.
+    """
     flush_tree(checkpoint)
-    write_text(checkpoint / COMPLETE, "")
+    write_text(checkpoint / COMPLETE, layout)
     for other in checkpoint.parent.glob("checkpoint-*"):
         if step_of(other) < step_of(checkpoint):
             shutil.rmtree(other)
@@ -31,3 +35,14 @@ def last_complete(folder: Path) -> Path | None:
         if checkpoint not in complete[-1:]:
             shutil.rmtree(checkpoint)
     return complete[-1] if complete else None
+
+
+def refuse_other_layout(checkpoint: Path, layout: str) -> None:
+    """Raises RunError for a checkpoint whose optimizer state this process cannot read."""
+    found = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    if found != layout:
+        raise RunError(
+            f"{checkpoint} was written by training with {found or 'whole models'}, and this is training with "
+            f"{layout or 'whole models'}; go on as before (the number of processes may differ), or remove "
+            f"{checkpoint.parent} to repeat this phase's training"
+        )

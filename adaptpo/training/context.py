@@ -26,6 +26,7 @@ from adaptpo.files import read_rows
 from adaptpo.generation.base import Sampling
 from adaptpo.iteration import Iteration, StageReading
 from adaptpo.method import Method, Reference
+from adaptpo.ranks import Ranks
 from adaptpo.records import read_offline
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
@@ -93,6 +94,15 @@ class Context:
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
     """The annotator, where it takes no memory of the accelerator."""
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.run.ranks
+
+    @property
+    def shows(self) -> bool:
+        """Whether this process tells the terminal how the run goes on."""
+        return self.config.show_progress and self.ranks.is_first
 
     # Where things lie
 
@@ -281,7 +291,7 @@ class Context:
             yield annotator
         finally:
             if usage := annotator.take_usage():
-                self.run.log(phase, {f"annotation/{name}": count for name, count in usage.items()})
+                self.run.log_own(phase, {f"annotation/{name}": count for name, count in usage.items()})
 
     def encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """A model of texts and its tokenizer, for features of the offline pairs."""

@@ -25,6 +25,11 @@ Work = Callable[[], dict[str, Any]]
 Phases = dict[str, Work]
 
 
+def once(context: Context, work: Callable[[Context, int], dict[str, Any]], iteration: int) -> Work:
+    """Done by rank 0 while the others wait."""
+    return partial(context.ranks.on_first, partial(work, context, iteration))
+
+
 def selecting(context: Context, iteration: int) -> Phases:
     phases: Phases = {}
     method = context.method_in(iteration)
@@ -34,7 +39,7 @@ def selecting(context: Context, iteration: int) -> Phases:
         if feature.follows_policy:
             phases[f"features/{feature.name}"] = partial(compute_feature, context, feature, iteration)
     if method.pairing.num_generations:
-        phases["select"] = partial(select_prompts, context, iteration)
+        phases["select"] = once(context, select_prompts, iteration)
     return phases
 
 
@@ -48,7 +53,7 @@ def sampling(context: Context, iteration: int) -> Phases:
 
 def on_pairs(context: Context, iteration: int, trainer: OnPairs) -> Phases:
     phases = sampling(context, iteration)
-    phases["pair"] = partial(build_pairs, context, iteration)
+    phases["pair"] = once(context, build_pairs, iteration)
     if context.method.needs_reference:
         phases["reference"] = partial(keep_iteration_reference, context, iteration)
     return phases | {"train": partial(train_iteration, context, iteration)}

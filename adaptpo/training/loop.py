@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoConfig, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
 from adaptpo.annotation.settings import FunctionReward, reward_parts
-from adaptpo.errors import ConfigError, RunError
+from adaptpo.errors import ConfigError
 from adaptpo.files import whole_folder, write_json
 from adaptpo.filtering import KeepAll
 from adaptpo.learner import METHOD_STATE
@@ -48,13 +47,13 @@ def align(context: Context) -> Path:
     run_opening(context)
     for iteration in range(context.config.num_iterations):
         run_iteration(context, iteration)
-    do(context, "final", partial(write_final, context))
+    do_once(context, "final", partial(write_final, context))
     return context.run.path / "final"
 
 
 def run_opening(context: Context) -> None:
     """Everything before the first iteration; other runs may share it (see `adaptpo.branch`)."""
-    refuse_impossible(context)
+    context.ranks.on_first(partial(refuse_impossible, context))
     context.method.reset(context.config.seed)
     snapshot(context, "start")
     prepare(context)
@@ -67,8 +66,8 @@ def run_opening(context: Context) -> None:
 
 
 def prepare(context: Context) -> None:
-    do(context, "data", partial(prepare_data, context))
-    do(context, "check", partial(check_model, context))
+    do_once(context, "data", partial(prepare_data, context))
+    do_once(context, "check", partial(check_model, context))
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
@@ -81,7 +80,7 @@ def prepare(context: Context) -> None:
         if not feature.follows_policy:
             do(context, f"features/{feature.name}", partial(keep_feature, context, feature))
     if context.method.validation is not None:
-        do(context, "validation", partial(hold_out, context, context.method.validation))
+        do_once(context, "validation", partial(hold_out, context, context.method.validation))
 
 
 def run_iteration(context: Context, iteration: int) -> None:
@@ -99,6 +98,11 @@ def run_iteration(context: Context, iteration: int) -> None:
 def do(context: Context, phase: str, work: Work) -> None:
     if not context.run.done(phase):
         announce(context, phase, context.run.phase(phase, work))
+
+
+def do_once(context: Context, phase: str, work: Work) -> None:
+    """A phase that rank 0 does while the others wait."""
+    do(context, phase, partial(context.ranks.on_first, work))
 
 
 def evaluate(context: Context, stage: str, policy: str) -> None:
@@ -131,13 +135,14 @@ def start_method(context: Context, iteration: int) -> None:
 
 def snapshot(context: Context, name: str) -> None:
     path = context.run.path / "snapshots" / f"{name}.json"
-    if not path.exists():
+    if context.ranks.is_first and not path.exists():
         write_json(path, context.method.snapshot())
 
 
 def remove_training_folder(context: Context, phase: str) -> None:
     """Intermediate checkpoints go once the phase's own checkpoint counts as done."""
-    shutil.rmtree(context.run.path / phase / "training", ignore_errors=True)
+    if context.ranks.is_first:
+        shutil.rmtree(context.run.path / phase / "training", ignore_errors=True)
 
 
 def write_final(context: Context) -> dict[str, Any]:
@@ -150,8 +155,7 @@ def write_final(context: Context) -> dict[str, Any]:
 
 def refuse_impossible(context: Context) -> None:
     """What would otherwise fail hours later."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("runs over several processes are not supported yet; start one process")
+    check_ranks(context)
     if context.reward is None and needs_annotation(context):
         raise ConfigError(
             f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
@@ -170,6 +174,25 @@ def refuse_impossible(context: Context) -> None:
     check_lengths(context, config)
     check_training(context)
     check_reward(context)
+
+
+def check_ranks(context: Context) -> None:
+    """What was not made for several processes."""
+    if context.ranks.count == 1:
+        return
+    method = context.method
+    if not method.trainer.uses_pairs:
+        raise ConfigError(f"method '{method.name}' trains on rewards, which needs a single process; start one")
+    if any(learner.looks_ahead for learner in method.learners()):
+        raise ConfigError(
+            f"method '{method.name}' learns weights by looking through the policy's optimizer steps, which needs a "
+            "single process; start one, or give another method"
+        )
+    if (engine := context.config.generation.engine) != "transformers":
+        raise ConfigError(
+            f"generation.engine {engine} needs a single process, because every rank would start servers of its own; "
+            "start one, or set generation.engine to transformers"
+        )
 
 
 def check_objectives(context: Context) -> None:

@@ -7,26 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from adaptpo.files import JsonLines
 from adaptpo.learner import SOURCES
 from adaptpo.method import Method
+from adaptpo.ranks import ALONE, Ranks
 from adaptpo.seeds import seed_for
 from adaptpo.training.collate import Batch, GroupCollator, count_prompts
 from adaptpo.training.group_trainer import BatchLoss, GroupTrainer, Log
+from adaptpo.training.logps import token_logps
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.passes import to_device
 from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import Step, preference_step
 from adaptpo.types import PromptGroup
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order; ranks may hold different numbers of rows."""
-    return torch.cat(gather_object([rows]))
 
 
 class PreferenceTrainer(GroupTrainer):
@@ -52,15 +48,17 @@ class PreferenceTrainer(GroupTrainer):
         rows: Rows = PADDED,
         stretch: tuple[float, float] = (0.0, 1.0),
         validation: Sequence[PromptGroup] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
-        self.pair_records = list[dict[str, Any]]()
+        self.pair_records = list[list[dict[str, Any]]]()
         self.trained = list[Trained]()
         self.taken: LookAhead | None = None
         self.collator = GroupCollator(tokenizer.pad_token_id, rows)
-        super().__init__(model, args, groups, self.collator.batches, tokenizer, method, log, callbacks)
+        super().__init__(model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks)
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        self.pair_records.append([])
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.trained and num_items_in_batch is not None and self.accelerator.sync_gradients:
             self.taken = self.look_ahead(num_items_in_batch)
@@ -75,10 +73,13 @@ class PreferenceTrainer(GroupTrainer):
     def count(self, batch: Batch) -> int:
         return count_prompts(batch)
 
+    def no_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return 0.0 * token_logps(model, batch, self.rows.chunked_head).sum()
+
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
         step = preference_step(model, batch, self.method, divisor, self.rows.chunked_head, self.progress)
         if torch.isfinite(step.loss):
-            self.pair_records += pair_records(step, self.method)
+            self.pair_records[-1] += pair_records(step, self.method)
             self.method.observe(step.pairs)
             if self.method.look_ahead():
                 self.trained.append((batch, step.pairs, step.weights))
@@ -112,15 +113,25 @@ class PreferenceTrainer(GroupTrainer):
     def finish_step(self) -> None:
         """Let the learners learn, and write how each pair counted."""
         if self.taken is not None:
-            self.method.learn_ahead(self.taken, gather_rows)
+            self.method.learn_ahead(self.taken, self.gather_rows)
         self.trained, self.taken = [], None
-        self.method.update(gather_rows)
-        records, self.pair_records = self.pair_records, []
-        if self.pair_log is not None:
+        self.method.update(self.gather_rows)
+        records = self.gather_records()
+        if self.pair_log is not None and self.ranks.is_first:
             self.pair_log.append(*({"step": self.state.global_step, **record} for record in records))
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in rank order; ranks may hold different numbers of rows."""
+        return torch.cat(self.ranks.gather(rows))
+
+    def gather_records(self) -> list[dict[str, Any]]:
+        """Those of the step, of its micro-batches one after the other."""
+        own, self.pair_records = self.pair_records, []
+        together = zip(*self.ranks.gather(own), strict=True)
+        return [record for micro_batch in together for records in micro_batch for record in records]
+
     def forget_after(self, step: int) -> None:
-        if self.pair_log is not None:
+        if self.pair_log is not None and self.ranks.is_first:
             self.pair_log.discard(lambda record: record["step"] > step)
 
 

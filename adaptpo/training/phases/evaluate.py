@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -21,10 +22,11 @@ from adaptpo.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_prompt
 from adaptpo.training.context import Context
 from adaptpo.training.generating import MISSING, generating
 from adaptpo.training.passes import PromptedPair, evaluate_pairs
-from adaptpo.training.phases.score import with_kept_reference
+from adaptpo.training.phases.score import keep_initial_reference, with_reference
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
 
 Summary = dict[str, Any]
+REFERENCE = "evaluation/reference"
 Heldout = tuple[Prompt, PreferencePair | None]
 """A held-out prompt, and its offline pair where the data has one."""
 NEVER_CAME = Response("", [], ended=False)
@@ -75,13 +77,23 @@ def tokenized(context: Context, number: int, example: PreferenceExample | Prompt
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     """Sample, annotate and score; the table goes to `evaluation/STAGE.parquet`, its means to the metrics."""
     items = heldout(context)
+    if pairs := with_pairs(items):
+        keep_initial_reference(context, REFERENCE, pairs)
+    return context.ranks.on_first(partial(tabulate, context, stage, policy, items))
+
+
+def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
+    return [(prompt, pair) for prompt, pair in items if pair is not None]
+
+
+def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
     prompts = [prompt for prompt, _ in items]
     seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
     with generating(context, policy, f"evaluate/{stage}") as generator:
         responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
     missing = [prompt.id for prompt, response in zip(prompts, responses, strict=True) if response is NEVER_CAME]
     context.run.drop(f"evaluate/{stage}", [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
-    margins = offline_margins(context, policy, [(prompt, pair) for prompt, pair in items if pair is not None])
+    margins = offline_margins(context, policy, with_pairs(items))
     found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
     rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
     rows = [
@@ -115,7 +127,7 @@ def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]
     """Margins of the held-out offline pairs by prompt id, against the initial model's kept log-probs."""
     if not items:
         return {}
-    items = with_kept_reference(context, "evaluation/reference", items)
+    items = with_reference(context, REFERENCE, items)
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
     logps = evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
     margins = context.method.objective.margin(logps)

@@ -49,7 +49,7 @@ def compute(context: Context, feature: PairFeature, folder: str, policy: str, it
         ]
         return table(rows, FEATURES_SCHEMA)
 
-    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
     cut = sum(row["truncated"] for row in context.run.read_shards(folder, ["truncated"]))
     return {"pairs": len(items), "truncated": cut}
 

@@ -26,6 +26,10 @@ def filter_pairs(context: Context) -> Summary:
     """Writes `data/filter.parquet`: each pair's priority, its rank in it, and whether it is kept."""
     items = context.offline()
     facts = gather_facts(context, items)
+    return context.ranks.on_first(partial(decide, context, items, facts))
+
+
+def decide(context: Context, items: Sequence[PromptedPair], facts: PairFacts) -> Summary:
     priority, kept = context.method.filter.priority(facts), context.method.filter.keep(facts)
     order = priority.argsort(descending=True, stable=True).argsort()
     columns = (priority.tolist(), order.tolist(), kept.tolist())
@@ -65,7 +69,7 @@ def proxy_margins(
 ) -> Tensor:
     """Margins of `items` under a model trained with the method's objective for one epoch on `training`."""
     phase = f"{PHASE}/{name}"
-    if not (context.run.path / phase / "checkpoint").exists():
+    if not context.ranks.on_first((context.run.path / phase / "checkpoint").exists):
         train(context, phase, with_kept_reference(context, "reference", training), context.initial, proxy=True)
     logps = evaluated(
         context, str(context.run.path / phase / "checkpoint"), with_kept_reference(context, "reference", items)
@@ -85,6 +89,7 @@ def held_out_margins(context: Context, items: Sequence[PromptedPair]) -> Tensor:
 
 def reward_gaps(context: Context, items: Sequence[PromptedPair]) -> Tensor:
     requests = [(prompt, side) for prompt, pair in items for side in (pair.chosen, pair.rejected)]
-    rewards = [float("nan") if reward is None else reward for reward in context.annotate(PHASE, requests)]
+    annotated = context.ranks.on_first(partial(context.annotate, PHASE, requests))
+    rewards = [float("nan") if reward is None else reward for reward in annotated]
     chosen, rejected = torch.tensor(rewards).view(-1, 2).unbind(dim=1)
     return chosen - rejected

@@ -93,7 +93,7 @@ def train_with_trl(
         args=args,
         train_dataset=Dataset.from_list([{"prompt": p.text, "prompt_id": p.id} for p in prompts]),
         processing_class=context.tokenizer,
-        callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.config.show_progress)],
+        callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.shows)],
     )
     trainer.remove_callback(PrinterCallback)
     forget_copied_adapter(context, model)

@@ -75,7 +75,7 @@ def keep_tokens(context: Context, iteration: int, name: str, prompts: Sequence[R
         return table(token_rows(shard, found), TOKENS_SCHEMA)
 
     folder = tokens_folder(context, iteration, name)
-    context.run.shards(folder, prompts, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, prompts, context.config.shard_size, work, context.shows)
 
 
 def token_rows(prompts: Sequence[RatedPrompt], found: Sequence[TokenValues]) -> Iterator[Row]:
@@ -104,7 +104,7 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
         method=context.method,
         settings=settings,
         log=lambda step, logged: context.run.log(f"{phase}/train", logged, iteration, step),
-        callbacks=[TrainingBar(f"{phase}/train", context.config.show_progress)],
+        callbacks=[TrainingBar(f"{phase}/train", context.shows)],
         rows=context.rows,
     )
     if tokens:

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from adaptpo.errors import ModelError, TrainingError
-from adaptpo.files import disk_errors, whole_folder
+from adaptpo.files import disk_errors
 from adaptpo.progress import TrainingBar
 from adaptpo.seeds import seed_for
 from adaptpo.telemetry import turn_off_telemetry
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.context import Context
 from adaptpo.training.models import first_line, load_tokenizer
+from adaptpo.training.phases.train import own_folder
 from adaptpo.types import PreferencePair, Prompt
 
 Summary = dict[str, Any]
@@ -41,11 +42,11 @@ def train_reward_model(context: Context) -> Summary:
     """One epoch of TRL's `RewardTrainer`; the model goes to `reward/model` of the run."""
     context.slot.clear()
     trainer = reward_trainer(context)
-    checkpoint = last_complete(Path(trainer.args.output_dir))
+    checkpoint = context.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
     context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(context.reward_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    with whole_folder(context.reward_folder) as folder:
+    with own_folder(context, f"{PHASE}/model") as folder:
         trainer.save_model(str(folder))
     pairs = len(trainer.train_dataset)
     return {"pairs": pairs, "too_long": len(context.offline()) - pairs, "steps": trainer.state.global_step}
@@ -69,7 +70,7 @@ def reward_trainer(context: Context) -> Any:
         args=reward_arguments(context),
         train_dataset=reward_rows(context),
         processing_class=tokenizer,
-        callbacks=[RewardHooks(context), TrainingBar(PHASE, context.config.show_progress)],
+        callbacks=[RewardHooks(context), TrainingBar(PHASE, context.shows)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -112,4 +113,6 @@ class RewardHooks(TrainerCallback):
         self.context.run.log(PHASE, values, step=state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.context.ranks.wait()
+        if self.context.ranks.is_first:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -82,7 +82,7 @@ def generate_responses(context: Context, iteration: int) -> Summary:
         return table(response_rows(shard, generator.generate(shard, count, seeds)), RESPONSES_SCHEMA)
 
     with generating(context, context.start_policy(iteration), f"{context.folder(iteration)}/generate") as generator:
-        context.run.shards(folder, prompts, context.config.shard_size, work, context.config.show_progress)
+        context.run.shards(folder, prompts, context.config.shard_size, work, context.shows)
     rows = list(context.run.read_shards(folder, ["prompt_id", "ended"]))
     ended = [row["ended"] for row in rows]
     received = Counter(row["prompt_id"] for row in rows)
@@ -138,7 +138,7 @@ def annotate_responses(context: Context, iteration: int) -> Summary:
         judged = zip(places, rewards_of(context, iteration, requests), strict=True)
         return table([dict(zip(names, (*place, *found), strict=True)) for place, found in judged], ANNOTATIONS_SCHEMA)
 
-    context.run.shards(folder, judged, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, judged, context.config.shard_size, work, context.shows)
     rows = list(context.run.read_shards(folder))
     invalid = [row for row in rows if row["reward"] is None]
     reason = "no valid reward (missing, NaN or infinite, too long for the reward model, or without a valid verdict)"

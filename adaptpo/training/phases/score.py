@@ -29,7 +29,7 @@ def keep_reference(context: Context, folder: str, path: str, items: Sequence[Pro
             return table(rows, LOGPS_SCHEMA)
         return table(map(with_tokens, rows, tokens), TOKEN_LOGPS_SCHEMA)
 
-    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
     return {"pairs": len(items)}
 
 
@@ -59,10 +59,14 @@ def with_reference(context: Context, folder: str, items: Sequence[PromptedPair])
     return [(prompt, replace(pair, **kept.get((prompt.id, pair.source, pair.objective), {}))) for prompt, pair in items]
 
 
-def with_kept_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
-    """The pairs with the initial model's log-probs, computed unless `folder` keeps them already."""
+def keep_initial_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> None:
     if context.method.needs_reference:
         keep_reference(context, folder, context.initial, items)
+
+
+def with_kept_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+    """The pairs with the initial model's log-probs, computed unless `folder` keeps them already."""
+    keep_initial_reference(context, folder, items)
     return with_reference(context, folder, items)
 
 
@@ -76,7 +80,7 @@ def score_offline(context: Context, iteration: int) -> Summary:
         logps = evaluate_pairs(model, context.tokenizer.pad_token_id, shard, context.inference_arguments, context.rows)
         return table(score_rows(context, shard, logps), SCORES_SCHEMA)
 
-    context.run.shards(folder, items, context.config.shard_size, work, context.config.show_progress)
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
     scores = [row["score"] for row in context.run.read_shards(folder, ["score"])]
     return {"prompts": len(items), "score_mean": sum(scores) / len(scores) if scores else None}
 

@@ -20,7 +20,7 @@ def measure_stage(context: Context, iteration: int) -> Summary:
     folder = context.stage_folder(iteration)
     subject = Subject(folder, context.start_policy(iteration), context.offline(iteration))
     tally = measure(context, subject)
-    if context.config.stage.groups > 1:
+    if context.config.stage.groups > 1 and context.ranks.is_first:
         write_groups(context, subject, tally)
     found = summary(tally)
     context.run.forget_after(folder, 0)

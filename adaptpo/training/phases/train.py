@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 from transformers import TrainingArguments
 
 from adaptpo.files import JsonLines, whole_folder
+from adaptpo.launch import is_set
 from adaptpo.progress import TrainingBar
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method, train_phase
@@ -17,6 +22,7 @@ from adaptpo.training.passes import PromptedPair
 from adaptpo.training.phases.features import features_of_prompts
 from adaptpo.training.phases.sample import iteration_pairs
 from adaptpo.training.phases.score import with_reference
+from adaptpo.training.rows import Rows
 from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PreferencePair, Prompt, PromptGroup
 
@@ -90,19 +96,39 @@ def train(
         method=method.warmup() if offline else method,
         log=lambda step, values: context.run.log(log_phase, values, iteration, step),
         pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
-        callbacks=[TrainingBar(log_phase, context.config.show_progress)],
-        rows=context.rows,
+        callbacks=[TrainingBar(log_phase, context.shows)],
+        rows=training_rows(context),
+        ranks=context.ranks,
         stretch=stretch(iteration, context.config.num_iterations),
         validation=validation_groups(context, iteration),
     )
     if groups:
         train_phase(trainer, context.run, log_phase)
-    with whole_folder(context.run.path / phase / "checkpoint") as folder:
+    with own_folder(context, f"{phase}/checkpoint") as folder:
         trainer.save_model(str(folder))
         save_method(method, folder)
+    context.ranks.wait()  # A filter goes on to evaluate what was written.
     summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
     updates = trainer.method.metrics().get("meta/updates")
     return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
+
+
+@contextmanager
+def own_folder(context: Context, name: str) -> Iterator[Path]:
+    """The folder `name` of the run for rank 0 to write whole. The others get one that is thrown away: all ranks of a
+    sharded model save together."""
+    if context.ranks.is_first:
+        with whole_folder(context.run.path / name) as folder:
+            yield folder
+    else:
+        with TemporaryDirectory() as scratch:
+            yield Path(scratch)
+
+
+def training_rows(context: Context) -> Rows:
+    """How log-probs are computed in training; the head of a sharded model cannot run by itself, in chunks."""
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    return replace(context.rows, chunked_head=context.rows.chunked_head and not sharded)
 
 
 def stretch(iteration: int | None, num_iterations: int) -> tuple[float, float]:

@@ -1,0 +1,63 @@
+"""Runs of several processes on one machine, as a launcher would start them."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import os
+import socket
+from typing import Any
+
+from tests.runs import arm, context, start
+
+CPU = {"use_cpu": True}
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def let_accelerate_shard_on_cpus() -> None:
+    """Accelerate turns FSDP on beside an accelerator alone; torch shards on CPUs as well."""
+    from accelerate.state import DistributedType, PartialState
+
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+def run_rank(rank: int, count: int, port: int, fsdp: bool, point: str | None, arguments: dict[str, Any]) -> None:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (FSDP if fsdp else {})
+    if fsdp:
+        let_accelerate_shard_on_cpus()
+    if point is not None:
+        arm(point)
+    start(**arguments)
+
+
+def run_ranks(count: int, fsdp: bool = False, kill: dict[int, str] | None = None, **arguments: Any) -> list[int]:
+    """Exit codes of the ranks of a run; `kill` names the point (see `tests.runs.arm`) at which a rank is killed.
+
+    The others are left alone: a launcher would end them, and they have to notice without it.
+    """
+    port, points = free_port(), kill or {}
+    processes = [
+        context.Process(target=run_rank, args=(rank, count, port, fsdp, points.get(rank), arguments))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    multiprocessing.connection.wait([process.sentinel for process in processes])
+    for process in processes:
+        process.join(600)
+    return [process.exitcode for process in processes]

@@ -1,0 +1,231 @@
+"""Several processes end where one does: same selection, responses, losses and weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import RandomSampler, SequentialSampler
+
+from adaptpo.errors import ConfigError, RunError
+from adaptpo.files import JsonLines
+from adaptpo.ranks import ALONE, Ranks, check_fsdp
+from adaptpo.run import refuse_other_run
+from adaptpo.training.checkpoints import mark_complete, refuse_other_layout
+from adaptpo.training.even_order import EvenOrder
+from tests.ranks import FSDP, run_ranks
+from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
+from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
+
+engines = pytest.mark.engines
+ROWS = 38
+"""In neither phase a multiple of a batch: one rank has less to do at the end."""
+FAILS_ON_ONE = """
+import os
+
+def reward(prompts, completions, **columns):
+    if os.environ["RANK"] == "1":
+        raise ValueError("the judge of process one is out")
+    return [float(len(str(c))) for c in completions]
+"""
+
+
+def settings(processes: int, fsdp: bool = False) -> dict[str, Any]:
+    batch = {"per_device_train_batch_size": 4 // processes} | ({} if fsdp else {"use_cpu": True})
+    return {"rows": ROWS, "reward": vowel_reward, "training": SETTINGS["training"] | batch, "num_iterations": 1}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def alone(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert run_in_process(model=policy, out=out, **settings(1)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("together") / "run"
+    assert run_ranks(2, model=policy, out=out, **settings(2)) == [0, 0]
+    return out
+
+
+def close(one: Any, other: Any) -> bool:
+    """Equal, or numbers that agree to 1e-5 of their size or of 1."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        both_nan = math.isnan(one) and math.isnan(other)
+        return both_nan or math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5)
+    return one == other
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    volatile = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    lines = JsonLines(out / "metrics.jsonl").read()
+    return [{key: value for key, value in line.items() if key not in volatile} for line in lines]
+
+
+def pair_weights(out: Path) -> list[dict[str, Any]]:
+    """By step and pair: within a step, similar lengths come together, in each process by itself."""
+    records = JsonLines(out / "iterations" / "0" / "pair_weights.jsonl").read()
+    return sorted(records, key=lambda record: (record["step"], record["prompt_id"], record["source"]))
+
+
+def assert_close_run(one: Path, other: Path) -> None:
+    left, right = tables(one), tables(other)
+    assert left.keys() == right.keys()
+    for name, table in left.items():
+        assert close(table, right[name]), name
+    assert close(logged(one), logged(other))
+    assert close(pair_weights(one), pair_weights(other))
+    left_weights, right_weights = weights(one), weights(other)
+    assert left_weights.keys() == right_weights.keys()
+    for name, tensor in left_weights.items():
+        torch.testing.assert_close(tensor, right_weights[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@engines
+def test_learner_met_pairs_of_both_sources(alone: Path) -> None:
+    """What is compared below is not trivially equal."""
+    assert {record["source"] for record in pair_weights(alone)} == {"offline", "online"}
+    assert torch.load(alone / "iterations/0/checkpoint/method.pt")["learners"][0]["updates"] > 1
+
+
+@engines
+def test_two_processes_are_one(alone: Path, together: Path) -> None:
+    assert_close_run(alone, together)
+
+
+@engines
+def test_two_processes_with_shares_of_the_model_are_one(alone: Path, policy: str, tmp_path: Path) -> None:
+    """FSDP2; killed in the middle of a step and resumed on the way."""
+    arguments = {"model": policy, "out": tmp_path / "run", **settings(2, fsdp=True)}
+    codes = run_ranks(2, fsdp=True, kill={1: "step:iterations/0:3"}, **arguments)
+    assert codes[1] == -9 and codes[0] not in (0, None)
+    assert run_ranks(2, fsdp=True, **arguments) == [0, 0]
+    assert_close_run(alone, tmp_path / "run")
+
+
+@engines
+@pytest.mark.parametrize("point", ["step:iterations/0:3", "file:0/responses/00001.parquet"])
+def test_death_of_a_process_ends_the_run_and_the_next_launch_goes_on(
+    point: str, together: Path, policy: str, tmp_path: Path
+) -> None:
+    arguments = {"model": policy, "out": tmp_path / "run", **settings(2)}
+    codes = run_ranks(2, kill={1: point}, **arguments)
+    assert codes[1] == -9 and codes[0] not in (0, None)
+    assert run_ranks(2, **arguments) == [0, 0]
+    assert_same_run(together, tmp_path / "run")
+
+
+@engines
+def test_run_goes_on_with_another_number_of_processes(alone: Path, policy: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run_ranks(2, kill={0: "step:iterations/0:3"}, model=policy, out=out, **settings(2))[0] == -9
+    assert run_in_process(model=policy, out=out, **settings(1)) == 0
+    assert_close_run(alone, out)
+
+
+@engines
+def test_kto_on_two_processes_is_kto_on_one(policy: str, tmp_path: Path) -> None:
+    assert run_in_process(model=policy, out=tmp_path / "one", method="kto", **settings(1)) == 0
+    assert run_ranks(2, model=policy, out=tmp_path / "two", method="kto", **settings(2)) == [0, 0]
+    assert_close_run(tmp_path / "one", tmp_path / "two")
+
+
+@engines
+def test_failing_process_says_why_and_its_launcher_ends_the_run(policy: str, tmp_path: Path) -> None:
+    (tmp_path / "judging.py").write_text(FAILS_ON_ONE)
+    data = write_jsonl(tmp_path / "pairs.jsonl", preference_rows(ROWS))
+    changes = [f"model={policy}", f"data.path={data}", f"output_dir={tmp_path / 'run'}", "method=online_dpo"]
+    changes += ["reward=python:judging:reward", "warmup_epochs=0", "generation.max_new_tokens=4", "shard_size=8"]
+    changes += ["training.use_cpu=true", "max_prompt_length=64"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {policy}\ndata: {{path: {data}}}\noutput_dir: {tmp_path / 'run'}\n")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "adaptpo", "train", str(recipe), *(f"--set={change}" for change in changes)]
+    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert ended.returncode != 0
+    assert "adaptpo (process 1 of 2): " in ended.stderr and "the judge of process one is out" in ended.stderr
+
+
+# Parts, in one process
+
+
+@pytest.mark.parametrize(("size", "together", "length"), [(38, 4, 40), (40, 4, 40), (1, 16, 16)])
+def test_order_is_that_of_one_process_filled_up_with_what_counts_nothing(size: int, together: int, length: int) -> None:
+    order = EvenOrder(SequentialSampler(range(size)), size, together)
+    assert len(order) == length
+    assert list(order) == [*range(size), *[size] * (length - size)]
+
+
+def test_order_is_another_one_in_every_epoch_and_the_same_again_in_the_same() -> None:
+    def epoch(number: int) -> list[int]:
+        order = EvenOrder.of(RandomSampler(range(20)), 20, 8, data_seed=3)
+        order.set_epoch(number)
+        return list(order)
+
+    assert sorted(epoch(0)[:20]) == list(range(20)) and epoch(0)[20:] == [20] * 4
+    assert epoch(0) != epoch(1) and epoch(1) == epoch(1)
+
+
+def test_every_item_is_the_share_of_one_process() -> None:
+    shares = [Ranks(index, 3).share(range(10)) for index in range(3)]
+    assert [list(share) for share in shares] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_process_alone_needs_no_other() -> None:
+    ALONE.wait()
+    assert (ALONE.gather(5), ALONE.on_first(lambda: 6)) == ([5], 6)
+
+
+def config(size: int, passes: int, processes: int) -> dict[str, Any]:
+    training = {"per_device_train_batch_size": size, "gradient_accumulation_steps": passes}
+    return {"reward": None, "training": training, "processes": processes}
+
+
+def test_resuming_compares_what_an_optimizer_step_takes(tmp_path: Path) -> None:
+    refuse_other_run(tmp_path, config(2, 8, 4), config(4, 16, 1))
+    with pytest.raises(RunError, match="batch of an optimizer step: 64 in the run, 32 now"):
+        refuse_other_run(tmp_path, config(2, 8, 4), config(2, 8, 2))
+
+
+def test_optimizer_state_of_another_layout_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    mark_complete(checkpoint, "FSDP")
+    refuse_other_layout(checkpoint, "FSDP")
+    with pytest.raises(RunError, match="written by training with FSDP, and this is training with whole models"):
+        refuse_other_layout(checkpoint, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({}, "MULTI_CPU", "no FSDP on CPUs"),
+        ({"FSDP_VERSION": "1"}, "MULTI_GPU", "fsdp_version: 1; runs need 2"),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "MULTI_GPU", "runs need FULL_STATE_DICT"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "MULTI_GPU", "runs need false"),
+    ],
+)
+def test_fsdp_that_would_go_wrong_is_refused(
+    changes: dict[str, str], kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (FSDP | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        check_fsdp(kind, {})
