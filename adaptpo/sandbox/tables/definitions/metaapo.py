@@ -90,7 +90,7 @@ SELECTION_WORLDS: tuple[tuple[str, World], ...] = (
     ("half of the topics mastered", {"other_sft_qualities": (0.9, 1.0)}),
     ("40 % wrong labels in half of the topics", {"flipped": 0.0, "other_flipped": 0.4}),
     ("long lists hard", {"others": "many", "sft_qualities": (0.6, 0.9), "other_sft_qualities": (0.1, 0.3)}),
-    ("offline data near the policy in half of the topics", {"other_near": True}),
+    ("half of the offline data near the policy", {"other_near": True}),
 )
 
 
