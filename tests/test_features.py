@@ -23,12 +23,12 @@ from adaptpo.quiet import quiet_libraries
 from adaptpo.selection import ScoredPrompts
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.training.collate import GroupCollator
+from adaptpo.training.group_trainer import save_method
 from adaptpo.training.logps import pair_logps
 from adaptpo.training.models import load_encoder
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.states import encode, encoder_states, policy_states
-from adaptpo.training.trainer import save_method
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import SETTINGS, assert_same_run, run_in_process
