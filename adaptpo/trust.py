@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -24,11 +25,12 @@ class ScoredPairs(Protocol):
     def features(self) -> dict[str, Tensor]: ...
 
 
-class Trust(Learner):
-    """A learner with `weight(pairs)`: w in [0, 1] for each pair, [n], without gradient."""
+class Trust(Learner, ABC):
+    """A learner that says how far it trusts offline pairs."""
 
+    @abstractmethod
     def weight(self, pairs: ScoredPairs) -> Tensor:
-        raise NotImplementedError
+        """w in [0, 1] for each pair, [n], without gradient."""
 
 
 class ConstantTrust(Trust):

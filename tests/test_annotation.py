@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -448,6 +448,11 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
         load_reward_model(path, {})
 
 
+class OneReward(Annotator):
+    def rewards(self, requests: Sequence[Request]) -> list[float | None]:
+        return [1.0] * len(requests)
+
+
 def test_each_of_several_annotators_is_an_objective() -> None:
     requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
     helpful, harmless = (FunctionAnnotator(lambda values=values, **_: values) for values in ([1.0, 2.0], [3.0, None]))
@@ -456,4 +461,4 @@ def test_each_of_several_annotators_is_an_objective() -> None:
     with pytest.raises(AnnotationError, match="lists 2 annotators, and the method has 3 objectives"):
         combined.objectives(requests, 3)
     with pytest.raises(AnnotationError, match="gives one reward, and the method ranks by 2"):
-        Annotator().objectives(requests, 2)
+        OneReward().objectives(requests, 2)

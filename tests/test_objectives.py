@@ -157,7 +157,7 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
 
     generator = torch.Generator().manual_seed(0)
     chosen, rejected, *references = -10 * torch.rand(4, 3, generator=generator, dtype=torch.float64)
-    torch.autograd.gradcheck(loss, (chosen.clone().requires_grad_(), rejected.clone().requires_grad_()))
+    assert torch.autograd.gradcheck(loss, (chosen.clone().requires_grad_(), rejected.clone().requires_grad_()))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -38,6 +38,7 @@ from adaptpo.sandbox.world import (
     parse_prompt,
     plain_text,
     prompt_at,
+    response_words,
     reward_terms,
     sample_prompts,
     true_reward,
@@ -174,11 +175,20 @@ def test_running_on_writes_behind_the_end(seed: int) -> None:
     assert length < len(words) <= length + 16
 
 
-@pytest.mark.parametrize("corruption", [scramble, leave_topic, run_on])
+@pytest.mark.parametrize(
+    ("corruption", "fewest", "most"), [(scramble, -3, 3), (leave_topic, 0, 0), (run_on, 1, 16)], ids=str
+)
 @pytest.mark.parametrize("response", ["", "here ."])
-def test_corruptions_bear_responses_without_items(corruption: Corruption, response: str) -> None:
+def test_corruptions_bear_responses_without_items(
+    corruption: Corruption, fewest: int, most: int, response: str
+) -> None:
+    """Words of other topics need items to take the place of; the other edits work on anything."""
     for seed in range(20):
-        corruption(response.split(), random.Random(seed))
+        words = response.split()
+        corruption(words, random.Random(seed))
+        assert fewest <= len(words) - len(response.split()) <= most
+        assert set(words) <= set(response_words())
+        assert corruption is not leave_topic or " ".join(words) == response
 
 
 def test_reward_model_starts_from_the_policys_word_embeddings() -> None:

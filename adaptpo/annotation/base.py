@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +16,15 @@ Usage = Counter[str]
 """What annotation took: requests, tokens, answers that were no use."""
 
 
-class Annotator:
+class Annotator(ABC):
     """`relative`: a reward says how a response compares with the others to its prompt in the same call, and nothing
     beyond that; a response that is alone gets none."""
 
     relative = False
 
+    @abstractmethod
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         """One reward per request, higher is better; None where the annotator has none to give."""
-        raise NotImplementedError
 
     def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """The rewards of `count` objectives for each request; None where one of them is missing."""
@@ -32,7 +33,7 @@ class Annotator:
             f"annotators, or to a function that returns {count} floats per response"
         )
 
-    def probe(self) -> None:
+    def probe(self) -> None:  # noqa: B027 (most have nothing to find out)
         """Find out what would else come to light when there are responses to annotate; may ask one small question.
 
         Raises AnnotationError.
