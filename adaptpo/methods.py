@@ -43,7 +43,7 @@ from adaptpo.selection import (
 from adaptpo.temporal import FeatureSet, TemporalLearner, ValidationGoal
 from adaptpo.temporal.features import BASE, Centre
 from adaptpo.temporal.networks import Architecture
-from adaptpo.trust import SigmoidTrust
+from adaptpo.trust import SigmoidTrust, Trust
 from adaptpo.validation import Split, Validation
 from adaptpo.weighting import (
     DataWeight,
@@ -363,6 +363,12 @@ def metaapo(
     )
 
 
+def trusting(learner: Trust, objective: Objective, num_generations: int) -> Method:
+    """MetaAPO with another learner, which selection and weighting share."""
+    method = metaapo(objective, num_generations)
+    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+
+
 @named
 def metaapo_simpo(
     objective: Objective = SimPO(),  # noqa: B008
@@ -461,9 +467,7 @@ def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) ->
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/o Meta-Learner".
     Deviation: the paper does not give the sigmoid; here it has the range in which the meta-learner starts.
     """
-    trust = SigmoidTrust()
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(trust), weighting=LearnedBlend(trust))
+    return trusting(SigmoidTrust(), objective, num_generations)
 
 
 @named
@@ -478,9 +482,7 @@ def metaapo_fixed(
     Deviation: the paper freezes a meta-learner that MetaAPO had trained, which is `learner`, the folder of that run or
     of one of its checkpoints; without it, the meta-learner is frozen at its start.
     """
-    fixed = MetaLearner(frozen=True, trained=learner)
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(fixed), weighting=LearnedBlend(fixed))
+    return trusting(MetaLearner(frozen=True, trained=learner), objective, num_generations)
 
 
 @named
@@ -508,9 +510,7 @@ def metaapo_deep(
 
     Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ 5-layers Meta-Learner".
     """
-    learner = MetaLearner(learning_rate, update_interval, layers=5)
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(MetaLearner(learning_rate, update_interval, layers=5), objective, num_generations)
 
 
 @named
@@ -524,9 +524,9 @@ def metaapo_multi_feature(
 
     Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ Multi-Feature Input".
     """
-    learner = MetaLearner(learning_rate, update_interval, features=("score", "ratios"))
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(
+        MetaLearner(learning_rate, update_interval, features=("score", "ratios")), objective, num_generations
+    )
 
 
 @named
@@ -543,9 +543,9 @@ def metaapo_semantic(
     Deviations: without an `encoder` (a model's path or hub id), the likeness is one of mean-pooled hidden states of the
     initial policy; the paper has Qwen/Qwen3-Embedding-0.6B. With one, its hidden states are mean-pooled as well.
     """
-    learner = MetaLearner(learning_rate, update_interval, pair_features=(Similarity(encoder),))
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(
+        MetaLearner(learning_rate, update_interval, pair_features=(Similarity(encoder),)), objective, num_generations
+    )
 
 
 @named
@@ -559,9 +559,9 @@ def metaapo_gradient_norm(
 
     Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
     """
-    learner = MetaLearner(learning_rate, update_interval, pair_features=(GradientNorm(),))
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(
+        MetaLearner(learning_rate, update_interval, pair_features=(GradientNorm(),)), objective, num_generations
+    )
 
 
 @named
@@ -576,9 +576,11 @@ def metaapo_hidden_state(
 
     Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
     """
-    learner = MetaLearner(learning_rate, update_interval, pair_features=(HiddenState(dimensions),))
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(
+        MetaLearner(learning_rate, update_interval, pair_features=(HiddenState(dimensions),)),
+        objective,
+        num_generations,
+    )
 
 
 @named
@@ -617,9 +619,7 @@ def metaapo_adaptive(
 
     Paper: none; an open question of Yang et al., 2025 (MetaAPO).
     """
-    learner = MetaLearner(learning_rate, update_interval, drift=drift)
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(MetaLearner(learning_rate, update_interval, drift=drift), objective, num_generations)
 
 
 @named
@@ -740,9 +740,7 @@ def metaapo_stage(
 
     Paper: none; MetaAPO (Yang et al., 2025) with the boundary score of the alignment-stages paper.
     """
-    learner = MetaLearner(learning_rate, update_interval, stage_start=True)
-    method = metaapo(objective, num_generations)
-    return replace(method, selection=SelectByLearner(learner), weighting=LearnedBlend(learner))
+    return trusting(MetaLearner(learning_rate, update_interval, stage_start=True), objective, num_generations)
 
 
 @named
