@@ -175,9 +175,7 @@ def test_running_on_writes_behind_the_end(seed: int) -> None:
     assert length < len(words) <= length + 16
 
 
-@pytest.mark.parametrize(
-    ("corruption", "fewest", "most"), [(scramble, -3, 3), (leave_topic, 0, 0), (run_on, 1, 16)], ids=str
-)
+@pytest.mark.parametrize(("corruption", "fewest", "most"), [(scramble, -3, 3), (leave_topic, 0, 0), (run_on, 1, 16)])
 @pytest.mark.parametrize("response", ["", "here ."])
 def test_corruptions_bear_responses_without_items(
     corruption: Corruption, fewest: int, most: int, response: str
