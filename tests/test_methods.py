@@ -278,7 +278,7 @@ def test_each_objective_has_a_pair_with_reference_log_probs_of_its_own(policy: s
 
 
 @pytest.mark.parametrize(
-    ("reward", "message"), [(vowel_reward, "a list of 2 floats"), ("train", "a reward model gives")]
+    ("reward", "message"), [(vowel_reward, "a list of 2 floats"), ("train", "to a list of 2 annotators")]
 )
 def test_several_objectives_need_several_rewards(reward: Any, message: str, policy: str, tmp_path: Path) -> None:
     trainer = AlignmentTrainer(
