@@ -45,11 +45,8 @@ def run_rank(rank: int, count: int, port: int, fsdp: bool, point: str | None, ar
     start(**arguments)
 
 
-def run_ranks(count: int, fsdp: bool = False, kill: dict[int, str] | None = None, **arguments: Any) -> list[int]:
-    """Exit codes of the ranks of a run; `kill` names the point (see `tests.runs.arm`) at which a rank is killed.
-
-    The others are left alone: a launcher would end them, and they have to notice without it.
-    """
+def start_ranks(count: int, fsdp: bool = False, kill: dict[int, str] | None = None, **arguments: Any) -> list[Any]:
+    """The processes of a run; `kill` names the point (see `tests.runs.arm`) at which a rank is killed."""
     port, points = free_port(), kill or {}
     processes = [
         context.Process(target=run_rank, args=(rank, count, port, fsdp, points.get(rank), arguments))
@@ -57,7 +54,17 @@ def run_ranks(count: int, fsdp: bool = False, kill: dict[int, str] | None = None
     ]
     for process in processes:
         process.start()
+    return processes
+
+
+def ends(processes: list[Any]) -> list[int]:
+    """Exit codes of the ranks. Where one is killed the others are left alone: a launcher would end them, and they have
+    to notice without it."""
     multiprocessing.connection.wait([process.sentinel for process in processes])
     for process in processes:
         process.join(600)
     return [process.exitcode for process in processes]
+
+
+def run_ranks(count: int, **arguments: Any) -> list[int]:
+    return ends(start_ranks(count, **arguments))

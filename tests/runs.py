@@ -121,10 +121,15 @@ def run_armed(point: str | None, arguments: dict[str, Any]) -> None:
     start(**arguments)
 
 
-def run_in_process(point: str | None = None, **arguments: Any) -> int:
-    """Exit code of a run in its own process: 0, or -9 where it was killed."""
+def start_process(point: str | None = None, **arguments: Any) -> Any:
     process = context.Process(target=run_armed, args=(point, arguments))
     process.start()
+    return process
+
+
+def run_in_process(point: str | None = None, **arguments: Any) -> int:
+    """Exit code of a run in its own process: 0, or -9 where it was killed."""
+    process = start_process(point, **arguments)
     process.join()
     return process.exitcode
 

@@ -6,7 +6,8 @@ the clipped gradient, and with J the derivative of U there,
     d goal(theta') / d weight_i = -<g_i, d> / N,   d = J^T grad goal(theta').
 
 `<g_i, d>` is the derivative of pair i's loss along d, which two forward passes give for all pairs. The step itself is
-the one that training takes anyway; the passes are in the policy's own weights, which are put back from copies.
+the one that training takes anyway, and `theta` is computed back from what it left: beside the policy, its gradient and
+the optimizer's state, one copy of the weights is all that this takes. The policy's own weights are only read.
 """
 
 from __future__ import annotations
@@ -52,13 +53,11 @@ class PairLosses(nn.Module):
 
 @dataclass(frozen=True)
 class Weight:
-    """One trainable tensor of the policy. `before` is its value and `state` the optimizer's before the step: copies, on
-    the host where the policy is on a device."""
+    """One trainable tensor of the policy, and a copy of the optimizer's `state` of it before the step, where asked."""
 
     name: str
     tensor: nn.Parameter
     rule: UpdateRule
-    before: Tensor
     state: dict[str, Any]
 
 
@@ -94,7 +93,7 @@ class LookAhead:
         self.prompts, self.max_norm, self.validation = prompts, max_norm, validation
         self.estimator, self.precision = estimator, precision
         self.weights = kept_weights(losses, optimizer, with_state=estimator == "exact")
-        # Of the training loss, before clipping.
+        # Of the training loss, before clipping; on the host where the policy is on a device.
         self.gradients = [host_copy(weight.tensor.grad) for weight in self.weights]
 
     @property
@@ -104,15 +103,24 @@ class LookAhead:
     def influence(self, goal: Goal) -> Influence | None:
         if not self.validation:
             return None
+        norm = self._clip()
         if self.estimator == "exact":
             return self._exact(goal)
         value = self._backward(goal)
         gradients = [gradient_of(weight.tensor) for weight in self.weights]
         # Also of weights that the step did not touch, such as experts: they would count in the next step.
         self.losses.zero_grad()
-        direction = self._pull_back(gradients)
-        along = self._central(direction) if self.estimator == "central" else self._forward_mode(direction)
-        return Influence(value, -along / self.prompts)
+        self._pull_back(gradients, norm)
+        estimate = self._central if self.estimator == "central" else self._forward_mode
+        return Influence(value, -estimate(self._before(), gradients) / self.prompts)
+
+    @torch.no_grad()
+    def _clip(self) -> float:
+        """The gradient of the training loss becomes what the optimizer was given; returns its norm before that."""
+        norm = float(get_total_norm(self.gradients))
+        for gradient in self.gradients:
+            gradient *= clipped_share(norm, self.max_norm)
+        return norm
 
     # The gradient of the goal after the step, and what of it reaches the gradient of the step
 
@@ -139,57 +147,49 @@ class LookAhead:
         return int((margins > 0).sum()), len(margins)
 
     @torch.no_grad()
-    def _pull_back(self, gradients: list[Tensor]) -> list[Tensor]:
+    def _pull_back(self, gradients: list[Tensor], norm: float) -> None:
         """`J^T v` for the gradient v of the goal, in place: through the optimizer, then through the clipping."""
-        own, self.gradients = self.gradients, []
-        norm = float(get_total_norm(own))
-        share = clipped_share(norm, self.max_norm)
-        for weight, step, gradient in zip(self.weights, own, gradients, strict=True):
+        for weight, step, gradient in zip(self.weights, self.gradients, gradients, strict=True):
             step = step.to(gradient.device)
-            gradient *= weight.rule.slope(self.optimizer.state[weight.tensor], share * step)
+            gradient *= weight.rule.slope(self.optimizer.state[weight.tensor], step)
             # Where the whole step has no gradient, no pair has: embeddings of tokens that it does not contain. Adam's
             # slope is largest there, and a direction of a given length would be spent on them.
             gradient[step == 0] = 0
+        share = clipped_share(norm, self.max_norm)
         if share < 1:
-            pull_back_clipping(gradients, own, norm, share)
+            pull_back_clipping(gradients, self.gradients, norm, share)
+
+    @torch.no_grad()
+    def _before(self) -> list[Tensor]:
+        """The weights before the step, up to rounding, in place of its gradient, which is of no more use."""
+        gradients, self.gradients = self.gradients, []
+        for index, weight in enumerate(self.weights):
+            gradients[index] = gradients[index].to(weight.tensor.device)
+            weight.rule.undo(weight.tensor, gradients[index], self.optimizer.state[weight.tensor])
         return gradients
 
     # The derivatives of the pairs' losses along a direction, before the step
 
     @torch.no_grad()
-    def _central(self, direction: list[Tensor]) -> Tensor:
+    def _central(self, weights: list[Tensor], direction: list[Tensor]) -> Tensor:
         length = float(get_total_norm(direction))
         if length == 0:
             return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
-        reach = REACH * float(get_total_norm([weight.before for weight in self.weights])) / length
-        with self._restored(), evaluating(self.losses), torch.autocast(self._device, enabled=False):
-            ahead = self._losses_at(direction, reach)
-            behind = self._losses_at(direction, -reach)
+        reach = REACH * float(get_total_norm(weights)) / length
+        with evaluating(self.losses), torch.autocast(weights[0].device.type, enabled=False):
+            ahead = self._losses_at(moved(weights, direction, reach))
+            behind = self._losses_at(moved(weights, direction, -2 * reach))
         return (ahead - behind) / (2 * reach)
 
-    def _losses_at(self, direction: list[Tensor], reach: float) -> Tensor:
-        for weight, along in zip(self.weights, direction, strict=True):
-            weight.tensor.copy_(weight.before).add_(along, alpha=reach)
-        return torch.cat([self.losses(batch)[0] for batch, _, _ in self.trained])
+    def _losses_at(self, weights: list[Tensor]) -> Tensor:
+        return torch.cat([self._call(weights, batch)[0] for batch, _, _ in self.trained])
 
-    @contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The policy's weights are the same bits again when the block ends."""
-        copies = [host_copy(weight.tensor) for weight in self.weights]
-        try:
-            yield
-        finally:
-            for weight, kept in zip(self.weights, copies, strict=True):
-                weight.tensor.copy_(kept)
-
-    @property
-    def _device(self) -> str:
-        return self.weights[0].tensor.device.type
-
-    def _forward_mode(self, direction: list[Tensor]) -> Tensor:
-        before = tuple(self._before())
+    def _forward_mode(self, weights: list[Tensor], direction: list[Tensor]) -> Tensor:
         with differentiable_attention(), evaluating(self.losses):
-            return torch.cat([jvp(self._functional(b), before, tuple(direction))[1] for b, _, _ in self.trained])
+            derivatives = [
+                jvp(self._functional(batch), tuple(weights), tuple(direction))[1] for batch, _, _ in self.trained
+            ]
+        return torch.cat(derivatives)
 
     def _functional(self, batch: Batch) -> Callable[..., Tensor]:
         return lambda *tensors: self._call(tensors, batch)[0]
@@ -198,9 +198,6 @@ class LookAhead:
         named = {weight.name: tensor for weight, tensor in zip(self.weights, tensors, strict=True)}
         return functional_call(self.losses, named, (batch,))
 
-    def _before(self) -> list[Tensor]:
-        return [weight.before.to(weight.tensor.device) for weight in self.weights]
-
     # The same by differentiating the step
 
     def _exact(self, goal: Goal) -> Influence:
@@ -208,13 +205,14 @@ class LookAhead:
         positives, pairs = self._count()
         weights = torch.cat([weights for _, _, weights in self.trained]).detach().requires_grad_()
         with differentiable_attention(), evaluating(self.losses):
-            after = self._differentiable_step(weights)
+            after = self._differentiable_step(self._before(), weights)
             parts = [goal(*self._call(after, batch), pairs, positives) for batch in self.validation]
             value = torch.stack(parts).sum()
             return Influence(value.item(), torch.autograd.grad(value, weights)[0])
 
-    def _differentiable_step(self, weights: Tensor) -> list[Tensor]:
-        before = [tensor.requires_grad_() for tensor in self._before()]
+    def _differentiable_step(self, before: list[Tensor], weights: Tensor) -> list[Tensor]:
+        for tensor in before:
+            tensor.requires_grad_()
         losses = torch.cat([self._call(before, batch)[0] for batch, _, _ in self.trained])
         gradients = torch.autograd.grad((weights * losses).sum() / self.prompts, before, create_graph=True)
         norm = torch.stack([(gradient**2).sum() for gradient in gradients]).sum().sqrt()
@@ -223,11 +221,18 @@ class LookAhead:
         return [weight.rule.step(tensor, share * gradient, weight.state) for weight, tensor, gradient in steps]
 
 
-def pull_back_clipping(gradients: list[Tensor], own: list[Tensor], norm: float, share: float) -> None:
+def moved(weights: list[Tensor], direction: list[Tensor], reach: float) -> list[Tensor]:
+    """In place."""
+    for weight, along in zip(weights, direction, strict=True):
+        weight.add_(along, alpha=reach)
+    return weights
+
+
+def pull_back_clipping(gradients: list[Tensor], clipped: list[Tensor], norm: float, share: float) -> None:
     """Through `g * max_norm / (|g| + 1e-6)`, in place: its change along g itself is nearly nothing."""
-    along = sum(float((step.to(v.device) * v).sum()) for step, v in zip(own, gradients, strict=True))
-    for gradient, step in zip(gradients, own, strict=True):
-        gradient.add_(step.to(gradient.device), alpha=-along / (norm * (norm + 1e-6))).mul_(share)
+    along = sum(float((step.to(v.device) * v).sum()) for step, v in zip(clipped, gradients, strict=True))
+    for gradient, step in zip(gradients, clipped, strict=True):
+        gradient.add_(step.to(gradient.device), alpha=-along / (share**2 * norm * (norm + 1e-6))).mul_(share)
 
 
 def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state: bool) -> list[Weight]:
@@ -243,7 +248,7 @@ def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state
                 "load the model in float32 (model_init_kwargs.dtype) with training.bf16, or train an adapter (peft)"
             )
         state = copy.deepcopy(dict(optimizer.state.get(tensor, {}))) if with_state else {}
-        kept.append(Weight(name, tensor, rules[tensor], host_copy(tensor), state))
+        kept.append(Weight(name, tensor, rules[tensor], state))
     return kept
 
 

@@ -102,11 +102,11 @@ class PreferenceTrainer(GroupTrainer):
         )
 
     def validation_batches(self, prompts: int) -> list[Batch]:
-        """As many held-out prompts, drawn for this step, in batches half as large as those of training: kept copies of
-        the weights take the memory of the other half."""
+        """As many held-out prompts, drawn for this step, in batches a quarter of those of training: the one kept copy
+        of the weights takes the memory of the rest."""
         drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
         groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
-        size = max(1, self.args.per_device_train_batch_size // 2)
+        size = max(1, self.args.per_device_train_batch_size // 4)
         pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
         return [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
 

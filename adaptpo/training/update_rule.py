@@ -23,6 +23,11 @@ class UpdateRule(ABC):
         """Minus the derivative of the new weight with respect to the gradient, from the state after the step."""
 
     @abstractmethod
+    def undo(self, parameter: Tensor, gradient: Tensor, after: State) -> None:
+        """Puts in place of the gradient, up to rounding, the weight before the step that made `parameter` and the state
+        `after`."""
+
+    @abstractmethod
     def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
         """The new weight as a differentiable function of the gradient, from the state before the step."""
 
@@ -48,6 +53,12 @@ class AdamWRule(UpdateRule):
         slope.mul_(after["exp_avg"]).div_(below).mul_(-1 / c1).add_((1 - b1) / c1)
         return slope.div_(below).mul_(self.learning_rate)
 
+    def undo(self, parameter: Tensor, gradient: Tensor, after: State) -> None:
+        (b1, b2), count = self.betas, float(after["step"])
+        below = torch.div(after["exp_avg_sq"], 1 - b2**count, out=gradient).sqrt_().add_(self.eps)
+        move = torch.div(after["exp_avg"], below, out=gradient).mul_(self.learning_rate / (1 - b1**count))
+        move.add_(parameter).div_(1 - self.learning_rate * self.decay)
+
     def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
         (b1, b2), count = self.betas, float(before.get("step", 0)) + 1
         mean = b1 * before.get("exp_avg", 0.0) + (1 - b1) * gradient
@@ -68,6 +79,13 @@ class SGDRule(UpdateRule):
 
     def slope(self, after: State, gradient: Tensor) -> Tensor:
         return torch.full_like(gradient, self.learning_rate)
+
+    def undo(self, parameter: Tensor, gradient: Tensor, after: State) -> None:
+        buffer = after.get("momentum_buffer")
+        if buffer is None:
+            gradient.mul_(self.learning_rate).add_(parameter).div_(1 - self.learning_rate * self.decay)
+        else:
+            torch.add(parameter, buffer, alpha=self.learning_rate, out=gradient)
 
     def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
         buffer = before.get("momentum_buffer")
