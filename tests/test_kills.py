@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from adaptpo.generation import watch
 from tests.chatty import save_chatty
 from tests.ranks import ends, start_ranks
 from tests.runs import SETTINGS, assert_same_run, start_process
@@ -85,12 +86,16 @@ def test_run_killed_at_random_moments_ends_as_if_nothing_had_happened(
 
 
 def server_of(run: Any) -> psutil.Process | None:
-    """The server that a run has started, while it is there."""
+    """The server that a run has started, not what watches over it, while it is there."""
     try:
         below = psutil.Process(run.pid).children(recursive=True)
-        return next((process for process in below if not process.children() and "serve" in process.cmdline()), None)
+        return next((process for process in below if is_server(process.cmdline())), None)
     except psutil.NoSuchProcess:
         return None
+
+
+def is_server(command: list[str]) -> bool:
+    return "serve" in command and watch.__file__ not in command
 
 
 def kill_server(run: Any, moment: float) -> bool:
