@@ -71,7 +71,7 @@ annotated and time, beside the paper's figures where it has them. NAME is one of
   noise               wrong labels in the offline data
   selection           which prompts to generate for
   metapo              MetaPO beside other weights of pairs
-  metapo-features     MetaPO without some of its features
+  metapo-features     MetaPO without some of its features, and with further ones
   metapo-interval     optimizer steps between updates of MetaPO
   metapo-network      MetaPO's linear form against networks
   metapo-validation   MetaPO's held-out pairs: how many, and which

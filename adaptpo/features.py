@@ -116,13 +116,44 @@ class HiddenState(PairFeature):
 
 
 @dataclass(frozen=True)
+class HeadGradient:
+    """What some tokens of a pair add to dL/dW, L the pair's loss and W the weight of the language-model head, in
+    factors, which are far smaller than W.
+
+    With logits `W h_t`, probabilities p_t and tokens y_t, dL/dW is `sum_t a_t (e_{y_t} - p_t) h_t^T`, a_t the
+    derivative of L by the log-prob of the response that t belongs to. `residuals` [tokens, vocabulary] are the
+    `e_{y_t} - p_t`, `states` [tokens, hidden] the h_t, `slopes` [tokens] the a_t. What h depends on is not followed,
+    and an embedding tied to the head counts as the head alone.
+    """
+
+    residuals: Tensor
+    states: Tensor
+    slopes: Tensor
+
+    @classmethod
+    def of(cls, logps: Tensor, tokens: Tensor, states: Tensor, slopes: Tensor) -> HeadGradient:
+        """From log-probs [tokens, vocabulary] of which `tokens` [tokens] were chosen."""
+        residuals = -logps.exp()
+        residuals[torch.arange(len(tokens)), tokens] += 1
+        return cls(residuals, states.to(logps.dtype), slopes)
+
+    def dot(self, other: HeadGradient) -> Tensor:
+        """`sum_{s,t} a_s a_t <e_{y_s} - p_s, e_{y_t} - p_t> <h_s, h_t>`, s the tokens of this and t of the other."""
+        with torch.autocast(self.states.device.type, enabled=False):
+            products = (self.residuals @ other.residuals.T) * (self.states @ other.states.T)
+            return self.slopes @ products @ other.slopes
+
+
+def log_norm(squared: Tensor) -> Tensor:
+    """`log(1 + norm)`; rounding may have made the square a little negative."""
+    return squared.clamp(min=0).sqrt().log1p()
+
+
+@dataclass(frozen=True)
 class GradientNorm(PairFeature):
     """`log(1 + |dL/dW|)`, L the objective's loss of the pair and W the weight of the language-model head.
 
-    In closed form, without a backward pass: with logits `W h_t`, probabilities p_t and tokens y_t, dL/dW is
-    `sum_t a_t (e_{y_t} - p_t) h_t^T`, a_t the derivative of L by the log-prob of the response that t belongs to, so
-    that `|dL/dW|^2 = sum_{s,t} a_s a_t <e_{y_s} - p_s, e_{y_t} - p_t> <h_s, h_t>`. What h depends on is not followed,
-    and an embedding tied to the head counts as the head alone.
+    In closed form, without a backward pass: see `HeadGradient`.
     """
 
     name: ClassVar[str] = "gradient_norm"
@@ -138,10 +169,8 @@ class GradientNorm(PairFeature):
         sides = logps.gather(1, tokens[:, None])[:, 0].split([len(made.chosen), len(made.rejected)])
         slopes = slopes_of(made, *(side.sum() for side in sides))
         scale = torch.cat([slope.expand(len(side)) for slope, side in zip(slopes, sides, strict=True)])
-        residual = -logps.exp()
-        residual[torch.arange(len(tokens)), tokens] += 1
-        products = (residual @ residual.T) * (states.float() @ states.float().T)
-        return (scale @ products @ scale).clamp(min=0).sqrt().log1p()[None]
+        gradient = HeadGradient.of(logps, tokens, states, scale)
+        return log_norm(gradient.dot(gradient))[None]
 
 
 def slopes_of(predictions: Predictions, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:

@@ -18,6 +18,9 @@ OFFLINE, ONLINE, MIXED = range(3)
 if TYPE_CHECKING:  # Features know objectives, which know learners.
     from adaptpo.features import PairFeature
 
+Measure = Literal["divergence", "head_gradient_norm"]
+"""Fields of `PairBatch` that a training step computes from the whole vocabulary, for a weighting that asks for them."""
+
 METHOD_STATE = "method.pt"
 """The learners' state in the folder of a checkpoint."""
 
@@ -33,7 +36,9 @@ class PairBatch:
     in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
     `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
     name, the [n, width] that learners asked for about the offline pair of each pair's prompt; `divergence` is that of
-    `PairLogps`, None where the run keeps no reference log-probs of tokens.
+    `PairLogps`, None where the run keeps no reference log-probs of tokens, or the exact one for a weighting that
+    measures it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss by the weight of the
+    language-model head, None where the weighting does not measure it.
 
     Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
     """
@@ -48,6 +53,7 @@ class PairBatch:
     ratios: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     divergence: Tensor | None = None
+    head_gradient_norm: Tensor | None = None
 
     def __post_init__(self) -> None:
         present = torch.bincount(self.group)[self.group]

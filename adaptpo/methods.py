@@ -42,6 +42,7 @@ from adaptpo.selection import (
 )
 from adaptpo.temporal import FeatureSet, TemporalLearner, ValidationGoal
 from adaptpo.temporal.features import BASE, Centre
+from adaptpo.temporal.learner import Divergence
 from adaptpo.temporal.networks import Architecture
 from adaptpo.trust import SigmoidTrust, Trust
 from adaptpo.validation import Split, Validation
@@ -757,13 +758,15 @@ def metapo(
     estimator: Estimator = "central",
     validation_share: float = 0.03,
     validation_split: Split = "stratified",
+    divergence: Divergence = "k3",
 ) -> Method:
     """MetaPO: each pair's training history makes its weight, by a meta-learner that is learned on held-out pairs.
 
     Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
     Deviations: the meta-learner takes Adam steps (the paper names no optimizer) and is measured on as many held-out
     pairs as a step trains on, not on all; difficulty is a preference of the initial model, whose loss is the same for
-    all pairs; the divergence is estimated on the tokens of the data.
+    all pairs; the divergence is that at the tokens of the data, estimated from their kept log-probs (`divergence:
+    exact` computes it over the whole vocabulary).
     """
     learner = TemporalLearner(
         features=FeatureSet(tuple(features), decay, centre),
@@ -773,6 +776,7 @@ def metapo(
         goal=ValidationGoal(margin_weight),
         entropy=entropy,
         estimator=estimator,
+        divergence=divergence,
     )
     validation = Validation(validation_share, validation_split)
     return Method(SelectNone(), Offline(), objective, Temporal(learner), validation=validation)

@@ -15,7 +15,7 @@ from torch import Tensor
 from adaptpo.choice import Choice
 from adaptpo.errors import ConfigError
 from adaptpo.iteration import UNKNOWN_STAGE, Iteration, StageReading
-from adaptpo.learner import OFFLINE, Learner, PairBatch
+from adaptpo.learner import OFFLINE, Learner, Measure, PairBatch
 from adaptpo.running import RunningGap
 from adaptpo.temporal import TemporalLearner
 from adaptpo.trust import Trust
@@ -24,12 +24,20 @@ from adaptpo.trust import Trust
 class Weighting(Choice, ABC):
     """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
 
-    With `needs_data_weight`, rows without a valid column `weight` are left out of the data. With
-    `needs_reference_tokens`, the run keeps the reference's log-probs of every token, whatever the objective needs.
+    With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
     """
 
     needs_data_weight: ClassVar[bool] = False
-    needs_reference_tokens: ClassVar[bool] = False
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        """Whether the run keeps the reference's log-probs of every token, whatever the objective needs."""
+        return False
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """What each training step computes from the whole vocabulary for these weights."""
+        return frozenset()
 
     def at(self, now: Iteration) -> Weighting:
         return self
@@ -166,7 +174,14 @@ class Temporal(Weighting):
 
     learner: TemporalLearner
     within: Weighting = field(default_factory=Uniform)
-    needs_reference_tokens: ClassVar[bool] = True
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        return self.learner.divergence == "k3"
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        return self.learner.measures | self.within.measures
 
     def needs_stage(self, iteration: int) -> bool:
         return self.within.needs_stage(iteration)

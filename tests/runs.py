@@ -30,7 +30,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def start(
-    model: str, out: Path, reward: Any, method: str = "metaapo", rows: int = 40, held_out: int = 6, **settings: Any
+    model: str,
+    out: Path,
+    reward: Any,
+    method: str = "metaapo",
+    rows: int = 40,
+    held_out: int = 6,
+    method_settings: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Any:
     """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated."""
     from adaptpo import AlignmentConfig, AlignmentTrainer
@@ -42,7 +49,7 @@ def start(
     torch.set_num_threads(1)
     settings_of_method = {"num_generations": 4, "update_interval": 2, "meta_interval": 2}
     taken = inspect.signature(METHODS[method]).parameters
-    arguments = {name: value for name, value in settings_of_method.items() if name in taken}
+    arguments = {name: value for name, value in settings_of_method.items() if name in taken} | (method_settings or {})
     trainer = AlignmentTrainer(
         model=model,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | settings)),

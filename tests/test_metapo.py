@@ -21,7 +21,7 @@ from adaptpo.files import JsonLines, read_rows
 from adaptpo.learner import OFFLINE, ONLINE, Estimator, Influence, PairBatch
 from adaptpo.objectives import DPO
 from adaptpo.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
-from adaptpo.temporal.features import BASE, CURRENT, HIGHER
+from adaptpo.temporal.features import BASE, CURRENT, GRADIENT, HIGHER
 from adaptpo.temporal.goal import weight_entropy
 from adaptpo.temporal.networks import NETWORKS, new_network
 from adaptpo.training.collate import Batch, GroupCollator
@@ -41,7 +41,13 @@ def identity(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
 
-def observed(ids: list[int], margins: list[float], divergences: list[float], source: int = OFFLINE) -> PairBatch:
+def observed(
+    ids: list[int],
+    margins: list[float],
+    divergences: list[float],
+    source: int = OFFLINE,
+    gradients: list[float] | None = None,
+) -> PairBatch:
     """One pair a prompt."""
     number, one = torch.arange(len(ids)), torch.ones(len(ids))
     return PairBatch(
@@ -54,6 +60,7 @@ def observed(ids: list[int], margins: list[float], divergences: list[float], sou
         margin=torch.tensor(margins),
         ratios=torch.zeros(len(ids), 2),
         divergence=torch.tensor(divergences),
+        head_gradient_norm=None if gradients is None else torch.tensor(gradients),
     )
 
 
@@ -67,7 +74,9 @@ def smoothed(values: list[float], decay: float) -> float:
     return mean
 
 
-def plain_features(margins: list[float], divergences: list[float], features: FeatureSet) -> dict[str, float]:
+def plain_features(
+    margins: list[float], divergences: list[float], gradients: list[float], features: FeatureSet
+) -> dict[str, float]:
     """From the whole history, as the equations stand in the paper."""
     spreads = []
     for t in range(1, len(margins) + 1):
@@ -89,6 +98,8 @@ def plain_features(margins: list[float], divergences: list[float], features: Fea
         "skewness": (z**3).mean(),
         "kurtosis": (z**4).mean() - 3 if z.any() else 0.0,
         "change": margins[-1] - margins[-2] if len(margins) > 1 else 0.0,
+        "head_gradient_norm": gradients[-1],
+        "head_gradient_norm_ema": smoothed(gradients, features.decay),
     }
 
 
@@ -100,19 +111,21 @@ def test_streaming_features_are_those_of_the_whole_history(centre: Any) -> None:
     learner = TemporalLearner(features=features)
     rng = np.random.default_rng(0)
     scales, offsets = 10 ** rng.uniform(-2, 1, 1000), rng.normal(0, 2, 1000)
-    margins, divergences = defaultdict(list), defaultdict(list)
+    signals = [defaultdict[int, list[float]](list) for _ in range(3)]
     for _ in range(12):
         ids = rng.permutation(1000)[: rng.integers(100, 1000)].tolist()
-        batch = observed(ids, *(rng.normal(offsets[ids], scales[ids]).tolist() for _ in range(2)))
-        for i, margin, divergence in zip(ids, batch.margin.tolist(), batch.divergence.tolist(), strict=True):
-            margins[i].append(margin)
-            divergences[i].append(divergence)
+        margins, divergences, gradients = (rng.normal(offsets[ids], scales[ids]).tolist() for _ in range(3))
+        batch = observed(ids, margins, divergences, gradients=gradients)
+        for seen, values in zip(signals, (batch.margin, batch.divergence, batch.head_gradient_norm), strict=True):
+            for i, value in zip(ids, values.tolist(), strict=True):
+                seen[i].append(value)
         ours = learner.features_of(batch).numpy()
         learner.observe(batch)
         learner.update(identity)
-        expected = [list(plain_features(margins[i], divergences[i], features).values())[: len(names)] for i in ids]
+        plain = (plain_features(*(seen[i] for seen in signals), features) for i in ids)
+        expected = [[values[name] for name in names] for values in plain]
         np.testing.assert_allclose(ours, np.array(expected), atol=2e-4, rtol=2e-3)
-    assert max(map(len, margins.values())) >= 10
+    assert max(map(len, signals[0].values())) >= 10
 
 
 def test_features_by_hand() -> None:
@@ -155,6 +168,7 @@ def test_ranks_and_micro_batches_make_one_history() -> None:
 
 def test_a_pair_takes_24_bytes_also_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FeatureSet().dtype.itemsize == 24
+    assert FeatureSet((*BASE, *GRADIENT)).dtype.itemsize == 28
     monkeypatch.setattr(history, "MEMORY", 100)
     learner, restored = TemporalLearner(), TemporalLearner()
     for number in range(3):
@@ -173,6 +187,21 @@ def test_unknown_features_and_missing_divergences_are_named() -> None:
     with pytest.raises(TrainingError, match="every token"):
         TemporalLearner().weight(batch)
     assert TemporalLearner(FeatureSet(("margin", "volatility"))).weight(batch).tolist() == [1.0]
+    with pytest.raises(TrainingError, match="norm of the head's gradient"):
+        TemporalLearner(FeatureSet(GRADIENT)).weight(batch)
+
+
+def test_only_what_features_need_is_measured_and_kept() -> None:
+    asked = {"divergence", "head_gradient_norm"}
+    for features, divergence, measures in (
+        (BASE, "k3", set()),
+        (BASE, "exact", {"divergence"}),
+        ((*BASE, "head_gradient_norm_ema"), "exact", asked),
+        (("margin", "head_gradient_norm"), "exact", asked - {"divergence"}),
+    ):
+        weighting = methods.metapo(features=features, divergence=divergence).weighting
+        assert weighting.measures == measures
+        assert weighting.needs_reference_tokens == (divergence == "k3")
 
 
 def test_features_can_be_left_out() -> None:
@@ -577,7 +606,10 @@ def test_recipe_names_its_settings() -> None:
 
     settings = {"name": "metapo", "meta_interval": None, "features": ["margin", "change"], "architecture": "mlp"}
     recipe = Recipe(output_dir="out", model="m", data={"path": "d"}, method=settings)
+    learner = build_method(recipe.model_copy(update={"method": settings | {"divergence": "exact"}})).weighting.learner
+    assert learner.divergence == "exact"
     learner = build_method(recipe).weighting.learner
+    assert learner.divergence == "k3"
     assert (learner.interval, learner.features.names, learner.architecture) == (None, ("margin", "change"), "mlp")
     with pytest.raises(ConfigError, match="architecture"):
         build_method(recipe.model_copy(update={"method": {"name": "metapo", "architecture": "mlps"}}))
@@ -619,6 +651,7 @@ def test_optimizers_are_checked_at_the_start(policy: str, tmp_path: Path) -> Non
 
 RUN: dict[str, Any] = {
     "method": "metapo",
+    "method_settings": {"features": (*BASE, *GRADIENT), "divergence": "exact"},
     "rows": 24,
     "reward": vowel_reward,
     "num_iterations": 1,

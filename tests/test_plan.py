@@ -164,6 +164,20 @@ def test_metaapo_by_hand() -> None:
     assert found["annotate"].annotations == found["generate"].responses == pytest.approx(174 * 4)
 
 
+def test_exact_divergence_takes_the_reference_along() -> None:
+    """Its tokens through the layers in every epoch, and its weights beside the policy unless that is an adapter."""
+    config = AlignmentConfig(output_dir="out", num_iterations=1, training={"num_train_epochs": 3})
+    exact, kept = (replace(job(methods.metapo(divergence=divergence)), config=config) for divergence in ("exact", "k3"))
+    found = {phase.name: phase.passes for phase in phases(exact)}
+    assert found["reference in training"].tokens == found["train"].tokens
+    assert found["reference in training"].logits == 2 * found["train"].logits
+    assert "reference in training" not in {phase.name for phase in phases(kept)}
+    beside = make_plan(exact, MACHINE).memory[0].gigabytes - make_plan(kept, MACHINE).memory[0].gigabytes
+    assert beside == pytest.approx(exact.shape.parameters * 4 / 1e9)
+    adapter = replace(exact, config=config.model_copy(update={"peft": {"r": 2}}))
+    assert not adapter.second_model
+
+
 def test_judges_that_compare_are_called_for_both_orders() -> None:
     """K = 4: against the first 2 * 3 calls a prompt, each with each 4 * 3."""
     for opponents, calls in ((None, 4), ("first", 6), ("all", 12)):

@@ -19,7 +19,7 @@ from adaptpo.report.temporal import (
     trajectory_figure,
     visit_table,
 )
-from adaptpo.report.visits import Visits
+from adaptpo.report.visits import histories
 from adaptpo.temporal.features import BASE
 from tests.test_report import Links, RunWriter, cell, write_json, write_lines, write_table
 
@@ -43,7 +43,7 @@ def line_of(prompt: int, margins: list[float], visit: int, weight: float) -> dic
 
 
 def test_visits_by_hand(tmp_path: Path) -> None:
-    visits = Visits.of(weighed(tmp_path / "run", {7: [1.0, 3.0], 2: [0.0]}))
+    visits = weighed(tmp_path / "run", {7: [1.0, 3.0], 2: [0.0]}).visits
     assert visits is not None
     assert visits.pair.tolist() == [0, 1, 0] and visits.count.tolist() == [1, 1, 2]
     assert visits.volatility.tolist() == [0.0, 0.0, 1.0]
@@ -70,7 +70,7 @@ def test_equal_weights_have_the_highest_entropy(tmp_path: Path) -> None:
 def test_single_pairs_are_of_the_four_kinds(tmp_path: Path) -> None:
     margins = {1: [1.0, 1.1], 2: [1.0, 9.0], 3: [-1.0, 1.0], 4: [-3.0, 2.0], 9: [-1.0, -1.0]}
     run = weighed(tmp_path / "run", margins)
-    visits = Visits.of(run)
+    visits = run.visits
     assert visits is not None
     found = {title: visits.lines[list(visits.pair).index(pair)]["prompt_id"] for title, pair in cases(visits)}
     expected = {"stable correct": 1, "volatile correct": 2, "recently learned": 4, "far from the reference": 9}
@@ -139,8 +139,17 @@ def metapo_run(root: Path) -> RunWriter:
     return run
 
 
-def test_page_shows_what_metapo_learned(tmp_path: Path) -> None:
+def test_page_shows_what_metapo_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures and tables from one reading of the visits."""
+    counted: list[int] = []
+
+    def counting(lines: list[dict[str, Any]]) -> list[tuple[int, int, float]]:
+        counted.append(len(lines))
+        return histories(lines)
+
+    monkeypatch.setattr("adaptpo.report.visits.histories", counting)
     page = write_report(metapo_run(tmp_path / "run").root)
+    assert counted == [180]
     links = Links(page.read_text())
     assert FIGURES | {"temporal"} <= links.ids
     assert all((page.parent / f"{name}.png").stat().st_size > 8_000 for name in FIGURES)

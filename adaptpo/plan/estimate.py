@@ -174,13 +174,19 @@ def room_per_sequence(machine: Machine, work: Decoding) -> float:
 
 
 def memory(job: Job, machine: Machine) -> list[Line]:
-    """Of one accelerator, at the peak of each kind of work; one model is in memory at a time."""
+    """Of one accelerator, at the peak of each kind of work; one model is in memory at a time, but for a reference that
+    training takes along."""
     shape, tokens = job.shape, job.config.max_tokens_per_batch
     state = state_bytes(shape, job.weight_bytes)
     activations = activation_bytes(shape, tokens, job.number_bytes, job.recomputes)
     weights = shape.parameters * job.weight_bytes
+    beside, told = (weights, f" + {weights / GB:.3g} GB reference") if job.second_model else (0, "")
     lines = [
-        Line("training, whole on each", (state + activations) / GB, told_state(job, state, activations)),
+        Line(
+            "training, whole on each",
+            (state + activations + beside) / GB,
+            told_state(job, state, activations) + told,
+        ),
         Line(
             f"training, sharded over {machine.count}",
             (state / machine.count + activations) / GB,

@@ -74,6 +74,12 @@ class Job:
     def reference(self) -> Literal["initial", "previous"]:
         return self.config.reference or self.method.reference
 
+    @property
+    def second_model(self) -> bool:
+        """Whether training takes a reference along that is not the policy without its adapter."""
+        measured = "divergence" in self.method.weighting.measures
+        return measured and (self.config.peft is None or self.reference == "previous")
+
     def method_in(self, iteration: int) -> Method:
         return method_in(self.method, iteration, self.iterations)
 

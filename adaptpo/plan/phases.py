@@ -164,12 +164,21 @@ def on_pairs(job: Job, number: int, selected: float) -> Iterator[Phase]:
         if prompts and made.group:
             yield from pair_references(job, prompts, made)
             yield training(job, "train", prompts, made.group, job.epochs)
+            yield from live_reference(job, prompts, made)
 
 
 def pair_references(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
     if job.method.objective.needs_reference:
         for sides in made.pairs if job.reference == "previous" else made.new_pairs:
             yield forward(job, "pair reference", prompts, sides)
+
+
+def live_reference(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
+    """The exact divergence: the reference's forward pass in every step, and the policy's logits once more."""
+    if "divergence" in job.method.weighting.measures:
+        phase = forward(job, "reference in training", prompts, made.group)
+        passes = replace(phase.passes, logits=2 * phase.passes.logits) * job.epochs
+        yield replace(phase, passes=passes)
 
 
 def on_rollouts(job: Job, number: int, selected: float) -> Iterator[Phase]:

@@ -19,6 +19,7 @@ import yaml
 
 from adaptpo.errors import RunError
 from adaptpo.files import JsonLines
+from adaptpo.report.visits import Visits
 
 FloatArray = npt.NDArray[np.float64]
 Columns = dict[str, npt.NDArray[Any]]
@@ -97,6 +98,13 @@ class RunData:
     def pair_weights(self) -> dict[int, list[Row]]:
         """Every pair as trained, by iteration."""
         return {t: self.lines(f"iterations/{t}/pair_weights.jsonl") for t in self.iterations}
+
+    @cached_property
+    def visits(self) -> Visits | None:
+        """What training saw of each pair that MetaPO weighed; None where it weighed none."""
+        lines = [line for t in self.iterations for line in self.pair_weights[t]]
+        weighed = [line for line in lines if None not in (number(line.get("temporal")), number(line["margin"]))]
+        return Visits.of(weighed) if weighed else None
 
     def files(self, pattern: str) -> list[Path]:
         """Files that match, in order; hidden ones are still being written."""

@@ -54,7 +54,7 @@ def last_snapshot(run: RunData) -> Row:
 
 def landscape_figure(run: RunData) -> FigureSpec | None:
     """Weights over probability and volatility, beside FocalPO's."""
-    visits = Visits.of(run)
+    visits = run.visits
     if visits is None:
         return None
     last = visits.last
@@ -68,7 +68,7 @@ def landscape_figure(run: RunData) -> FigureSpec | None:
 
 def gradient_figure(run: RunData) -> FigureSpec | None:
     """What each weight leaves of a pair's gradient."""
-    visits = Visits.of(run)
+    visits = run.visits
     if visits is None:
         return None
     last = visits.last
@@ -82,7 +82,7 @@ def gradient_figure(run: RunData) -> FigureSpec | None:
 
 def trajectory_figure(run: RunData) -> FigureSpec | None:
     """Margin and weight of single pairs from visit to visit."""
-    visits = Visits.of(run)
+    visits = run.visits
     if visits is None or visits.count.max() < 2:
         return None
     often = np.bincount(visits.pair)[visits.pair] == visits.count.max()
@@ -120,7 +120,7 @@ def cases(visits: Visits) -> Iterator[tuple[str, int]]:
 
 def group_table(run: RunData) -> Table | None:
     """Mean weights and gradient factors of groups of pairs at their last visits (Tables 7 and 9)."""
-    visits = Visits.of(run)
+    visits = run.visits
     if visits is None:
         return None
     last = visits.last
@@ -153,7 +153,7 @@ def group_row(name: str, pairs: Visits) -> dict[str, str | None]:
 
 def visit_table(run: RunData) -> Table | None:
     """The weights at first visits, second visits and so on, which are epochs."""
-    visits = Visits.of(run)
+    visits = run.visits
     if visits is None:
         return None
     note = "Entropy of the weights as shares of their sum, beside that of equal weights: far below, few pairs count."
@@ -176,7 +176,7 @@ def visit_row(visits: Visits, count: int) -> dict[str, str | None]:
 def importance_table(run: RunData) -> Table | None:
     """Mean absolute Shapley value of each feature; None where nothing is learned yet, and for other architectures than
     the linear one."""
-    visits, coefficients = Visits.of(run), dict(last_snapshot(run).get("coefficients", {}))
+    visits, coefficients = run.visits, dict(last_snapshot(run).get("coefficients", {}))
     bias = coefficients.pop("bias", 0.0)
     if visits is None or len(visits.last.lines) < 2 or not any(coefficients.values()):
         return None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptpo.report.reading import FloatArray, Row, RunData, number
+if TYPE_CHECKING:  # What reads a run folder asks for its visits.
+    from adaptpo.report.reading import FloatArray, Row
 
 FOCAL_GAMMA = 1.0
 """FocalPO's exponent in the MetaPO paper's Table 9, whose weights are near p."""
@@ -32,15 +34,11 @@ class Visits:
     volatility: FloatArray
 
     @classmethod
-    def of(cls, run: RunData) -> Visits | None:
-        """None where no pair was weighed by MetaPO."""
-        kept = (line for t in run.iterations for line in run.pair_weights[t])
-        lines = tuple(line for line in kept if None not in (number(line.get("temporal")), number(line["margin"])))
-        if not lines:
-            return None
+    def of(cls, lines: Sequence[Row]) -> Visits:
+        """From one line or more of `pair_weights.jsonl`, each of a pair that MetaPO weighed."""
         pair, count, volatility = np.array(histories(lines)).T
         margin, weight = (np.array([line[name] for line in lines], dtype=np.float64) for name in ("margin", "temporal"))
-        return cls(lines, pair.astype(np.int64), count.astype(np.int64), margin, weight, volatility)
+        return cls(tuple(lines), pair.astype(np.int64), count.astype(np.int64), margin, weight, volatility)
 
     def __getitem__(self, chosen: npt.NDArray[np.bool_]) -> Visits:
         """The visits where `chosen`, [visits], holds."""

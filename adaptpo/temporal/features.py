@@ -5,6 +5,7 @@ Everything here is a pure function of numpy arrays, so that looking at a pair do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,15 +17,24 @@ from adaptpo.errors import ConfigError
 Floats = NDArray[np.floating]
 States = NDArray[np.void]
 """[n] records with the fields of `FeatureSet.dtype`; all zero for a pair that was never seen."""
+Observation = Mapping[str, Floats]
+"""What one visit shows of n pairs, [n] by name: `FeatureSet.signals`."""
 
 BASE = ("margin", "margin_ema", "volatility", "volatility_ema", "divergence", "divergence_ema")
 CURRENT = BASE[::2]
 """Without memory beyond the volatility's own: Table 6, "w/o temporal"."""
-HIGHER = ("skewness", "kurtosis", "change")
-"""Of Table 19; `kurtosis` is that beyond a normal distribution's, `change` the margin less the one seen before."""
+GRADIENT = ("head_gradient_norm", "head_gradient_norm_ema")
+HIGHER = ("skewness", "kurtosis", "change", *GRADIENT)
+"""Of Table 19; `kurtosis` is that beyond a normal distribution's, `change` the margin less the one seen before. The
+paper does not say which gradient it takes the norm of; here it is that by the language-model head (see `PairBatch`)."""
 
 BASE_FIELDS = ("margin_ema", "volatility_ema", "divergence_ema", "mean", "m2")
-HIGHER_FIELDS = {"skewness": ("m3",), "kurtosis": ("m3", "m4"), "change": ("last",)}
+HIGHER_FIELDS = {
+    "skewness": ("m3",),
+    "kurtosis": ("m3", "m4"),
+    "change": ("last",),
+    "head_gradient_norm_ema": ("head_gradient_norm_ema",),
+}
 SPREADLESS = 1e-12
 """Sums of squares below this are rounding: the shape of such a distribution is not known."""
 
@@ -68,16 +78,21 @@ class FeatureSet:
     def needs_divergence(self) -> bool:
         return bool({"divergence", "divergence_ema"} & set(self.names))
 
-    def advance(self, before: States, margin: Floats, divergence: Floats) -> States:
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The fields of `PairBatch` that an observation consists of."""
+        return ("margin", "divergence", *GRADIENT[:1]) if set(GRADIENT) & set(self.names) else ("margin", "divergence")
+
+    def advance(self, before: States, seen: Observation) -> States:
         """The states [n] after one more observation of each pair."""
         after = before.copy()
         after["count"] = before["count"] + 1
-        self._advance_moments(before, after, margin.astype("f8"))
-        after["margin_ema"] = self._smooth(before, "margin_ema", margin)
-        after["volatility_ema"] = self._smooth(before, "volatility_ema", volatility(after))
-        after["divergence_ema"] = self._smooth(before, "divergence_ema", divergence)
+        self._advance_moments(before, after, seen["margin"].astype("f8"))
+        values = {**seen, "volatility": volatility(after)}
+        for name in (name for name in values if f"{name}_ema" in self.fields):
+            after[f"{name}_ema"] = self._smooth(before, f"{name}_ema", values[name])
         if "last" in self.fields:
-            after["last"] = margin
+            after["last"] = seen["margin"]
         return after
 
     def _smooth(self, before: States, field: str, value: Floats) -> Floats:
@@ -102,19 +117,17 @@ class FeatureSet:
             growth = np.where(before["count"] == 0, 0.0, (margin - before["margin_ema"]) ** 2)
         after["m2"] = m2 + growth
 
-    def read(self, before: States, after: States, margin: Floats, divergence: Floats) -> Floats:
+    def read(self, before: States, after: States, seen: Observation) -> Floats:
         """[n, features] float32, from the states around an observation and the observation itself."""
-        return np.stack([self._value(n, before, after, margin, divergence) for n in self.names], axis=1).astype("f4")
+        return np.stack([self._value(name, before, after, seen) for name in self.names], axis=1).astype("f4")
 
-    def _value(self, name: str, before: States, after: States, margin: Floats, divergence: Floats) -> Floats:
-        if name == "margin":
-            return margin
-        if name == "divergence":
-            return divergence
+    def _value(self, name: str, before: States, after: States, seen: Observation) -> Floats:
+        if name in seen:
+            return seen[name]
         if name == "volatility":
             return volatility(after)
         if name == "change":
-            return np.where(before["count"] == 0, 0.0, margin - before["last"])
+            return np.where(before["count"] == 0, 0.0, seen["margin"] - before["last"])
         return SHAPES[name](after) if name in SHAPES else after[name]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +12,22 @@ from torch import Tensor
 
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.iteration import Iteration
-from adaptpo.learner import SOURCES, Estimator, Gather, Learner, PairBatch, TakenStep
-from adaptpo.temporal.features import FeatureSet, Floats, States
+from adaptpo.learner import SOURCES, Estimator, Gather, Learner, Measure, PairBatch, TakenStep
+from adaptpo.temporal.features import FeatureSet, Floats, Observation, States
 from adaptpo.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.temporal.history import History
 from adaptpo.temporal.networks import Architecture, new_network
 
-NOTHING_SEEN = torch.zeros(0, 4, dtype=torch.float64)
-"""Rows of (source, prompt id, margin, divergence)."""
+Divergence = Literal["k3", "exact"]
+"""How far policy and reference lie apart: estimated from kept log-probs of the data's tokens, or computed over the
+whole vocabulary, with the reference in every training step."""
+
+MISSING = {
+    "divergence": "MetaPO's divergence features need the reference's log-probs of every token, and these pairs carry "
+    "none; run `adaptpo train`, which keeps them, or name other features",
+    "head_gradient_norm": "MetaPO's gradient features need the norm of the head's gradient, and these pairs carry "
+    "none; run `adaptpo train`, which measures it in every step, or name other features",
+}
 
 
 class TemporalLearner(Learner):
@@ -29,6 +38,9 @@ class TemporalLearner(Learner):
     lines 13 to 19): with i the pairs of that step, `d goal / d phi = sum_i (d goal / d weight_i) * d weight_i / d phi`.
     `entropy` subtracts that many times the entropy of the step's weights from the goal (Table 15). The first step of an
     optimizer is not learned from: Adam's first step does not depend on the length of the gradient.
+
+    `divergence` says what the divergence features are; the exact one takes a forward pass of the reference in every
+    step, and its model in memory beside the policy.
 
     An observation counts once the optimizer step is over: all micro-batches and ranks of a step see the same history.
     """
@@ -42,16 +54,18 @@ class TemporalLearner(Learner):
         goal: ValidationGoal = ValidationGoal(),  # noqa: B008 (frozen)
         entropy: float = 0.0,
         estimator: Estimator = "central",
+        divergence: Divergence = "k3",
     ) -> None:
         if interval is not None and interval < 1:
             raise ConfigError(f"meta_interval is {interval}; it counts optimizer steps, 1 or more (none: never)")
         self.features, self.architecture, self.goal = features, architecture, goal
         self.learning_rate, self.interval, self.entropy = learning_rate, interval, entropy
         self.estimator: Estimator = estimator
+        self.divergence: Divergence = divergence
         self.reset(seed=0)
 
     def __repr__(self) -> str:
-        names = ("features", "architecture", "learning_rate", "interval", "goal", "entropy", "estimator")
+        names = ("features", "architecture", "learning_rate", "interval", "goal", "entropy", "estimator", "divergence")
         return f"TemporalLearner({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
     def reset(self, seed: int) -> None:
@@ -59,20 +73,34 @@ class TemporalLearner(Learner):
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.history = History(self.features.dtype)
         self.updates, self.last_goal = 0, float("nan")
-        self.steps, self.seen = 0, NOTHING_SEEN
+        self._start_counting()
 
     def start_iteration(self, now: Iteration) -> None:
         """The histories go on; the count of steps starts with the policy's new optimizer."""
-        self.steps, self.seen = 0, NOTHING_SEEN
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.steps, self.seen = 0, torch.zeros(0, 2 + len(self.features.signals), dtype=torch.float64)
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """What the training step computes for the features that there are."""
+        exact = self.divergence == "exact" and self.features.needs_divergence
+        asked: dict[Measure, bool] = {
+            "divergence": exact,
+            "head_gradient_norm": "head_gradient_norm" in self.features.signals,
+        }
+        return frozenset(name for name, needed in asked.items() if needed)
 
     # Weights
 
     def features_of(self, pairs: PairBatch) -> Tensor:
         """[n, features] float32 on the CPU, the current observation included; changes nothing."""
-        source, ids, margin, divergence = self._observations(pairs).numpy().T
+        source, ids, *signals = self._observations(pairs).numpy().T
+        seen = self._named(signals)
         before = self._read(source, ids)
-        after = self.features.advance(before, margin, divergence)
-        return torch.from_numpy(self.features.read(before, after, margin, divergence))
+        after = self.features.advance(before, seen)
+        return torch.from_numpy(self.features.read(before, after, seen))
 
     def weight(self, pairs: PairBatch) -> Tensor:
         """w of each pair, [n] > 0 on the pairs' device. No gradient."""
@@ -80,17 +108,21 @@ class TemporalLearner(Learner):
             return self.network(self.features_of(pairs)).to(pairs.margin.device)
 
     def _observations(self, pairs: PairBatch) -> Tensor:
-        """[n, 4] float64: source, prompt id, margin, divergence."""
-        divergence = pairs.divergence
-        if divergence is None:
-            if self.features.needs_divergence:
-                raise TrainingError(
-                    "MetaPO's divergence features need the reference's log-probs of every token, and these pairs carry "
-                    "none; run `adaptpo train`, which keeps them, or name other features"
-                )
-            divergence = torch.zeros_like(pairs.margin)
-        columns = (pairs.source, pairs.prompt_id, pairs.margin, divergence)
+        """[n, 2 + signals] float64: source, prompt id, and the signals of the features."""
+        signals = [self._signal(pairs, name) for name in self.features.signals]
+        columns = (pairs.source, pairs.prompt_id, *signals)
         return torch.stack([column.detach().cpu().double() for column in columns], dim=1)
+
+    def _signal(self, pairs: PairBatch, name: str) -> Tensor:
+        found: Tensor | None = getattr(pairs, name)
+        if found is not None:
+            return found
+        if name == "divergence" and not self.features.needs_divergence:
+            return torch.zeros_like(pairs.margin)
+        raise TrainingError(MISSING[name])
+
+    def _named(self, signals: Iterable[Floats]) -> Observation:
+        return dict(zip(self.features.signals, signals, strict=True))
 
     def _read(self, source: Floats, ids: Floats) -> States:
         states = np.zeros(len(ids), self.features.dtype)
@@ -113,8 +145,8 @@ class TemporalLearner(Learner):
     def _remember(self, source: int, seen: Floats) -> None:
         # Ranks fill their last batch with pairs that another one has: they count once.
         ids, first = np.unique(seen[:, 1].astype(int), return_index=True)
-        margin, divergence = seen[first, 2], seen[first, 3]
-        self.history.write(source, ids, self.features.advance(self.history.read(source, ids), margin, divergence))
+        observed = self._named(seen[first, 2:].T)
+        self.history.write(source, ids, self.features.advance(self.history.read(source, ids), observed))
 
     @property
     def looks_ahead(self) -> bool:

@@ -171,14 +171,15 @@ class GroupCollator:
         return [self([groups[i] for i in indices]) for indices in token_batches(groups, self.rows)]
 
 
-def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor) -> PairBatch:
+def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
+    """What weights and learners see of a batch; `measured` are fields that a `VocabularyProbe` found."""
     names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
     return PairBatch(
         **{name: batch[name] for name in names},
         margin=margin.detach().float(),
         ratios=logps.ratios().detach().float(),
         features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
-        divergence=logps.divergence,
+        **({"divergence": logps.divergence} | measured),
     )
 
 

@@ -1,4 +1,7 @@
-"""What the phases of a run share: settings, models (one in memory at a time), data, and where things lie."""
+"""What the phases of a run share: settings, models, data, and where things lie.
+
+One model is in memory at a time, but for a reference that training takes along (`Context.live_reference`).
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ from adaptpo.seeds import seed_for
 from adaptpo.shared_prompt.attention import share_prompts
 from adaptpo.training.actor_critic import CRITIC, Critic
 from adaptpo.training.models import (
+    base_is_untouched,
     first_line,
     is_adapter,
     load_causal_lm,
@@ -44,6 +48,7 @@ from adaptpo.training.models import (
 )
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import Rows
+from adaptpo.training.whole_vocabulary import LiveReference
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-7,
@@ -136,6 +141,10 @@ class Context:
     def reference_choice(self) -> Reference:
         return self.config.reference or self.method.reference
 
+    def reference_path(self, iteration: int) -> str:
+        """The model whose log-probs the loss of an iteration compares with."""
+        return self.start_policy(iteration) if self.reference_choice == "previous" else self.initial
+
     def iteration(self, number: int) -> Iteration:
         """What the method's choices may know of it; the stage once it is measured."""
         folder = self.stage_folder(number)
@@ -219,8 +228,22 @@ class Context:
         """The frozen reference: the model at `path` as it is, without a fresh adapter."""
         if is_adapter(path) and path != self.initial:
             return self.policy(path)
-        options = self.config.model_init_kwargs
-        return self._sharing(self.slot.get(("reference", path), lambda: self._placed(load_causal_lm(path, options))))
+        return self._sharing(self.slot.get(("reference", path), lambda: self._placed(self._load_reference(path))))
+
+    def _load_reference(self, path: str) -> nn.Module:
+        if is_adapter(path) and path != self.initial:
+            return self._load_policy(path)
+        return load_causal_lm(path, self.config.model_init_kwargs)
+
+    def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
+        """The reference at `path` beside a policy that is being trained, and that the slot has forgotten: that policy
+        without its adapter where this is the same, else a second model."""
+        peft = self.config.peft
+        if path == self.initial and peft is not None and not is_adapter(path) and base_is_untouched(policy, peft):
+            return LiveReference(policy, policy.disable_adapter)
+        # Autocast would keep copies in low precision of weights that could have gradients.
+        load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
+        return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
 
     def _sharing(self, model: nn.Module) -> nn.Module:
         if self.run.done("check") and self.rows.shared_prompts:

@@ -36,10 +36,14 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
+def all_logps(logits: Tensor) -> Tensor:
+    """Log-probs of every token under `logits` [..., vocabulary], in float32 at least."""
+    return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
 def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probs of `targets` [...] under `logits` [..., vocabulary], in float32 at least."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return log_softmax(wide, dim=-1).gather(-1, targets[..., None])[..., 0]
+    return all_logps(logits).gather(-1, targets[..., None])[..., 0]
 
 
 def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
@@ -81,10 +85,15 @@ def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
     return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
 
 
+def tokens_at_once(model: nn.Module) -> int:
+    """Tokens per chunk of the head."""
+    return max(1, LOGIT_BYTES // (4 * base_model(model).config.get_text_config().vocab_size))
+
+
 def chunk_size(model: nn.Module, batch: Batch) -> int | None:
     """Tokens per chunk of the head; None where all logits fit into the budget."""
     row = 4 * base_model(model).config.get_text_config().vocab_size
-    return max(1, LOGIT_BYTES // row) if batch["targets"].numel() * row > LOGIT_BYTES else None
+    return tokens_at_once(model) if batch["targets"].numel() * row > LOGIT_BYTES else None
 
 
 def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Tensor:
@@ -147,5 +156,10 @@ def divergence(tokens: Tensor, batch: Batch) -> Tensor | None:
     rows, longest = reference.shape  # Samples, which have no reference, may be longer.
     gaps = (reference - tokens[:, :longest]).clamp(max=MOST)
     sums = (gaps.exp() - 1 - gaps).clamp(max=MOST).sum(dim=1)
-    sides = torch.stack([sums, batch["response_mask"][:rows].sum(dim=1)]).unflatten(1, (2, -1)).sum(dim=1)
-    return (sides[0] / sides[1]).float()
+    return mean_of_pairs(sums, batch["response_mask"][:rows].sum(dim=1)).float()
+
+
+def mean_of_pairs(sums: Tensor, counts: Tensor) -> Tensor:
+    """From sums over the tokens of n chosen and n rejected responses [2n] to means over both of each pair, [n]."""
+    sides = torch.stack([sums, counts]).unflatten(1, (2, -1)).sum(dim=1)
+    return sides[0] / sides[1]

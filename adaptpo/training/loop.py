@@ -33,7 +33,7 @@ from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
 from adaptpo.training.phases.score import keep_reference
 from adaptpo.training.phases.stage import measure_stage
-from adaptpo.training.phases.train import warm_up
+from adaptpo.training.phases.train import refuse_unreachable_head, warm_up
 from adaptpo.training.update_rule import check_optimizer
 
 NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
@@ -68,6 +68,7 @@ def run_opening(context: Context) -> None:
 def prepare(context: Context) -> None:
     do_once(context, "data", partial(prepare_data, context))
     do_once(context, "check", partial(check_model, context))
+    refuse_unreachable_head(context)
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")

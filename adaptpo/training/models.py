@@ -18,6 +18,7 @@ from transformers import (
 
 from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError, ModelError
+from adaptpo.shared_prompt.attention import base_model
 from adaptpo.tokenization import stop_token_ids
 
 
@@ -117,6 +118,15 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
             return get_peft_model(model, lora_config(peft))
         except ValueError as error:
             raise ConfigError(f"peft: {first_line(error)}") from error
+
+
+def base_is_untouched(policy: nn.Module, peft: dict[str, Any]) -> bool:
+    """Whether this policy without its adapter is the model that the adapter was put on, and its head the same with it:
+    some settings of LoRA change weights of the model itself."""
+    config = lora_config(peft)
+    head = base_model(policy).get_output_embeddings()
+    adapted_head = any(parameter.requires_grad for parameter in head.parameters())
+    return config.bias == "none" and config.init_lora_weights in (True, False, "gaussian") and not adapted_head
 
 
 def lora_config(peft: dict[str, Any]) -> LoraConfig:

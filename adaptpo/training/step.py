@@ -12,6 +12,7 @@ from adaptpo.method import Method
 from adaptpo.objectives import PairLogps
 from adaptpo.training.collate import Batch, pair_batch
 from adaptpo.training.logps import pair_logps
+from adaptpo.training.whole_vocabulary import VocabularyProbe
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,21 @@ def preference_step(
     num_prompts: int | Tensor,
     chunked_head: bool = False,
     progress: float = 0.0,
+    probe: VocabularyProbe | None = None,
 ) -> Step:
     """The weighted loss of a micro-batch of whole groups: `sum_i weight_i * loss_i / num_prompts` (Eq. 5).
 
     `num_prompts` is the number of prompts of the whole optimizer step, over all micro-batches (and ranks).
-    `progress` is the share of the run's training that is done, in [0, 1].
+    `progress` is the share of the run's training that is done, in [0, 1]. `probe` measures what the weighting asks for.
     """
-    logps = pair_logps(model, batch, chunked_head)
-    losses = method.objective.at(progress).loss(logps)
-    pairs = pair_batch(batch, logps, method.objective.margin(logps))
+    objective = method.objective.at(progress)
+    measured: dict[str, Tensor] = {}
+    if probe is None:
+        logps = pair_logps(model, batch, chunked_head)
+    else:
+        logps, measured = probe.logps(model, batch, chunked_head, objective)
+    losses = objective.loss(logps)
+    pairs = pair_batch(batch, logps, method.objective.margin(logps), **measured)
     weights = method.weighting.weights(pairs).detach()
     metrics = step_metrics(method, logps, pairs, weights)
     return Step((weights * losses).sum() / num_prompts, pairs, weights, metrics)

@@ -22,6 +22,7 @@ from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.passes import to_device
 from adaptpo.training.rows import PADDED, Rows
 from adaptpo.training.step import Step, preference_step
+from adaptpo.training.whole_vocabulary import VocabularyProbe
 from adaptpo.types import PromptGroup
 
 
@@ -32,7 +33,7 @@ class PreferenceTrainer(GroupTrainer):
     of prompts of the optimizer step. With `rows.shared_prompts`, the model must have been through `share_prompts`.
     `stretch` is the part of the run's training that this is, as shares of the whole: the first and the last progress
     that the objective sees. `validation` are the prompts held out for learners that look ahead; a step is measured on
-    as many of them as it trains on.
+    as many of them as it trains on. `probe` measures what the method's weighting asks for.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class PreferenceTrainer(GroupTrainer):
         stretch: tuple[float, float] = (0.0, 1.0),
         validation: Sequence[PromptGroup] = (),
         ranks: Ranks = ALONE,
+        probe: VocabularyProbe | None = None,
     ) -> None:
         self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
+        self.probe = probe
         self.pair_records = list[list[dict[str, Any]]]()
         self.trained = list[Trained]()
         self.taken: LookAhead | None = None
@@ -77,7 +80,8 @@ class PreferenceTrainer(GroupTrainer):
         return 0.0 * token_logps(model, batch, self.rows.chunked_head).sum()
 
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
-        step = preference_step(model, batch, self.method, divisor, self.rows.chunked_head, self.progress)
+        chunked_head = self.rows.chunked_head
+        step = preference_step(model, batch, self.method, divisor, chunked_head, self.progress, self.probe)
         if torch.isfinite(step.loss):
             self.pair_records[-1] += pair_records(step, self.method)
             self.method.observe(step.pairs)

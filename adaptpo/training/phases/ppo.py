@@ -51,7 +51,7 @@ def rated_prompts(context: Context, iteration: int) -> list[RatedPrompt]:
 def keep_rollouts(context: Context, iteration: int) -> Summary:
     """Per-token log-probs of the policy that answered and of the reference, and the critic's values."""
     start = context.start_policy(iteration)
-    reference = start if context.reference_choice == "previous" else context.initial
+    reference = context.reference_path(iteration)
     prompts = rated_prompts(context, iteration)
     keep_tokens(context, iteration, "old", prompts, lambda: logps_of(context, context.policy(start)))
     keep_tokens(context, iteration, "reference", prompts, lambda: logps_of(context, context.reference(reference)))

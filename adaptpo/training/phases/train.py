@@ -13,17 +13,19 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
+from adaptpo.errors import ModelError
 from adaptpo.files import JsonLines, whole_folder
 from adaptpo.launch import is_set
 from adaptpo.progress import TrainingBar
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method, train_phase
-from adaptpo.training.passes import PromptedPair
+from adaptpo.training.passes import PromptedPair, autocast
 from adaptpo.training.phases.features import features_of_prompts
 from adaptpo.training.phases.sample import iteration_pairs
 from adaptpo.training.phases.score import with_reference
 from adaptpo.training.rows import Rows
 from adaptpo.training.trainer import PreferenceTrainer
+from adaptpo.training.whole_vocabulary import VocabularyProbe
 from adaptpo.types import PreferencePair, Prompt, PromptGroup
 
 Summary = dict[str, Any]
@@ -87,9 +89,10 @@ def train(
         overrides["train_sampling_strategy"] = "sequential"
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
     method = context.method if iteration is None else context.method_in(iteration)
+    model = context.take_policy(policy)
     updates_before = method.metrics().get("meta/updates", 0.0)
     trainer = PreferenceTrainer(
-        model=prepared(context, context.take_policy(policy), recomputes_activations(args)),
+        model=prepared(context, model, recomputes_activations(args)),
         args=args,
         groups=groups,
         tokenizer=context.tokenizer,
@@ -99,6 +102,7 @@ def train(
         callbacks=[TrainingBar(log_phase, context.shows)],
         rows=training_rows(context),
         ranks=context.ranks,
+        probe=None if iteration is None else vocabulary_probe(context, iteration, model),
         stretch=stretch(iteration, context.config.num_iterations),
         validation=validation_groups(context, iteration),
     )
@@ -111,6 +115,26 @@ def train(
     summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
     updates = trainer.method.metrics().get("meta/updates")
     return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
+
+
+def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:
+    """For what the weights of an iteration ask for, with the reference beside the policy where they need that."""
+    asked = context.method.weighting.measures
+    if not asked:
+        return None
+    path = context.reference_path(iteration)
+    reference = context.live_reference(path, policy) if "divergence" in asked else None
+    return VocabularyProbe(reference, "head_gradient_norm" in asked, lambda: autocast(context.inference_arguments))
+
+
+def refuse_unreachable_head(context: Context) -> None:
+    """Raises ModelError where weights ask for all logits of a training step and the head cannot give them by itself."""
+    if context.method.weighting.measures and not training_rows(context).chunked_head:
+        raise ModelError(
+            f"method '{context.method.name}' computes logits from the states that reach the head, and those of "
+            f"{context.initial} are not the head's output alone, or its weights are sharded (FSDP, DeepSpeed); set "
+            "method.divergence to k3 and leave head_gradient_norm out of method.features"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from adaptpo.sandbox.tables.definitions.metaapo import SIMPO, SLOW_SIMPO
 from adaptpo.sandbox.tables.papers import MetaPO
 from adaptpo.sandbox.tables.rows import STANDARD, Row, Table
+from adaptpo.temporal.features import BASE, GRADIENT
 
 # All pairs three times (the paper's Table 22): a pair that is seen once has no history.
 EPOCHS = ("training.num_train_epochs=3", "warmup_epochs=0")
@@ -50,8 +51,14 @@ METHOD_ROWS = (
     metapo("MetaPO", MetaPO("1", 51.6, 56.9), MetaPO("2", arena_hard=36.2)),
 )
 
+
+def with_further(label: str, paper: MetaPO, *names: str) -> Row:
+    """The six features and these."""
+    return metapo(label, paper, features=f"[{', '.join((*BASE, *names))}]")
+
+
 FEATURE_ROWS = (
-    metapo("all features", MetaPO("6", 51.6, arena_hard=36.2)),
+    metapo("all features", MetaPO("6", 51.6, arena_hard=36.2), MetaPO("19", 51.6, arena_hard=36.2)),
     metapo(
         "without margin",
         MetaPO("6", 49.2, arena_hard=33.8),
@@ -68,6 +75,10 @@ FEATURE_ROWS = (
         features="[margin, margin_ema, volatility, volatility_ema]",
     ),
     metapo("current values alone", MetaPO("6", 48.1, arena_hard=32.6), features="[margin, volatility, divergence]"),
+    with_further("and skewness", MetaPO("19", 51.7, arena_hard=36.1), "skewness"),
+    with_further("and kurtosis", MetaPO("19", 51.5, arena_hard=36.0), "kurtosis"),
+    with_further("and gradient norm", MetaPO("19", 51.8, arena_hard=36.3), *GRADIENT),
+    with_further("and rate of change", MetaPO("19", 51.6, arena_hard=36.2), "change"),
 )
 
 INTERVAL_ROWS = (
@@ -141,7 +152,13 @@ TABLES: dict[str, Table] = {
         f"RDO trains on fresh pairs, whose rewards are known, and the others on the offline ones. {SLOW_SIMPO}",
         STANDARD,
     ),
-    "metapo-features": table("MetaPO's features (its Table 6)", FEATURE_ROWS, "all features"),
+    "metapo-features": table(
+        "MetaPO's features (its Tables 6 and 19)",
+        FEATURE_ROWS,
+        "all features",
+        "The gradient norm, now and smoothed, is that by the weight of the language-model head; the paper does not say "
+        "which it takes.",
+    ),
     "metapo-interval": table("Steps between updates of MetaPO (its Table 11)", INTERVAL_ROWS, "K = 10 (paper: 100)"),
     "metapo-network": table("MetaPO's weighting network (its Table 12)", NETWORK_ROWS, "linear"),
     "metapo-validation": table(

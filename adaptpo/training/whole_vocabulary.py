@@ -1,0 +1,162 @@
+"""What weights may ask of a training step that log-probs of tokens do not tell: it takes all of the head's output.
+
+The policy's own forward pass leaves the states that reached its head. From them logits are computed again without a
+graph, of a few tokens at a time, as those of all tokens would fill the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from adaptpo.features import HeadGradient, log_norm
+from adaptpo.objectives import Objective, PairLogps
+from adaptpo.shared_prompt.attention import base_model
+from adaptpo.training.collate import Batch
+from adaptpo.training.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
+from adaptpo.training.look_ahead import evaluating
+from adaptpo.training.states import response_states
+
+
+@dataclass(frozen=True)
+class HeadStates:
+    """The last hidden states [tokens, hidden] that predict the response tokens of a batch, in their order, and the head
+    from states to logits, which runs on `at_once` of them at a time."""
+
+    head: nn.Module
+    states: Tensor
+    at_once: int
+
+    def logps(self, tokens: Tensor) -> Tensor:
+        """Log-probs of every token of the vocabulary at these tokens of the batch, [n, vocabulary]."""
+        return all_logps(self.head(self.states[tokens]))
+
+
+@dataclass(frozen=True)
+class LiveReference:
+    """The reference in a training step: what `model` is in the context that `as_reference` makes."""
+
+    model: nn.Module
+    as_reference: Callable[[], AbstractContextManager] = nullcontext
+
+    @torch.no_grad()
+    def states(self, batch: Batch) -> HeadStates:
+        head = base_model(self.model).get_output_embeddings()
+        with self.as_reference(), evaluating(self.model):
+            return HeadStates(head, response_states(self.model, head, batch), tokens_at_once(self.model))
+
+
+def watched_logps(model: nn.Module, batch: Batch, chunked_head: bool) -> tuple[PairLogps, HeadStates]:
+    """`pair_logps`, and the states that it computed on the way, without their graph."""
+    head = base_model(model).get_output_embeddings()
+    with first_input(head) as inputs:
+        logps = pair_logps(model, batch, chunked_head)
+    return logps, HeadStates(head, inputs[0][batch["target_mask"]], tokens_at_once(model))
+
+
+@contextmanager
+def first_input(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the head is first called with; a chunked head is called again for each chunk."""
+    inputs: list[Tensor] = []
+
+    def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if not inputs:
+            inputs.append(arguments[0].detach())
+
+    handle = head.register_forward_pre_hook(collect)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class VocabularyProbe:
+    """Measures in each training step what a weighting asks for: the exact divergence from `reference`, where there is
+    one, and the norm of the head's gradient if `gradient`. `precision` makes the context that training computes in."""
+
+    reference: LiveReference | None
+    gradient: bool
+    precision: Callable[[], AbstractContextManager]
+
+    def logps(
+        self, model: nn.Module, batch: Batch, chunked_head: bool, objective: Objective
+    ) -> tuple[PairLogps, dict[str, Tensor]]:
+        """`pair_logps`, and what was measured on the way: fields of `PairBatch`, [n] each."""
+        # Before the policy's pass, whose activations stay for the backward one.
+        with self.precision():
+            theirs = None if self.reference is None else self.reference.states(batch)
+        logps, ours = watched_logps(model, batch, chunked_head)
+        found: dict[str, Tensor] = {}
+        with torch.no_grad(), self.precision(), evaluating(ours.head):
+            if theirs is not None:
+                found["divergence"] = exact_divergence(ours, theirs, batch)
+            if self.gradient:
+                found["head_gradient_norm"] = head_gradient_norms(ours, batch, slopes(objective, logps))
+        return logps, found
+
+
+def pair_mask(batch: Batch) -> Tensor:
+    """`response_mask` of the n chosen and the n rejected responses, [2n, longest]: samples come behind them."""
+    return batch["response_mask"][: 2 * len(batch["prompt_id"])]
+
+
+# The divergence
+
+
+def exact_divergence(policy: HeadStates, reference: HeadStates, batch: Batch) -> Tensor:
+    """KL(policy | reference) of n pairs in nats a token, [n]: at each token of both responses the sum over the
+    vocabulary of `pi (log pi - log pi_ref)` (Eq. 7 of the MetaPO paper), as a mean over these tokens."""
+    mask = pair_mask(batch)
+    pieces = torch.arange(int(mask.sum()), device=mask.device).split(policy.at_once)
+    tokens = torch.cat([token_divergences(policy.logps(piece), reference.logps(piece)) for piece in pieces])
+    sums = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(dim=1)
+    return mean_of_pairs(sums, mask.sum(dim=1))
+
+
+def token_divergences(ours: Tensor, theirs: Tensor) -> Tensor:
+    """KL of distributions given by log-probs [n, vocabulary], [n]."""
+    return (ours.exp() * (ours - theirs)).sum(dim=-1)
+
+
+# The norm of the head's gradient
+
+
+def slopes(objective: Objective, logps: PairLogps) -> Tensor:
+    """Derivatives of each pair's loss by the log-probs of its chosen and its rejected response, [2, n]."""
+    with torch.enable_grad():
+        sides = torch.stack([logps.chosen, logps.rejected]).detach().requires_grad_()
+        losses = objective.loss(replace(logps, chosen=sides[0], rejected=sides[1]))
+        return torch.autograd.grad(losses.sum(), sides)[0]
+
+
+def head_gradient_norms(policy: HeadStates, batch: Batch, slopes: Tensor) -> Tensor:
+    """`log(1 + |dL/dW|)` of n pairs, [n]: L the pair's loss, not multiplied by its weight, W the weight of the head.
+
+    `slopes` [2, n] are derivatives of L by the log-probs of the two responses. By `HeadGradient`, without a backward
+    pass.
+    """
+    lengths = pair_mask(batch).sum(dim=1)
+    tokens, steep = batch["targets"][batch["target_mask"]], slopes.flatten().repeat_interleave(lengths)
+
+    def gradient(where: Tensor) -> HeadGradient:
+        return HeadGradient.of(policy.logps(where), tokens[where], policy.states[where], steep[where])
+
+    sides = torch.arange(len(steep), device=steep.device).split(lengths.tolist())
+    half = len(sides) // 2
+    pairs = [torch.cat(both) for both in zip(sides[:half], sides[half:], strict=True)]
+    return log_norm(torch.stack([squared_norm(where.split(policy.at_once), gradient) for where in pairs]))
+
+
+def squared_norm(parts: Sequence[Tensor], gradient: Callable[[Tensor], HeadGradient]) -> Tensor:
+    """Of the sum of the gradients of these parts of a pair's tokens, of which no more than two are made at a time."""
+    products: list[Tensor] = []
+    for number, part in enumerate(parts):
+        own = gradient(part)
+        products.append(own.dot(own))
+        products += [2 * own.dot(gradient(other)) for other in parts[:number]]
+    return torch.stack(products).sum()
