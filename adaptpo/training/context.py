@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
@@ -71,6 +72,7 @@ class ModelSlot:
     def get(self, key: tuple[str, str], load: Callable[[], Any]) -> Any:
         if key != self.key:
             self.clear()
+            load_whole_models()
             self.value, self.key = load(), key
         return self.value
 
@@ -79,6 +81,12 @@ class ModelSlot:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def load_whole_models() -> None:
+    """Under DeepSpeed's ZeRO-3 transformers loads a share of a model on each process, from the first training settings
+    on. Here a process may be alone with a model; training shares its weights out later."""
+    unset_hf_deepspeed_config()
 
 
 @dataclass
