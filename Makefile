@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engines" $(TESTS)
 
-# Several processes, servers: slower, and not run by `make test`.
+# Several processes, servers, Ray: slower, and not run by `make test`.
 test-engines: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m engines $(TESTS)
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
 from adaptpo.errors import ConfigError
+from adaptpo.executor import ExecutorSettings
 from adaptpo.generation.settings import EngineSettings
 from adaptpo.settings import Settings
 
@@ -92,8 +93,9 @@ class AlignmentConfig(Settings):
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
     `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
     several passes, prompt groups whole, with the same result. `shard_size` prompts are scored, generated or annotated
-    between two files; a kill costs at most one. `annotation_cache`: folder for the answers of remote annotators, which
-    several runs may share; None keeps them in the run.
+    between two files; a kill costs at most one. `executor`: who computes these, `ray` alone or a section.
+    `annotation_cache`: folder for the answers of remote annotators, which several runs may share; None keeps them in
+    the run.
     """
 
     output_dir: str
@@ -111,6 +113,7 @@ class AlignmentConfig(Settings):
     model_init_kwargs: dict[str, Any] = Field({})
     max_tokens_per_batch: int = Field(16384, gt=0)
     shard_size: int = Field(64, gt=0)
+    executor: ExecutorSettings = ExecutorSettings()
     annotation_cache: str | None = None
     seed: int = Field(0, ge=0)
     show_progress: bool = True
@@ -121,6 +124,11 @@ class AlignmentConfig(Settings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self))) from error
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("training")
     @classmethod
@@ -255,6 +263,10 @@ def explain(error: ValidationError, model: type[BaseModel], section: str | None 
     return "\n".join(lines)
 
 
+STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
+"""The key that a text in the section's place gives; `path` of those of data."""
+
+
 def set_value(values: dict[str, Any], assignment: str) -> None:
     """Apply `a.b=value` (the value is YAML) to nested settings, in place."""
     key, equals, text = assignment.partition("=")
@@ -268,7 +280,7 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
         if inner is None:
             inner = values[section] = {}
         if isinstance(inner, str):
-            inner = values[section] = {"name" if section in ("method", "objective") else "path": inner}
+            inner = values[section] = {STANDS_FOR.get(section, "path"): inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {assignment}: '{section}' is not a section")
         values = inner

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pyarrow as pa
 import yaml
 
 from adaptpo.errors import RunError
+from adaptpo.executor import HERE, Executor, ExecutorSettings
 from adaptpo.files import JsonLines, read_rows, write_json, write_table, write_text
 from adaptpo.progress import progress_bar
 from adaptpo.ranks import ALONE, Ranks
@@ -31,6 +33,7 @@ Row = dict[str, Any]
 NOT_COMPARED = frozenset(
     {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}
     | {"adaptpo", "training"}
+    | {f"executor.{name}" for name in ExecutorSettings.model_fields}
     | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
     | {f"generation.{name}" for name in ("concurrency", "retries", "timeout", "start_timeout", "restarts")}
     | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
@@ -53,8 +56,8 @@ class RunDirectory:
     Raises RunError when another process works on the run.
     """
 
-    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
-        self.path, self.ranks = path, ranks
+    def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
+        self.path, self.ranks, self.executor = path, ranks, executor
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
         ranks.on_first(self._lock)
@@ -77,8 +80,21 @@ class RunDirectory:
         self._lock_file.flush()
 
     def close(self) -> None:
+        self.executor.close()
         if self.ranks.is_first:
             self._lock_file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker of the executor gets: it reads and logs, and holds no lock."""
+        return {name: value for name, value in vars(self).items() if name != "_lock_file"} | {"executor": HERE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self.config_path.exists():
+            raise RunError(
+                f"no run at {self.path.absolute()} on {socket.gethostname()}; output_dir must lie on a file system "
+                "that all machines share"
+            )
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -190,17 +206,23 @@ class RunDirectory:
     ) -> None:
         """Apply `work` to consecutive shards of `size` items and keep each result as one Parquet file.
 
-        Ranks take the missing shards in turn. The composition depends on `items` and `size` alone, so that a resumed
-        run, or one of more ranks, computes each shard exactly as an uninterrupted one.
+        Ranks take the missing shards in turn, and the executor computes them. The composition depends on `items` and
+        `size` alone, so that a resumed run, or one of more ranks or workers, computes each shard exactly as an
+        uninterrupted one.
         """
-        shards = [items[start : start + size] for start in range(0, len(items), size)]
-        paths = [self.path / folder / f"{number:05d}.parquet" for number in range(len(shards))]
+        starts = range(0, len(items), size)
+        paths = [self.path / folder / f"{number:05d}.parquet" for number in range(len(starts))]
         missing = self.ranks.on_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
         own = self.ranks.share(missing)
-        with progress_bar(folder, sum(len(shards[number]) for number in own), "prompt", show_progress) as bar:
-            for number in own:
-                write_table(paths[number], work(shards[number]))
-                bar.update(len(shards[number]))
+
+        def compute(number: int) -> pa.Table:
+            return work(items[starts[number] : starts[number] + size])
+
+        prompts = {number: min(size, len(items) - starts[number]) for number in own}
+        with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
+            for number, table in self.executor.compute(compute, own):
+                write_table(paths[number], table)
+                bar.update(prompts[number])
         self.ranks.wait()
 
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
@@ -214,8 +236,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(path: Path, ranks: Ranks = ALONE) -> Iterator[RunDirectory]:
-    with RunDirectory(path, ranks) as run:
+def open_run(path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> Iterator[RunDirectory]:
+    with RunDirectory(path, ranks, executor) as run:
         yield run
 
 

@@ -15,6 +15,7 @@ from adaptpo.branch import opening_facts, take_opening
 from adaptpo.build_method import build_method
 from adaptpo.config import AlignmentConfig, Recipe
 from adaptpo.errors import ConfigError
+from adaptpo.executor import executor_of
 from adaptpo.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
 from adaptpo.method import Method
 from adaptpo.ranks import join_ranks
@@ -102,7 +103,7 @@ class AlignmentTrainer:
         ranks = join_ranks(self.args.training)
         if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in (self.model, self.reward)):
             raise ConfigError("runs over several processes take models as folders or hub ids; save them first")
-        with open_run(Path(self.args.output_dir), ranks) as run:
+        with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
             initial, reward = self._models(run.path / "inputs")
             ranks.on_first(partial(self._claim, run, initial, reward))
             yield self._context(run, initial, reward)

@@ -9,7 +9,7 @@ import gc
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -107,6 +107,11 @@ class Context:
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
     """The annotator, where it takes no memory of the accelerator."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker of the executor gets: settings and where things lie. It loads models, and connects, itself."""
+        left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
+        return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
 
     @property
     def ranks(self) -> Ranks:

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from adaptpo.policy_trainer import GRPO, RLOO
 from adaptpo.training.context import Context
 from adaptpo.training.models import is_adapter
 from adaptpo.training.passes import autocast
-from adaptpo.types import Prompt
+from adaptpo.types import Prompt, Response
 
 MISSING = (
     "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
@@ -38,7 +39,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]:
     """The recipe's engine with the policy at this path; what a server takes goes to the metrics of the phase."""
     if context.config.generation.engine == "transformers":
-        yield in_process(context, policy)
+        yield InProcess(context, policy)
         return
     usage: Usage = Counter()
     generator = by_server(context, policy, phase, usage)
@@ -49,6 +50,17 @@ def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]
         shutil.rmtree(context.run.path / SERVED, ignore_errors=True)
         if counts := take(usage):
             context.run.log(phase, {f"generation/{name}": count for name, count in counts.items()})
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The policy in the process that generates, which need not be the one that entered the phase."""
+
+    context: Context
+    policy: str
+
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
+        return in_process(self.context, self.policy).generate(prompts, count, seeds)
 
 
 def in_process(context: Context, policy: str) -> TransformersGenerator:

@@ -157,6 +157,7 @@ def write_final(context: Context) -> dict[str, Any]:
 def refuse_impossible(context: Context) -> None:
     """What would otherwise fail hours later."""
     check_ranks(context)
+    check_executor(context)
     if context.reward is None and needs_annotation(context):
         raise ConfigError(
             f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
@@ -194,6 +195,21 @@ def check_ranks(context: Context) -> None:
             f"generation.engine {engine} needs a single process, because every rank would start servers of its own; "
             "start one, or set generation.engine to transformers"
         )
+
+
+def check_executor(context: Context) -> None:
+    """What workers could not compute; the executor is ready afterwards."""
+    kind, engine = context.config.executor.kind, context.config.generation.engine
+    if kind != "local" and context.ranks.count > 1:
+        raise ConfigError(
+            f"executor {kind} needs a single process, whose shards it hands out; start one, or set executor to local"
+        )
+    if kind != "local" and engine != "transformers":
+        raise ConfigError(
+            f"generation.engine {engine} needs executor local, because every worker would start servers of its own; "
+            "set executor to local, or generation.engine to transformers"
+        )
+    context.run.executor.start(context.inference_arguments.device, context.slot.clear)
 
 
 def check_objectives(context: Context) -> None:
