@@ -107,19 +107,24 @@ def join_ranks(training: dict[str, Any]) -> Ranks:
             f"{count} processes were started and there is no accelerator to connect them; set training.use_cpu to true "
             "to train on CPUs, or start one process"
         )
-    check_fsdp(state.distributed_type.value, training)
+    check_sharding(state.distributed_type.value, training)
     return Ranks(state.process_index, count, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
-def check_fsdp(kind: str, training: dict[str, Any]) -> None:
-    """Raises ConfigError for settings of FSDP under which ranks would score with weights that they do not have, or
-    checkpoints would not be ordinary model folders."""
-    if training.get("fsdp"):
-        raise ConfigError("training.fsdp is not read here; start with accelerate launch and an FSDP2 configuration")
+def check_sharding(kind: str, training: dict[str, Any]) -> None:
+    """Raises ConfigError where accelerate would not share out weights as asked, and for settings under which ranks
+    would score with weights that they do not have, or checkpoints would not be ordinary model folders."""
+    for key in ("fsdp", "deepspeed"):
+        if training.get(key):
+            raise ConfigError(f"training.{key} is not read here; start with accelerate launch and a file that sets it")
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    if sharded and kind == "MULTI_CPU":
+        raise ConfigError(
+            "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
+            "it off"
+        )
     if not is_set("ACCELERATE_USE_FSDP"):
         return
-    if kind == "MULTI_CPU":
-        raise ConfigError("accelerate has no FSDP on CPUs and would train with DDP; use accelerators, or turn FSDP off")
     wanted = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     for name, value in wanted.items():
         if os.environ.get(name, "").lower() != value.lower():

@@ -15,11 +15,11 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.files import JsonLines
-from adaptpo.ranks import ALONE, Ranks, check_fsdp
+from adaptpo.ranks import ALONE, Ranks, check_sharding
 from adaptpo.run import refuse_other_run
 from adaptpo.training.checkpoints import mark_complete, refuse_other_layout
 from adaptpo.training.even_order import EvenOrder
-from tests.ranks import FSDP, run_ranks
+from tests.ranks import FSDP, run_ranks, zero
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
@@ -36,8 +36,8 @@ def reward(prompts, completions, **columns):
 """
 
 
-def settings(processes: int, fsdp: bool = False) -> dict[str, Any]:
-    batch = {"per_device_train_batch_size": 4 // processes} | ({} if fsdp else {"use_cpu": True})
+def settings(processes: int, sharded: bool = False) -> dict[str, Any]:
+    batch = {"per_device_train_batch_size": 4 // processes} | ({} if sharded else {"use_cpu": True})
     return {"rows": ROWS, "reward": vowel_reward, "training": SETTINGS["training"] | batch, "num_iterations": 1}
 
 
@@ -110,12 +110,17 @@ def test_two_processes_are_one(alone: Path, together: Path) -> None:
 
 
 @engines
-def test_two_processes_with_shares_of_the_model_are_one(alone: Path, policy: str, tmp_path: Path) -> None:
-    """FSDP2; killed in the middle of a step and resumed on the way."""
-    arguments = {"model": policy, "out": tmp_path / "run", **settings(2, fsdp=True)}
-    codes = run_ranks(2, fsdp=True, kill={1: "step:iterations/0:3"}, **arguments)
+@pytest.mark.parametrize("sharding", [FSDP, zero(2), zero(3)], ids=["FSDP2", "ZeRO-2", "ZeRO-3"])
+def test_two_processes_with_shares_of_the_model_are_one(
+    sharding: dict[str, str], alone: Path, policy: str, tmp_path: Path
+) -> None:
+    """Killed in the middle of a step and resumed on the way."""
+    if sharding is not FSDP:
+        pytest.importorskip("deepspeed")
+    arguments = {"model": policy, "out": tmp_path / "run", **settings(2, sharded=True)}
+    codes = run_ranks(2, sharding=sharding, kill={1: "step:iterations/0:3"}, **arguments)
     assert codes[1] == -9 and codes[0] not in (0, None)
-    assert run_ranks(2, fsdp=True, **arguments) == [0, 0]
+    assert run_ranks(2, sharding=sharding, **arguments) == [0, 0]
     assert_close_run(alone, tmp_path / "run")
 
 
@@ -214,18 +219,25 @@ def test_optimizer_state_of_another_layout_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "message"),
+    ("environment", "kind", "message"),
     [
-        ({}, "MULTI_CPU", "no FSDP on CPUs"),
-        ({"FSDP_VERSION": "1"}, "MULTI_GPU", "fsdp_version: 1; runs need 2"),
-        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "MULTI_GPU", "runs need FULL_STATE_DICT"),
-        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "MULTI_GPU", "runs need false"),
+        (FSDP, "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
+        (zero(3), "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
+        (FSDP | {"FSDP_VERSION": "1"}, "MULTI_GPU", "fsdp_version: 1; runs need 2"),
+        (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "MULTI_GPU", "runs need FULL_STATE_DICT"),
+        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "MULTI_GPU", "runs need false"),
     ],
 )
-def test_fsdp_that_would_go_wrong_is_refused(
-    changes: dict[str, str], kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_sharding_that_would_go_wrong_is_refused(
+    environment: dict[str, str], kind: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (FSDP | changes).items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        check_fsdp(kind, {})
+        check_sharding(kind, {})
+
+
+@pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
+def test_sharding_by_the_training_section_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"training.{key} is not read here"):
+        check_sharding("NO", {key: "auto"})

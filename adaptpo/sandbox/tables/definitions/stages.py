@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adaptpo.sandbox.settings import TRUE_REWARD
 from adaptpo.sandbox.tables.rows import Row, Table
 from adaptpo.sandbox.tables.stage_view import PC_OFF, PC_ON, StageView
 
@@ -22,6 +23,8 @@ ONCE = (
 )
 Settings = tuple[str, ...]
 DPO: Settings = ()
+BY_TRUTH: Settings = (f"reward={TRUE_REWARD}",)
+RIGHT: Mapping[str, Any] = {"flipped": 0.0}
 SLIC_HF: Settings = ("method.objective={name: slic_hf}",)
 MODELS = "Llama-3 | Zephyr | Phi-2"
 TABLE_3 = {
@@ -53,14 +56,15 @@ def duel(
     )
 
 
-def stage_rows(objective: Settings) -> tuple[Row, ...]:
+def stage_rows(settings: Settings, world: Mapping[str, Any] | None = None) -> tuple[Row, ...]:
     """Policies of four strengths; the last two are what the second one becomes."""
-    off, on = duel(SFT, objective)
+    world = world or {}
+    off, on = duel(SFT, settings, world)
     return (
-        *duel(LITTLE_SFT, objective, LITTLE),
+        *duel(LITTLE_SFT, settings, {**world, **LITTLE}),
         *(off, on),
-        *duel(AFTER_OFF, objective, start=off),
-        *duel(AFTER_ON, objective, start=on),
+        *duel(AFTER_OFF, settings, world, start=off),
+        *duel(AFTER_ON, settings, world, start=on),
     )
 
 
@@ -90,6 +94,14 @@ TABLES: dict[str, Table] = {
         PC_OFF,
         STAGES_NOTE,
         view=StageView(MODELS, TABLE_5),
+    ),
+    "stages-truth": Table(
+        "Alignment stages where the judge is right",
+        stage_rows(BY_TRUTH, RIGHT),
+        PC_OFF,
+        "The true reward labels PC_off, PC_on and the comparisons: what the paper supposes, a single preference model "
+        "that labels the data and is what training is for.",
+        view=StageView(MODELS, TABLE_3),
     ),
     "stage-methods": Table(
         "Methods that act on the stage",
