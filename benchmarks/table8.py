@@ -2,14 +2,12 @@
 
 The paper states model, data set, K, batch size, limits, iterations and machine (sections 5.1, B.1, B.4, Table 3), and
 neither the engine nor the length of responses: fresh ones are planned at two lengths. Sampling is scores, generation
-and annotation; training is the pairs' reference log-probs and the steps. Warm-up and reward model are left out, as the
-paper's sampling and training add up to its overall time for Online DPO and SELM.
+and annotation; training is the pairs' reference log-probs and the steps (`adaptpo.plan.published`).
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -21,6 +19,7 @@ from adaptpo.plan.estimate import Plan, make_plan
 from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.machines import read_machine
 from adaptpo.plan.model import shape_of, shape_of_encoder
+from adaptpo.plan.published import SAMPLING, TABLE_8, TRAINING, Published, minutes
 from adaptpo.quiet import quiet_libraries
 from adaptpo.sandbox.tables.docs import row_line, write_section
 
@@ -39,28 +38,6 @@ PAIRS = 64_000
 PROMPT_TOKENS, RESPONSE_TOKENS = 170, 300
 FRESH_TOKENS = (300, 600)
 MACHINE = "{accelerator: h100, count: 8, engine: continuous}"
-SAMPLING = ("score", "generate", "annotate")
-TRAINING = ("reference", "pair reference", "rollouts", "train")
-
-
-@dataclass(frozen=True)
-class Row:
-    """`sampling`, `training` and `overall` in minutes and `annotated` in percent, as in the paper's Table 8."""
-
-    name: str
-    method: str
-    sampling: float | None
-    training: float | None
-    overall: float
-    annotated: float
-
-
-ROWS = (
-    Row("Online DPO", "online_dpo", 337, 58, 395, 100),
-    Row("SELM", "selm", 363, 60, 423, 125),
-    Row("PPO", "ppo", None, None, 936, 100),
-    Row("MetaAPO", "metaapo", 106, 59, 186, 58),
-)
 TITLES = (
     "method",
     "fresh tokens",
@@ -93,13 +70,9 @@ def planned(method: str, fresh: float) -> Plan:
     return make_plan(job, read_machine(MACHINE))
 
 
-def minutes(plan: Plan, names: tuple[str, ...]) -> float:
-    return sum(cost.seconds for cost in plan.costs if cost.name in names) / 60
-
-
-def cells(row: Row, fresh: float) -> list[str]:
+def cells(row: Published, fresh: float) -> list[str]:
     plan = planned(row.method, fresh)
-    sampling, training = minutes(plan, SAMPLING), minutes(plan, TRAINING)
+    sampling, training = minutes(plan.costs, SAMPLING), minutes(plan.costs, TRAINING)
     annotated = 100 * plan.total("annotations") / (8 * PAIRS)
     known = ((sampling, row.sampling), (training, row.training), (sampling + training, row.overall))
     beside = [text for ours, paper in known for text in against(ours, paper)]
@@ -131,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     lines = [row_line(TITLES), "|" + "---|" * len(TITLES)]
-    lines += [row_line(cells(row, fresh)) for row in ROWS for fresh in FRESH_TOKENS]
+    lines += [row_line(cells(row, fresh)) for row in TABLE_8 for fresh in FRESH_TOKENS]
     section = "\n".join(["Minutes; ratio is planned over the paper's.", "", *lines, "", *implied()])
     print(section)
     if options.docs:

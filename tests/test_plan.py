@@ -41,6 +41,7 @@ from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.machines import read_machine
 from adaptpo.plan.model import shape_of, shape_of_encoder
 from adaptpo.plan.phases import phases
+from adaptpo.plan.published import beside_paper
 from tests.runs import SETTINGS, start
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_config, tiny_model, write_jsonl
 
@@ -162,6 +163,16 @@ def test_metaapo_by_hand() -> None:
         }
     )
     assert found["annotate"].annotations == found["generate"].responses == pytest.approx(174 * 4)
+
+
+def test_methods_of_table_8_stand_beside_it() -> None:
+    small = job()
+    metaapo = replace(small, shape=replace(small.shape, parameters=8_030_261_248))
+    minutes, why = beside_paper(metaapo, make_plan(metaapo, read_machine("h100x8")).costs)
+    assert "186 minutes for MetaAPO (sampling 106, training 59)" in minutes and "for 300 pairs" in minutes
+    assert "neither the length of its responses nor its engine" in why
+    assert beside_paper(small, []) == []
+    assert beside_paper(replace(metaapo, method=methods.dpo()), []) == []
 
 
 def test_exact_divergence_takes_the_reference_along() -> None:

@@ -19,6 +19,7 @@ from adaptpo.plan.choices import Share
 from adaptpo.plan.job import Job
 from adaptpo.plan.machines import Machine
 from adaptpo.plan.phases import Phase, phases
+from adaptpo.plan.published import beside_paper
 
 GB = 1e9
 TOKEN_BYTES = 8
@@ -71,14 +72,15 @@ class Plan:
 
 
 def make_plan(job: Job, machine: Machine) -> Plan:
+    costs = [cost_of(job, phase, machine) for phase in phases(job)]
     return Plan(
         job=job,
         machine=machine,
-        costs=[cost_of(job, phase, machine) for phase in phases(job)],
+        costs=costs,
         memory=memory(job, machine),
         disk=disk(job),
         shares=[job.expected_share(number) for number in range(job.iterations)],
-        notes=notes(job, machine),
+        notes=[*notes(job, machine), *beside_paper(job, costs)],
     )
 
 
