@@ -81,7 +81,7 @@ annotated and time, beside the paper's figures where it has them. NAME is one of
   metapo-noise        whether weights tell wrong labels from right ones
   stages              which data policies of different strength gain from, and what the boundary score said
   stages-slic         the same with SLiC-HF
-  stages-truth        the same where the true reward labels everything
+  stages-gentle       the same with a quarter of the learning rate
   stage-methods       methods that act on the stage
 
 Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs, and the
