@@ -96,7 +96,7 @@ TABLES: dict[str, Table] = {
         "Alignment stages, with small steps",
         stage_rows(GENTLE),
         PC_OFF,
-        "A quarter of the learning rate: with the whole, one epoch of DPO on PC_on pushes chosen and rejected responses "
+        "A quarter of the learning rate: with the whole, an epoch of DPO on PC_on pushes chosen and rejected responses "
         f"alike out of the policy. {STAGES_NOTE}",
         view=StageView(MODELS, TABLE_3),
     ),
