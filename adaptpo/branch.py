@@ -15,7 +15,8 @@ import yaml
 
 from adaptpo.errors import RunError
 from adaptpo.files import JsonLines, whole_file, whole_folder, write_json
-from adaptpo.run import NOT_COMPARED, RunDirectory, differences, flatten, plain, read_state
+from adaptpo.lazy import batched
+from adaptpo.run import NOT_COMPARED, WRITTEN_TOGETHER, RunDirectory, differences, flatten, plain, read_state
 
 LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
 LATER_SECTIONS = ("meta.", "method.", "stage.")
@@ -59,8 +60,9 @@ def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> Non
             copy(path, run.path / path.name)
     for name in ("metrics.jsonl", "dropped.jsonl"):
         (run.path / name).unlink(missing_ok=True)
-        records = JsonLines(source / name).read()
-        JsonLines(run.path / name).append(*(record for record in records if in_opening(record["phase"])))
+        records = JsonLines(source / name).records()
+        for piece in batched((record for record in records if in_opening(record["phase"])), WRITTEN_TOGETHER):
+            JsonLines(run.path / name).append(*piece)
     write_json(run.path / "state.json", state)
 
 

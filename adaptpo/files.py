@@ -7,11 +7,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +22,8 @@ TEMPORARY = ".writing-"
 REPLACED = ".replaced-"
 FULL_DISK_MESSAGES = ("No space left on device", "unexpected pos", "file write failed")
 """Of the operating system, and of `torch.save`, which hides the system's own."""
+BLOCK = 2**16
+"""Bytes read at a time where the end of a file is looked for."""
 
 
 def flush(path: Path) -> None:
@@ -113,6 +116,15 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary)
 
 
+def read_columns(paths: Path | Sequence[Path], *names: str) -> tuple[np.ndarray, ...]:
+    """Columns of numbers of one Parquet file, or of several behind one another."""
+    files = [paths] if isinstance(paths, Path) else paths
+    if not files:
+        return tuple(np.zeros(0) for _ in names)
+    whole = pa.concat_tables(pq.read_table(path, columns=list(names)) for path in files)
+    return tuple(whole[name].to_numpy() for name in names)
+
+
 def read_rows(
     path: Path, columns: list[str] | None = None, where: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -123,13 +135,17 @@ def read_rows(
 
 def cut_torn_line(file: BinaryIO) -> None:
     """Remove what stands behind the last line break; the file is then at its end."""
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read(end).rfind(b"\n") + 1)
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n") + 1
+        end = start + found
+        if found:
+            break
+    if end < size:
+        file.truncate(end)
+    file.seek(end)
 
 
 class JsonLines:
@@ -149,13 +165,19 @@ class JsonLines:
             file.write(text.encode())
 
     def read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        # Split before decoding: a line may be torn inside a character.
-        return [json.loads(line) for line in self.path.read_bytes().split(b"\n")[:-1]]
+        return list(self.records())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One after the other."""
+        return map(json.loads, self._lines())
+
+    def _lines(self) -> Iterator[bytes]:
+        if self.path.exists():
+            with self.path.open("rb") as file:  # Not as text: a line may be torn inside a character.
+                yield from (line for line in file if line.endswith(b"\n"))
 
     def discard(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Remove the records for which `unwanted` is true, and a torn last line."""
         if self.path.exists():
-            kept = [record for record in self.read() if not unwanted(record)]
-            write_text(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+            with whole_file(self.path) as temporary, temporary.open("wb") as file:
+                file.writelines(line for line in self._lines() if not unwanted(json.loads(line)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from adaptpo.types import PreferencePair, Prompt, Response, Text
+from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Text
 
 Row = dict[str, Any]
 IDS = pa.list_(pa.int32())
@@ -29,6 +31,7 @@ OFFLINE_SCHEMA = pa.schema(
         "columns": pa.string(),
     }
 )
+PROMPT_COLUMNS = ("prompt_id", "prompt", "prompt_ids", "columns")
 LOGPS_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),
@@ -97,6 +100,20 @@ PAIRS_SCHEMA = pa.schema(
         "objective": pa.int32(),
     }
 )
+TRAINED_PAIR = pa.struct(
+    [
+        *PAIRS_SCHEMA,
+        pa.field("reference_logps", pa.list_(pa.float32())),
+        pa.field("reference_tokens", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+TRAINING_SCHEMA = pa.schema(
+    {
+        **{name: OFFLINE_SCHEMA.field(name).type for name in PROMPT_COLUMNS},
+        "pairs": pa.list_(TRAINED_PAIR),
+        "features": pa.map_(pa.string(), pa.list_(pa.float32())),
+    }
+)
 EVALUATION_SCHEMA = pa.schema(
     {
         "prompt_id": pa.int64(),
@@ -132,33 +149,41 @@ def read_response(row: Row, name: str) -> Response:
     return Response(text=json.loads(row[name]), ids=row[f"{name}_ids"], ended=row[f"{name}_ended"])
 
 
-def offline_row(prompt: Prompt, pair: PreferencePair, row: int, part: int) -> Row:
+def prompt_row(prompt: Prompt) -> Row:
     return {
         "prompt_id": prompt.id,
-        "row": row,
-        "part": part,
         "prompt": dump_text(prompt.text),
         "prompt_ids": prompt.ids,
         "columns": dump_text(prompt.columns),
+    }
+
+
+def offline_row(prompt: Prompt, pair: PreferencePair, row: int) -> Row:
+    return {
+        **prompt_row(prompt),
+        "row": row,
         **response_fields("chosen", pair.chosen),
         **response_fields("rejected", pair.rejected),
     }
 
 
-def read_offline(row: Row) -> tuple[Prompt, PreferencePair]:
-    prompt = Prompt(
+def read_prompt(row: Row) -> Prompt:
+    return Prompt(
         id=row["prompt_id"],
         text=json.loads(row["prompt"]),
         ids=row["prompt_ids"],
         columns=json.loads(row["columns"]),
     )
+
+
+def read_offline(row: Row) -> tuple[Prompt, PreferencePair]:
     pair = PreferencePair(
-        prompt_id=prompt.id,
+        prompt_id=row["prompt_id"],
         source="offline",
         chosen=read_response(row, "chosen"),
         rejected=read_response(row, "rejected"),
     )
-    return prompt, pair
+    return read_prompt(row), pair
 
 
 def pair_row(pair: PreferencePair) -> Row:
@@ -185,6 +210,34 @@ def read_pair(row: Row) -> PreferencePair:
         sample=None if row.get("sample_ids") is None else read_response(row, "sample"),
         objective=row.get("objective"),
     )
+
+
+def group_row(group: PromptGroup) -> Row:
+    return {
+        **prompt_row(group.prompt),
+        "pairs": [
+            {
+                **pair_row(pair),
+                "reference_logps": pair.reference_logps,
+                "reference_tokens": pair.reference_tokens,
+            }
+            for pair in group.pairs
+        ],
+        "features": list(group.features.items()),
+    }
+
+
+def read_group(row: Row) -> PromptGroup:
+    pairs = tuple(replace(read_pair(pair), **read_reference(pair)) for pair in row["pairs"])
+    return PromptGroup(read_prompt(row), pairs, dict(row["features"]))
+
+
+def read_reference(row: Row) -> Row:
+    logps, tokens = row["reference_logps"], row["reference_tokens"]
+    return {
+        "reference_logps": None if logps is None else tuple(logps),
+        "reference_tokens": None if tokens is None else tuple(array("f", side) for side in tokens),
+    }
 
 
 def response_rows(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> list[Row]:

@@ -13,17 +13,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
 from adaptpo.errors import RunError
 from adaptpo.executor import HERE, Executor, ExecutorSettings
-from adaptpo.files import JsonLines, read_rows, write_json, write_table, write_text
+from adaptpo.files import JsonLines, read_columns, read_rows, write_json, write_table, write_text
 from adaptpo.progress import progress_bar
 from adaptpo.ranks import ALONE, Ranks
 
@@ -46,6 +48,9 @@ NOT_COMPARED = frozenset(
 
 DEFAULT_BATCH = 8
 """`per_device_train_batch_size` where a recipe names none, as in transformers."""
+
+WRITTEN_TOGETHER = 1024
+"""Records of what is left out that wait to be written."""
 
 
 class RunDirectory:
@@ -189,12 +194,21 @@ class RunDirectory:
         if self.ranks.is_first:
             self.metrics.discard(lambda r: r["phase"] == phase and (r["step"] or 0) >= (step + 1 if step else 0))
 
-    def drop(self, phase: str, records: Sequence[Row]) -> None:
+    def drop(self, phase: str, records: Iterable[Row]) -> LeftOut:
         """Record what the phase left out; a repeated phase replaces its records."""
-        if not self.ranks.is_first:
-            return
-        self.dropped.discard(lambda r: r["phase"] == phase)
-        self.dropped.append(*({"phase": phase, **record} for record in records))
+        with self.dropping(phase) as left_out:
+            for record in records:
+                left_out.add(record)
+        return left_out
+
+    @contextmanager
+    def dropping(self, phase: str) -> Iterator[LeftOut]:
+        """As `drop`, for a phase that finds out as it goes."""
+        left_out = LeftOut(self.dropped if self.ranks.is_first else None, phase)
+        try:
+            yield left_out
+        finally:
+            left_out.write()
 
     def shards(
         self,
@@ -211,8 +225,9 @@ class RunDirectory:
         uninterrupted one.
         """
         starts = range(0, len(items), size)
-        paths = [self.path / folder / f"{number:05d}.parquet" for number in range(len(starts))]
-        missing = self.ranks.on_first(lambda: [number for number, path in enumerate(paths) if not path.exists()])
+        missing = self.ranks.on_first(
+            lambda: [number for number in range(len(starts)) if not self._shard(folder, number).exists()]
+        )
         own = self.ranks.share(missing)
 
         def compute(number: int) -> pa.Table:
@@ -221,13 +236,54 @@ class RunDirectory:
         prompts = {number: min(size, len(items) - starts[number]) for number in own}
         with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
             for number, table in self.executor.compute(compute, own):
-                write_table(paths[number], table)
+                write_table(self._shard(folder, number), table)
                 bar.update(prompts[number])
         self.ranks.wait()
 
+    def _shard(self, folder: str, number: int) -> Path:
+        return self.path / folder / f"{number:05d}.parquet"
+
+    def _shards(self, folder: str) -> list[Path]:
+        # By number: the names of more than 100,000 shards are not in the order of the alphabet.
+        return sorted((self.path / folder).glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
+
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
-        for path in sorted((self.path / folder).glob("[0-9]*.parquet")):
+        for path in self._shards(folder):
             yield from read_rows(path, columns)
+
+    def read_shards_of(
+        self, folder: str, items: Iterable[int], size: int, columns: list[str] | None = None
+    ) -> Iterator[Row]:
+        """The rows of those shards that hold the items with these numbers."""
+        for number in dict.fromkeys(int(item) // size for item in items):
+            yield from read_rows(self._shard(folder, number), columns)
+
+    def read_columns(self, folder: str, *names: str) -> tuple[np.ndarray, ...]:
+        """Columns of numbers of all shards."""
+        return read_columns(self._shards(folder), *names)
+
+
+class LeftOut:
+    """What a phase leaves out, written some records at a time; `reasons` counts it."""
+
+    def __init__(self, log: JsonLines | None, phase: str) -> None:
+        self.log, self.phase = log, phase
+        self.reasons: Counter[str] = Counter()
+        self.waiting: list[Row] = []
+        if log is not None:
+            log.discard(lambda record: record["phase"] == phase)
+
+    def add(self, record: Row) -> None:
+        """`record` has a `reason`."""
+        self.reasons[record["reason"]] += 1
+        self.waiting.append({"phase": self.phase, **record})
+        if len(self.waiting) == WRITTEN_TOGETHER:
+            self.write()
+
+    def write(self) -> None:
+        if self.log is not None:
+            self.log.append(*self.waiting)
+        self.waiting = []
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Adding one: the class here, and its line in `SELECTIONS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -29,6 +30,18 @@ class ScoredPrompts:
     ratios: Tensor | None = None
     prompt_id: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
+
+    def pieces(self, size: int) -> Iterator[ScoredPrompts]:
+        """The same prompts, `size` at a time."""
+        for start in range(0, self.count, size):
+            part = slice(start, start + size)
+            margin, ratios, ids = (None if x is None else x[part] for x in (self.margin, self.ratios, self.prompt_id))
+            features = {name: values[part] for name, values in self.features.items()}
+            yield ScoredPrompts(min(size, self.count - start), margin, ratios, ids, features)
+
+
+TOGETHER = 2**14
+"""Prompts that a learner weighs at a time: a network holds hundreds of numbers for each."""
 
 
 class Selection(Choice, ABC):
@@ -129,8 +142,11 @@ class SelectByLearner(Selection):
     needs_margins: ClassVar[bool] = True
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
-        known_margins(prompts)
-        return 1 - self.learner.weight(prompts)
+        trust = torch.empty_like(known_margins(prompts))
+        # In place: results kept between the pieces would leave holes in memory that no later piece fits into.
+        for number, piece in enumerate(prompts.pieces(TOGETHER)):
+            trust[number * TOGETHER :][: piece.count] = self.learner.weight(piece)
+        return 1 - trust
 
     def learners(self) -> tuple[Learner, ...]:
         return (self.learner,)

@@ -82,12 +82,13 @@ def kill_around(owner: Any, name: str, matches: Callable[..., bool], after: bool
 
 
 def arm(point: str) -> None:
-    """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH`, `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
+    """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH` (before a shard is written), `written:PART-OF-PATH`
+    (the moment before a file gets its name), `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
     `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name), `looking:N` (MetaPO's
     N-th pass in changed weights of the policy)."""
     from adaptpo import files, run
     from adaptpo.training import look_ahead
-    from adaptpo.training.phases import prepare, reward
+    from adaptpo.training.phases import reward
 
     kind, _, rest = point.partition(":")
     if kind in ("start", "done"):
@@ -95,8 +96,9 @@ def arm(point: str) -> None:
         matches = lambda self, phase, facts: phase == rest and facts["done"] == done  # noqa: E731
         kill_around(run.RunDirectory, "_record", matches, after=True)
     elif kind == "file":
-        for module in (run, prepare):
-            kill_around(module, "write_table", lambda path, table: rest in str(path), after=False)
+        kill_around(run, "write_table", lambda path, table: rest in str(path), after=False)
+    elif kind == "written":
+        kill_around(files, "flush", lambda path: rest in str(path), after=False)
     elif kind == "folder":
         kill_around(files, "flush_tree", lambda folder: rest in str(folder), after=True)
     elif kind == "reward-step":

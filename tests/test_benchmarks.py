@@ -131,3 +131,13 @@ def test_variants_of_the_weights_train_on_the_same_pairs(tmp_path: Path) -> None
         trainer.train()
         assert trainer.state.global_step == STEPS
     assert [t.method.metrics().get("temporal/updates") for t in trainers.values()] == [None, 0, UPDATES]
+
+
+def test_peaks_of_phases_by_number_of_prompts() -> None:
+    from memory import MIB, table
+
+    few = {"prompts": 10, "phases": {"data": {"bytes": 2 * MIB}, "pair": {"bytes": 5 * MIB}}}
+    many = {"prompts": 1000, "phases": {"data": {"bytes": 4 * MIB}}}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table([few, many]).splitlines()]
+    assert rows[0] == ["phase", "10", "1,000"]
+    assert rows[2:] == [["data", "2", "4"], ["pair", "5", ""], ["highest", "5", "4"]]

@@ -15,9 +15,11 @@ from tests.tiny import save_policy
 
 KILLS = [
     "start:data",
-    "file:offline.parquet",
+    "written:offline.arrow",
+    "written:offline.parquet",
     "done:data",
     "start:reward",
+    "written:reward/scratch/.writing-pairs.arrow",
     "reward-step:3",
     "folder:reward/.writing-model",
     "done:reward",
@@ -38,7 +40,10 @@ KILLS = [
     "file:0/annotations/00001.parquet",
     "done:iterations/0/annotate",
     "start:iterations/0/pair",
+    "written:0/scratch/.writing-pairs.arrow",
+    "written:0/.writing-pairs.parquet",
     "file:0/reference/00001.parquet",
+    "written:0/scratch/.writing-training.arrow",
     "step:iterations/0:1",
     "step:iterations/0:3",
     "saved:iterations/0:2",
@@ -102,7 +107,7 @@ def test_learner_state_is_in_every_checkpoint(straight: Path) -> None:
 
 def test_no_half_written_files_and_no_intermediate_checkpoints_remain(straight: Path) -> None:
     assert not list(straight.rglob(".writing-*"))
-    assert not list(straight.rglob("checkpoint-*"))
+    assert not list(straight.rglob("checkpoint-*")) and not list(straight.rglob("scratch"))
     phases = json.loads((straight / "state.json").read_text())["phases"]
     assert all(phase["done"] for phase in phases.values())
 

@@ -234,8 +234,10 @@ def test_log_keeps_records_in_order(tmp_path: Path) -> None:
     assert log.read() == RECORDS
 
 
-def test_log_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [3, 2**16])
+def test_log_survives_a_kill_at_any_byte(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line that ends before the cut stays; a torn one goes, also where it is torn inside a character."""
+    monkeypatch.setattr(files, "BLOCK", block)
     log = JsonLines(tmp_path / "log.jsonl")
     log.append(*RECORDS)
     whole = log.path.read_bytes()

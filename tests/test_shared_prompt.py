@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ from adaptpo.shared_prompt.layout import UNSEEN, shared_prompts
 from adaptpo.training.collate import GroupCollator
 from adaptpo.training.logps import chosen_logps, response_logps, token_logps
 from adaptpo.training.rows import Rows, row_tokens, token_batches
-from adaptpo.training.self_check import SelfCheck, choose_rows, representative, tokens_saved
+from adaptpo.training.self_check import SelfCheck, choose_rows, representative
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups
 from tests.test_training import trained
@@ -269,7 +270,9 @@ def with_references(groups: list[PromptGroup]) -> list[PromptGroup]:
 
 
 def chosen_rows(model: nn.Module, groups: list[PromptGroup], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    return choose_rows(model, groups, 0, dtype, nullcontext)
+    shared, padded = (np.array([row_tokens([group], rows) for group in groups]) for rows in (SHARED, Rows()))
+    group, saved = groups[representative(shared)], 1 - shared.sum() / padded.sum()
+    return choose_rows(model, group, saved, 0, dtype, nullcontext)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -379,9 +382,8 @@ def test_sharing_is_off_where_it_saves_too_little() -> None:
     groups = [
         replace(group, prompt=replace(group.prompt, ids=group.prompt.ids[:1])) for group in even_groups(4, length=30)
     ]
-    assert tokens_saved(groups) < 0.1
     facts = chosen_rows(built(CONFIGS["llama"]()), groups)
-    assert facts["rows"] == "padded" and "of the tokens" in facts["reason"]
+    assert facts["tokens_saved"] < 0.1 and facts["rows"] == "padded" and "of the tokens" in facts["reason"]
 
 
 def even_groups(count: int, length: int) -> list[PromptGroup]:
@@ -395,13 +397,12 @@ def lengthened(pair: Any) -> Any:
 
 
 def test_the_checked_group_is_the_longest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = random_groups(8, length=30)
-    tokens = [row_tokens([group], SHARED) for group in groups]
-    assert row_tokens([representative(groups)], SHARED) == max(tokens)
-    monkeypatch.setattr("adaptpo.training.self_check.LONGEST_CHECKED", sorted(tokens)[3])
-    assert row_tokens([representative(groups)], SHARED) == sorted(tokens)[3]
+    tokens = np.array([30, 50, 20, 40, 50])
+    assert representative(tokens) == 1
+    monkeypatch.setattr("adaptpo.training.self_check.LONGEST_CHECKED", 30)
+    assert representative(tokens) == 0
     monkeypatch.setattr("adaptpo.training.self_check.LONGEST_CHECKED", 1)
-    assert row_tokens([representative(groups)], SHARED) == min(tokens)
+    assert representative(tokens) == 2
 
 
 # --- the head --------------------------------------------------------------------------------------------------------

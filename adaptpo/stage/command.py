@@ -102,7 +102,7 @@ def run_stage(recipe: Recipe) -> Row:
         do_once(context, "check", partial(check_model, context))
         if context.reward == "train":
             do(context, "reward", partial(train_reward_model, context))
-        subject = Subject(FOLDER, context.initial, context.offline())
+        subject = Subject(FOLDER, context.initial, context.offline_ids())
         do(context, FOLDER, lambda: summary(measure(context, subject)))
         do(context, "candidates", partial(keep_candidates, context, subject))
         found = report_of(context)

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from adaptpo.config import StageSettings
+from adaptpo.lazy import Lazy, Places
 from adaptpo.records import COMPARISONS_SCHEMA, RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.run import Row
 from adaptpo.seeds import seed_for, uniform_for
@@ -34,17 +36,19 @@ NO_ANSWER = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: the policy at this path, on the pairs of a data set, in a folder of the run."""
+    """What is measured: the policy at this path, on the offline pairs of these prompts, in a folder of the run."""
 
     folder: str
     policy: str
-    pairs: Sequence[PromptedPair]
+    ids: Places
 
 
-def draw(context: Context, subject: Subject) -> list[PromptedPair]:
+def draw(context: Context, subject: Subject) -> Lazy[PromptedPair]:
     """The prompts to measure on, in random order: a beginning of them is a random sample."""
-    order = sorted(subject.pairs, key=lambda item: uniform_for(context.config.seed, subject.folder, item[0].id))
-    return order[: context.config.stage.prompts]
+    ids = np.asarray(subject.ids)
+    numbers = (uniform_for(context.config.seed, subject.folder, int(id_)) for id_ in ids)
+    order = np.fromiter(numbers, np.float64, len(ids)).argsort(kind="stable")
+    return context.pairs_of(ids[order[: context.config.stage.prompts]])
 
 
 def measure(context: Context, subject: Subject) -> Tally:
@@ -55,8 +59,9 @@ def measure(context: Context, subject: Subject) -> Tally:
     drawn = draw(context, subject)
     tally = Tally({}, {}, 0)
     for end in looks(len(drawn), context.config.stage, context.config.shard_size):
-        sample(context, subject, drawn[:end])
-        compare(context, subject, drawn[:end])
+        seen = drawn.take(range(end))
+        sample(context, subject, seen)
+        compare(context, subject, seen)
         tally = Tally.of(context.run.read_shards(f"{subject.folder}/comparisons"))
         if is_narrow(tally, context.config.stage):
             break

@@ -13,8 +13,8 @@ from adaptpo.temporal.features import States
 
 Ids = NDArray[np.integer]
 
-MEMORY = 2**30
-"""Bytes of one source's records beyond which they lie in a scratch file that the system pages in and out."""
+MEMORY = 2**24
+"""Bytes of one source's records beyond which they lie in a scratch file (in TMPDIR), mapped into memory."""
 SPARE = 1.25
 
 
@@ -49,13 +49,15 @@ class History:
             self.records[source][: len(known)] = known
 
     def state_dict(self) -> dict[int, Tensor]:
-        """Bytes [records, bytes of a record] by source."""
+        """Bytes [records, bytes of a record] by source; those of a scratch file itself, which must be saved before
+        anything is written again."""
         return {source: as_bytes(records) for source, records in self.records.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
         self.records = {}
         for source, saved in state.items():
-            self.write(source, np.arange(len(saved)), saved.numpy().reshape(-1).view(self.dtype))
+            self.records[source] = zeros(len(saved), self.dtype)
+            self.records[source][:] = saved.numpy().reshape(-1).view(self.dtype)
 
 
 def zeros(count: int, dtype: np.dtype) -> States:
@@ -66,4 +68,5 @@ def zeros(count: int, dtype: np.dtype) -> States:
 
 
 def as_bytes(records: States) -> Tensor:
-    return torch.from_numpy(np.array(records).view("u1").reshape(len(records), -1))
+    held = records if isinstance(records, np.memmap) else records.copy()
+    return torch.from_numpy(held.view("u1").reshape(len(records), -1))

@@ -6,7 +6,6 @@ One model is in memory at a time, but for a reference that training takes along 
 from __future__ import annotations
 
 import gc
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -26,12 +27,14 @@ from adaptpo.annotation.settings import RewardPart, reward_parts
 from adaptpo.config import AlignmentConfig
 from adaptpo.data.pairs import TextFormat
 from adaptpo.errors import ConfigError
-from adaptpo.files import read_rows
+from adaptpo.files import read_columns, read_rows
 from adaptpo.generation.base import Sampling
 from adaptpo.iteration import Iteration, StageReading
+from adaptpo.lazy import Lazy, Places, pick
+from adaptpo.mapped import MappedRows
 from adaptpo.method import Method, Reference
 from adaptpo.ranks import Ranks
-from adaptpo.records import read_offline
+from adaptpo.records import PROMPT_COLUMNS, read_offline, read_prompt
 from adaptpo.run import RunDirectory
 from adaptpo.seeds import seed_for
 from adaptpo.shared_prompt.attention import share_prompts
@@ -50,6 +53,7 @@ from adaptpo.training.models import (
 from adaptpo.training.passes import PromptedPair
 from adaptpo.training.rows import Rows
 from adaptpo.training.whole_vocabulary import LiveReference
+from adaptpo.types import Prompt
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-7,
@@ -60,6 +64,8 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 
 
 Placed = TypeVar("Placed", bound=nn.Module)
+
+SCRATCH = "scratch"
 
 
 @dataclass
@@ -339,45 +345,65 @@ class Context:
 
     # Data
 
-    def offline(self, part: int | None = None) -> list[PromptedPair]:
+    @cached_property
+    def offline_rows(self) -> MappedRows:
+        """All tokenized rows; a prompt's id is the number of its row."""
+        return MappedRows(self.run.path / "data" / "offline.arrow")
+
+    def offline(self, part: int | None = None) -> Lazy[PromptedPair]:
         """The tokenized offline pairs of one part, or of all; only what the filter kept and what is not held out, once
         these are done."""
-        held_out = self.held_out
-        return [item for item in self._filtered(part) if item[0].id not in held_out]
+        return self.pairs_of(self.offline_ids(part))
 
-    def validation(self) -> list[PromptedPair]:
+    def validation(self) -> Lazy[PromptedPair]:
         """The offline pairs that are held out from training."""
-        held_out = self.held_out
-        return [item for item in self._filtered() if item[0].id in held_out] if held_out else []
+        ids = np.asarray(self._filtered())
+        return self.pairs_of(ids[self._held_out[ids]])
+
+    def pairs_of(self, ids: Places) -> Lazy[PromptedPair]:
+        """The offline pairs of the prompts with these ids."""
+
+        def read(places: Places) -> list[PromptedPair]:
+            return [read_offline(row) for row in self.offline_rows.read(pick(ids, places))]
+
+        return Lazy(len(ids), read, self.config.shard_size)
+
+    def prompts_of(self, ids: Places) -> Lazy[Prompt]:
+        def read(places: Places) -> list[Prompt]:
+            return [read_prompt(row) for row in self.offline_rows.read(pick(ids, places), PROMPT_COLUMNS)]
+
+        return Lazy(len(ids), read, self.config.shard_size)
+
+    def offline_ids(self, part: int | None = None) -> Places:
+        """The ids of the prompts of `offline`, in its order."""
+        ids = self._filtered(part)
+        if not self.run.done("validation"):
+            return ids
+        return np.asarray(ids)[~self._held_out[np.asarray(ids)]]
 
     @property
-    def held_out(self) -> frozenset[int]:
-        """Ids of the prompts held out; none until that is decided."""
-        if not self.run.done("validation"):
-            return frozenset()
-        rows = read_rows(self.run.path / "data" / "validation.parquet", ["prompt_id"])
-        return frozenset(row["prompt_id"] for row in rows)
+    def _held_out(self) -> NDArray[np.bool_]:
+        """Whether each prompt is held out; none until that is decided."""
+        held_out = np.zeros(len(self.offline_rows), dtype=bool)
+        if self.run.done("validation"):
+            (ids,) = read_columns(self.run.path / "data" / "validation.parquet", "prompt_id")
+            held_out[ids] = True
+        return held_out
 
-    def _filtered(self, part: int | None = None) -> list[PromptedPair]:
-        where = None if part is None else {"part": part}
-        items = [read_offline(row) for row in read_rows(self.run.path / "data" / "offline.parquet", where=where)]
+    def _filtered(self, part: int | None = None) -> Places:
+        total, parts = len(self.offline_rows), self.config.num_iterations
+        ids = range(total) if part is None else range(first_of(part, parts, total), first_of(part + 1, parts, total))
         if not self.run.done("filter"):
-            return items
-        rows = read_rows(self.run.path / "data" / "filter.parquet")
-        rank = {row["prompt_id"]: row["rank"] for row in rows if row["kept"]}
-        kept = [item for item in items if item[0].id in rank]
-        return sorted(kept, key=lambda item: rank[item[0].id]) if self.method.filter.orders else kept
+            return ids
+        rank, kept = read_columns(self.run.path / "data" / "filter.parquet", "rank", "kept")
+        chosen = ids.start + np.flatnonzero(kept[ids.start : ids.stop])
+        return chosen[rank[chosen].argsort()] if self.method.filter.orders else chosen
 
-    def kept_reference(self, folder: str) -> dict[tuple[int, str, int | None], dict[str, Any]]:
-        """The reference fields of a `PreferencePair` by (prompt id, source, objective)."""
-        return {
-            (row["prompt_id"], row["source"], row.get("objective")): reference_fields(row)
-            for row in self.run.read_shards(folder)
-        }
+    def scratch(self, phase: str, name: str) -> Path:
+        """A file that is needed until the phase, or the iteration that it stands for, is over."""
+        return self.run.path / phase / SCRATCH / f"{name}.arrow"
 
 
-def reference_fields(row: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"reference_logps": (row["chosen"], row["rejected"])}
-    if "chosen_tokens" in row:
-        fields["reference_tokens"] = (array("f", row["chosen_tokens"]), array("f", row["rejected_tokens"]))
-    return fields
+def first_of(part: int, parts: int, total: int) -> int:
+    """The first i with `i * parts // total == part`."""
+    return -(-part * total // parts)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Sampler
+from torch.utils.data import ConcatDataset, Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from adaptpo.errors import TrainingError
@@ -42,7 +42,8 @@ def save_method(method: Method, folder: Path) -> None:
 
 
 def load_method(method: Method, folder: Path) -> None:
-    method.load_state_dict(torch.load(folder / METHOD_STATE, weights_only=True))
+    # Mapped: a history of all pairs is copied from file to file.
+    method.load_state_dict(torch.load(folder / METHOD_STATE, weights_only=True, mmap=True))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class GroupTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=groups if ranks.count == 1 else [*groups, None],
+            train_dataset=groups if ranks.count == 1 else ConcatDataset([groups, [None]]),
             data_collator=self.passes,
             processing_class=tokenizer,
             callbacks=[StepHooks(self), *callbacks],
@@ -144,9 +145,9 @@ class GroupTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         order = super()._get_train_sampler(self.groups)
-        if self.ranks.count == 1 or order is None:
-            return order
-        together = self._train_batch_size * self.ranks.count
+        if order is None:
+            return None
+        together = 1 if self.ranks.count == 1 else self._train_batch_size * self.ranks.count
         self.order = EvenOrder.of(order, len(self.groups), together, self.args.data_seed)
         return self.order
 
@@ -191,6 +192,8 @@ class GroupTrainer(Trainer):
             logs = logs | self.means.drain(self.ranks) | self.method.metrics()
             self.write_log(self.state.global_step, logs)
         super().log(logs, start_time)
+        # It is in metrics.jsonl; all steps of a run would weigh on memory and on every checkpoint.
+        del self.state.log_history[:-1]
 
     @property
     def layout(self) -> str:

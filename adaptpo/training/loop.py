@@ -19,7 +19,7 @@ from adaptpo.model_card import model_card
 from adaptpo.progress import announce, say
 from adaptpo.tokenization import check_tokenizer_fits
 from adaptpo.training.actor_critic import CRITIC
-from adaptpo.training.context import Context
+from adaptpo.training.context import SCRATCH, Context
 from adaptpo.training.generating import check_generation
 from adaptpo.training.group_trainer import load_method
 from adaptpo.training.iteration import Work, iteration_phases
@@ -27,7 +27,7 @@ from adaptpo.training.models import first_line
 from adaptpo.training.phases.check import check_model
 from adaptpo.training.phases.evaluate import evaluate_policy
 from adaptpo.training.phases.features import keep_feature
-from adaptpo.training.phases.filter import filter_pairs
+from adaptpo.training.phases.filter import filter_pairs, proxies
 from adaptpo.training.phases.hold_out import hold_out
 from adaptpo.training.phases.prepare import prepare_data
 from adaptpo.training.phases.reward import train_reward_model
@@ -76,7 +76,8 @@ def prepare(context: Context) -> None:
         do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
     if not isinstance(context.method.filter, KeepAll):
         do(context, "filter", partial(filter_pairs, context))
-        remove_training_folder(context, "filter")
+        for proxy in proxies(context):
+            remove_training_folder(context, proxy)
     for feature in context.method.features():
         if not feature.follows_policy:
             do(context, f"features/{feature.name}", partial(keep_feature, context, feature))
@@ -141,9 +142,10 @@ def snapshot(context: Context, name: str) -> None:
 
 
 def remove_training_folder(context: Context, phase: str) -> None:
-    """Intermediate checkpoints go once the phase's own checkpoint counts as done."""
+    """Intermediate checkpoints and scratch files go once the phase's own checkpoint counts as done."""
     if context.ranks.is_first:
-        shutil.rmtree(context.run.path / phase / "training", ignore_errors=True)
+        for name in ("training", SCRATCH):
+            shutil.rmtree(context.run.path / phase / name, ignore_errors=True)
 
 
 def write_final(context: Context) -> dict[str, Any]:

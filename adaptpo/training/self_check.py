@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptpo.errors import ModelError
@@ -16,7 +18,7 @@ from adaptpo.training.collate import Batch, GroupCollator, padded_rows
 from adaptpo.training.logps import chunked_logps, whole_logps
 from adaptpo.training.models import first_line
 from adaptpo.training.passes import to_device
-from adaptpo.training.rows import PADDED, Rows, row_tokens
+from adaptpo.training.rows import PADDED, Rows
 from adaptpo.types import PromptGroup
 
 WORTH_SHARING = 0.15
@@ -71,18 +73,10 @@ def tolerance_for(dtype: torch.dtype) -> Difference:
     return Difference(*TOLERANCES.get(dtype, LOW_PRECISION))
 
 
-def representative(groups: Sequence[PromptGroup]) -> PromptGroup:
-    """The longest group that is not so long that its gradient may not fit into memory."""
-    tokens = [row_tokens([group], Rows(shared_prompts=True)) for group in groups]
-    short = [i for i, count in enumerate(tokens) if count <= LONGEST_CHECKED]
-    chosen = max(short, key=lambda i: tokens[i]) if short else min(range(len(groups)), key=lambda i: tokens[i])
-    return groups[chosen]
-
-
-def tokens_saved(groups: Sequence[PromptGroup]) -> float:
-    """The share of tokens that sharing prompts saves, against padding each group by itself."""
-    shared, padded = (sum(row_tokens([group], Rows(shared_prompts=flag)) for group in groups) for flag in (True, False))
-    return 1 - shared / padded
+def representative(tokens: NDArray[np.integer]) -> int:
+    """The number of the longest group that is not so long that its gradient may not fit into memory; `tokens` [n]."""
+    short = np.flatnonzero(tokens <= LONGEST_CHECKED)
+    return int(short[tokens[short].argmax()] if len(short) else tokens.argmin())
 
 
 class SelfCheck:
@@ -181,12 +175,14 @@ def padded_because(reason: str) -> Facts:
 
 
 def choose_rows(
-    model: nn.Module, groups: Sequence[PromptGroup], pad_id: int, dtype: torch.dtype, precision: Precision
+    model: nn.Module, group: PromptGroup, saved: float, pad_id: int, dtype: torch.dtype, precision: Precision
 ) -> Facts:
-    """How a run computes log-probs (`rows`, `chunked_head`), and what was found on the way, ready for JSON."""
-    check = SelfCheck(model, representative(groups), pad_id, dtype, precision)
+    """How a run computes log-probs (`rows`, `chunked_head`), and what was found on the way, ready for JSON.
+
+    `saved`: the share of the data's tokens that sharing prompts saves, against padding each group by itself.
+    """
+    check = SelfCheck(model, group, pad_id, dtype, precision)
     check.refuse_dependence_on_padding()
-    saved = tokens_saved(groups)
     worth = saved >= WORTH_SHARING
     facts = check.sharing() if worth else padded_because(f"sharing prompts would save {saved:.0%} of the tokens")
     return {"tokens_saved": round(saved, 3), "chunked_head": check.chunks_are_exact(), **facts}

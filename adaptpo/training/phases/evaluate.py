@@ -22,7 +22,7 @@ from adaptpo.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_prompt
 from adaptpo.training.context import Context
 from adaptpo.training.generating import MISSING, generating
 from adaptpo.training.passes import PromptedPair, evaluate_pairs
-from adaptpo.training.phases.score import keep_initial_reference, with_reference
+from adaptpo.training.phases.score import joined, keep_initial_reference
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
 
 Summary = dict[str, Any]
@@ -127,7 +127,8 @@ def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]
     """Margins of the held-out offline pairs by prompt id, against the initial model's kept log-probs."""
     if not items:
         return {}
-    items = with_reference(context, REFERENCE, items)
+    if context.method.needs_reference:
+        items = joined(context, REFERENCE, items)
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
     logps = evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
     margins = context.method.objective.margin(logps)

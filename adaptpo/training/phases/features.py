@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptpo.errors import ModelError
@@ -72,18 +74,25 @@ def pair_states(
 
 def read_features(context: Context, iteration: int) -> dict[str, Tensor]:
     """Each feature's values [n, width] by its name, in the order of `context.offline(iteration)`."""
-    prompts = [prompt.id for prompt, _ in context.offline(iteration)]
-    found = {}
-    for feature in context.method.features():
-        rows = context.run.read_shards(feature_folder(context, feature, iteration), ["prompt_id", "values"])
-        kept = {row["prompt_id"]: row["values"] for row in rows}
-        values = torch.tensor([kept[i] for i in prompts], dtype=torch.float32).view(len(prompts), feature.width)
-        found[feature.name] = standardize(values) if feature.standardized and prompts else values
-    return found
+    ids = np.asarray(context.offline_ids(iteration))
+    return {feature.name: values_of(context, feature, iteration, ids) for feature in context.method.features()}
 
 
-def features_of_prompts(context: Context, iteration: int) -> dict[int, dict[str, list[float]]]:
-    """The same by prompt id."""
-    columns = {name: values.tolist() for name, values in read_features(context, iteration).items()}
-    prompts = [prompt.id for prompt, _ in context.offline(iteration)]
-    return {i: {name: values[place] for name, values in columns.items()} for place, i in enumerate(prompts)}
+def values_of(context: Context, feature: PairFeature, iteration: int, ids: NDArray[np.int64]) -> Tensor:
+    """[n, width] for n prompts."""
+    kept = np.zeros((len(context.offline_rows), feature.width), dtype=np.float32)
+    for row in context.run.read_shards(feature_folder(context, feature, iteration), ["prompt_id", "values"]):
+        kept[row["prompt_id"]] = row["values"]
+    values = torch.from_numpy(kept[ids])
+    return standardize(values) if feature.standardized and len(ids) else values
+
+
+Features = tuple[int, dict[str, list[float]]]
+"""What learners know about the offline pair of a prompt: its id, and the values by the feature's name."""
+
+
+def features_of_prompts(context: Context, iteration: int) -> Iterator[Features]:
+    """In the order of `context.offline(iteration)`."""
+    columns = read_features(context, iteration)
+    for place, id_ in enumerate(context.offline_ids(iteration) if columns else ()):
+        yield int(id_), {name: values[place].tolist() for name, values in columns.items()}

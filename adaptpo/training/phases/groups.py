@@ -20,7 +20,7 @@ from adaptpo.telemetry import turn_off_telemetry
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method
-from adaptpo.training.phases.sample import selected_prompts
+from adaptpo.training.phases.sample import selected_ids
 from adaptpo.training.phases.train import prepared, recomputes_activations
 from adaptpo.types import Prompt, Response
 
@@ -35,7 +35,7 @@ def train_on_groups(context: Context, iteration: int, settings: GRPO | RLOO) -> 
     TRL leaves out prompts that fill no whole optimizer step; they are recorded.
     """
     phase = context.folder(iteration)
-    prompts = selected_prompts(context, iteration)
+    prompts = list(context.prompts_of(selected_ids(context, iteration)))
     args = trl_arguments(context, iteration, settings)
     trained = len(prompts) - len(prompts) % prompts_per_step(context, args)
     left_out = [{"prompt_id": p.id, "reason": "fills no whole optimizer step"} for p in prompts[trained:]]

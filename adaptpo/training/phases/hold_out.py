@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,19 +20,20 @@ Summary = dict[str, Any]
 
 def hold_out(context: Context, validation: Validation) -> Summary:
     """Writes `data/validation.parquet`: the prompts held out, with their difficulty where the split goes by it."""
-    items = context.offline()
-    known = with_reference(context, "reference", items) if validation.needs_reference else items
-    hardness = difficulties(known)
+    ids = np.asarray(context.offline_ids())
+    hardness = difficulties(context) if validation.needs_reference else torch.zeros(len(ids), dtype=torch.float64)
     chosen = validation.choose(hardness, context.config.seed)
-    rows = [{"prompt_id": items[i][0].id, "difficulty": hardness[i].item()} for i in chosen]
+    rows = [{"prompt_id": ids[i], "difficulty": hardness[i].item()} for i in chosen]
     write_table(context.run.path / "data" / "validation.parquet", table(rows, VALIDATION_SCHEMA))
-    return {"held_out": len(chosen), "training": len(items) - len(chosen)}
+    return {"held_out": len(chosen), "training": len(ids) - len(chosen)}
 
 
-def difficulties(items: Sequence[PromptedPair]) -> Tensor:
+def difficulties(context: Context) -> Tensor:
     """Mean log-prob a token of the rejected response less that of the chosen one, [n]; 0 where it is not known."""
-    values = []
-    for _, pair in items:
-        chosen, rejected = pair.reference_logps or (0.0, 0.0)
-        values.append(rejected / len(pair.rejected.ids) - chosen / len(pair.chosen.ids))
-    return torch.tensor(values, dtype=torch.float64)
+    items = with_reference(context, "reference", context.offline())
+    return torch.from_numpy(np.fromiter(map(difficulty, items), np.float64, len(items)))
+
+
+def difficulty(item: PromptedPair) -> float:
+    chosen, rejected = item[1].reference_logps or (0.0, 0.0)
+    return rejected / len(item[1].rejected.ids) - chosen / len(item[1].chosen.ids)

@@ -18,7 +18,7 @@ from adaptpo.training.collate import Batch
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method, train_phase
 from adaptpo.training.logps import token_logps
-from adaptpo.training.phases.sample import read_candidates
+from adaptpo.training.phases.sample import read_candidates, selected_ids
 from adaptpo.training.phases.train import prepared, recomputes_activations
 from adaptpo.training.ppo import PPOTokens
 from adaptpo.training.ppo_trainer import PPOTrainer
@@ -37,14 +37,14 @@ Compute = Callable[[], Callable[[Batch], torch.Tensor]]
 
 def rated_prompts(context: Context, iteration: int) -> list[RatedPrompt]:
     """The prompts that have at least one response with a valid reward."""
-    prompts = {prompt.id: prompt for prompt, _ in context.offline(iteration)}
     rated = []
-    for candidates in read_candidates(context, iteration).values():
+    prompts = context.prompts_of(selected_ids(context, iteration))
+    for prompt, candidates in zip(prompts, read_candidates(context, iteration), strict=True):
         valid = [index for index, reward in enumerate(candidates.rewards) if reward is not None]
         responses = [candidates.responses[index] for index in valid]
         rewards = [reward for reward in candidates.rewards if reward is not None]
         if valid:
-            rated.append(RatedPrompt(prompts[candidates.prompt_id], valid, responses, rewards))
+            rated.append(RatedPrompt(prompt, valid, responses, rewards))
     return rated
 
 

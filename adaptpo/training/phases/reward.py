@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial, reduce
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import (
@@ -15,7 +19,9 @@ from transformers import (
 )
 
 from adaptpo.errors import ModelError, TrainingError
-from adaptpo.files import disk_errors
+from adaptpo.files import disk_errors, whole_file
+from adaptpo.lazy import batched
+from adaptpo.mapped import BATCH
 from adaptpo.progress import TrainingBar
 from adaptpo.seeds import seed_for
 from adaptpo.telemetry import turn_off_telemetry
@@ -30,8 +36,26 @@ PHASE = "reward"
 
 
 def reward_rows(context: Context) -> Dataset:
-    """The offline pairs in TRL's explicit preference format."""
-    return Dataset.from_list([preference_row(prompt, pair) for prompt, pair in context.offline()])
+    """The offline pairs in TRL's explicit preference format, memory-mapped; what TRL makes of them lies beside them."""
+    path = context.scratch(PHASE, "pairs")
+    context.ranks.on_first(partial(write_texts, context, path))
+    return Dataset.from_file(str(path))
+
+
+def write_texts(context: Context, path: Path) -> None:
+    """In the types that all pairs together ask for: some messages have keys that others lack."""
+    schema = reduce(widened, (pa.Table.from_pylist(piece).schema for piece in text_pieces(context)))
+    with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), schema) as writer:
+        for piece in text_pieces(context):
+            writer.write_table(pa.Table.from_pylist(piece, schema=schema))
+
+
+def text_pieces(context: Context) -> Iterator[list[dict[str, Any]]]:
+    return batched(starmap(preference_row, context.offline()), BATCH)
+
+
+def widened(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    return pa.unify_schemas([one, other], promote_options="permissive")
 
 
 def preference_row(prompt: Prompt, pair: PreferencePair) -> dict[str, Any]:
@@ -49,7 +73,7 @@ def train_reward_model(context: Context) -> Summary:
     with own_folder(context, f"{PHASE}/model") as folder:
         trainer.save_model(str(folder))
     pairs = len(trainer.train_dataset)
-    return {"pairs": pairs, "too_long": len(context.offline()) - pairs, "steps": trainer.state.global_step}
+    return {"pairs": pairs, "too_long": len(context.offline_ids()) - pairs, "steps": trainer.state.global_step}
 
 
 def reward_trainer(context: Context) -> Any:

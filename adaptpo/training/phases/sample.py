@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from adaptpo.annotation.base import Request
-from adaptpo.files import read_rows, write_table
+from adaptpo.files import read_columns, write_table
+from adaptpo.lazy import Lazy, Places, matched
+from adaptpo.mapped import MappedRows, write_batches, write_rows
 from adaptpo.pairing import Candidates, NoPair
 from adaptpo.records import (
     ANNOTATIONS_SCHEMA,
@@ -24,7 +30,7 @@ from adaptpo.records import (
     response_rows,
     table,
 )
-from adaptpo.run import Row
+from adaptpo.run import LeftOut, Row
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.selection import ScoredPrompts
 from adaptpo.training.context import Context
@@ -39,72 +45,93 @@ Summary = dict[str, Any]
 
 def select_prompts(context: Context, iteration: int) -> Summary:
     """Draw which prompts get fresh responses, each with its own uniform number."""
-    prompts = [prompt for prompt, _ in context.offline(iteration)]
-    probabilities = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, prompts))
-    rows = [
-        selection_row(prompt.id, probability, uniform_for(context.config.seed, "select", iteration, prompt.id))
-        for prompt, probability in zip(prompts, probabilities.tolist(), strict=True)
-    ]
-    write_table(context.run.path / context.folder(iteration) / "selection.parquet", table(rows, SELECTION_SCHEMA))
-    return {"prompts": len(rows), "selected": sum(row["selected"] for row in rows)}
-
-
-def scored_prompts(context: Context, iteration: int, prompts: Sequence[Prompt]) -> ScoredPrompts:
-    ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.long)
-    if not context.method.selection.needs_margins:
-        return ScoredPrompts(len(prompts), prompt_id=ids)
-    names = ["margin", "chosen_ratio", "rejected_ratio"]
-    rows = context.run.read_shards(f"{context.folder(iteration)}/scores", names)
-    margin, *ratios = torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float32).view(-1, 3).T
-    return ScoredPrompts(len(prompts), margin, torch.stack(ratios, dim=1), ids, read_features(context, iteration))
-
-
-def selection_row(prompt_id: int, probability: float, u: float) -> Row:
+    ids = np.asarray(context.offline_ids(iteration))
+    chances = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, ids))
+    probability = chances.detach().double().numpy()
+    draws = (uniform_for(context.config.seed, "select", iteration, int(id_)) for id_ in ids)
+    u = np.fromiter(draws, np.float64, len(ids))
     # u >= 1 - p is Algorithm 1's u > w, and holds always for p = 1 and never for p = 0.
-    return {"prompt_id": prompt_id, "probability": probability, "u": u, "selected": u >= 1 - probability}
+    selected = u >= 1 - probability
+    columns = (ids, probability.astype(np.float32), u, selected)
+    write_table(selection_file(context, iteration), pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
+    return {"prompts": len(ids), "selected": int(selected.sum())}
 
 
-def selected_prompts(context: Context, iteration: int) -> list[Prompt]:
-    rows = read_rows(context.run.path / context.folder(iteration) / "selection.parquet")
-    selected = {row["prompt_id"] for row in rows if row["selected"]}
-    return [prompt for prompt, _ in context.offline(iteration) if prompt.id in selected]
+def selection_file(context: Context, iteration: int) -> Path:
+    return context.run.path / context.folder(iteration) / "selection.parquet"
+
+
+def scored_prompts(context: Context, iteration: int, ids: NDArray[np.int64]) -> ScoredPrompts:
+    prompt_id = torch.from_numpy(ids)
+    if not context.method.selection.needs_margins:
+        return ScoredPrompts(len(ids), prompt_id=prompt_id)
+    columns = context.run.read_columns(
+        f"{context.folder(iteration)}/scores", "margin", "chosen_ratio", "rejected_ratio"
+    )
+    margin, *ratios = (torch.from_numpy(column.astype(np.float32)) for column in columns)
+    return ScoredPrompts(len(ids), margin, torch.stack(ratios, dim=1), prompt_id, read_features(context, iteration))
+
+
+def selected_ids(context: Context, iteration: int) -> NDArray[np.int64]:
+    ids, selected = read_columns(selection_file(context, iteration), "prompt_id", "selected")
+    return ids[selected]
 
 
 def generate_responses(context: Context, iteration: int) -> Summary:
     """K fresh responses to each selected prompt from the policy that starts the iteration; those that never came are
     recorded."""
     count = context.method_in(iteration).pairing.num_generations
-    prompts = selected_prompts(context, iteration) if count else []
-    folder = f"{context.folder(iteration)}/responses"
+    ids = selected_ids(context, iteration)[: None if count else 0]
+    folder = responses_folder(context, iteration)
 
     def work(shard: Sequence[Prompt]) -> pa.Table:
         seeds = [seed_for(context.config.seed, "generate", iteration, prompt.id) for prompt in shard]
         return table(response_rows(shard, generator.generate(shard, count, seeds)), RESPONSES_SCHEMA)
 
     with generating(context, context.start_policy(iteration), f"{context.folder(iteration)}/generate") as generator:
-        context.run.shards(folder, prompts, context.config.shard_size, work, context.shows)
-    rows = list(context.run.read_shards(folder, ["prompt_id", "ended"]))
-    ended = [row["ended"] for row in rows]
-    received = Counter(row["prompt_id"] for row in rows)
-    incomplete = [prompt.id for prompt in prompts if received[prompt.id] < count]
-    records = [{"prompt_id": id_, "missing": count - received[id_], "reason": MISSING} for id_ in incomplete]
-    context.run.drop(f"{context.folder(iteration)}/generate", records)
-    counts = {"prompts": len(prompts), "responses": len(ended), "truncated": len(ended) - sum(ended)}
-    return counts | ({"missing": len(prompts) * count - len(ended)} if records else {})
+        context.run.shards(folder, context.prompts_of(ids), context.config.shard_size, work, context.shows)
+    (ended,) = context.run.read_columns(folder, "ended")
+    context.run.drop(f"{context.folder(iteration)}/generate", incomplete(context, folder, ids, count))
+    missing = len(ids) * count - len(ended)
+    counts = {"prompts": len(ids), "responses": len(ended), "truncated": len(ended) - int(ended.sum())}
+    return counts | ({"missing": missing} if missing else {})
 
 
-Answered = tuple[Prompt, list[Response]]
+def responses_folder(context: Context, iteration: int) -> str:
+    return f"{context.folder(iteration)}/responses"
 
 
-def answered_prompts(context: Context, iteration: int) -> list[Answered]:
-    """The selected prompts with their fresh responses, in the order of generation; a prompt whose responses never came
-    has none."""
-    if not context.run.done(f"{context.folder(iteration)}/generate"):
-        return []
-    responses: dict[int, list[Response]] = defaultdict(list)
-    for row in context.run.read_shards(f"{context.folder(iteration)}/responses"):
-        responses[row["prompt_id"]].append(read_generated(row))
-    return [(prompt, responses[prompt.id]) for prompt in selected_prompts(context, iteration)]
+def incomplete(context: Context, folder: str, ids: NDArray[np.int64], count: int) -> Iterator[Row]:
+    """Records of the prompts with fewer than `count` responses."""
+    for start in range(0, len(ids), context.config.shard_size):
+        rows = context.run.read_shards_of(folder, [start], context.config.shard_size, ["prompt_id"])
+        received = Counter(row["prompt_id"] for row in rows)
+        for id_ in ids[start : start + context.config.shard_size].tolist():
+            if received[id_] < count:
+                yield {"prompt_id": id_, "missing": count - received[id_], "reason": MISSING}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A selected prompt with its offline pair and its fresh responses; none where they never came."""
+
+    prompt: Prompt
+    offline: PreferencePair
+    responses: list[Response]
+
+
+def answered_prompts(context: Context, iteration: int) -> Lazy[Answered]:
+    """In the order of generation."""
+    folder, size = responses_folder(context, iteration), context.config.shard_size
+    pairs = context.pairs_of(selected_ids(context, iteration))
+
+    def read(places: Places) -> list[Answered]:
+        responses: dict[int, list[Response]] = defaultdict(list)
+        for row in context.run.read_shards_of(folder, places, size):
+            responses[row["prompt_id"]].append(read_generated(row))
+        return [Answered(prompt, offline, responses[prompt.id]) for prompt, offline in pairs.read(places)]
+
+    return Lazy(len(pairs), read, size)
 
 
 Judged = tuple[Prompt, list[tuple[int, Response]]]
@@ -112,24 +139,20 @@ CHOSEN, REJECTED = -2, -1
 """Indices of the offline pair's responses among those of a prompt; fresh ones count from 0."""
 
 
-def judged_prompts(context: Context, iteration: int) -> list[Judged]:
+def judged_prompts(context: Context, iteration: int) -> Lazy[Judged]:
     """The responses to annotate with their indices: the fresh ones, and the offline ones where they are ranked too."""
-    pairs = {prompt.id: pair for prompt, pair in context.offline(iteration)}
-    judged: list[Judged] = []
     ranks_offline = context.method_in(iteration).pairing.ranks_offline
-    for prompt, responses in answered_prompts(context, iteration):
-        indexed = list(enumerate(responses))
-        if ranks_offline:
-            pair = pairs[prompt.id]
-            indexed += [(CHOSEN, pair.chosen), (REJECTED, pair.rejected)]
-        judged.append((prompt, indexed))
-    return judged
+
+    def judged(answered: Answered) -> Judged:
+        offline = [(CHOSEN, answered.offline.chosen), (REJECTED, answered.offline.rejected)]
+        return answered.prompt, [*enumerate(answered.responses), *(offline if ranks_offline else [])]
+
+    return answered_prompts(context, iteration).map(lambda some: [judged(answered) for answered in some])
 
 
 def annotate_responses(context: Context, iteration: int) -> Summary:
     """One reward per response; responses without a valid one are recorded and left out."""
-    judged = judged_prompts(context, iteration)
-    folder = f"{context.folder(iteration)}/annotations"
+    folder = annotations_folder(context, iteration)
 
     def work(shard: Sequence[Judged]) -> pa.Table:
         requests = [(prompt, response) for prompt, responses in shard for _, response in responses]
@@ -138,19 +161,29 @@ def annotate_responses(context: Context, iteration: int) -> Summary:
         judged = zip(places, rewards_of(context, iteration, requests), strict=True)
         return table([dict(zip(names, (*place, *found), strict=True)) for place, found in judged], ANNOTATIONS_SCHEMA)
 
+    judged = judged_prompts(context, iteration)
     context.run.shards(folder, judged, context.config.shard_size, work, context.shows)
-    rows = list(context.run.read_shards(folder))
-    invalid = [row for row in rows if row["reward"] is None]
+    left_out = context.run.drop(f"{context.folder(iteration)}/annotate", without_reward(context, folder))
+    (indices,) = context.run.read_columns(folder, "index")
+    usage = annotation_usage(context, iteration)
+    return {"annotated": len(indices), "invalid": left_out.reasons.total(), **usage}
+
+
+def annotations_folder(context: Context, iteration: int) -> str:
+    return f"{context.folder(iteration)}/annotations"
+
+
+def without_reward(context: Context, folder: str) -> Iterator[Row]:
     reason = "no valid reward (missing, NaN or infinite, too long for the reward model, or without a valid verdict)"
-    records = [{"prompt_id": row["prompt_id"], "index": row["index"], "reason": reason} for row in invalid]
-    context.run.drop(f"{context.folder(iteration)}/annotate", records)
-    return {"annotated": len(rows), "invalid": len(invalid), **annotation_usage(context, iteration)}
+    for row in context.run.read_shards(folder, ["prompt_id", "index", "reward"]):
+        if row["reward"] is None:
+            yield {"prompt_id": row["prompt_id"], "index": row["index"], "reason": reason}
 
 
 def annotation_usage(context: Context, iteration: int) -> Summary:
     """What annotating took, over all attempts."""
     phase = f"{context.folder(iteration)}/annotate"
-    lines = (line for line in context.run.metrics.read() if line["phase"] == phase)
+    lines = (line for line in context.run.metrics.records() if line["phase"] == phase)
     counts = (Counter({k: v for k, v in line.items() if k.startswith("annotation/")}) for line in lines)
     return dict(sum(counts, Counter()))
 
@@ -168,55 +201,85 @@ def rewards_of(
 
 def build_pairs(context: Context, iteration: int) -> Summary:
     """What each prompt of this part contributes; selected prompts whose responses make no pair are recorded."""
-    candidates = read_candidates(context, iteration)
-    pairs: list[PreferencePair] = []
-    left_out: list[Row] = []
-    pairing = context.method_in(iteration).pairing
-    for prompt, offline in context.offline(iteration):
-        offline = replace(offline, iteration=iteration)
-        outcome = pairing.pairs(offline, candidates.get(prompt.id))
-        if isinstance(outcome, NoPair):
-            left_out.append({"prompt_id": prompt.id, "reason": outcome.reason})
-        else:
-            pairs += outcome
-    context.run.drop(f"{context.folder(iteration)}/pair", left_out)
+    with context.run.dropping(f"{context.folder(iteration)}/pair") as left_out:
+        rows = map(pair_row, contributed(context, iteration, left_out))
+        pairs = write_rows(pairs_file(context, iteration), rows, PAIRS_SCHEMA)
     path = context.run.path / context.folder(iteration) / "pairs.parquet"
-    write_table(path, table(map(pair_row, pairs), PAIRS_SCHEMA))
-    sources: Summary = dict(Counter(pair.source for pair in pairs))
-    return {"pairs": len(pairs), **sources, "no_pair": len(left_out)}
+    write_batches(path, pairs.batches(), PAIRS_SCHEMA)
+    sources: Counter[str] = Counter()
+    for batch in pairs.batches():
+        sources.update(batch["source"].to_pylist())
+    return {"pairs": len(pairs), **sources, "no_pair": left_out.reasons.total()}
 
 
-def read_candidates(context: Context, iteration: int) -> dict[int, Candidates]:
-    rows = context.run.read_shards(f"{context.folder(iteration)}/annotations")
-    rewards, several = {}, {}
-    for row in rows:
-        place = row["prompt_id"], row["index"]
-        rewards[place], several[place] = row["reward"], row["objectives"]
-    return {
-        prompt.id: Candidates(
-            prompt_id=prompt.id,
-            iteration=iteration,
-            responses=tuple(responses),
-            rewards=tuple(rewards[prompt.id, index] for index in range(len(responses))),
-            objectives=tuple(several[prompt.id, index] for index in range(len(responses))),
-            offline_rewards=(rewards.get((prompt.id, CHOSEN)), rewards.get((prompt.id, REJECTED))),
-        )
-        for prompt, responses in answered_prompts(context, iteration)
-    }
+def pairs_file(context: Context, iteration: int) -> Path:
+    return context.scratch(context.folder(iteration), "pairs")
 
 
-def iteration_pairs(context: Context, iteration: int) -> list[PromptedPair]:
-    prompts = {prompt.id: prompt for prompt, _ in context.offline(iteration)}
-    rows = read_rows(context.run.path / context.folder(iteration) / "pairs.parquet")
-    return [(prompts[row["prompt_id"]], read_pair(row)) for row in rows]
+def contributed(context: Context, iteration: int, left_out: LeftOut) -> Iterator[PreferencePair]:
+    pairing = context.method_in(iteration).pairing
+    candidates = read_candidates(context, iteration)
+    for (prompt, offline), own in matched(context.offline(iteration), candidates, lambda i, c: i[0].id == c.prompt_id):
+        outcome = pairing.pairs(replace(offline, iteration=iteration), own)
+        if isinstance(outcome, NoPair):
+            left_out.add({"prompt_id": prompt.id, "reason": outcome.reason})
+        else:
+            yield from outcome
+
+
+def read_candidates(context: Context, iteration: int) -> Sequence[Candidates]:
+    """Of the selected prompts, in the order of generation."""
+    if not context.run.done(f"{context.folder(iteration)}/generate"):
+        return []
+    answered = answered_prompts(context, iteration)
+    folder, size = annotations_folder(context, iteration), context.config.shard_size
+
+    def read(places: Places) -> list[Candidates]:
+        found = {(row["prompt_id"], row["index"]): row for row in context.run.read_shards_of(folder, places, size)}
+        return [candidates_of(iteration, some, found) for some in answered.read(places)]
+
+    return Lazy(len(answered), read, size)
+
+
+def candidates_of(iteration: int, answered: Answered, annotations: Mapping[tuple[int, int], Row]) -> Candidates:
+    """`annotations`: rows by prompt id and index of the response."""
+    id_ = answered.prompt.id
+    fresh = [annotations[id_, index] for index in range(len(answered.responses))]
+    chosen, rejected = (annotations.get((id_, index), {}).get("reward") for index in (CHOSEN, REJECTED))
+    return Candidates(
+        prompt_id=id_,
+        iteration=iteration,
+        responses=tuple(answered.responses),
+        rewards=tuple(row["reward"] for row in fresh),
+        objectives=tuple(row["objectives"] for row in fresh),
+        offline_rewards=(chosen, rejected),
+    )
+
+
+def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
+    rows = MappedRows(pairs_file(context, iteration))
+
+    def read(places: Places) -> list[PromptedPair]:
+        pairs = [read_pair(row) for row in rows.read(places)]
+        ids = list(dict.fromkeys(pair.prompt_id for pair in pairs))
+        prompts = dict(zip(ids, context.prompts_of(np.array(ids, dtype=np.int64)), strict=True))
+        return [(prompts[pair.prompt_id], pair) for pair in pairs]
+
+    return Lazy(len(rows), read, context.config.shard_size)
+
+
+def fresh_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
+    """Those that are not the data set's own."""
+    sources = [batch["source"] for batch in MappedRows(pairs_file(context, iteration)).batches()]
+    fresh = [pc.not_equal(source, "offline").to_numpy(zero_copy_only=False) for source in sources]
+    return iteration_pairs(context, iteration).take(np.flatnonzero(np.concatenate([np.zeros(0, bool), *fresh])))
 
 
 def keep_iteration_reference(context: Context, iteration: int) -> Summary:
     """Reference log-probs of this iteration's pairs: of the online ones under the initial model (the offline ones are
     kept already), or of all, those held out included, under the policy that started the iteration."""
     folder = f"{context.folder(iteration)}/reference"
-    items = iteration_pairs(context, iteration) + context.validation()
     if context.reference_choice == "previous":
+        items = iteration_pairs(context, iteration) + context.validation()
         return keep_reference(context, folder, context.start_policy(iteration), items)
-    fresh = [(prompt, pair) for prompt, pair in items if pair.source != "offline"]
-    return keep_reference(context, folder, context.initial, fresh)
+    return keep_reference(context, folder, context.initial, fresh_pairs(context, iteration))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
+from adaptpo.lazy import Lazy, matched
 from adaptpo.objectives import PairLogps, score
 from adaptpo.records import LOGPS_SCHEMA, SCORES_SCHEMA, TOKEN_LOGPS_SCHEMA, table
 from adaptpo.run import Row
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair, TokenLogps, evaluate_pairs, evaluate_tokens
+from adaptpo.types import PreferencePair
 
 Summary = dict[str, Any]
 
@@ -51,23 +56,50 @@ def with_tokens(row: Row, tokens: TokenLogps) -> Row:
     return row | {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
 
 
-def with_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+def with_reference(context: Context, folder: str, items: Lazy[PromptedPair]) -> Lazy[PromptedPair]:
     """The pairs with the reference log-probs kept in `folder`; as they are where the method needs none."""
+    return items.map(partial(joined, context, folder)) if context.method.needs_reference else items
+
+
+def joined(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+    """`folder` must hold the offline pairs of all prompts, in the order of their ids."""
+    ids = (prompt.id for prompt, _ in items)
+    rows = context.run.read_shards_of(folder, ids, context.config.shard_size)
+    kept = {row_key(row): reference_fields(row) for row in rows}
+    return [(prompt, replace(pair, **kept.get(pair_key(pair), {}))) for prompt, pair in items]
+
+
+def in_turn(context: Context, folder: str, items: Iterable[PromptedPair], first: int = 0) -> Iterable[PromptedPair]:
+    """As `with_reference` for a folder that holds some of the items, in their order, from its row `first` on."""
     if not context.method.needs_reference:
-        return list(items)
-    kept = context.kept_reference(folder)
-    return [(prompt, replace(pair, **kept.get((prompt.id, pair.source, pair.objective), {}))) for prompt, pair in items]
+        return items
+    rows = islice(context.run.read_shards(folder), first, None)
+    pairs = matched(items, rows, lambda item, row: pair_key(item[1]) == row_key(row))
+    return ((prompt, replace(pair, **reference_fields(row)) if row else pair) for (prompt, pair), row in pairs)
+
+
+Key = tuple[int, str, int | None]
+
+
+def pair_key(pair: PreferencePair) -> Key:
+    return pair.prompt_id, pair.source, pair.objective
+
+
+def row_key(row: Row) -> Key:
+    return row["prompt_id"], row["source"], row.get("objective")
+
+
+def reference_fields(row: Row) -> Row:
+    """Of a `PreferencePair`."""
+    fields: Row = {"reference_logps": (row["chosen"], row["rejected"])}
+    if "chosen_tokens" in row:
+        fields["reference_tokens"] = (array("f", row["chosen_tokens"]), array("f", row["rejected_tokens"]))
+    return fields
 
 
 def keep_initial_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> None:
     if context.method.needs_reference:
         keep_reference(context, folder, context.initial, items)
-
-
-def with_kept_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
-    """The pairs with the initial model's log-probs, computed unless `folder` keeps them already."""
-    keep_initial_reference(context, folder, items)
-    return with_reference(context, folder, items)
 
 
 def score_offline(context: Context, iteration: int) -> Summary:
@@ -81,8 +113,8 @@ def score_offline(context: Context, iteration: int) -> Summary:
         return table(score_rows(context, shard, logps), SCORES_SCHEMA)
 
     context.run.shards(folder, items, context.config.shard_size, work, context.shows)
-    scores = [row["score"] for row in context.run.read_shards(folder, ["score"])]
-    return {"prompts": len(items), "score_mean": sum(scores) / len(scores) if scores else None}
+    total = sum(row["score"] for row in context.run.read_shards(folder, ["score"]))
+    return {"prompts": len(items), "score_mean": total / len(items) if items else None}
 
 
 def score_rows(context: Context, items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:

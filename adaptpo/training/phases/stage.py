@@ -18,7 +18,7 @@ Summary = dict[str, Any]
 def measure_stage(context: Context, iteration: int) -> Summary:
     """On prompts of the iteration's own part; with `stage.groups` also a score for each group of prompts."""
     folder = context.stage_folder(iteration)
-    subject = Subject(folder, context.start_policy(iteration), context.offline(iteration))
+    subject = Subject(folder, context.start_policy(iteration), context.offline_ids(iteration))
     tally = measure(context, subject)
     if context.config.stage.groups > 1 and context.ranks.is_first:
         write_groups(context, subject, tally)
@@ -29,7 +29,7 @@ def measure_stage(context: Context, iteration: int) -> Summary:
 
 
 def write_groups(context: Context, subject: Subject, tally: Tally) -> None:
-    prompts = [prompt for prompt, _ in subject.pairs]
+    prompts = list(context.prompts_of(subject.ids))
     group = group_prompts(prompts, context.config.stage.groups, seed_for(context.config.seed, subject.folder, "groups"))
     scores = scores_by_prompt(prompts, group, tally.scores)
     rows = [

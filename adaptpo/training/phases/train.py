@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,32 +16,22 @@ from transformers import TrainingArguments
 from adaptpo.errors import ModelError
 from adaptpo.files import JsonLines, whole_folder
 from adaptpo.launch import is_set
+from adaptpo.lazy import Lazy
+from adaptpo.mapped import MappedRows, write_rows
 from adaptpo.progress import TrainingBar
+from adaptpo.records import TRAINING_SCHEMA, group_row, read_group
 from adaptpo.training.context import Context
 from adaptpo.training.group_trainer import save_method, train_phase
 from adaptpo.training.passes import PromptedPair, autocast
-from adaptpo.training.phases.features import features_of_prompts
+from adaptpo.training.phases.features import Features, features_of_prompts
 from adaptpo.training.phases.sample import iteration_pairs
-from adaptpo.training.phases.score import with_reference
+from adaptpo.training.phases.score import in_turn, with_reference
 from adaptpo.training.rows import Rows
 from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.training.whole_vocabulary import VocabularyProbe
-from adaptpo.types import PreferencePair, Prompt, PromptGroup
+from adaptpo.types import PromptGroup
 
 Summary = dict[str, Any]
-
-
-Features = dict[int, dict[str, list[float]]]
-"""What learners know about the offline pair of each prompt: prompt id -> feature -> values."""
-
-
-def as_groups(items: Sequence[PromptedPair], features: Features | None = None) -> list[PromptGroup]:
-    prompts: dict[int, Prompt] = {}
-    pairs: dict[int, list[PreferencePair]] = defaultdict(list)
-    for prompt, pair in items:
-        prompts[prompt.id] = prompt
-        pairs[prompt.id].append(pair)
-    return [PromptGroup(prompts[i], tuple(pairs[i]), features[i] if features else {}) for i in prompts]
 
 
 def warm_up(context: Context) -> Summary:
@@ -51,28 +41,56 @@ def warm_up(context: Context) -> Summary:
 
 
 def train_iteration(context: Context, iteration: int) -> Summary:
-    items = with_reference(context, "reference", iteration_pairs(context, iteration))
-    items = with_reference(context, f"{context.folder(iteration)}/reference", items)
+    folder = context.folder(iteration)
+    known = with_reference(context, "reference", iteration_pairs(context, iteration))
+    items = in_turn(context, f"{folder}/reference", known)
     features = features_of_prompts(context, iteration)
-    return train(
-        context, context.folder(iteration), items, context.start_policy(iteration), features, iteration=iteration
-    )
+    return train(context, folder, items, context.start_policy(iteration), features, iteration=iteration)
 
 
-def validation_groups(context: Context, iteration: int | None) -> list[PromptGroup]:
+def validation_groups(context: Context, iteration: int | None) -> Sequence[PromptGroup]:
     """The held-out pairs with the reference of an iteration; none for a warm-up, which learns nothing beside."""
-    if iteration is None:
+    if iteration is None or context.method.validation is None:
         return []
+    folder, trained = context.folder(iteration), len(iteration_pairs(context, iteration))
     items = with_reference(context, "reference", context.validation())
-    return as_groups(with_reference(context, f"{context.folder(iteration)}/reference", items))
+    return kept_groups(context, folder, "validation", in_turn(context, f"{folder}/reference", items, first=trained))
+
+
+def kept_groups(
+    context: Context, phase: str, name: str, items: Iterable[PromptedPair], features: Iterable[Features] = ()
+) -> Lazy[PromptGroup]:
+    """The pairs by prompt, in a file for random access; pairs of one prompt stand together in `items`."""
+    path = context.scratch(phase, name)
+
+    def write() -> None:
+        if not path.exists():
+            write_rows(path, map(group_row, grouped(items, features)), TRAINING_SCHEMA)
+
+    context.ranks.on_first(write)
+    rows = MappedRows(path)
+    return Lazy(len(rows), lambda places: [read_group(row) for row in rows.read(places)], block=1)
+
+
+def grouped(items: Iterable[PromptedPair], features: Iterable[Features] = ()) -> Iterator[PromptGroup]:
+    rest = iter(features)
+    for id_, some in groupby(items, key=lambda item: item[0].id):
+        prompts, pairs = zip(*some, strict=True)
+        known = next((values for prompt_id, values in rest if prompt_id == id_), {})
+        yield PromptGroup(prompts[0], pairs, known)
+
+
+def pair_count(path: Path) -> int:
+    """Of a file of groups."""
+    return sum(len(batch["pairs"].flatten()) for batch in MappedRows(path).batches())
 
 
 def train(
     context: Context,
     phase: str,
-    items: Sequence[PromptedPair],
+    items: Iterable[PromptedPair],
     policy: str,
-    features: Features | None = None,
+    features: Iterable[Features] = (),
     iteration: int | None = None,
     warmup: bool = False,
     proxy: bool = False,
@@ -81,7 +99,7 @@ def train(
 
     `warmup` is offline training with the method's objective for the warm-up's epochs, `proxy` the same for one epoch.
     """
-    groups = as_groups(items, features)
+    groups = kept_groups(context, phase, "training", items, features)
     offline = warmup or proxy
     log_phase = phase if offline else f"{phase}/train"
     overrides: dict[str, Any] = {"num_train_epochs": context.warmup_epochs if warmup else 1} if offline else {}
@@ -112,7 +130,8 @@ def train(
         trainer.save_model(str(folder))
         save_method(method, folder)
     context.ranks.wait()  # A filter goes on to evaluate what was written.
-    summary = {"prompts": len(groups), "pairs": len(items), "steps": trainer.state.global_step}
+    pairs = pair_count(context.scratch(phase, "training"))
+    summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
     updates = trainer.method.metrics().get("meta/updates")
     return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
 

@@ -1,0 +1,92 @@
+"""Sequences as long as a data set, whose items are read from disk when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+Other = TypeVar("Other")
+
+Places = range | NDArray[np.int64]
+"""Numbers of items. A range takes no memory; an array takes 8 bytes an item."""
+
+
+def pick(places: Places, chosen: Places) -> Places:
+    """`places[i]` for each i of `chosen`: a range where both are."""
+    if isinstance(chosen, range):
+        return places[chosen.start : chosen.stop : chosen.step]
+    return np.asarray(places)[chosen]
+
+
+class Lazy(Sequence[Item]):
+    """`length` items; `read` gives those with the numbers that it is told, in their order.
+
+    Items are read `block` at a time, and no more than the block read last is kept. A slice is read at once, as a list.
+    """
+
+    def __init__(self, length: int, read: Callable[[Places], list[Item]], block: int) -> None:
+        self.length, self.read, self.block = length, read, block
+        self.kept: tuple[int, list[Item]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return self.read(range(self.length)[index])
+        number, place = divmod(range(self.length)[index], self.block)
+        if number != self.kept[0]:
+            self.kept = number, self[number * self.block : (number + 1) * self.block]
+        return self.kept[1][place]
+
+    def __iter__(self) -> Iterator[Item]:
+        for start in range(0, self.length, self.block):
+            yield from self[start : start + self.block]
+
+    def __add__(self, other: Lazy[Item]) -> Lazy[Item]:
+        def read(places: Places) -> list[Item]:
+            numbers = np.asarray(places, dtype=np.int64)
+            first = numbers < self.length
+            return self.read(numbers[first]) + other.read(numbers[~first] - self.length)
+
+        return Lazy(self.length + len(other), read, self.block)
+
+    def take(self, chosen: Places) -> Lazy[Item]:
+        """The items with these numbers."""
+        return Lazy(len(chosen), lambda places: self.read(pick(chosen, places)), self.block)
+
+    def map(self, change: Callable[[list[Item]], list[Other]]) -> Lazy[Other]:
+        """The items as `change` makes them of some at a time."""
+        return Lazy(self.length, lambda places: change(self.read(places)), self.block)
+
+
+def matched(
+    items: Iterable[Item], others: Iterable[Other], belong: Callable[[Item, Other], bool]
+) -> Iterator[tuple[Item, Other | None]]:
+    """Each item with the one of `others` that belongs to it, if one does; `others` are in the order of the items."""
+    rest = iter(others)
+    ahead = next(rest, None)
+    for item in items:
+        if ahead is not None and belong(item, ahead):
+            yield item, ahead
+            ahead = next(rest, None)
+        else:
+            yield item, None
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
