@@ -27,6 +27,8 @@ from adaptpo.training.step import preference_step
 from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups, with_reference
+from tests.runs import start
+from tests.runs import weights as weights_of
 from tests.tiny import byte_tokenizer, save_policy, save_reward_model, tiny_model
 
 
@@ -292,3 +294,13 @@ def test_peft_modules_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     base = save_policy(tmp_path / "policy")
     with pytest.raises(ConfigError, match="peft: Target modules"):
         load_policy(base, base, {"target_modules": ["no_such_module"]}, {}, seed=0)
+
+
+def test_trained_reward_model_does_not_depend_on_what_was_drawn_before(tmp_path: Path) -> None:
+    policy, found = save_policy(tmp_path / "policy"), []
+    for number in range(2):
+        torch.manual_seed(number)
+        out = tmp_path / str(number)
+        start(policy, out, "train", "online_dpo", rows=16, held_out=0, num_iterations=1, warmup_epochs=0)
+        found.append({name: tensor for name, tensor in weights_of(out).items() if name.startswith("reward/model/")})
+    assert found[0] and all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

@@ -81,7 +81,11 @@ def reward_trainer(context: Context) -> Any:
 
     turn_off_telemetry()
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(context.initial, num_labels=1, dtype=torch.float32)
+        with torch.random.fork_rng():  # The head is random, and the same whatever was drawn before.
+            torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                context.initial, num_labels=1, dtype=torch.float32
+            )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"reward: train cannot make a reward model of '{context.initial}': {first_line(error)}; "
