@@ -16,11 +16,16 @@ Places = range | NDArray[np.int64]
 """Numbers of items. A range takes no memory; an array takes 8 bytes an item."""
 
 
+def as_array(places: Places) -> NDArray[np.int64]:
+    """Of whole numbers also where there are none."""
+    return np.asarray(places, dtype=np.int64)
+
+
 def pick(places: Places, chosen: Places) -> Places:
     """`places[i]` for each i of `chosen`: a range where both are."""
     if isinstance(chosen, range):
         return places[chosen.start : chosen.stop : chosen.step]
-    return np.asarray(places)[chosen]
+    return as_array(places)[chosen]
 
 
 class Lazy(Sequence[Item]):
@@ -56,7 +61,7 @@ class Lazy(Sequence[Item]):
 
     def __add__(self, other: Lazy[Item]) -> Lazy[Item]:
         def read(places: Places) -> list[Item]:
-            numbers = np.asarray(places, dtype=np.int64)
+            numbers = as_array(places)
             first = numbers < self.length
             return self.read(numbers[first]) + other.read(numbers[~first] - self.length)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from adaptpo.errors import RunError
 from adaptpo.files import whole_file
-from adaptpo.lazy import Places, batched
+from adaptpo.lazy import Places, as_array, batched
 
 Row = dict[str, Any]
 
@@ -66,7 +66,7 @@ class MappedRows:
 
     def read(self, places: Places, columns: Sequence[str] | None = None) -> list[Row]:
         """The rows with these numbers, in this order."""
-        numbers = np.asarray(places, dtype=np.int64)
+        numbers = as_array(places)
         borders = np.flatnonzero(np.diff(numbers // self.size)) + 1
         pieces = np.split(numbers, borders) if len(numbers) else []
         return [row for piece in pieces for row in self._of_batch(piece, columns)]

@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,7 +40,7 @@ from adaptpo.selection import (
     SelectUncertain,
 )
 from adaptpo.training.collate import data_weight
-from adaptpo.training.phases.sample import selection_row
+from adaptpo.training.phases.sample import drawn
 from adaptpo.trust import ConstantTrust, SigmoidTrust
 from adaptpo.types import PreferencePair, Response
 from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
@@ -86,10 +87,10 @@ def test_learner_selects_where_the_policy_disagrees_with_the_pair() -> None:
 
 
 def test_all_selects_all_and_none_selects_none_whatever_was_drawn() -> None:
-    for u in (0.0, 0.5, 1 - 2**-53):
-        assert selection_row(0, SelectAll().probability(ScoredPrompts(1)).item(), u)["selected"]
-        assert not selection_row(0, SelectNone().probability(ScoredPrompts(1)).item(), u)["selected"]
-    assert selection_row(0, 0.7, u=0.31)["selected"] and not selection_row(0, 0.7, u=0.29)["selected"]
+    u = np.array([0.0, 0.5, 1 - 2**-53])
+    assert drawn(SelectAll().probability(ScoredPrompts(3)).double().numpy(), u).all()
+    assert not drawn(SelectNone().probability(ScoredPrompts(3)).double().numpy(), u).any()
+    assert drawn(np.array([0.7, 0.7]), np.array([0.31, 0.29])).tolist() == [True, False]
 
 
 def test_draws_depend_on_seed_iteration_and_prompt_alone_and_are_uniform() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from adaptpo.config import StageSettings
-from adaptpo.lazy import Lazy, Places
+from adaptpo.lazy import Lazy, Places, as_array
 from adaptpo.records import COMPARISONS_SCHEMA, RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.run import Row
 from adaptpo.seeds import seed_for, uniform_for
@@ -45,7 +45,7 @@ class Subject:
 
 def draw(context: Context, subject: Subject) -> Lazy[PromptedPair]:
     """The prompts to measure on, in random order: a beginning of them is a random sample."""
-    ids = np.asarray(subject.ids)
+    ids = as_array(subject.ids)
     numbers = (uniform_for(context.config.seed, subject.folder, int(id_)) for id_ in ids)
     order = np.fromiter(numbers, np.float64, len(ids)).argsort(kind="stable")
     return context.pairs_of(ids[order[: context.config.stage.prompts]])

@@ -30,7 +30,7 @@ from adaptpo.errors import ConfigError
 from adaptpo.files import read_columns, read_rows
 from adaptpo.generation.base import Sampling
 from adaptpo.iteration import Iteration, StageReading
-from adaptpo.lazy import Lazy, Places, pick
+from adaptpo.lazy import Lazy, Places, as_array, pick
 from adaptpo.mapped import MappedRows
 from adaptpo.method import Method, Reference
 from adaptpo.ranks import Ranks
@@ -357,7 +357,7 @@ class Context:
 
     def validation(self) -> Lazy[PromptedPair]:
         """The offline pairs that are held out from training."""
-        ids = np.asarray(self._filtered())
+        ids = as_array(self._filtered())
         return self.pairs_of(ids[self._held_out[ids]])
 
     def pairs_of(self, ids: Places) -> Lazy[PromptedPair]:
@@ -379,7 +379,7 @@ class Context:
         ids = self._filtered(part)
         if not self.run.done("validation"):
             return ids
-        return np.asarray(ids)[~self._held_out[np.asarray(ids)]]
+        return as_array(ids)[~self._held_out[as_array(ids)]]
 
     @property
     def _held_out(self) -> NDArray[np.bool_]:

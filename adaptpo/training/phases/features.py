@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaptpo.errors import ModelError
 from adaptpo.features import PairFeature, PairStates, standardize
+from adaptpo.lazy import as_array
 from adaptpo.records import FEATURES_SCHEMA, table
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair
@@ -74,7 +75,7 @@ def pair_states(
 
 def read_features(context: Context, iteration: int) -> dict[str, Tensor]:
     """Each feature's values [n, width] by its name, in the order of `context.offline(iteration)`."""
-    ids = np.asarray(context.offline_ids(iteration))
+    ids = as_array(context.offline_ids(iteration))
     return {feature.name: values_of(context, feature, iteration, ids) for feature in context.method.features()}
 
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from adaptpo.files import write_table
 from adaptpo.filtering import PairFacts
-from adaptpo.lazy import Lazy
+from adaptpo.lazy import Lazy, as_array
 from adaptpo.objectives import PairLogps
 from adaptpo.records import FILTER_SCHEMA
 from adaptpo.training.context import Context
@@ -37,7 +36,7 @@ def proxies(context: Context) -> list[str]:
 
 
 def decide(context: Context, facts: PairFacts) -> Summary:
-    ids = np.asarray(context.offline_ids())
+    ids = as_array(context.offline_ids())
     priority, kept = context.method.filter.priority(facts), context.method.filter.keep(facts)
     rank = priority.argsort(descending=True, stable=True).argsort()
     left_out = ids[~kept.numpy()]

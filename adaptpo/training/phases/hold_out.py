@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.files import write_table
+from adaptpo.lazy import as_array
 from adaptpo.records import VALIDATION_SCHEMA, table
 from adaptpo.training.context import Context
 from adaptpo.training.passes import PromptedPair
@@ -20,7 +21,7 @@ Summary = dict[str, Any]
 
 def hold_out(context: Context, validation: Validation) -> Summary:
     """Writes `data/validation.parquet`: the prompts held out, with their difficulty where the split goes by it."""
-    ids = np.asarray(context.offline_ids())
+    ids = as_array(context.offline_ids())
     hardness = difficulties(context) if validation.needs_reference else torch.zeros(len(ids), dtype=torch.float64)
     chosen = validation.choose(hardness, context.config.seed)
     rows = [{"prompt_id": ids[i], "difficulty": hardness[i].item()} for i in chosen]

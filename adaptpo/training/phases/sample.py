@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adaptpo.annotation.base import Request
 from adaptpo.files import read_columns, write_table
-from adaptpo.lazy import Lazy, Places, matched
+from adaptpo.lazy import Lazy, Places, as_array, matched
 from adaptpo.mapped import MappedRows, write_batches, write_rows
 from adaptpo.pairing import Candidates, NoPair
 from adaptpo.records import (
@@ -45,16 +45,20 @@ Summary = dict[str, Any]
 
 def select_prompts(context: Context, iteration: int) -> Summary:
     """Draw which prompts get fresh responses, each with its own uniform number."""
-    ids = np.asarray(context.offline_ids(iteration))
+    ids = as_array(context.offline_ids(iteration))
     chances = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, ids))
     probability = chances.detach().double().numpy()
     draws = (uniform_for(context.config.seed, "select", iteration, int(id_)) for id_ in ids)
     u = np.fromiter(draws, np.float64, len(ids))
-    # u >= 1 - p is Algorithm 1's u > w, and holds always for p = 1 and never for p = 0.
-    selected = u >= 1 - probability
+    selected = drawn(probability, u)
     columns = (ids, probability.astype(np.float32), u, selected)
     write_table(selection_file(context, iteration), pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
     return {"prompts": len(ids), "selected": int(selected.sum())}
+
+
+def drawn(probability: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Algorithm 1's u > w, for w = 1 - p: always for p = 1, never for p = 0. The numbers u are in [0, 1)."""
+    return u >= 1 - probability
 
 
 def selection_file(context: Context, iteration: int) -> Path:
