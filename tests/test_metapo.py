@@ -28,7 +28,7 @@ from adaptpo.training.collate import Batch, GroupCollator
 from adaptpo.training.logps import pair_logps, token_logps
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.step import preference_step
-from adaptpo.training.update_rule import check_optimizer
+from adaptpo.training.update_rule import check_optimizer, update_rule
 from adaptpo.types import PromptGroup
 from adaptpo.validation import Validation
 from adaptpo.weighting import LearnedBlend, Temporal
@@ -440,6 +440,27 @@ def test_looking_ahead_leaves_no_trace(estimator: Estimator) -> None:
         assert torch.equal(one, other) and other.grad is None
         left, right = plain.optimizer.state[one], looking.optimizer.state[other]
         assert all(torch.equal(left[name], right[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.SGD, {"weight_decay": 0.1}),
+        (torch.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9}),
+    ],
+)
+def test_a_step_is_undone(kind: type[torch.optim.Optimizer], settings: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    optimizer = kind([weight], lr=0.1, **settings)
+    for _ in range(3):
+        weight.grad, before = torch.randn(5, dtype=torch.float64), weight.detach().clone()
+        optimizer.step()
+    place = weight.grad.clone()
+    update_rule(optimizer, optimizer.param_groups[0]).undo(weight.detach(), place, optimizer.state[weight])
+    assert (weight - before).abs().min() > 1e-3
+    torch.testing.assert_close(place, before, rtol=1e-12, atol=1e-12)
 
 
 def test_weights_come_back_when_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:

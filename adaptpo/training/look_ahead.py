@@ -118,8 +118,9 @@ class LookAhead:
     def _clip(self) -> float:
         """The gradient of the training loss becomes what the optimizer was given; returns its norm before that."""
         norm = float(get_total_norm(self.gradients))
+        share = clipped_share(norm, self.max_norm)
         for gradient in self.gradients:
-            gradient *= clipped_share(norm, self.max_norm)
+            gradient *= share
         return norm
 
     # The gradient of the goal after the step, and what of it reaches the gradient of the step
