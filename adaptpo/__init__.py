@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptpo import methods
-    from adaptpo.config import AlignmentConfig
-    from adaptpo.method import Method
+    from adaptpo.choices.method import Method
+    from adaptpo.config.recipe import AlignmentConfig
     from adaptpo.trainer import AlignmentTrainer
 
 __version__ = "0.1.0"
 __all__ = ["AlignmentConfig", "AlignmentTrainer", "Method", "methods"]
 
 _HOMES = {
-    "AlignmentConfig": "adaptpo.config",
+    "AlignmentConfig": "adaptpo.config.recipe",
     "AlignmentTrainer": "adaptpo.trainer",
-    "Method": "adaptpo.method",
+    "Method": "adaptpo.choices.method",
 }
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import adaptpo
-from adaptpo.annotation.settings import reward_parts
-from adaptpo.branch import opening_facts, take_opening
-from adaptpo.build_method import build_method
-from adaptpo.config import AlignmentConfig, Recipe
+from adaptpo.choices.method import Method
+from adaptpo.config.recipe import AlignmentConfig, Recipe
+from adaptpo.config.reward import reward_parts
+from adaptpo.distributed.executor import executor_of
+from adaptpo.distributed.ranks import join_ranks
 from adaptpo.errors import ConfigError
-from adaptpo.executor import executor_of
-from adaptpo.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
-from adaptpo.method import Method
-from adaptpo.ranks import join_ranks
-from adaptpo.run import RunDirectory, open_run
-from adaptpo.training.context import Context
-from adaptpo.training.loop import align, run_opening
+from adaptpo.methods.build import build_method
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
+from adaptpo.pipeline.loop import align, run_opening
+from adaptpo.run.branch import opening_facts, take_opening
+from adaptpo.run.directory import RunDirectory, open_run
 
 RewardSource = str | Callable[..., Any] | dict[str, Any] | list[Any] | None
 

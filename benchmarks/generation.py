@@ -16,10 +16,10 @@ from measure import Ratio, alternate, arguments, compare, finish, show
 from torch import nn
 from transformers import GenerationConfig
 
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.quiet import quiet_libraries
-from adaptpo.training.collate import pad
+from adaptpo.models.collate import pad
 from adaptpo.types import Prompt
 
 COUNT, NEW_TOKENS = 8, 64

@@ -21,9 +21,9 @@ from measure import Ratio, alternate, arguments, compare, finish, show
 from training import authors_step
 
 from adaptpo import methods
-from adaptpo.quiet import quiet_libraries
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.rows import Rows
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.packing import Rows
 from adaptpo.training.step import preference_step
 
 LARGE = {"vocab_size": 128_000, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}

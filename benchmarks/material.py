@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adaptpo.shared_prompt.attention import share_prompts
+from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
 
 VOCABULARY = 8192

@@ -32,15 +32,15 @@ from material import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
-from adaptpo.learner import PairBatch
-from adaptpo.objectives import PairLogps
-from adaptpo.quiet import quiet_libraries
-from adaptpo.run import RunDirectory
-from adaptpo.temporal import TemporalLearner
-from adaptpo.tokenization import TokenizedPair
-from adaptpo.training.group_trainer import load_method, save_method
-from adaptpo.training.loop import run_iteration, run_opening
-from adaptpo.training.passes import PromptedPair, TokenLogps
+from adaptpo.choices.learners.base import PairBatch
+from adaptpo.choices.learners.temporal import TemporalLearner
+from adaptpo.choices.objectives import PairLogps
+from adaptpo.data.tokenization import TokenizedPair
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.models.inference import PromptedPair, TokenLogps
+from adaptpo.pipeline.loop import run_iteration, run_opening
+from adaptpo.run.directory import RunDirectory
+from adaptpo.training.prompt_group_trainer import load_method, save_method
 from adaptpo.types import PreferenceExample, Prompt, Response
 
 MIB = 2**20
@@ -151,7 +151,7 @@ def answering(*_: Any) -> Iterator[Answering]:
     yield Answering()
 
 
-PHASES = "adaptpo.training.phases"
+PHASES = "adaptpo.pipeline.phases"
 STAND_INS: dict[str, Any] = {
     f"{PHASES}.prepare.tokenize_pair": tokenized,
     f"{PHASES}.score.evaluate_pairs": evaluated,
@@ -184,7 +184,7 @@ def align(folder: Path, prompts: int, meter: Meter, real: bool, steps: int | Non
         train_dataset=write_data(folder / "data.jsonl", prompts),
         reward_funcs=reward,
     )
-    measured = {"adaptpo.run.RunDirectory.phase": meter.phase_of(RunDirectory.phase)}
+    measured = {"adaptpo.run.directory.RunDirectory.phase": meter.phase_of(RunDirectory.phase)}
     with patched(measured | ({} if real else STAND_INS)), trainer.open() as context:
         run_opening(context)
         run_iteration(context, 0)

@@ -31,9 +31,9 @@ from training import SHARED, TRAINING
 from transformers import TrainingArguments
 
 from adaptpo import Method, methods
-from adaptpo.iteration import Iteration
-from adaptpo.quiet import quiet_libraries
-from adaptpo.training.trainer import PreferenceTrainer
+from adaptpo.choices.iteration import Iteration
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.types import PreferencePair, PromptGroup
 
 INTERVALS = (10, 50, 100, 200, 500)

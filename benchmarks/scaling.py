@@ -20,8 +20,8 @@ from measure import Ratio, alternate, arguments, finish
 from training import SHARED, our_step, reference_pass
 
 from adaptpo import methods
-from adaptpo.quiet import quiet_libraries
-from adaptpo.training.rows import Rows, row_tokens, token_batches
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.models.packing import Rows, row_tokens, token_batches
 from adaptpo.types import PromptGroup
 
 BUDGET = Rows(shared_prompts=True, max_tokens=4096)

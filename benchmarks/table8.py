@@ -12,15 +12,15 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from adaptpo.build_method import build_method
-from adaptpo.config import load_recipe
+from adaptpo.config.recipe import load_recipe
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.methods.build import build_method
 from adaptpo.plan.data import assumed_data
 from adaptpo.plan.estimate import Plan, make_plan
 from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.machines import read_machine
 from adaptpo.plan.model import shape_of, shape_of_encoder
 from adaptpo.plan.published import SAMPLING, TABLE_8, TRAINING, Published, minutes
-from adaptpo.quiet import quiet_libraries
 from adaptpo.sandbox.tables.docs import row_line, write_section
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "llama-3.1-8b-metaapo-dpo.yaml"

@@ -24,13 +24,13 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, TrainingArguments
 
 from adaptpo import methods
-from adaptpo.quiet import quiet_libraries
-from adaptpo.telemetry import turn_off_telemetry
-from adaptpo.training.collate import GroupCollator, pad
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.rows import PADDED, Rows
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.models.collate import GroupCollator, pad
+from adaptpo.models.logps import pair_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.step import preference_step
-from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
 
 SHARED = Rows(shared_prompts=True)

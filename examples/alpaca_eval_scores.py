@@ -12,12 +12,12 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from adaptpo.alpaca_eval import read_alpaca_eval_pairs
-from adaptpo.objectives import SimPO
-from adaptpo.quiet import quiet_libraries
-from adaptpo.tokenization import stop_token_ids, tokenize_pair
-from adaptpo.training.models import load_causal_lm, load_tokenizer
-from adaptpo.training.passes import PromptedPair, evaluate_pairs
+from adaptpo.choices.objectives import SimPO
+from adaptpo.data.alpaca_eval import read_alpaca_eval_pairs
+from adaptpo.data.tokenization import stop_token_ids, tokenize_pair
+from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.models.inference import PromptedPair, evaluate_pairs
+from adaptpo.models.loading import load_causal_lm, load_tokenizer
 from adaptpo.types import Dropped, PreferencePair, Prompt
 
 

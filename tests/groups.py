@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from adaptpo.data import iter_examples
-from adaptpo.tokenization import tokenize_pair
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.logps import pair_logps
+from adaptpo.data.tokenization import tokenize_pair
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.logps import pair_logps
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Source
 
 

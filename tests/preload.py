@@ -2,7 +2,7 @@
 
 from trl import RewardTrainer  # noqa: F401
 
+import adaptpo.pipeline.phases.reward
 import adaptpo.trainer
-import adaptpo.training.phases.reward  # noqa: F401
 import tests.runs
 import tests.tiny  # noqa: F401

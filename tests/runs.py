@@ -41,8 +41,8 @@ def start(
 ) -> Any:
     """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated."""
     from adaptpo import AlignmentConfig, AlignmentTrainer
+    from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.methods import METHODS
-    from adaptpo.quiet import quiet_libraries
     from tests.tiny import preference_rows
 
     quiet_libraries()
@@ -86,17 +86,17 @@ def arm(point: str) -> None:
     (the moment before a file gets its name), `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
     `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name), `looking:N` (MetaPO's
     N-th pass in changed weights of the policy)."""
-    from adaptpo import files, run
+    from adaptpo.pipeline.phases import reward
+    from adaptpo.run import directory, files
     from adaptpo.training import look_ahead
-    from adaptpo.training.phases import reward
 
     kind, _, rest = point.partition(":")
     if kind in ("start", "done"):
         done = kind == "done"
         matches = lambda self, phase, facts: phase == rest and facts["done"] == done  # noqa: E731
-        kill_around(run.RunDirectory, "_record", matches, after=True)
+        kill_around(directory.RunDirectory, "_record", matches, after=True)
     elif kind == "file":
-        kill_around(run, "write_table", lambda path, table: rest in str(path), after=False)
+        kill_around(directory, "write_table", lambda path, table: rest in str(path), after=False)
     elif kind == "written":
         kill_around(files, "flush", lambda path: rest in str(path), after=False)
     elif kind == "folder":
@@ -112,14 +112,14 @@ def arm(point: str) -> None:
 
 
 def arm_training(kind: str, phase: str, step: int) -> None:
-    from adaptpo.training import group_trainer
-    from adaptpo.training.phases import groups
+    from adaptpo.pipeline.phases import grpo
+    from adaptpo.training import prompt_group_trainer
 
     def in_phase(hooks: Any, args: Any, state: Any, *_: Any, **__: Any) -> bool:
         return f"/{phase}/training" in args.output_dir and state.global_step == step
 
     name = "on_step_end" if kind == "step" else "on_save"
-    owners = (group_trainer.StepHooks,) if kind == "step" else (group_trainer.StepHooks, groups.GroupHooks)
+    owners = (prompt_group_trainer.StepHooks,) if kind == "step" else (prompt_group_trainer.StepHooks, grpo.GroupHooks)
     for owner in owners:
         kill_around(owner, name, in_phase, after=kind == "saved")
 

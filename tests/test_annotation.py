@@ -22,9 +22,9 @@ from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.combined import CombinedAnnotator
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.annotation.reward_model import RewardModelAnnotator, length_batches, load_reward_model
+from adaptpo.distributed.telemetry import turn_off_telemetry
 from adaptpo.errors import AnnotationError, ConfigError, ModelError
 from adaptpo.sandbox.models import build_reward_model
-from adaptpo.telemetry import turn_off_telemetry
 from adaptpo.types import Prompt, Response
 from tests.tiny import byte_tokenizer, save_policy, save_reward_model, tiny_config
 

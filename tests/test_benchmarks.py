@@ -46,8 +46,8 @@ def test_training_steps_are_compared_with_the_same_result(tmp_path: Path) -> Non
     from material import model_16m, prompt_groups
     from training import SHARED, full_logps, padded_batch, step_ratios
 
-    from adaptpo.training.collate import GroupCollator
-    from adaptpo.training.logps import response_logps
+    from adaptpo.models.collate import GroupCollator
+    from adaptpo.models.logps import response_logps
 
     groups = prompt_groups(2, 12, 8, ragged=True)
     with torch.no_grad():

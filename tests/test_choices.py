@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from adaptpo import methods
-from adaptpo.degree_learner import DegreeLearner
-from adaptpo.errors import ConfigError, TrainingError
-from adaptpo.learner import OFFLINE, ONLINE, PairBatch
-from adaptpo.meta_learner import MetaLearner
-from adaptpo.pairing import (
+from adaptpo.choices.learners.base import OFFLINE, ONLINE, PairBatch
+from adaptpo.choices.learners.degree_learner import DegreeLearner
+from adaptpo.choices.learners.meta_learner import MetaLearner
+from adaptpo.choices.learners.reward_gap import RunningGap
+from adaptpo.choices.learners.trust import ConstantTrust, SigmoidTrust
+from adaptpo.choices.pairing import (
     PAIRINGS,
     Candidates,
     MixedPool,
@@ -26,9 +27,7 @@ from adaptpo.pairing import (
     Online,
     best_against_worst,
 )
-from adaptpo.running import RunningGap
-from adaptpo.seeds import seed_for, uniform_for
-from adaptpo.selection import (
+from adaptpo.choices.selection import (
     SELECTIONS,
     ScoredPrompts,
     SelectAll,
@@ -39,11 +38,12 @@ from adaptpo.selection import (
     SelectRandom,
     SelectUncertain,
 )
-from adaptpo.training.collate import data_weight
-from adaptpo.training.phases.sample import drawn
-from adaptpo.trust import ConstantTrust, SigmoidTrust
+from adaptpo.choices.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
+from adaptpo.errors import ConfigError, TrainingError
+from adaptpo.models.collate import data_weight
+from adaptpo.pipeline.phases.sample import drawn
+from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.types import PreferencePair, Response
-from adaptpo.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
 from tests.test_meta_learner import pair_batch
 
 LEARNERS = {

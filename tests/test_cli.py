@@ -17,7 +17,7 @@ import yaml
 import adaptpo
 from adaptpo.cli import build_parser, main
 from adaptpo.methods import METHODS
-from adaptpo.run import open_run
+from adaptpo.run.directory import open_run
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, save_reward_model, write_jsonl
 
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "vllm", "wandb", "pandas", "matplotlib"}

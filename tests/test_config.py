@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from adaptpo.build_method import build_method
-from adaptpo.config import (
-    OWNED_TRAINING_ARGUMENTS,
-    AlignmentConfig,
-    Recipe,
-    is_special_reward,
-    load_recipe,
-)
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import DPO, SimPO
+from adaptpo.config.recipe import OWNED_TRAINING_ARGUMENTS, AlignmentConfig, Recipe, is_special_reward, load_recipe
 from adaptpo.errors import ConfigError
-from adaptpo.method import Method
 from adaptpo.methods import METHODS
-from adaptpo.objectives import DPO, SimPO
+from adaptpo.methods.build import build_method
 
 NEEDED = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from adaptpo import AlignmentConfig, trainer
-from adaptpo.config import Recipe, make_recipe
+from adaptpo.config.recipe import Recipe, make_recipe
+from adaptpo.distributed.executor import ExecutorSettings, ThisProcess, executor_of
+from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import AnnotationError, ConfigError, RunError
-from adaptpo.executor import ExecutorSettings, ThisProcess, executor_of
-from adaptpo.files import read_rows
-from adaptpo.ranks import Ranks
-from adaptpo.run import RunDirectory, open_run, refuse_other_run
-from adaptpo.training.context import Context, ModelSlot
-from adaptpo.training.loop import check_executor
+from adaptpo.pipeline.context import Context, ModelSlot
+from adaptpo.pipeline.loop import check_executor
+from adaptpo.run.directory import RunDirectory, open_run, refuse_other_run
+from adaptpo.run.files import read_rows
 from tests.ranks import free_port
 from tests.runs import assert_same_run, run_in_process, start
 from tests.tiny import save_policy, save_reward_model, vowel_reward
@@ -80,7 +80,7 @@ def test_run_goes_on_with_another_executor(tmp_path: Path) -> None:
 
 def test_missing_ray_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "adaptpo.ray_executor", raising=False)
+    monkeypatch.delitem(sys.modules, "adaptpo.distributed.ray_executor", raising=False)
     with pytest.raises(ConfigError, match=r"executor ray needs Ray .*pip install 'adaptpo\[ray\]'"):
         executor_of(ExecutorSettings(kind="ray"))
 
@@ -116,7 +116,7 @@ class Packed(ThisProcess):
         self.sizes: list[int] = []
 
     def compute(self, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        from adaptpo.ray_executor import pack, unpack
+        from adaptpo.distributed.ray_executor import pack, unpack
 
         self.release()
         packed = pack(work)
@@ -171,7 +171,7 @@ def test_folder_that_a_machine_does_not_see_is_said(tmp_path: Path) -> None:
 def ray() -> Iterator[Any]:
     """Started here, as a notebook may have done; executors join it and leave it."""
     ray = pytest.importorskip("ray")
-    from adaptpo.telemetry import turn_off_telemetry
+    from adaptpo.distributed.telemetry import turn_off_telemetry
 
     turn_off_telemetry()
     ray.init(address="local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, log_to_driver=False)
@@ -246,7 +246,7 @@ def test_unforeseen_error_of_a_worker_keeps_its_traceback(ray: Any, tmp_path: Pa
 
 def test_address_without_a_cluster_is_said() -> None:
     """At once: Ray itself tries for minutes."""
-    connect = pytest.importorskip("adaptpo.ray_executor").connect
+    connect = pytest.importorskip("adaptpo.distributed.ray_executor").connect
     with pytest.raises(ConfigError, match=r"cannot join Ray at executor\.address 127.*refused.*docs/scale\.md"):
         connect(ExecutorSettings(kind="ray", address=f"127.0.0.1:{free_port()}"))
 

@@ -13,22 +13,22 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
+from adaptpo.choices.learners.meta_learner import MetaLearner
+from adaptpo.choices.learners.pair_features import GradientNorm, HiddenState, PairFeature, Similarity, standardize
+from adaptpo.choices.objectives import DPO, ORPO, Objective, SimPO
+from adaptpo.choices.selection import ScoredPrompts
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError, ModelError, RunError
-from adaptpo.features import GradientNorm, HiddenState, PairFeature, Similarity, standardize
-from adaptpo.files import read_rows
-from adaptpo.meta_learner import MetaLearner
 from adaptpo.methods import METHODS
-from adaptpo.objectives import DPO, ORPO, Objective, SimPO
-from adaptpo.quiet import quiet_libraries
-from adaptpo.selection import ScoredPrompts
-from adaptpo.shared_prompt.attention import share_prompts
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.group_trainer import save_method
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.models import load_encoder
-from adaptpo.training.passes import PromptedPair
-from adaptpo.training.rows import PADDED, Rows
-from adaptpo.training.states import encode, encoder_states, policy_states
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.hidden_states import encode, encoder_states, policy_states
+from adaptpo.models.inference import PromptedPair
+from adaptpo.models.loading import load_encoder
+from adaptpo.models.logps import pair_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.run.files import read_rows
+from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import SETTINGS, assert_same_run, run_in_process

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptpo.errors import ConfigError
-from adaptpo.files import read_rows
-from adaptpo.filtering import (
+from adaptpo.choices.filters import (
     FILTERS,
     AgreeingMargins,
     AlignmentPotential,
@@ -23,6 +21,8 @@ from adaptpo.filtering import (
     PairFacts,
     standardized,
 )
+from adaptpo.errors import ConfigError
+from adaptpo.run.files import read_rows
 from tests.test_methods import align, build, weights
 from tests.tiny import save_policy
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 import torch
 
-from adaptpo.annotation.endpoint import Access
-from adaptpo.config import AlignmentConfig
+from adaptpo.config.recipe import AlignmentConfig
+from adaptpo.data.tokenization import decode_response, stop_token_ids, tokenize_prompt
 from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation.agreement import Expected, disagreement, expected_answers
 from adaptpo.generation.answers import AnswerReader, prompt_text
@@ -30,10 +30,10 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server, StartedServer
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.stage.measure import compared
+from adaptpo.pipeline.boundary_measure import compared
+from adaptpo.remote.endpoint import Access
 from adaptpo.stage.preference import Comparison
 from adaptpo.stage.tally import Tally
-from adaptpo.tokenization import decode_response, stop_token_ids, tokenize_prompt
 from adaptpo.types import PreferencePair, Prompt, Response
 from tests.chatty import chatty_model, chatty_tokenizer, save_chatty
 from tests.runs import start, tables

@@ -21,12 +21,21 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import RandomSampler
 
-from adaptpo import AlignmentConfig, AlignmentTrainer, mapped, methods
+from adaptpo import AlignmentConfig, AlignmentTrainer, methods
+from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import RunError
-from adaptpo.files import JsonLines, read_rows, write_table
-from adaptpo.lazy import Lazy, Places, batched, matched, pick
-from adaptpo.mapped import MappedRows, write_batches, write_rows
-from adaptpo.records import (
+from adaptpo.models.packing import Rows, row_tokens
+from adaptpo.pipeline.context import Context, first_of
+from adaptpo.pipeline.phases.check import token_counts
+from adaptpo.pipeline.phases.data import prepare_data
+from adaptpo.pipeline.phases.reward import preference_row, reward_rows
+from adaptpo.pipeline.phases.train import grouped
+from adaptpo.run import arrow_rows
+from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
+from adaptpo.run.directory import RunDirectory, open_run
+from adaptpo.run.files import JsonLines, read_rows, write_table
+from adaptpo.run.lazy_sequence import Lazy, Places, batched, matched, pick
+from adaptpo.run.schemas import (
     FILTER_SCHEMA,
     TRAINING_SCHEMA,
     VALIDATION_SCHEMA,
@@ -35,15 +44,7 @@ from adaptpo.records import (
     read_offline,
     table,
 )
-from adaptpo.run import RunDirectory, open_run
-from adaptpo.selection import ScoredPrompts
-from adaptpo.training.context import Context, first_of
-from adaptpo.training.even_order import EvenOrder, Shuffled
-from adaptpo.training.phases.check import token_counts
-from adaptpo.training.phases.prepare import prepare_data
-from adaptpo.training.phases.reward import preference_row, reward_rows
-from adaptpo.training.phases.train import grouped
-from adaptpo.training.rows import Rows, row_tokens
+from adaptpo.training.sampler import EvenOrder, Shuffled
 from adaptpo.types import PromptGroup, Response
 from tests.groups import random_groups
 from tests.tiny import preference_rows, save_policy, vowel_reward
@@ -114,7 +115,7 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def file(rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MappedRows:
-    monkeypatch.setattr(mapped, "BATCH", 4)
+    monkeypatch.setattr(arrow_rows, "BATCH", 4)
     return write_rows(tmp_path / "rows.arrow", iter(rows), SCHEMA)
 
 
@@ -186,7 +187,7 @@ def test_shards_of_some_items(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_written_as_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptpo.run.WRITTEN_TOGETHER", 2)
+    monkeypatch.setattr("adaptpo.run.directory.WRITTEN_TOGETHER", 2)
     with open_run(tmp_path / "run") as run, run.dropping("data") as left_out:
         for number in range(3):
             left_out.add({"row": number, "reason": "empty"})
@@ -285,7 +286,7 @@ def test_texts_for_the_reward_model_are_those_of_a_data_set_in_memory(context: C
 
 
 def test_shuffled_is_the_order_of_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptpo.training.even_order.TOGETHER", 7)
+    monkeypatch.setattr("adaptpo.training.sampler.TOGETHER", 7)
     own = Shuffled(20, 3)
     theirs = SeedableRandomSampler(range(20), generator=torch.Generator(), data_seed=3)
     orders = [(list(own), list(theirs)) for _ in range(3)]
@@ -302,7 +303,7 @@ def test_prompts_weighed_in_pieces_are_selected_alike(monkeypatch: pytest.Monkey
     prompts = ScoredPrompts(11, margins, torch.stack([margins, -margins], dim=1), torch.arange(11), features)
     selection = methods.metaapo().selection
     whole = selection.probability(prompts)
-    monkeypatch.setattr("adaptpo.selection.TOGETHER", 4)
+    monkeypatch.setattr("adaptpo.choices.selection.TOGETHER", 4)
     torch.testing.assert_close(selection.probability(prompts), whole)
     assert len(selection.probability(ScoredPrompts(0, margins[:0], torch.zeros(0, 2)))) == 0
     pieces = list(prompts.pieces(4))
@@ -324,7 +325,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     import memory
 
     monkeypatch.setitem(memory.SETTINGS, "shard_size", 32)
-    monkeypatch.setattr(mapped, "BATCH", 32)
+    monkeypatch.setattr(arrow_rows, "BATCH", 32)
     return memory
 
 
@@ -387,7 +388,7 @@ def test_no_history_of_all_steps_is_kept(policy: str, tmp_path: Path, monkeypatc
     def keep(checkpoint: Path, *_: Any) -> None:
         states.append(json.loads((checkpoint / "trainer_state.json").read_text()))
 
-    monkeypatch.setattr("adaptpo.training.group_trainer.mark_complete", keep)
+    monkeypatch.setattr("adaptpo.training.prompt_group_trainer.mark_complete", keep)
     trainer.train()
     logged = [line["step"] for line in JsonLines(tmp_path / "run/metrics.jsonl").read() if "loss" in line]
     assert logged == [1, 2, 3, 4, 5]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adaptpo.iteration import Iteration
-from adaptpo.learner import OFFLINE, ONLINE, PairBatch
-from adaptpo.meta_learner import MetaLearner, new_network
-from adaptpo.selection import ScoredPrompts
+from adaptpo.choices.iteration import Iteration
+from adaptpo.choices.learners.base import OFFLINE, ONLINE, PairBatch
+from adaptpo.choices.learners.meta_learner import MetaLearner, new_network
+from adaptpo.choices.selection import ScoredPrompts
 
 
 def pair_batch(offline: list[float], online: list[float]) -> PairBatch:

@@ -16,22 +16,22 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
+from adaptpo.choices.hold_out import Validation
+from adaptpo.choices.learners.base import OFFLINE, ONLINE, Estimator, Influence, PairBatch
+from adaptpo.choices.learners.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
+from adaptpo.choices.learners.temporal.features import BASE, CURRENT, GRADIENT, HIGHER
+from adaptpo.choices.learners.temporal.goal import weight_entropy
+from adaptpo.choices.learners.temporal.networks import NETWORKS, new_network
+from adaptpo.choices.objectives import DPO
+from adaptpo.choices.weighting import LearnedBlend, Temporal
 from adaptpo.errors import ConfigError, TrainingError
-from adaptpo.files import JsonLines, read_rows
-from adaptpo.learner import OFFLINE, ONLINE, Estimator, Influence, PairBatch
-from adaptpo.objectives import DPO
-from adaptpo.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
-from adaptpo.temporal.features import BASE, CURRENT, GRADIENT, HIGHER
-from adaptpo.temporal.goal import weight_entropy
-from adaptpo.temporal.networks import NETWORKS, new_network
-from adaptpo.training.collate import Batch, GroupCollator
-from adaptpo.training.logps import pair_logps, token_logps
+from adaptpo.models.collate import Batch, GroupCollator
+from adaptpo.models.logps import pair_logps, token_logps
+from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
+from adaptpo.training.optimizer_rules import check_optimizer, update_rule
 from adaptpo.training.step import preference_step
-from adaptpo.training.update_rule import check_optimizer, update_rule
 from adaptpo.types import PromptGroup
-from adaptpo.validation import Validation
-from adaptpo.weighting import LearnedBlend, Temporal
 from tests.groups import random_groups, with_reference
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
@@ -622,8 +622,8 @@ def test_bf16_run_learns(policy: str, tmp_path: Path) -> None:
 
 
 def test_recipe_names_its_settings() -> None:
-    from adaptpo.build_method import build_method
-    from adaptpo.config import Recipe
+    from adaptpo.config.recipe import Recipe
+    from adaptpo.methods.build import build_method
 
     settings = {"name": "metapo", "meta_interval": None, "features": ["margin", "change"], "architecture": "mlp"}
     recipe = Recipe(output_dir="out", model="m", data={"path": "d"}, method=settings)
@@ -657,7 +657,7 @@ def test_what_a_run_keeps(policy: str, tmp_path: Path) -> None:
 
 def test_reference_is_kept_for_the_weights_alone(policy: str, tmp_path: Path) -> None:
     """SimPO's loss needs none; its margins stay its own."""
-    from adaptpo.objectives import SimPO
+    from adaptpo.choices.objectives import SimPO
 
     out = tmp_path / "run"
     align(policy, out, methods.metapo(objective=SimPO(), meta_interval=2))

@@ -15,18 +15,18 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
+from adaptpo.choices.iteration import Iteration, StageReading
+from adaptpo.choices.objectives import OptimisticDPO
+from adaptpo.choices.pairing import Candidates
+from adaptpo.choices.selection import SelectAll, SelectNone
+from adaptpo.cli.methods import axis_names, method_rows
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import AnnotationError, ConfigError
-from adaptpo.files import read_rows
-from adaptpo.iteration import Iteration, StageReading
-from adaptpo.method_table import axis_names, method_rows
 from adaptpo.methods import METHODS
-from adaptpo.objectives import OptimisticDPO
-from adaptpo.pairing import Candidates
-from adaptpo.quiet import quiet_libraries
-from adaptpo.selection import SelectAll, SelectNone
-from adaptpo.training.collate import GroupCollator
+from adaptpo.models.collate import GroupCollator
+from adaptpo.run.files import read_rows
+from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.step import preference_step
-from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PreferencePair, PromptGroup, Response
 from tests.groups import random_groups
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights

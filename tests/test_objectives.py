@@ -14,10 +14,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from adaptpo.iteration import Iteration
-from adaptpo.learner import PairBatch
-from adaptpo.method import Method
-from adaptpo.objectives import (
+from adaptpo.choices.iteration import Iteration
+from adaptpo.choices.learners.base import PairBatch
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import (
     DPO,
     IPO,
     KTO,
@@ -32,17 +32,17 @@ from adaptpo.objectives import (
     SLiCHF,
     score,
 )
-from adaptpo.objectives.kto import ReferencePoint
-from adaptpo.pairing import Offline
-from adaptpo.selection import SelectNone
-from adaptpo.shared_prompt.attention import share_prompts
-from adaptpo.telemetry import turn_off_telemetry
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.rows import PADDED, Rows
+from adaptpo.choices.objectives.kto import ReferencePoint
+from adaptpo.choices.pairing import Offline
+from adaptpo.choices.selection import SelectNone
+from adaptpo.choices.weighting import Uniform
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.logps import pair_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.training.step import preference_step
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
-from adaptpo.weighting import Uniform
 from tests.groups import random_groups, tokenized_groups
 from tests.tiny import byte_tokenizer, preference_rows, tiny_model
 

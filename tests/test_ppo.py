@@ -14,15 +14,16 @@ from torch.testing import assert_close
 from transformers import TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
+from adaptpo.choices.policy_update import PPO
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError
-from adaptpo.files import read_rows
-from adaptpo.policy_trainer import PPO
-from adaptpo.quiet import quiet_libraries
+from adaptpo.models.logps import token_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
-from adaptpo.shared_prompt.attention import share_prompts
+from adaptpo.run.files import read_rows
 from adaptpo.training.actor_critic import CRITIC, ActorCritic, Critic
-from adaptpo.training.logps import token_logps
 from adaptpo.training.ppo import (
     PPOTokens,
     generalized_advantages,
@@ -42,7 +43,6 @@ from adaptpo.training.rollouts import (
     rollout_groups,
     scores,
 )
-from adaptpo.training.rows import PADDED, Rows
 from adaptpo.types import Prompt, Response
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler
 
+from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
-from adaptpo.files import JsonLines
-from adaptpo.ranks import ALONE, Ranks, check_sharding
-from adaptpo.run import refuse_other_run
+from adaptpo.run.directory import refuse_other_run
+from adaptpo.run.files import JsonLines
 from adaptpo.training.checkpoints import mark_complete, refuse_other_layout
-from adaptpo.training.even_order import EvenOrder
+from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, run_ranks, zero
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl

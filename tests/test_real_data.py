@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from adaptpo import alpaca_eval
-from adaptpo.alpaca_eval import read_alpaca_eval_pairs
-from adaptpo.data import fingerprint, open_rows, problems, read_examples, read_prompts
+from adaptpo.data import alpaca_eval, fingerprint, open_rows, problems, read_examples, read_prompts
+from adaptpo.data.alpaca_eval import read_alpaca_eval_pairs
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample
 

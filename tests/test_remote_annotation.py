@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from adaptpo.annotation.base import Request
-from adaptpo.annotation.endpoint import Access, Endpoint
 from adaptpo.annotation.judge import RATINGS, VERDICTS, ComparingJudge, Judge, ScoringJudge, verdict_of
 from adaptpo.annotation.server import RewardServer, VllmRewardServer
-from adaptpo.annotation.store import AnswerStore, content_key
 from adaptpo.annotation.tournament import Tournament
 from adaptpo.errors import AnnotationError, RunError
+from adaptpo.remote.endpoint import Access, Endpoint
+from adaptpo.remote.store import AnswerStore, content_key
 from adaptpo.types import Prompt, Response
 from tests.stub import Reply, Stub, by_length, completion, serving
 

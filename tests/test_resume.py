@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptpo.files import JsonLines
+from adaptpo.run.files import JsonLines
 from tests.runs import assert_same_run, run_in_process
 from tests.tiny import save_policy
 

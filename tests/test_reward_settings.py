@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from adaptpo.annotation.base import Annotator
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.annotation.combined import CombinedAnnotator
-from adaptpo.annotation.settings import KINDS, FunctionReward, ModelReward, reward_parts
 from adaptpo.cli import main
-from adaptpo.config import Recipe, load_recipe
+from adaptpo.config.recipe import Recipe, load_recipe
+from adaptpo.config.reward import KINDS, FunctionReward, ModelReward, reward_parts
 from adaptpo.errors import AdaptpoError, AnnotationError, ConfigError, DataError, RunError
-from adaptpo.inputs import reward_digest
-from adaptpo.run import open_run
+from adaptpo.pipeline.inputs import reward_digest
+from adaptpo.run.directory import open_run
 from adaptpo.types import Prompt, Response
 from tests.runs import start
 from tests.stub import Reply, by_length, serving
@@ -302,7 +302,7 @@ def test_responses_to_one_prompt_meet_wherever_they_are(folder: Path, capsys: py
 def test_what_cannot_be_annotated(
     row: Any, arguments: dict[str, Any], error: type[AdaptpoError], message: str, folder: Path
 ) -> None:
-    from adaptpo.annotate import annotate_file
+    from adaptpo.cli.annotate import annotate_file
 
     write_jsonl(folder / "in.jsonl", [row])
     with pytest.raises(error, match=message):

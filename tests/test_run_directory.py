@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from adaptpo import files
 from adaptpo.errors import RunError
-from adaptpo.files import JsonLines, read_rows, whole_file, whole_folder, write_json, write_table, write_text
-from adaptpo.run import RunDirectory, open_run
+from adaptpo.run import files
+from adaptpo.run.directory import RunDirectory, open_run
+from adaptpo.run.files import JsonLines, read_rows, whole_file, whole_folder, write_json, write_table, write_text
 
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.is_char_device(), reason="the system has no /dev/full")

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import is_conversational
 
 from adaptpo.annotation.function import import_function
-from adaptpo.build_method import build_method
-from adaptpo.config import load_recipe
+from adaptpo.config.recipe import load_recipe
 from adaptpo.data import iter_examples, open_rows
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import AnnotationError, ConfigError, RunError
-from adaptpo.quiet import quiet_libraries
+from adaptpo.methods.build import build_method
 from adaptpo.sandbox.build import build
 from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, share
 from adaptpo.sandbox.data import compared, offline_answers, preference_row, sft_rows

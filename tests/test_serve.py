@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaptpo.annotation.build import Workplace, build_annotator
-from adaptpo.annotation.settings import reward_parts
+from adaptpo.config.reward import reward_parts
 from adaptpo.types import Prompt, Response
 from tests.tiny import byte_tokenizer
 

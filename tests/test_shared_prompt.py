@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from adaptpo import methods
-from adaptpo.shared_prompt.attention import NAME, share_prompts, sharing_prompts
-from adaptpo.shared_prompt.layout import UNSEEN, shared_prompts
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.logps import chosen_logps, response_logps, token_logps
-from adaptpo.training.rows import Rows, row_tokens, token_batches
-from adaptpo.training.self_check import SelfCheck, choose_rows, representative
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.logps import chosen_logps, response_logps, token_logps
+from adaptpo.models.packing import Rows, row_tokens, token_batches
+from adaptpo.models.self_check import SelfCheck, choose_rows, representative
+from adaptpo.models.shared_prompt.attention import NAME, share_prompts, sharing_prompts
+from adaptpo.models.shared_prompt.layout import UNSEEN, shared_prompts
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups
 from tests.test_training import trained
@@ -304,7 +304,7 @@ def broken() -> Any:
     """A sharing attention with one fault, put in place of ours."""
     from transformers import AttentionInterface
 
-    from adaptpo.shared_prompt import attention
+    from adaptpo.models.shared_prompt import attention
 
     def install(fault: Callable[..., Any]) -> None:
         AttentionInterface.register(NAME, fault)
@@ -314,13 +314,13 @@ def broken() -> Any:
 
 
 def ignoring_the_window(*args: Any, **settings: Any) -> Any:
-    from adaptpo.shared_prompt.attention import shared_prompt_attention
+    from adaptpo.models.shared_prompt.attention import shared_prompt_attention
 
     return shared_prompt_attention(*args, **(settings | {"sliding_window": None}))
 
 
 def ignoring_the_layout(*args: Any, **settings: Any) -> Any:
-    from adaptpo.shared_prompt.attention import shared_prompt_attention
+    from adaptpo.models.shared_prompt.attention import shared_prompt_attention
 
     settings.pop("shared_prompts", None)
     args = (*args[:4], None) if len(args) > 4 and args[4] is not None and args[4].numel() == 1 else args
@@ -328,7 +328,7 @@ def ignoring_the_layout(*args: Any, **settings: Any) -> Any:
 
 
 def with_half_of_the_gradient(*args: Any, **settings: Any) -> Any:
-    from adaptpo.shared_prompt.attention import shared_prompt_attention
+    from adaptpo.models.shared_prompt.attention import shared_prompt_attention
 
     output, _ = shared_prompt_attention(*args, **settings)
     return (output + output.detach()) / 2, None
@@ -399,9 +399,9 @@ def lengthened(pair: Any) -> Any:
 def test_the_checked_group_is_the_longest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.array([30, 50, 20, 40, 50])
     assert representative(tokens) == 1
-    monkeypatch.setattr("adaptpo.training.self_check.LONGEST_CHECKED", 30)
+    monkeypatch.setattr("adaptpo.models.self_check.LONGEST_CHECKED", 30)
     assert representative(tokens) == 0
-    monkeypatch.setattr("adaptpo.training.self_check.LONGEST_CHECKED", 1)
+    monkeypatch.setattr("adaptpo.models.self_check.LONGEST_CHECKED", 1)
     assert representative(tokens) == 2
 
 
@@ -420,7 +420,7 @@ def test_chunked_head_equals_the_whole(
     whole = results(model, token_logps(model, batch).sum(dim=1))
     sizes: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: sizes.append(output.shape[-2]))
-    monkeypatch.setattr("adaptpo.training.logps.LOGIT_BYTES", 4 * len(TOKENIZER) * 50)
+    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(TOKENIZER) * 50)
     chunked = results(model, token_logps(model, batch, chunked_head=True).sum(dim=1))
     assert max(sizes) == 50 and len(sizes) > 4
     assert_equal(chunked, whole, nats=1e-4)
@@ -433,7 +433,7 @@ def test_no_chunks_where_logits_are_not_the_heads_output(groups: list[PromptGrou
 
 
 def test_unchecked_models_compute_the_whole_head(groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptpo.training.logps.LOGIT_BYTES", 1)
+    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 1)
     model = built(CONFIGS["llama"]())
     hooks: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *_: hooks.append(1))

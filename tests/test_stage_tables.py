@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adaptpo.quiet import quiet_libraries
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.report.reading import RunData
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_cells, run_name, waves
 from adaptpo.sandbox.tables.definitions.stages import TABLE_3, TABLE_5, duel, stage_rows
 from adaptpo.sandbox.tables.measure import Boundary, Measurement, stage_prompts
-from adaptpo.sandbox.tables.rows import Row
 from adaptpo.sandbox.tables.stage_view import StageView, effectiveness, policies
 from adaptpo.sandbox.tables.summary import RowSummary, summarize
+from adaptpo.sandbox.tables.table import Row
 
 # Figures
 

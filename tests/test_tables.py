@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaptpo.cli import TABLE_HELP, main
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError, RunError
-from adaptpo.files import JsonLines
 from adaptpo.methods import METHODS
-from adaptpo.quiet import quiet_libraries
 from adaptpo.report import RunData
+from adaptpo.run.files import JsonLines
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, world_name
@@ -28,9 +28,9 @@ from adaptpo.sandbox.tables.labels import label_separation, last_visits
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks
-from adaptpo.sandbox.tables.rows import Row, Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.statistics import area_under_curve, estimate, win_rate_at_equal_length, wins
 from adaptpo.sandbox.tables.summary import summarize
+from adaptpo.sandbox.tables.table import Row, Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.text import COLUMNS, grid
 from adaptpo.sandbox.tables.work import build_world
 

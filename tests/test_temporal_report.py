@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adaptpo.choices.learners.temporal.features import BASE
 from adaptpo.report import RunData, write_report
 from adaptpo.report.shapley import importance, shapley_values
 from adaptpo.report.temporal import (
@@ -20,7 +21,6 @@ from adaptpo.report.temporal import (
     visit_table,
 )
 from adaptpo.report.visits import histories
-from adaptpo.temporal.features import BASE
 from tests.test_report import Links, RunWriter, cell, write_json, write_lines, write_table
 
 FIGURES = {"coefficients", "landscape", "factors", "trajectories"}

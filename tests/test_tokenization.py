@@ -16,9 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from adaptpo import tokenization
-from adaptpo.errors import DataError, ModelError
-from adaptpo.tokenization import (
+from adaptpo.data import tokenization
+from adaptpo.data.tokenization import (
     TokenizedPair,
     check_tokenizer_fits,
     decode_response,
@@ -26,6 +25,7 @@ from adaptpo.tokenization import (
     tokenize_pair,
     tokenize_prompt,
 )
+from adaptpo.errors import DataError, ModelError
 from adaptpo.types import PreferenceExample
 
 CHATML = (

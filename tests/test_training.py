@@ -11,20 +11,20 @@ import torch
 from transformers import TrainingArguments
 
 from adaptpo import methods
+from adaptpo.choices.learners.base import OFFLINE
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import DPO, KTO, DPOShift, PairLogps
+from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import ConfigError, ModelError, TrainingError
-from adaptpo.files import JsonLines
-from adaptpo.learner import OFFLINE
-from adaptpo.method import Method
-from adaptpo.objectives import DPO, KTO, DPOShift, PairLogps
-from adaptpo.selection import ScoredPrompts
-from adaptpo.shared_prompt.attention import share_prompts
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.models import load_causal_lm, load_policy
-from adaptpo.training.phases.train import stretch
-from adaptpo.training.rows import PADDED, Rows
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.loading import load_causal_lm, load_policy
+from adaptpo.models.logps import pair_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.pipeline.phases.train import stretch
+from adaptpo.run.files import JsonLines
+from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.step import preference_step
-from adaptpo.training.trainer import PreferenceTrainer
 from adaptpo.types import PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import start

@@ -14,15 +14,15 @@ from torch.nn.functional import log_softmax
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
+from adaptpo.choices.learners.temporal.features import BASE, GRADIENT
+from adaptpo.choices.objectives import DPO, ORPO, Objective, SimPO
 from adaptpo.errors import ModelError
-from adaptpo.files import JsonLines, read_rows
-from adaptpo.objectives import DPO, ORPO, Objective, SimPO
-from adaptpo.shared_prompt.attention import share_prompts
-from adaptpo.temporal.features import BASE, GRADIENT
-from adaptpo.training.collate import GroupCollator
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.models import base_is_untouched
-from adaptpo.training.rows import PADDED, Rows
+from adaptpo.models.collate import GroupCollator
+from adaptpo.models.loading import base_is_untouched
+from adaptpo.models.logps import pair_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.whole_vocabulary import LiveReference, VocabularyProbe
 from adaptpo.types import PromptGroup, Response
 from tests.groups import random_groups, with_reference
@@ -62,7 +62,7 @@ def groups(reference: PreTrainedModel) -> list[PromptGroup]:
 def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """In chunks of 3 tokens, of which most responses have more."""
     if request.param == "in chunks":
-        monkeypatch.setattr("adaptpo.training.logps.LOGIT_BYTES", 4 * len(byte_tokenizer()) * 3)
+        monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(byte_tokenizer()) * 3)
     return request.param == "in chunks"
 
 

@@ -11,13 +11,13 @@ import torch
 
 from adaptpo.annotation.base import Annotator
 from adaptpo.annotation.combined import CombinedAnnotator
-from adaptpo.annotation.endpoint import Access, key_from_environment
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.annotation.judge import ComparingJudge, Judge, ScoringJudge
 from adaptpo.annotation.pairwise_model import PairwiseModel, load_pairwise_model
 from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_model
 from adaptpo.annotation.server import RewardServer, VllmRewardServer
-from adaptpo.annotation.settings import (
+from adaptpo.annotation.tournament import Tournament
+from adaptpo.config.reward import (
     FunctionReward,
     JudgeReward,
     ModelReward,
@@ -26,8 +26,8 @@ from adaptpo.annotation.settings import (
     RewardPart,
     ServerReward,
 )
-from adaptpo.annotation.store import AnswerStore
-from adaptpo.annotation.tournament import Tournament
+from adaptpo.remote.endpoint import Access, key_from_environment
+from adaptpo.remote.store import AnswerStore
 
 OPENAI = "https://api.openai.com/v1"
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptpo.annotation.base import Annotator, Request, Usage, as_text, take
-from adaptpo.annotation.endpoint import Access
-from adaptpo.annotation.remote import Remote, field
-from adaptpo.annotation.store import AnswerStore, Json
 from adaptpo.annotation.tournament import Match
 from adaptpo.errors import AnnotationError
+from adaptpo.remote.endpoint import Access
+from adaptpo.remote.remote import Remote, field
+from adaptpo.remote.store import AnswerStore, Json
 from adaptpo.types import Prompt, Response
 
 CRITERIA = "how well it does what the request asks for: correct, helpful, complete, to the point and harmless"

@@ -16,8 +16,8 @@ from adaptpo.annotation.base import Usage, as_text
 from adaptpo.annotation.reward_model import length_batches
 from adaptpo.annotation.tournament import Match
 from adaptpo.errors import ModelError
-from adaptpo.training.collate import pad
-from adaptpo.training.models import first_line
+from adaptpo.models.collate import pad
+from adaptpo.models.loading import first_line
 
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 Encode = Callable[[str, str, int], list[int]]

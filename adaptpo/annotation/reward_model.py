@@ -20,11 +20,11 @@ from adaptpo.annotation.shared_forward import (
     shared_rewards,
     worth_sharing,
 )
+from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.errors import ModelError
-from adaptpo.shared_prompt.attention import sharing_prompts
-from adaptpo.tokenization import check_tokenizer_fits
-from adaptpo.training.collate import pad
-from adaptpo.training.models import first_line, load_tokenizer
+from adaptpo.models.collate import pad
+from adaptpo.models.loading import first_line, load_tokenizer
+from adaptpo.models.shared_prompt.attention import sharing_prompts
 from adaptpo.types import Prompt, Response
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptpo.annotation.base import Annotator, Request, Usage, as_completion, take, valid_reward
-from adaptpo.annotation.endpoint import Access, UnusableAnswerError
-from adaptpo.annotation.remote import Remote, field
-from adaptpo.annotation.store import AnswerStore, Json
+from adaptpo.remote.endpoint import Access, UnusableAnswerError
+from adaptpo.remote.remote import Remote, field
+from adaptpo.remote.store import AnswerStore, Json
 
 
 class RewardServer(Annotator):

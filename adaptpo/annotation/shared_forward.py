@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptpo.shared_prompt.attention import forward_arguments
-from adaptpo.shared_prompt.layout import positions, shared_prompts
+from adaptpo.models.shared_prompt.attention import forward_arguments
+from adaptpo.models.shared_prompt.layout import positions, shared_prompts
 
 WORTH_SHARING = 0.15
 """Sharing must save this share of the tokens."""

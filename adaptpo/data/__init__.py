@@ -15,7 +15,7 @@ from adaptpo.data.examples import (
 )
 from adaptpo.data.fingerprint import fingerprint
 from adaptpo.data.pairs import TextFormat
-from adaptpo.data.rows import DataSource, Row, Rows, open_rows
+from adaptpo.data.source import DataSource, Row, Rows, open_rows
 
 __all__ = [
     "DataSource",

@@ -11,7 +11,7 @@ from adaptpo.data.columns import check_preference_columns, check_prompt_columns,
 from adaptpo.data.files import Row
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
 from adaptpo.data.problems import RowProblem
-from adaptpo.data.rows import DataSource, describe, open_rows
+from adaptpo.data.source import DataSource, describe, open_rows
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample, Text

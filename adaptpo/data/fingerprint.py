@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import datasets
 
-from adaptpo.data.rows import LOAD_ERRORS, DataSource, open_rows
+from adaptpo.data.source import LOAD_ERRORS, DataSource, open_rows
 
 MIB = 2**20
 WHOLE_FILE_LIMIT = 256 * MIB

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.annotation.base import Usage
-from adaptpo.annotation.endpoint import UnusableAnswerError
-from adaptpo.annotation.remote import field
-from adaptpo.annotation.store import Json
+from adaptpo.data.tokenization import decode_response, ending_token, tokenize_continuation
 from adaptpo.errors import GenerationError
 from adaptpo.generation.base import Sampling
-from adaptpo.tokenization import decode_response, ending_token, tokenize_continuation
+from adaptpo.remote.endpoint import UnusableAnswerError
+from adaptpo.remote.remote import field
+from adaptpo.remote.store import Json
 from adaptpo.types import Prompt, Response
 
 READS_PROMPTS_DIFFERENTLY = (

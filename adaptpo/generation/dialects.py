@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adaptpo.annotation.store import Json
+from adaptpo.config.generation import Api
 from adaptpo.generation.base import Sampling
-from adaptpo.generation.settings import Api
+from adaptpo.remote.store import Json
 
 Fields = dict[str, Json]
 

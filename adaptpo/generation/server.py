@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.annotation.base import Usage
-from adaptpo.annotation.endpoint import Access, Endpoint
-from adaptpo.annotation.store import Json
 from adaptpo.errors import AnnotationError, GenerationError
 from adaptpo.generation.agreement import PROBES, Expected, disagreement, greedily
 from adaptpo.generation.answers import AnswerReader, prompt_text
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.dialects import Dialect
 from adaptpo.generation.process import Server
+from adaptpo.remote.endpoint import Access, Endpoint
+from adaptpo.remote.store import Json
 from adaptpo.seeds import seed_for
 from adaptpo.types import Prompt, Response
 

@@ -17,9 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from adaptpo.data.tokenization import decode_response
 from adaptpo.generation.base import Sampling
-from adaptpo.tokenization import decode_response
-from adaptpo.training.collate import pad
+from adaptpo.models.collate import pad
 from adaptpo.types import Prompt, Response
 
 COMPACT_BELOW = 0.75

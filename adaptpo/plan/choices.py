@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptpo.iteration import UNKNOWN_STAGE, Iteration
-from adaptpo.method import Method
-from adaptpo.pairing import Candidates, NoPair, Pairing
-from adaptpo.selection import ScoredPrompts, SelectByLearner, Selection, SelectLowest
+from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration
+from adaptpo.choices.method import Method
+from adaptpo.choices.pairing import Candidates, NoPair, Pairing
+from adaptpo.choices.selection import ScoredPrompts, SelectByLearner, Selection, SelectLowest
 from adaptpo.types import PreferencePair, Response
 
 PAPERS_SHARE = 0.58

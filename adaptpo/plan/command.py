@@ -10,17 +10,17 @@ from typing import Literal
 
 import torch
 
-from adaptpo.annotation.settings import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
-from adaptpo.build_method import build_method
-from adaptpo.config import Recipe, load_recipe
+from adaptpo.choices.method import Method
+from adaptpo.config.recipe import Recipe, load_recipe
+from adaptpo.config.reward import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
 from adaptpo.data.columns import is_preference_row
 from adaptpo.errors import ConfigError
-from adaptpo.inputs import DataInput
-from adaptpo.method import Method
+from adaptpo.methods.build import build_method
+from adaptpo.models.loading import load_tokenizer, stop_ids_of, text_mode_of
+from adaptpo.pipeline.inputs import DataInput
 from adaptpo.plan.data import measure_data
 from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.model import bytes_per_weight, read_config, shape_of, shape_of_encoder
-from adaptpo.training.models import load_tokenizer, stop_ids_of, text_mode_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from adaptpo.config import AlignmentConfig
+from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.pairs import TextFormat
+from adaptpo.data.tokenization import TokenizedPair, tokenize_pair
 from adaptpo.plan.arithmetic import Lengths
-from adaptpo.tokenization import TokenizedPair, tokenize_pair
 from adaptpo.types import Dropped
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from adaptpo.config import AlignmentConfig
-from adaptpo.method import Method
+from adaptpo.choices.method import Method
+from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.plan.arithmetic import Lengths, Passes, Shape, shared_prompt
 from adaptpo.plan.choices import CHOSEN, REJECTED, Share, expected_share, method_in
 from adaptpo.plan.data import DataFacts

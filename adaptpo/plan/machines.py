@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from adaptpo.config import Settings, explain, nearest, read_yaml
+from adaptpo.config.recipe import Settings, explain, nearest, read_yaml
 from adaptpo.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from adaptpo.errors import ModelError
+from adaptpo.models.loading import first_line, lora_config
 from adaptpo.plan.arithmetic import Shape
-from adaptpo.training.models import first_line, lora_config
 
 
 def read_config(path: str) -> PretrainedConfig:

@@ -1,6 +1,6 @@
 """The phases of a run as work: which passes over how many tokens, and how many responses and annotations.
 
-The list follows `adaptpo.training.loop` and `adaptpo.training.iteration`; phases of one name are summed over
+The list follows `adaptpo.pipeline.loop` and `adaptpo.pipeline.iteration`; phases of one name are summed over
 iterations.
 """
 
@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from adaptpo.features import PairFeature
+from adaptpo.choices.learners.pair_features import PairFeature
+from adaptpo.choices.policy_update import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
 from adaptpo.plan.arithmetic import Passes, separate_rows, training_multiple
 from adaptpo.plan.choices import FRESH, Contribution, Sides, contribution
 from adaptpo.plan.job import OFFLINE_PAIR, Job
-from adaptpo.policy_trainer import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
 
 Kind = Literal["train", "forward", "generate", "annotate"]
 STAGE_SIDES = (FRESH, FRESH, *OFFLINE_PAIR)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from adaptpo.files import write_text
 from adaptpo.report import temporal
 from adaptpo.report.adaptation import gain_figure, learner_figure, margin_figure
 from adaptpo.report.cost import time_figure, training_figure
@@ -16,6 +15,7 @@ from adaptpo.report.overview import header, key_figures
 from adaptpo.report.reading import RunData
 from adaptpo.report.samples import samples
 from adaptpo.report.tables import dropped_table, evaluation_table, iteration_table, phase_table
+from adaptpo.run.files import write_text
 
 FIGURES = (
     dynamics_figure,

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from adaptpo.errors import RunError
-from adaptpo.files import JsonLines
 from adaptpo.report.visits import Visits
+from adaptpo.run.files import JsonLines
 
 FloatArray = npt.NDArray[np.float64]
 Columns = dict[str, npt.NDArray[Any]]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from adaptpo.errors import RunError
-from adaptpo.files import write_text
+from adaptpo.pipeline.boundary_candidates import read_candidates
 from adaptpo.report import stage_plots
 from adaptpo.report.figures import FigureSpec, render
 from adaptpo.report.page import template
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import Table, dropped_table
-from adaptpo.run import Row
-from adaptpo.stage.candidates import read_candidates
+from adaptpo.run.directory import Row
+from adaptpo.run.files import write_text
 from adaptpo.stage.diagnostics import CandidateFacts
 from adaptpo.stage.score import LEVELS
 from adaptpo.stage.tally import Tally

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from adaptpo.files import write_json, write_text
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.run.files import write_json, write_text
 from adaptpo.sandbox.data import (
     Answered,
     Row,
@@ -31,7 +32,6 @@ from adaptpo.sandbox.sampling import MAX_NEW_TOKENS, sample_responses
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import sample_prompts
 from adaptpo.sandbox.writers import Writer, writers
-from adaptpo.telemetry import turn_off_telemetry
 
 POLICY_SAMPLES = 4
 

@@ -15,9 +15,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_model
-from adaptpo.config import load_recipe
+from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import RunError
-from adaptpo.files import read_rows
+from adaptpo.run.files import read_rows
 from adaptpo.sandbox.sampling import sample_responses
 from adaptpo.sandbox.world import plain_text, true_reward, user
 from adaptpo.trainer import AlignmentTrainer

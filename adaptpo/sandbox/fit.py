@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from adaptpo.files import whole_folder
-from adaptpo.progress import TrainingBar
+from adaptpo.run.files import whole_folder
+from adaptpo.run.progress import TrainingBar
 from adaptpo.sandbox.data import Answered
 from adaptpo.sandbox.models import build_policy, build_reward_model, copy_word_embeddings
 from adaptpo.sandbox.settings import WorldSettings

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adaptpo.files import whole_folder
+from adaptpo.run.files import whole_folder
 
 
 def remember(cache: Path | None, folder: Path, ingredients: Any, make: Callable[[Path], object]) -> None:

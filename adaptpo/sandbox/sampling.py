@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adaptpo.data.tokenization import stop_token_ids, tokenize_prompt
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.progress import progress_bar
+from adaptpo.run.progress import progress_bar
 from adaptpo.sandbox.world import plain_text, user
 from adaptpo.seeds import seed_for
-from adaptpo.tokenization import stop_token_ids, tokenize_prompt
 from adaptpo.types import Prompt
 
 MAX_NEW_TOKENS = 32

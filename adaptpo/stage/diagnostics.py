@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptpo.run import Row
+from adaptpo.run.directory import Row
 from adaptpo.stage.score import FloatArray
 from adaptpo.stage.tally import point
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adaptpo.run import Row
+from adaptpo.run.directory import Row
 from adaptpo.stage.score import COMPARISONS, BoundaryScore
 
 

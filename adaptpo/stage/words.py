@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from adaptpo.run import Row
+from adaptpo.run.directory import Row
 from adaptpo.stage.score import ADVICE
 
 

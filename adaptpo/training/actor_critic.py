@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptpo.shared_prompt.attention import base_model
-from adaptpo.training.collate import Batch
-from adaptpo.training.logps import model_arguments, token_logps
+from adaptpo.models.collate import Batch
+from adaptpo.models.logps import model_arguments, token_logps
+from adaptpo.models.shared_prompt.attention import base_model
 
 CRITIC = "critic"
 VALUE_HEAD = "value_head.pt"

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from adaptpo.errors import RunError
-from adaptpo.files import flush_tree, write_text
+from adaptpo.run.files import flush_tree, write_text
 
 COMPLETE = "complete"
 

@@ -24,12 +24,12 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
+from adaptpo.choices.learners.base import Estimator, Goal, Influence, PairBatch
+from adaptpo.choices.objectives import Objective
 from adaptpo.errors import ConfigError
-from adaptpo.learner import Estimator, Goal, Influence, PairBatch
-from adaptpo.objectives import Objective
-from adaptpo.training.collate import Batch
-from adaptpo.training.logps import pair_logps
-from adaptpo.training.update_rule import UpdateRule, update_rule
+from adaptpo.models.collate import Batch
+from adaptpo.models.logps import pair_logps
+from adaptpo.training.optimizer_rules import UpdateRule, update_rule
 
 REACH = 1e-3
 """The central difference moves the weights by this share of their norm to either side: less drowns in float32's

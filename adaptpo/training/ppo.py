@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptpo.policy_trainer import PPO
+from adaptpo.choices.policy_update import PPO
 
 
 def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:

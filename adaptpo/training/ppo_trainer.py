@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from adaptpo.method import Method
-from adaptpo.policy_trainer import PPO
+from adaptpo.choices.method import Method
+from adaptpo.choices.policy_update import PPO
+from adaptpo.models.collate import Batch
+from adaptpo.models.packing import PADDED, Rows
 from adaptpo.training.actor_critic import ActorCritic
-from adaptpo.training.collate import Batch
-from adaptpo.training.group_trainer import BatchLoss, GroupTrainer, Log
 from adaptpo.training.ppo import ppo_loss
+from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
 from adaptpo.training.rollouts import RolloutCollator, RolloutGroup, batch_tokens
-from adaptpo.training.rows import PADDED, Rows
 
 FASTER_CRITIC = 10
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from adaptpo.policy_trainer import PPO
-from adaptpo.training.collate import Batch, response_rows, token_mask
-from adaptpo.training.passes import autocast, to_device
+from adaptpo.choices.policy_update import PPO
+from adaptpo.models.collate import Batch, response_rows, token_mask
+from adaptpo.models.inference import autocast, to_device
+from adaptpo.models.packing import PADDED, Rows, token_batches
 from adaptpo.training.ppo import PPOTokens, generalized_advantages, token_rewards, whiten
-from adaptpo.training.rows import PADDED, Rows, token_batches
 from adaptpo.types import Prompt, Response
 
 TokenValues = list[list[float]]

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from adaptpo.features import HeadGradient, log_norm
-from adaptpo.objectives import Objective, PairLogps
-from adaptpo.shared_prompt.attention import base_model
-from adaptpo.training.collate import Batch
-from adaptpo.training.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
+from adaptpo.choices.learners.pair_features import HeadGradient, log_norm
+from adaptpo.choices.objectives import Objective, PairLogps
+from adaptpo.models.collate import Batch
+from adaptpo.models.hidden_states import response_states
+from adaptpo.models.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
+from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.training.look_ahead import evaluating
-from adaptpo.training.states import response_states
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adaptpo.config import load_recipe
+from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import AdaptpoError, RunError
-from adaptpo.run import read_state
+from adaptpo.run.directory import read_state
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
-from adaptpo.sandbox.tables.rows import Row
+from adaptpo.sandbox.tables.table import Row
 from adaptpo.sandbox.tables.work import align_policy, build_world, open_policy
 from adaptpo.trainer import AlignmentTrainer
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from adaptpo.errors import ConfigError
-from adaptpo.files import write_text
+from adaptpo.run.files import write_text
 from adaptpo.sandbox.tables.text import Grid
 
 

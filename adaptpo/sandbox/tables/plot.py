@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adaptpo.report.canvas import LIGHT, Theme, blank, common_x, titles
-from adaptpo.sandbox.tables.rows import Table
 from adaptpo.sandbox.tables.summary import RowSummary
+from adaptpo.sandbox.tables.table import Table
 
 PANELS = {
     "true_reward": ("true reward", 1.0, "online"),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
-from adaptpo.sandbox.tables.rows import Table
 from adaptpo.sandbox.tables.statistics import Estimate
 from adaptpo.sandbox.tables.summary import RowSummary
+from adaptpo.sandbox.tables.table import Table
 
 NOTHING = "–"
 SEPARATION = (

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from adaptpo.config import load_recipe
+from adaptpo.config.recipe import load_recipe
+from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import RunError
-from adaptpo.quiet import quiet_libraries
 from adaptpo.sandbox.build import build
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.trainer import AlignmentTrainer

@@ -1,0 +1,72 @@
+"""The training history of all pairs of a data set: one record a pair, found by its source and its prompt's id."""
+
+from __future__ import annotations
+
+from tempfile import TemporaryFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adaptpo.choices.learners.temporal.features import States
+
+Ids = NDArray[np.integer]
+
+MEMORY = 2**24
+"""Bytes of one source's records beyond which they lie in a scratch file (in TMPDIR), mapped into memory."""
+SPARE = 1.25
+
+
+class History:
+    """Records of `dtype` for the pairs of each source (see `SOURCES`), indexed by prompt id.
+
+    The arrays grow as ids come up, by a quarter at least. What counts after a crash is what a checkpoint holds; a
+    scratch file goes with its process.
+    """
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.records: dict[int, States] = {}
+
+    def read(self, source: int, ids: Ids) -> States:
+        """[n] copies; zeros for pairs that were never written."""
+        known = self.records.get(source, np.zeros(0, self.dtype))
+        found = np.zeros(len(ids), self.dtype)
+        inside = ids < len(known)
+        found[inside] = known[ids[inside]]
+        return found
+
+    def write(self, source: int, ids: Ids, states: States) -> None:
+        if len(ids):
+            self._reserve(source, int(ids.max()) + 1)
+            self.records[source][ids] = states
+
+    def _reserve(self, source: int, count: int) -> None:
+        known = self.records.get(source, np.zeros(0, self.dtype))
+        if count > len(known):
+            self.records[source] = zeros(max(count, int(SPARE * len(known))), self.dtype)
+            self.records[source][: len(known)] = known
+
+    def state_dict(self) -> dict[int, Tensor]:
+        """Bytes [records, bytes of a record] by source; those of a scratch file itself, which must be saved before
+        anything is written again."""
+        return {source: as_bytes(records) for source, records in self.records.items()}
+
+    def load_state_dict(self, state: dict[int, Tensor]) -> None:
+        self.records = {}
+        for source, saved in state.items():
+            self.records[source] = zeros(len(saved), self.dtype)
+            self.records[source][:] = saved.numpy().reshape(-1).view(self.dtype)
+
+
+def zeros(count: int, dtype: np.dtype) -> States:
+    if count * dtype.itemsize <= MEMORY:
+        return np.zeros(count, dtype)
+    with TemporaryFile() as file:  # The mapping keeps the file alive.
+        return np.memmap(file, dtype=dtype, mode="w+", shape=(count,))
+
+
+def as_bytes(records: States) -> Tensor:
+    held = records if isinstance(records, np.memmap) else records.copy()
+    return torch.from_numpy(held.view("u1").reshape(len(records), -1))

@@ -1,0 +1,231 @@
+"""MetaPO's meta-learner: a pair's history, the weight that it makes, and how that is learned (sections 3.2 to 3.5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptpo.choices.iteration import Iteration
+from adaptpo.choices.learners.base import SOURCES, Estimator, Gather, Learner, Measure, PairBatch, TakenStep
+from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Observation, States
+from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
+from adaptpo.choices.learners.temporal.history import History
+from adaptpo.choices.learners.temporal.networks import Architecture, new_network
+from adaptpo.errors import ConfigError, TrainingError
+
+Divergence = Literal["k3", "exact"]
+"""How far policy and reference lie apart: estimated from kept log-probs of the data's tokens, or computed over the
+whole vocabulary, with the reference in every training step."""
+
+MISSING = {
+    "divergence": "MetaPO's divergence features need the reference's log-probs of every token, and these pairs carry "
+    "none; run `adaptpo train`, which keeps them, or name other features",
+    "head_gradient_norm": "MetaPO's gradient features need the norm of the head's gradient, and these pairs carry "
+    "none; run `adaptpo train`, which measures it in every step, or name other features",
+}
+
+
+class TemporalLearner(Learner):
+    """`w = softplus(a . s + b)` of a pair's features s (Eq. 10), learned on held-out pairs (Eq. 11).
+
+    Every `interval` optimizer steps (K; None: never) the network takes one Adam step of `learning_rate` along the
+    gradient of `goal` with respect to its parameters phi, through the step that the policy has just taken (Algorithm 1,
+    lines 13 to 19): with i the pairs of that step, `d goal / d phi = sum_i (d goal / d weight_i) * d weight_i / d phi`.
+    `entropy` subtracts that many times the entropy of the step's weights from the goal (Table 15). The first step of an
+    optimizer is not learned from: Adam's first step does not depend on the length of the gradient.
+
+    `divergence` says what the divergence features are; the exact one takes a forward pass of the reference in every
+    step, and its model in memory beside the policy.
+
+    An observation counts once the optimizer step is over: all micro-batches and ranks of a step see the same history.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet = FeatureSet(),  # noqa: B008 (frozen)
+        architecture: Architecture = "linear",
+        learning_rate: float = 1e-4,
+        interval: int | None = 100,
+        goal: ValidationGoal = ValidationGoal(),  # noqa: B008 (frozen)
+        entropy: float = 0.0,
+        estimator: Estimator = "central",
+        divergence: Divergence = "k3",
+    ) -> None:
+        if interval is not None and interval < 1:
+            raise ConfigError(f"meta_interval is {interval}; it counts optimizer steps, 1 or more (none: never)")
+        self.features, self.architecture, self.goal = features, architecture, goal
+        self.learning_rate, self.interval, self.entropy = learning_rate, interval, entropy
+        self.estimator: Estimator = estimator
+        self.divergence: Divergence = divergence
+        self.reset(seed=0)
+
+    def __repr__(self) -> str:
+        names = ("features", "architecture", "learning_rate", "interval", "goal", "entropy", "estimator", "divergence")
+        return f"TemporalLearner({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
+    def reset(self, seed: int) -> None:
+        self.network = new_network(self.architecture, len(self.features.names), seed)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        self.history = History(self.features.dtype)
+        self.updates, self.last_goal = 0, float("nan")
+        self._start_counting()
+
+    def start_iteration(self, now: Iteration) -> None:
+        """The histories go on; the count of steps starts with the policy's new optimizer."""
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.steps, self.seen = 0, torch.zeros(0, 2 + len(self.features.signals), dtype=torch.float64)
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """What the training step computes for the features that there are."""
+        exact = self.divergence == "exact" and self.features.needs_divergence
+        asked: dict[Measure, bool] = {
+            "divergence": exact,
+            "head_gradient_norm": "head_gradient_norm" in self.features.signals,
+        }
+        return frozenset(name for name, needed in asked.items() if needed)
+
+    # Weights
+
+    def features_of(self, pairs: PairBatch) -> Tensor:
+        """[n, features] float32 on the CPU, the current observation included; changes nothing."""
+        source, ids, *signals = self._observations(pairs).numpy().T
+        seen = self._named(signals)
+        before = self._read(source, ids)
+        after = self.features.advance(before, seen)
+        return torch.from_numpy(self.features.read(before, after, seen))
+
+    def weight(self, pairs: PairBatch) -> Tensor:
+        """w of each pair, [n] > 0 on the pairs' device. No gradient."""
+        with torch.no_grad():
+            return self.network(self.features_of(pairs)).to(pairs.margin.device)
+
+    def _observations(self, pairs: PairBatch) -> Tensor:
+        """[n, 2 + signals] float64: source, prompt id, and the signals of the features."""
+        signals = [self._signal(pairs, name) for name in self.features.signals]
+        columns = (pairs.source, pairs.prompt_id, *signals)
+        return torch.stack([column.detach().cpu().double() for column in columns], dim=1)
+
+    def _signal(self, pairs: PairBatch, name: str) -> Tensor:
+        found: Tensor | None = getattr(pairs, name)
+        if found is not None:
+            return found
+        if name == "divergence" and not self.features.needs_divergence:
+            return torch.zeros_like(pairs.margin)
+        raise TrainingError(MISSING[name])
+
+    def _named(self, signals: Iterable[Floats]) -> Observation:
+        return dict(zip(self.features.signals, signals, strict=True))
+
+    def _read(self, source: Floats, ids: Floats) -> States:
+        states = np.zeros(len(ids), self.features.dtype)
+        for number in np.unique(source).astype(int):
+            members = source == number
+            states[members] = self.history.read(number, ids[members].astype(int))
+        return states
+
+    # Learning
+
+    def observe(self, batch: PairBatch) -> None:
+        self.seen = torch.cat([self.seen, self._observations(batch)])
+
+    def update(self, gather: Gather) -> None:
+        seen, self.seen = gather(self.seen), self.seen[:0]
+        self.steps += 1
+        for number in range(len(SOURCES)):
+            self._remember(number, seen[seen[:, 0] == number].numpy())
+
+    def _remember(self, source: int, seen: Floats) -> None:
+        # Ranks fill their last batch with pairs that another one has: they count once.
+        ids, first = np.unique(seen[:, 1].astype(int), return_index=True)
+        observed = self._named(seen[first, 2:].T)
+        self.history.write(source, ids, self.features.advance(self.history.read(source, ids), observed))
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.interval is not None
+
+    def look_ahead(self) -> Estimator | None:
+        due = self.interval is not None and self.steps > 0 and (self.steps + 1) % self.interval == 0
+        return self.estimator if due else None
+
+    def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
+        influence = step.influence(self.goal)
+        if influence is None:
+            return
+        self.optimizer.zero_grad()
+        self._surrogate(step, influence.of_weights.cpu()).backward()
+        for parameter in self.network.parameters():
+            assert parameter.grad is not None
+            parameter.grad = gather(parameter.grad[None]).sum(dim=0)
+        self.optimizer.step()
+        self.updates, self.last_goal = self.updates + 1, influence.goal
+
+    def _surrogate(self, step: TakenStep, influence: Tensor) -> Tensor:
+        """A scalar whose gradient is that of the goal: a pair's weight may be w times something else (its share of the
+        prompt, a blend), hence `d weight_i = weight_i * d log w_i`."""
+        own = self.network(torch.cat([self.features_of(pairs) for pairs, _ in step.batches]))
+        weights = torch.cat([weights for _, weights in step.batches]).detach().cpu()
+        safe = own.clamp(min=torch.finfo(own.dtype).tiny)
+        return (influence.float() * weights * safe.log()).sum() - self.entropy * weight_entropy(own)
+
+    # What is kept and shown
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "last_goal": self.last_goal,
+            "steps": self.steps,
+            "seen": self.seen,
+        }
+        return copy.deepcopy(state) | {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.last_goal = state["updates"], state["last_goal"]
+        self.steps, self.seen = state["steps"], state["seen"]
+        self.history.load_state_dict(state["history"])
+
+    def facts(self, pairs: PairBatch) -> dict[str, list[float]]:
+        """The features of each pair by name, and w itself."""
+        features = self.features_of(pairs)
+        with torch.no_grad():
+            own = self.network(features)
+        columns = dict(zip(self.features.names, features.T.tolist(), strict=True))
+        # The margin is written for every method.
+        return {name: column for name, column in columns.items() if name != "margin"} | {"temporal": own.tolist()}
+
+    def coefficients(self) -> dict[str, float]:
+        """a and b of the linear form by name (Figure 3c); empty for other architectures."""
+        if self.architecture != "linear":
+            return {}
+        values = [*self.network.last.weight[0].tolist(), self.network.last.bias.item()]
+        return dict(zip((*self.features.names, "bias"), values, strict=True))
+
+    def metrics(self) -> dict[str, float]:
+        shown = {f"temporal/{name}": value for name, value in self.coefficients().items()}
+        goal = {"temporal/goal": self.last_goal} if self.updates else {}
+        return {"temporal/updates": float(self.updates)} | goal | shown
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the weights are made of: enough to compute w from the features in `pair_weights.jsonl`."""
+        parameters = {name: tensor.tolist() for name, tensor in self.network.state_dict().items()}
+        return {
+            "temporal": {
+                "features": list(self.features.names),
+                "architecture": self.architecture,
+                "coefficients": self.coefficients(),
+                "parameters": parameters,
+                "updates": self.updates,
+            }
+        }

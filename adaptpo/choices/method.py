@@ -1,0 +1,149 @@
+"""A method is four choices, selection, pairing, objective, weighting, and what trains the policy on what they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from adaptpo.choices.filters import KEEP_ALL, Filter
+from adaptpo.choices.hold_out import Validation
+from adaptpo.choices.iteration import Iteration
+from adaptpo.choices.learners.base import Estimator, Gather, Learner, PairBatch, TakenStep
+from adaptpo.choices.learners.pair_features import PairFeature
+from adaptpo.choices.objectives import Objective
+from adaptpo.choices.pairing import Offline, Pairing
+from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
+from adaptpo.choices.selection import Selection, SelectNone
+from adaptpo.choices.weighting import Uniform, Weighting
+from adaptpo.errors import ConfigError
+
+Reference = Literal["initial", "previous"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
+    the loss compares with (those of the initial model, or of the policy that started the iteration), which offline
+    pairs are used at all, which of those are held out from training for learners that look ahead, and what trains the
+    policy: by default the objective on the pairs. Under another trainer the objective is that of a warm-up and of the
+    margins that selection and evaluation see.
+
+    A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
+    `Method` object can be used for many runs.
+    """
+
+    selection: Selection
+    pairing: Pairing
+    objective: Objective
+    weighting: Weighting
+    warmup_epochs: int = 0
+    reference: Reference = "initial"
+    filter: Filter = KEEP_ALL
+    validation: Validation | None = None
+    trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the trainer needs more responses than the pairing asks for."""
+        count, fewest = self.pairing.num_generations, self.trainer.fewest_responses
+        if count < fewest:
+            raise ConfigError(f"num_generations is {count}, and this trainer of the policy needs {fewest} or more")
+
+    def learners(self) -> tuple[Learner, ...]:
+        """Each learner once, however many choices share it."""
+        parts = (self.selection, self.objective, self.weighting)
+        found = {id(learner): learner for part in parts for learner in part.learners()}
+        return tuple(found.values())
+
+    def features(self) -> tuple[PairFeature, ...]:
+        """Each feature that a learner asks for once.
+
+        Raises ConfigError where two learners ask for different features of one name.
+        """
+        asked = [feature for learner in self.learners() for feature in learner.needed_features()]
+        found = {feature.name: feature for feature in asked}
+        for feature in asked:
+            if feature != found[feature.name]:
+                raise ConfigError(
+                    f"two learners ask for different features '{feature.name}': {feature!r} and "
+                    f"{found[feature.name]!r}; let them share one"
+                )
+        return tuple(found.values())
+
+    def sources(self) -> dict[str, str]:
+        """What the learners read beside the run's model and data: name -> path or hub id."""
+        return {name: path for learner in self.learners() for name, path in learner.sources().items()}
+
+    def needs_stage(self, iteration: int) -> bool:
+        """Whether the alignment stage of the policy is measured before this iteration."""
+        choices = (self.selection, self.pairing, self.weighting)
+        asked = [choice.needs_stage(iteration) for choice in choices]
+        return any(asked) or any(learner.needs_stage(iteration) for learner in self.learners())
+
+    def at(self, now: Iteration) -> Method:
+        """The method as it is in an iteration; its learners are the same objects."""
+        return replace(
+            self, selection=self.selection.at(now), pairing=self.pairing.at(now), weighting=self.weighting.at(now)
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        split = self.validation is not None and self.validation.needs_reference
+        return self.objective.needs_reference or self.weighting.needs_reference_tokens or split
+
+    def warmup(self) -> Method:
+        """Plain offline training with the same objective."""
+        return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
+
+    def choices(self) -> dict[str, str]:
+        return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
+
+    def opening(self) -> dict[str, Any]:
+        """What the phases before the first iteration take from the method, as text and numbers."""
+        return {
+            "objective": repr(self.objective),
+            "filter": repr(self.filter),
+            "validation": repr(self.validation),
+            "needs_data_weight": self.weighting.needs_data_weight,
+            "needs_reference_tokens": self.weighting.needs_reference_tokens,
+            "uses_offline_pairs": self.trainer.uses_pairs or self.selection.needs_margins,
+            "features": [repr(feature) for feature in self.features() if not feature.follows_policy],
+        }
+
+    def reset(self, seed: int) -> None:
+        for learner in self.learners():
+            learner.reset(seed)
+
+    def start_iteration(self, now: Iteration) -> None:
+        for learner in self.learners():
+            learner.start_iteration(now)
+
+    def observe(self, batch: PairBatch) -> None:
+        for learner in self.learners():
+            learner.observe(batch)
+
+    def look_ahead(self) -> Estimator | None:
+        wanted = [estimator for learner in self.learners() if (estimator := learner.look_ahead())]
+        return wanted[0] if wanted else None
+
+    def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
+        for learner in self.learners():
+            if learner.look_ahead():
+                learner.learn_ahead(step, gather)
+
+    def update(self, gather: Gather) -> None:
+        for learner in self.learners():
+            learner.update(gather)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"learners": [learner.state_dict() for learner in self.learners()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for learner, saved in zip(self.learners(), state["learners"], strict=True):
+            learner.load_state_dict(saved)
+
+    def metrics(self) -> dict[str, float]:
+        return {name: value for learner in self.learners() for name, value in learner.metrics().items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        return {name: value for learner in self.learners() for name, value in learner.snapshot().items()}

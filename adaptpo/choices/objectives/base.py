@@ -1,0 +1,84 @@
+"""What an objective is: the margin of a pair, its score `log sigmoid(margin)`, and its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from adaptpo.choices.learners.base import Learner
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n].
+
+    The reference fields are None for objectives that do not need a reference. Length normalization is the
+    objective's own business, hence the token counts. `sample` are those of each pair's fresh sample, 0 where it has
+    none, and None where no pair has one. `divergence` estimates KL(policy | reference) in nats a token, as a mean over
+    the tokens of both responses, without gradient; None where the reference of tokens is not kept.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    reference_chosen: Tensor | None = None
+    reference_rejected: Tensor | None = None
+    sample: Tensor | None = None
+    divergence: Tensor | None = None
+
+    def ratios(self) -> Tensor:
+        """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""
+        sides = torch.stack([self.chosen, self.rejected], dim=1)
+        if self.reference_chosen is None or self.reference_rejected is None:
+            return sides
+        return sides - torch.stack([self.reference_chosen, self.reference_rejected], dim=1)
+
+
+def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """`log(policy / reference)` of the chosen and of the rejected responses, each [n]."""
+    if logps.reference_chosen is None or logps.reference_rejected is None:
+        raise ValueError("this objective needs the reference's log-probs of both responses; PairLogps holds none")
+    return logps.chosen - logps.reference_chosen, logps.rejected - logps.reference_rejected
+
+
+class Objective(ABC):
+    """One of the four choices: how well the policy agrees with a pair, and what it pays if it does not.
+
+    `beta` is the scale of log-probs in the margin; 1 where the objective has none. With `needs_sample` the pairing has
+    to keep a fresh response beside each pair.
+    """
+
+    beta: float = 1.0
+    needs_reference: ClassVar[bool] = False
+    needs_sample: ClassVar[bool] = False
+
+    @abstractmethod
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        """Implicit rewards of the chosen and of the rejected responses, each [n]."""
+
+    def margin(self, logps: PairLogps) -> Tensor:
+        """Implicit reward of chosen minus rejected (and minus a target margin, where there is one), [n]."""
+        chosen, rejected = self.rewards(logps)
+        return chosen - rejected
+
+    def loss(self, logps: PairLogps) -> Tensor:
+        """The loss of each pair, [n]; `-log sigmoid(margin)` unless the objective says otherwise."""
+        return -score(self.margin(logps))
+
+    def at(self, progress: float) -> Objective:
+        """The objective when this share of the run's training is done, for those that change over it."""
+        return self
+
+    def learners(self) -> tuple[Learner, ...]:
+        return ()
+
+
+def score(margin: Tensor) -> Tensor:
+    """Preference score `log sigmoid(margin)` of MetaAPO's Eq. 4 (Eq. A.9 with SimPO's margin); same shape, <= 0."""
+    return logsigmoid(margin)

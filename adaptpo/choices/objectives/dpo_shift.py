@@ -1,0 +1,36 @@
+"""DPO-Shift (Yang et al., 2025): DPO that pays less attention to rejected responses, at first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from adaptpo.choices.objectives.base import Objective, PairLogps, log_ratios, score
+
+
+@dataclass(frozen=True)
+class DPOShift(Objective):
+    """`-log sigmoid(beta * [(logp_w - ref_w) - f * (logp_l - ref_l)])`, f rising linearly from `start` to `end`.
+
+    f = `start + (end - start) * (share of the run's optimizer steps done)`, 0.95 to 1.0 as in B.3 of the MetaAPO
+    paper. With s the sigmoid, d loss / d logp_w = -beta * (1 - s) and d loss / d logp_l = +f * beta * (1 - s).
+    Deviation: `margin` is DPO's, so that scores of different times can be compared; f is in the loss alone.
+    """
+
+    beta: float = 0.1
+    start: float = 0.95
+    end: float = 1.0
+    needs_reference: ClassVar[bool] = True
+
+    def at(self, progress: float) -> DPOShift:
+        return replace(self, start=self.start + (self.end - self.start) * progress)
+
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        chosen, rejected = log_ratios(logps)
+        return self.beta * chosen, self.beta * rejected
+
+    def loss(self, logps: PairLogps) -> Tensor:
+        chosen, rejected = self.rewards(logps)
+        return -score(chosen - self.start * rejected)

@@ -1,0 +1,39 @@
+"""Odds-ratio preference optimization (Hong et al., 2024): SFT on chosen responses and a penalty, in one loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptpo.choices.objectives.base import Objective, PairLogps, score
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """`log(p / (1 - p))` of p = exp(logp), the same shape; p at most 1 - eps, beyond which it would be infinite."""
+    below = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    # Each form loses all digits where the other is exact.
+    near_one = below > -math.log(2)
+    safe = torch.where(near_one, below, -1.0)
+    far = torch.where(near_one, -1.0, below)
+    return below - torch.where(near_one, torch.log(-torch.expm1(safe)), torch.log1p(-torch.exp(far)))
+
+
+@dataclass(frozen=True)
+class ORPO(Objective):
+    """`-a_w - odds_weight * log sigmoid(log odds(a_w) - log odds(a_l))` with the mean log-probs `a = logp / |y|`.
+
+    `odds_weight` is lambda of the paper and TRL's beta, 0.1 as there. The margin is the log odds ratio m, and
+    d loss / d a_w = -1 - odds_weight * sigmoid(-m) / (1 - exp(a_w)). Deviation: the first term is the mean over the
+    tokens of each chosen response; TRL's is over all tokens of the batch, prompts included.
+    """
+
+    odds_weight: float = 0.1
+
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        return log_odds(logps.chosen / logps.chosen_tokens), log_odds(logps.rejected / logps.rejected_tokens)
+
+    def loss(self, logps: PairLogps) -> Tensor:
+        return -logps.chosen / logps.chosen_tokens - self.odds_weight * score(self.margin(logps))

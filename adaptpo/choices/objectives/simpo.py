@@ -1,0 +1,29 @@
+"""Simple preference optimization (Meng et al., 2024): length-normalized, without a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adaptpo.choices.objectives.base import Objective, PairLogps
+
+
+@dataclass(frozen=True)
+class SimPO(Objective):
+    """`-log sigmoid(beta / |y_w| * logp_w - beta / |y_l| * logp_l - gamma)`, Eq. A.8 of the MetaAPO paper.
+
+    Defaults from its Table 3. `gamma` is subtracted from the beta-scaled margin, as in A.8 and in TRL.
+    """
+
+    beta: float = 2.5
+    gamma: float = 0.6
+
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        return (
+            self.beta * logps.chosen / logps.chosen_tokens,
+            self.beta * logps.rejected / logps.rejected_tokens,
+        )
+
+    def margin(self, logps: PairLogps) -> Tensor:
+        return super().margin(logps) - self.gamma

@@ -1,0 +1,48 @@
+"""Sequence likelihood calibration from human feedback (Zhao et al., 2023), and its hinge on DPO's margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import relu
+
+from adaptpo.choices.objectives.base import Objective, PairLogps, log_ratios
+
+
+@dataclass(frozen=True)
+class SLiCHF(Objective):
+    """`max(0, delta - logp_w + logp_l) - sft_weight * logp_w`: a hinge on log-probs, without a reference model.
+
+    Inside the hinge d loss / d logp_w = -(1 + sft_weight) and d loss / d logp_l = 1; outside, -sft_weight and 0. The
+    margin is logp_w - logp_l. Defaults are ours, for want of published ones: the hinge of one nat, and an SFT weight
+    that leaves it in charge. Deviation: the regularizer's target is the chosen response, not a separate SFT target.
+    """
+
+    delta: float = 1.0
+    sft_weight: float = 0.1
+
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        return logps.chosen, logps.rejected
+
+    def loss(self, logps: PairLogps) -> Tensor:
+        return relu(self.delta - self.margin(logps)) - self.sft_weight * logps.chosen
+
+
+@dataclass(frozen=True)
+class Hinge(Objective):
+    """`max(0, 1 - beta * [(logp_w - ref_w) - (logp_l - ref_l)])`: SLiC's hinge on DPO's margin, as TRL's `hinge`.
+
+    d loss / d logp_w = -beta and d loss / d logp_l = +beta while the margin is below 1, and 0 beyond. beta is DPO's.
+    """
+
+    beta: float = 0.1
+    needs_reference: ClassVar[bool] = True
+
+    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        chosen, rejected = log_ratios(logps)
+        return self.beta * chosen, self.beta * rejected
+
+    def loss(self, logps: PairLogps) -> Tensor:
+        return relu(1 - self.margin(logps))

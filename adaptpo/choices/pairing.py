@@ -1,0 +1,259 @@
+"""The pairing axis: which preference pairs a prompt contributes.
+
+Adding one: the class here, and its line in `PAIRINGS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from adaptpo.choices.choice import Choice
+from adaptpo.choices.iteration import Iteration
+from adaptpo.errors import ConfigError
+from adaptpo.types import PreferencePair, Response
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The annotated fresh responses to one prompt; a reward is None where annotation failed.
+
+    `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too;
+    `objectives` the rewards of each response for several objectives, where it ranks by those.
+    """
+
+    prompt_id: int
+    iteration: int
+    responses: tuple[Response, ...]
+    rewards: tuple[float | None, ...]
+    offline_rewards: tuple[float | None, float | None] = (None, None)
+    objectives: tuple[Sequence[float] | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoPair:
+    """Why the candidates of a prompt make no pair; counted and recorded by the loop."""
+
+    reason: str
+
+
+def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
+    """The best and the worst of K by reward (MetaAPO, section 4.1). The first of equals wins."""
+    rated = [(i, r) for i, r in enumerate(candidates.rewards) if r is not None and not math.isnan(r)]
+    if len(rated) < 2:
+        return NoPair(f"{len(rated)} responses with a valid reward, a pair needs 2")
+    best, high = max(rated, key=lambda ir: ir[1])
+    worst, low = min(rated, key=lambda ir: ir[1])
+    chosen, rejected = candidates.responses[best], candidates.responses[worst]
+    if high == low:
+        return NoPair("best and worst response have the same reward")
+    if chosen.ids == rejected.ids:
+        return NoPair("best and worst response have the same text")
+    return PreferencePair(
+        prompt_id=candidates.prompt_id,
+        source="online",
+        chosen=chosen,
+        rejected=rejected,
+        iteration=candidates.iteration,
+        reward_gap=high - low,
+    )
+
+
+class Pairing(Choice, ABC):
+    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
+    `ranks_offline` the responses of the offline pair are annotated as well; with `keep_sample` each pair keeps a fresh
+    response for objectives that need one; `objectives` is how many rewards a response is ranked by, 0 for the one."""
+
+    keep_sample: bool = False
+    objectives: int = 0
+    ranks_offline: ClassVar[bool] = False
+
+    @property
+    def num_generations(self) -> int:
+        return 0
+
+    def __post_init__(self) -> None:
+        if self.num_generations == 1:
+            raise ConfigError("num_generations is 1, and a pair needs 2 responses; set it to 2 or more")
+
+    def at(self, now: Iteration) -> Pairing:
+        return self
+
+    @abstractmethod
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        """The pairs of a prompt; `candidates` is None where the prompt was not selected."""
+
+
+@dataclass(frozen=True)
+class Offline(Pairing):
+    """The data set's pair, whatever was selected."""
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+        return (offline,)
+
+
+@dataclass(frozen=True)
+class Online(Pairing):
+    """Best against worst of K fresh responses; unselected prompts leave this iteration."""
+
+    num_generations: int = 8
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return ()
+        online = best_against_worst(candidates)
+        return online if isinstance(online, NoPair) else (online,)
+
+
+@dataclass(frozen=True)
+class OfflineAndOnline(Pairing):
+    """MetaAPO's tuple (section 4.1, Algorithm 1 line 12): the offline pair beside best against worst of K.
+
+    Unselected prompts, and selected ones whose responses make no pair, leave this iteration's training, unless
+    `keep_unselected`: then their offline pair stays, with weight 1 (Table 7, "w/ All Offline Samples").
+    """
+
+    num_generations: int = 8
+    keep_unselected: bool = False
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        alone = (offline,) if self.keep_unselected else ()
+        if candidates is None:
+            return alone
+        online = best_against_worst(candidates)
+        if isinstance(online, NoPair):
+            return alone or online
+        return (offline, online)
+
+
+@dataclass(frozen=True)
+class MixedPool(Pairing):
+    """Best against worst of K fresh responses and both offline responses together (SELM, Zhang et al., 2024).
+
+    A prompt without fresh responses keeps its offline pair. The pair's source is `offline` where it is the offline pair
+    itself, and `mixed` where one of its responses is an offline one (or both are, the other way round). The sample that
+    `keep_sample` keeps is the first fresh response: whether it is ranked best, worst or between has no part in that.
+    """
+
+    num_generations: int = 8
+    keep_sample: bool = False
+    ranks_offline: ClassVar[bool] = True
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return (offline,)
+        pool = replace(
+            candidates,
+            responses=(*candidates.responses, offline.chosen, offline.rejected),
+            rewards=(*candidates.rewards, *candidates.offline_rewards),
+        )
+        pair = best_against_worst(pool)
+        if isinstance(pair, NoPair):
+            return pair
+        pair = replace(pair, sample=candidates.responses[0]) if self.keep_sample else pair
+        if pair.chosen is offline.chosen and pair.rejected is offline.rejected:
+            return (replace(offline, reward_gap=pair.reward_gap, sample=pair.sample),)
+        old_ones = [side for side in (pair.chosen, pair.rejected) if side is offline.chosen or side is offline.rejected]
+        return (replace(pair, source="mixed" if old_ones else "online"),)
+
+
+@dataclass(frozen=True)
+class Rollouts(Pairing):
+    """No pair: every fresh response counts by its own reward, for trainers of the policy that use no pairs."""
+
+    num_generations: int = 8
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 1:
+            raise ConfigError(f"num_generations is {self.num_generations}; set it to 1 or more")
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class OnePairPerObjective(Pairing):
+    """The offline pair beside best against worst of K by each of M rewards (MetaAPO, section 4.1: M objectives, each
+    with a partial preference relation of its own).
+
+    A prompt whose responses make no pair for one of the objectives leaves this iteration's training.
+    """
+
+    num_generations: int = 8
+    objectives: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objectives < 2:
+            raise ConfigError(f"objectives is {self.objectives}; set 2 or more, or use the method metaapo")
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return ()
+        made = [offline]
+        for number in range(self.objectives):
+            rewards = tuple(None if several is None else several[number] for several in candidates.objectives)
+            pair = best_against_worst(replace(candidates, rewards=rewards))
+            if isinstance(pair, NoPair):
+                return NoPair(f"objective {number}: {pair.reason}")
+            made.append(replace(pair, objective=number))
+        return tuple(made)
+
+
+@dataclass(frozen=True)
+class PairingSchedule(Pairing):
+    """One pairing after another: the run's iterations are shared evenly among `plan` (Table 1 of the alignment-stages
+    paper has two iterations). Outside an iteration it is the first. `measured`: the stage is measured before each
+    iteration, as in the paper's Table 3, and the schedule kept all the same."""
+
+    plan: tuple[Pairing, ...] = (Offline(), Online())
+    measured: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.plan:
+            raise ConfigError("the schedule is empty; give at least one pairing")
+
+    @property
+    def num_generations(self) -> int:
+        return max(pairing.num_generations for pairing in self.plan)
+
+    def needs_stage(self, iteration: int) -> bool:
+        return self.measured
+
+    def at(self, now: Iteration) -> Pairing:
+        return self.plan[now.number * len(self.plan) // now.count].at(now)
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        return self.plan[0].pairs(offline, candidates)
+
+
+@dataclass(frozen=True)
+class PairingByStage(Pairing):
+    """The offline pair while the policy is in the preference injection stage, best against worst of K fresh responses
+    once it is in the fine-tuning stage (the alignment-stages paper, section 5)."""
+
+    num_generations: int = 2
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> Pairing:
+        return Offline() if now.measured().injection else Online(self.num_generations)
+
+    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+        return Online(self.num_generations).pairs(offline, candidates)
+
+
+PAIRINGS: dict[str, type[Pairing]] = {
+    "offline": Offline,
+    "online": Online,
+    "offline_and_online": OfflineAndOnline,
+    "mixed_pool": MixedPool,
+    "rollouts": Rollouts,
+    "one_per_objective": OnePairPerObjective,
+    "schedule": PairingSchedule,
+    "by_stage": PairingByStage,
+}

@@ -1,0 +1,191 @@
+"""The selection axis: which prompts get fresh responses in this iteration.
+
+Adding one: the class here, and its line in `SELECTIONS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptpo.choices.choice import Choice
+from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration, StageReading
+from adaptpo.choices.learners.base import Learner
+from adaptpo.choices.learners.trust import Trust
+from adaptpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScoredPrompts:
+    """The prompts of an iteration as selection sees them: their number n, and, where the selection needs margins, of
+    their offline pairs the policy's margins [n], log-ratios [n, 2] and features [n, width] (see `PairBatch`)."""
+
+    count: int
+    margin: Tensor | None = None
+    ratios: Tensor | None = None
+    prompt_id: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def pieces(self, size: int) -> Iterator[ScoredPrompts]:
+        """The same prompts, `size` at a time."""
+        for start in range(0, self.count, size):
+            part = slice(start, start + size)
+            margin, ratios, ids = (None if x is None else x[part] for x in (self.margin, self.ratios, self.prompt_id))
+            features = {name: values[part] for name, values in self.features.items()}
+            yield ScoredPrompts(min(size, self.count - start), margin, ratios, ids, features)
+
+
+TOGETHER = 2**14
+"""Prompts that a learner weighs at a time: a network holds hundreds of numbers for each."""
+
+
+class Selection(Choice, ABC):
+    """One of the four choices. The loop scores the offline pairs first only where `needs_margins` says so."""
+
+    needs_margins: ClassVar[bool] = False
+
+    def at(self, now: Iteration) -> Selection:
+        return self
+
+    @abstractmethod
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        """Probability in [0, 1] that a prompt gets fresh responses, [n]; the loop draws with the prompt's own seed."""
+
+
+@dataclass(frozen=True)
+class SelectNone(Selection):
+    """Offline training."""
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return torch.zeros(prompts.count)
+
+
+@dataclass(frozen=True)
+class SelectAll(Selection):
+    """Online training on every prompt."""
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return torch.ones(prompts.count)
+
+
+@dataclass(frozen=True)
+class SelectRandom(Selection):
+    """Every prompt with the same probability (MetaAPO, Table 2: "w/ Random Sampling")."""
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_share(self.share)
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return torch.full((prompts.count,), self.share)
+
+
+@dataclass(frozen=True)
+class SelectLowest(Selection):
+    """The given share of an iteration's prompts, those whose offline pair the policy agrees with least.
+
+    MetaAPO's Table 2 ("w/ Threshold Sampling") has a fixed threshold that is not given and made for 53.3 % of the
+    prompts; here the share is fixed, so that it can be had with any model.
+    """
+
+    share: float = 0.533
+    needs_margins: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_share(self.share)
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        margin = known_margins(prompts)
+        chosen = torch.zeros(prompts.count)
+        chosen[margin.argsort(stable=True)[: round(self.share * prompts.count)]] = 1
+        return chosen
+
+
+@dataclass(frozen=True)
+class SelectUncertain(Selection):
+    """Prompts whose offline margin is at most `threshold` in absolute value: those on which the policy is undecided
+    (ADPO, Ji et al., 2024)."""
+
+    threshold: float = 1.0
+    needs_margins: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0:
+            raise ConfigError(f"threshold is {self.threshold}, and no margin is below 0 in absolute value; raise it")
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return (known_margins(prompts).abs() <= self.threshold).float()
+
+
+def require_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share is {share}; it is a share of the prompts, between 0 and 1")
+
+
+def known_margins(prompts: ScoredPrompts) -> Tensor:
+    if prompts.margin is None:
+        raise ValueError("this selection needs the margins of the offline pairs")
+    return prompts.margin
+
+
+@dataclass(frozen=True)
+class SelectByLearner(Selection):
+    """Generate when `u > h(l_off)`: with probability `1 - w` (MetaAPO, section 4.1; Algorithm 1, lines 7-9)."""
+
+    learner: Trust
+    needs_margins: ClassVar[bool] = True
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        trust = torch.empty_like(known_margins(prompts))
+        # In place: results kept between the pieces would leave holes in memory that no later piece fits into.
+        for number, piece in enumerate(prompts.pieces(TOGETHER)):
+            trust[number * TOGETHER :][: piece.count] = self.learner.weight(piece)
+        return 1 - trust
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner,)
+
+
+@dataclass(frozen=True)
+class SelectAtSameRate(SelectByLearner):
+    """Every prompt with the mean probability that the learner has for all: as many fresh responses, to prompts taken
+    at random. What `SelectByLearner` has over it is due to which prompts it takes."""
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        return super().probability(prompts).mean().expand(prompts.count)
+
+
+@dataclass(frozen=True)
+class SelectByStage(Selection):
+    """Generate for a share of the prompts that is the boundary score: many where the policy's own responses win."""
+
+    stage: StageReading = UNKNOWN_STAGE
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> SelectByStage:
+        return replace(self, stage=now.measured())
+
+    def probability(self, prompts: ScoredPrompts) -> Tensor:
+        if prompts.prompt_id is None:
+            return torch.full((prompts.count,), self.stage.score)
+        return self.stage.of_prompts(prompts.prompt_id)
+
+
+SELECTIONS: dict[str, type[Selection]] = {
+    "none": SelectNone,
+    "all": SelectAll,
+    "random": SelectRandom,
+    "lowest": SelectLowest,
+    "uncertain": SelectUncertain,
+    "meta_learner": SelectByLearner,
+    "same_rate": SelectAtSameRate,
+    "by_stage": SelectByStage,
+}

@@ -1,0 +1,211 @@
+"""The weighting axis: how much each pair counts.
+
+Adding one: the class here, and its line in `WEIGHTINGS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptpo.choices.choice import Choice
+from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration, StageReading
+from adaptpo.choices.learners.base import OFFLINE, Learner, Measure, PairBatch
+from adaptpo.choices.learners.reward_gap import RunningGap
+from adaptpo.choices.learners.temporal import TemporalLearner
+from adaptpo.choices.learners.trust import Trust
+from adaptpo.errors import ConfigError
+
+
+class Weighting(Choice, ABC):
+    """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
+
+    With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
+    """
+
+    needs_data_weight: ClassVar[bool] = False
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        """Whether the run keeps the reference's log-probs of every token, whatever the objective needs."""
+        return False
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """What each training step computes from the whole vocabulary for these weights."""
+        return frozenset()
+
+    def at(self, now: Iteration) -> Weighting:
+        return self
+
+    @abstractmethod
+    def weights(self, batch: PairBatch) -> Tensor:
+        """The weight of each pair, [n], no gradient; the loss is divided by the number of prompts, not of pairs."""
+
+    def facts(self, batch: PairBatch) -> dict[str, list[float]]:
+        """What else `pair_weights.jsonl` says about each of the n pairs: lists of n numbers by name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Uniform(Weighting):
+    """Every prompt counts 1, shared equally by its pairs."""
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return 1.0 / batch.group_size
+
+
+@dataclass(frozen=True)
+class LearnedBlend(Weighting):
+    """`w = h(l_off)` for the offline pair and `1 - w` for the online pair of a prompt (MetaAPO, Eq. 5).
+
+    `w` is recomputed from the current policy's margin at every step; a pair that is alone counts 1.
+    """
+
+    learner: Trust
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        trust = torch.ones_like(batch.margin)
+        offline = batch.source == OFFLINE
+        trust[batch.group[offline]] = self.learner.weight(batch)[offline]
+        trust = trust[batch.group]
+        blend = torch.where(offline, trust, 1 - trust)
+        return torch.where(batch.group_size == 1, torch.ones_like(blend), blend)
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner,)
+
+
+@dataclass(frozen=True)
+class LabelDegrees(Weighting):
+    """`d_i / sum_j d_j` over the pairs of a prompt, `d_i = h(l_i)` (MetaAPO, section 4.1, for several objectives).
+
+    The degrees are recomputed from the current policy's margins at every step; a pair that is alone counts 1.
+    """
+
+    learner: Trust
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        degrees = self.learner.weight(batch)
+        totals = torch.zeros_like(degrees).index_add(0, batch.group, degrees)
+        return degrees / totals[batch.group]
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner,)
+
+
+@dataclass(frozen=True)
+class Focal(Weighting):
+    """`p^gamma` with `p = sigmoid(margin)`, times the pair's share of its prompt (FocalPO; Eq. 2 of the MetaPO paper).
+
+    With gamma > 0 pairs that the policy ranks rightly count more. The factor is a weight and carries no gradient, as
+    the weights of MetaPO, which it is compared with.
+    """
+
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise ConfigError(f"gamma is {self.gamma}; FocalPO's exponent is 0 (plain DPO) or more")
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return torch.sigmoid(batch.margin) ** self.gamma / batch.group_size
+
+
+@dataclass(frozen=True)
+class RewardDifference(Weighting):
+    """Annotated pairs count by their reward gap: `gap / mean gap`, cut at `limit`; pairs that nobody annotated count 1.
+
+    After RDO (Wang et al., 2024), which weights by closed-form coefficients of reward differences. The mean is a
+    running one over optimizer steps, so that no weight depends on how a step is cut into micro-batches.
+    """
+
+    scale: RunningGap
+    limit: float = 3.0
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        gaps = (batch.reward_gap / self.scale.mean).clamp(max=self.limit)
+        return torch.where(batch.reward_gap.isnan(), torch.ones_like(gaps), gaps) / batch.group_size
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.scale,)
+
+
+@dataclass(frozen=True)
+class DataWeight(Weighting):
+    """The data set's own column `weight`, times the pair's share of its prompt.
+
+    Fresh pairs have the weight of their prompt's row.
+    """
+
+    needs_data_weight: ClassVar[bool] = True
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return batch.data_weight / batch.group_size
+
+
+@dataclass(frozen=True)
+class StageBlend(Weighting):
+    """The boundary score for the online pair of a prompt, and the rest for its offline pair: the smooth form of the
+    switch between stages that the alignment-stages paper leaves open. A pair that is alone counts 1."""
+
+    stage: StageReading = UNKNOWN_STAGE
+
+    def needs_stage(self, iteration: int) -> bool:
+        return True
+
+    def at(self, now: Iteration) -> StageBlend:
+        return replace(self, stage=now.measured())
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        online = self.stage.of_prompts(batch.prompt_id)
+        blend = torch.where(batch.source == OFFLINE, 1 - online, online)
+        return torch.where(batch.group_size == 1, torch.ones_like(blend), blend)
+
+
+@dataclass(frozen=True)
+class Temporal(Weighting):
+    """`softplus(a . s + b)` of the features s of a pair's training history (MetaPO, Eq. 10), times its weight by
+    `within`: its share of the prompt, or the blend of MetaAPO."""
+
+    learner: TemporalLearner
+    within: Weighting = field(default_factory=Uniform)
+
+    @property
+    def needs_reference_tokens(self) -> bool:
+        return self.learner.divergence == "k3"
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        return self.learner.measures | self.within.measures
+
+    def needs_stage(self, iteration: int) -> bool:
+        return self.within.needs_stage(iteration)
+
+    def at(self, now: Iteration) -> Temporal:
+        return replace(self, within=self.within.at(now))
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        return self.learner.weight(batch) * self.within.weights(batch)
+
+    def facts(self, batch: PairBatch) -> dict[str, list[float]]:
+        return self.learner.facts(batch)
+
+    def learners(self) -> tuple[Learner, ...]:
+        return (self.learner, *self.within.learners())
+
+
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    "uniform": Uniform,
+    "learned_blend": LearnedBlend,
+    "label_degrees": LabelDegrees,
+    "focal": Focal,
+    "reward_difference": RewardDifference,
+    "data_weight": DataWeight,
+    "stage_blend": StageBlend,
+    "temporal": Temporal,
+}

@@ -1,0 +1,340 @@
+"""The command line: `adaptpo COMMAND --help` explains each command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import adaptpo
+from adaptpo.distributed.launch import is_first_process, name_of_process
+from adaptpo.errors import AdaptpoError
+
+TRAIN_HELP = """\
+Align a model as a recipe says. One YAML file is one run. A run that was interrupted goes on where it stopped when the
+same command is started again.
+
+  adaptpo train recipe.yaml
+  adaptpo train recipe.yaml --set method.name=online_dpo --set output_dir=runs/online
+  adaptpo train recipe.yaml --set training.learning_rate=1.0e-6 --set generation.num_generations=4
+"""
+PLAN_HELP = """\
+Say what a recipe will take before it is started: tokens, floating-point operations, memory, disk, annotations and hours
+on a machine, each with its arithmetic. Reads the model's configuration, the tokenizer and the data; loads no model.
+docs/planning.md says what is assumed and how far that was from measured runs.
+
+  adaptpo plan recipe.yaml --machine h100x8
+  adaptpo plan recipe.yaml --machine '{accelerator: h100, count: 4, training_utilization: 0.5, engine: continuous}'
+  adaptpo plan recipe.yaml --machine '{tflops: 0.1, memory_gb: 8, bandwidth_gb: 20}' --set method.name=online_dpo
+  adaptpo plan recipe.yaml --against runs/example
+"""
+METHODS_HELP = "Print every named method with its four choices: selection, pairing, objective, weighting."
+REPORT_HELP = """\
+Write one self-contained HTML page about a run, and its figures as PNG files. Reads nothing but the run folder, and
+works on unfinished runs.
+
+  adaptpo report runs/example
+"""
+STAGE_HELP = """\
+Measure which data a policy needs now: offline pairs (preference injection) or its own samples (preference fine-tuning).
+Two fresh responses to each prompt are compared with the two offline ones by a preference model; the boundary score is
+the share that the policy won. Writes stage.json, the responses, and a report. Goes on where it was interrupted.
+
+  adaptpo stage recipe.yaml
+  adaptpo stage recipe.yaml --model runs/example/final --precision 0.02
+  adaptpo stage --model org/policy --data pairs.jsonl --reward org/reward-model --prompts 500 --out runs/stage
+"""
+SANDBOX_HELP = """\
+A world of its own, small enough for a CPU, whose true reward is known: a policy, a reward model, offline pairs of
+writers of mixed quality, and held-out prompts, all as ordinary Hugging Face folders and data files.
+
+  adaptpo sandbox build --out sandbox
+  adaptpo sandbox check sandbox
+  adaptpo train sandbox/recipe.yaml
+"""
+CHECK_HELP = """\
+Say whether training can be measured in a world: does the reward model agree with the true reward on the policy's own
+responses, is there room to improve, and do warm-up DPO and Online DPO each bring it closer to the optimum? Trains both;
+takes minutes. Exit status 1 if a check fails.
+"""
+TABLE_HELP = """\
+Compare methods in sandbox worlds of several seeds: true reward, win rates against the SFT policy, share of prompts
+annotated and time, beside the paper's figures where it has them. NAME is one of
+
+  methods             offline, online and adaptive methods
+  ablations           MetaAPO without its parts
+  time                seconds of generation, annotation and training
+  update-interval     optimizer steps between updates of the meta-learner
+  num-generations     responses per prompt
+  reward-models       annotators of different quality
+  noise               wrong labels in the offline data
+  selection           which prompts to generate for
+  metapo              MetaPO beside other weights of pairs
+  metapo-features     MetaPO without some of its features, and with further ones
+  metapo-interval     optimizer steps between updates of MetaPO
+  metapo-network      MetaPO's linear form against networks
+  metapo-validation   MetaPO's held-out pairs: how many, and which
+  metapo-objective    what MetaPO is learned for
+  metapo-sensitivity  MetaPO's decay and lambda
+  metapo-online       MetaPO on fresh pairs
+  metapo-noise        whether weights tell wrong labels from right ones
+  stages              which data policies of different strength gain from, and what the boundary score said
+  stages-slic         the same with SLiC-HF
+  stages-gentle       the same with a quarter of the learning rate
+  stage-methods       methods that act on the stage
+
+Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs, and the
+same command goes on where it was interrupted.
+
+  adaptpo sandbox table methods --seeds 5 --jobs 2
+  adaptpo sandbox table noise --seeds 3 --methods dpo,metaapo --docs docs/noise.md
+"""
+ANNOTATE_HELP = """\
+Give every response of a file its reward. Rows hold `prompt` (text or chat messages) and `response`, or `responses`, a
+list; the same rows come out with `reward`, or `rewards`, null where there is none. Responses to the same prompt are
+compared with one another, in whichever rows they are. --reward takes what the key `reward` of a recipe takes, as YAML;
+docs/annotation.md lists the annotators. Answers of a judge or server are kept in --cache and not asked for again.
+
+  adaptpo annotate samples.jsonl --reward org/reward-model --out rewards.jsonl
+  adaptpo annotate samples.parquet --reward '{pairwise: llm-blender/PairRM-hf}' --out rewards.parquet
+  adaptpo annotate samples.jsonl --reward '{judge: gpt-4o-mini, mode: all}' --out rewards.jsonl
+"""
+DEMO_HELP = """\
+Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
+terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
+"""
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from adaptpo.config.recipe import load_recipe
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.trainer import AlignmentTrainer
+
+    quiet_libraries()
+    recipe = load_recipe(options.recipe, options.set)
+    final = AlignmentTrainer.from_recipe(recipe).train()
+    if is_first_process():
+        print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    import json
+
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.plan.against import compare_counts, compare_shares
+    from adaptpo.plan.command import Options, read_job
+    from adaptpo.plan.estimate import as_json, make_plan
+    from adaptpo.plan.machines import read_machine
+    from adaptpo.plan.text import show_comparison, show_plan
+
+    quiet_libraries()
+    machine = read_machine(options.machine)
+    chosen = Options(options.recipe, options.set, options.sample, options.fresh_tokens, options.share)
+    plan = make_plan(read_job(chosen), machine)
+    if options.against is not None:
+        show_comparison(compare_counts(plan, options.against), compare_shares(plan, options.against))
+    elif options.json:
+        print(json.dumps(as_json(plan), indent=1))
+    else:
+        show_plan(plan)
+
+
+def run_methods(options: argparse.Namespace) -> None:
+    from adaptpo.cli.methods import method_rows, print_table
+
+    print_table(method_rows(), as_json=options.json)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from adaptpo.report import write_report
+
+    print(write_report(options.run, options.out))
+
+
+def run_annotate(options: argparse.Namespace) -> None:
+    from adaptpo.cli.annotate import annotate_file
+    from adaptpo.config.recipe import read_yaml
+    from adaptpo.distributed.quiet import quiet_libraries
+
+    quiet_libraries()
+    counts = annotate_file(options.data, read_yaml(options.reward), options.out, options.cache)
+    print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
+def run_stage(options: argparse.Namespace) -> None:
+    from adaptpo.cli.stage import Options, recipe_of
+    from adaptpo.cli.stage import run_stage as measure
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.report.stage_page import write_stage_report
+    from adaptpo.stage.words import print_found
+
+    quiet_libraries()
+    recipe = recipe_of(Options.of(options))
+    found = measure(recipe)
+    if not is_first_process():
+        return
+    print_found(found)
+    print(f"\nReport: {write_stage_report(Path(recipe.output_dir))}")
+
+
+def run_sandbox_build(options: argparse.Namespace) -> None:
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.build import build
+    from adaptpo.sandbox.threads import one_thread
+
+    quiet_libraries()
+    with one_thread():
+        build(options.out, prompts=options.prompts, seed=options.seed)
+    print(f"The sandbox is in {options.out}. To align its policy: adaptpo train {options.out}/recipe.yaml")
+
+
+def run_sandbox_check(options: argparse.Namespace) -> int:
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.check import check, print_checks
+    from adaptpo.sandbox.threads import one_thread
+
+    quiet_libraries()
+    with one_thread():
+        checks = check(options.folder)
+    print_checks(checks)
+    return 0 if all(c.passed for c in checks) else 1
+
+
+def run_sandbox_table(options: argparse.Namespace) -> int:
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.tables.command import Options, run_table
+    from adaptpo.sandbox.tables.definitions import TABLES
+    from adaptpo.sandbox.tables.table import find_table
+
+    quiet_libraries()
+    methods = None if options.methods is None else tuple(options.methods.split(","))
+    chosen = Options(options.seeds, options.out, methods, options.jobs, options.prompts, options.docs)
+    summaries = run_table(options.name, find_table(options.name, TABLES), chosen)
+    return 1 if any(summary.errors for summary in summaries) else 0
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from adaptpo.cli.demo import run_demo as demo
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.threads import one_thread
+
+    quiet_libraries()
+    with one_thread():
+        demo(options.out, options.seed)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adaptpo", description="Adaptive preference optimization of language models.")
+    parser.add_argument("--version", action="version", version=adaptpo.__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = add_command(commands, "train", "align a model as a recipe says", TRAIN_HELP, run_train)
+    train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ holds examples")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+
+    add_plan(commands)
+
+    demo = add_command(commands, "demo", "align a small model in the sandbox and look at it", DEMO_HELP, run_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for world and run (default: demo)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
+
+    report = add_command(commands, "report", "write the report of a run", REPORT_HELP, run_report)
+    report.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
+    report.add_argument("--out", type=Path, default=None, help="folder to write to (default: RUN/report)")
+
+    annotate = add_command(commands, "annotate", "give the responses of a file rewards", ANNOTATE_HELP, run_annotate)
+    annotate.add_argument("data", help="a JSON, JSONL or Parquet file, a folder, or a hub id")
+    annotate.add_argument("--reward", required=True, help="a reward model, python:module:function, or YAML")
+    annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
+    annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
+    add_stage(commands)
+
+    methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
+    methods.add_argument("--json", action="store_true", help="as JSON, for machines")
+
+    add_sandbox(commands)
+    return parser
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, summary: str, text: str, run: object
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = add_command(commands, "plan", "say what a recipe will take", PLAN_HELP, run_plan)
+    plan.add_argument("recipe", type=Path, help="a YAML file; nothing of it is started")
+    plan.add_argument("--machine", default="h100x1", help="a name as h100x8, a YAML file, or YAML (default: h100x1)")
+    plan.add_argument("--sample", type=int, default=1000, help="rows to tokenize at most (default: 1000)")
+    plan.add_argument("--fresh-tokens", type=float, help="mean length of a fresh response (default: the chosen ones')")
+    plan.add_argument("--share", type=float, help="of the prompts that get fresh responses (default: the method's)")
+    plan.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+    plan.add_argument("--against", metavar="RUN", type=Path, help="show the counts of a finished run beside the plan's")
+    plan.add_argument("--json", action="store_true", help="as JSON, for machines")
+
+
+def add_stage(commands: argparse._SubParsersAction) -> None:
+    stage = add_command(commands, "stage", "measure which data a policy needs now", STAGE_HELP, run_stage)
+    stage.add_argument("recipe", type=Path, nargs="?", help="a recipe that names model, data and reward")
+    stage.add_argument("--model", help="folder or hub id of the policy (default: the recipe's)")
+    stage.add_argument("--data", help="file, folder or hub id of preference pairs (default: the recipe's)")
+    stage.add_argument("--reward", help="reward model, `train`, or python:module:function (default: the recipe's)")
+    stage.add_argument("--prompts", type=int, help="at most this many prompts (default: 2000)")
+    stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
+    stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
+    stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+
+
+def add_sandbox(commands: argparse._SubParsersAction) -> None:
+    sandbox = commands.add_parser(
+        "sandbox",
+        help="a small world with a known true reward",
+        description=SANDBOX_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = sandbox.add_subparsers(metavar="ACTION", required=True)
+    build = add_command(actions, "build", "write a world", SANDBOX_HELP, run_sandbox_build)
+    build.add_argument("--out", type=Path, required=True, help="folder to write the world to")
+    build.add_argument("--prompts", type=int, default=3000, help="prompts of the offline data set (default: 3000)")
+    build.add_argument("--seed", type=int, default=0, help="seed of data and models (default: 0)")
+    check = add_command(
+        actions,
+        "check",
+        "say whether a world is valid",
+        "Print whether online training can be measured in a world.",
+        run_sandbox_check,
+    )
+    check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
+    add_table(actions)
+
+
+def add_table(actions: argparse._SubParsersAction) -> None:
+    table = add_command(actions, "table", "compare methods over several worlds", TABLE_HELP, run_sandbox_table)
+    table.add_argument("name", metavar="NAME", help="a table of the list above")
+    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds from 0 on")
+    table.add_argument("--methods", metavar="A,B", help="rows of these methods alone (default: all that are available)")
+    table.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each (default: 1)")
+    table.add_argument(
+        "--out", type=Path, default=Path("runs/tables"), help="folder for all that comes of it (default: runs/tables)"
+    )
+    table.add_argument("--prompts", type=int, default=3000, help="prompts of each world's data set (default: 3000)")
+    table.add_argument("--docs", metavar="FILE.md", type=Path, help="write the table's section of this Markdown file")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
+    try:
+        status = options.run_command(options)
+    except AdaptpoError as error:
+        print(f"adaptpo{name_of_process()}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nadaptpo: interrupted; start the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)

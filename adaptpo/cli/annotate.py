@@ -1,0 +1,109 @@
+"""Rewards for the responses of a file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.build import Workplace, build_annotator
+from adaptpo.config.reward import reward_parts
+from adaptpo.data import Row, open_rows
+from adaptpo.errors import ConfigError, DataError
+from adaptpo.remote.store import content_key
+from adaptpo.run.files import write_table, write_text
+from adaptpo.run.progress import progress_bar
+from adaptpo.types import Prompt, Response, Text
+
+PROMPTS_AT_ONCE = 64
+MAX_TOKENS = 16384
+"""Of one forward pass, padding included."""
+
+
+def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) -> dict[str, int]:
+    """Writes the rows of `data` with their rewards to `out`; returns counts and what the annotator used.
+
+    Raises ConfigError or DataError for what is wrong before anything is computed.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--out {out} must end with .jsonl or .parquet")
+    if reward == "train":
+        raise ConfigError("--reward train needs a run; name a trained reward model, as RUN/reward/model of one")
+    rows = [dict(row) for row in open_rows(data)]
+    requests = [row_requests(row, number) for number, row in enumerate(rows)]
+    annotator = build_annotator(reward_parts(reward), workplace(cache or out.with_name(out.name + ".answers")))
+    annotator.probe()
+    rewards, usage = all_rewards(annotator, requests)
+    for row, found in zip(rows, rewards, strict=True):
+        row |= {"rewards": found} if "responses" in row else {"reward": found[0]}
+    write_rows(out, rows)
+    values = [value for found in rewards for value in found]
+    return {"rewards": sum(v is not None for v in values), "without a reward": values.count(None), **usage}
+
+
+def workplace(cache: Path) -> Workplace:
+    return Workplace(torch.device("cuda" if torch.cuda.is_available() else "cpu"), MAX_TOKENS, cache)
+
+
+def row_requests(row: Row, number: int) -> list[Request]:
+    """One request per response. Raises DataError for a row without prompt or response."""
+    responses = row.get("responses", [row.get("response")])
+    if not is_text(row.get("prompt")) or not isinstance(responses, list) or not all(map(is_text, responses)):
+        raise DataError(
+            f"row {number} has no `prompt` (text or chat messages) with a `response` or a list of `responses`; "
+            f"found {', '.join(row) or 'nothing'}"
+        )
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "response", "responses")}
+    prompt = Prompt(prompt_number(row["prompt"]), row["prompt"], [], columns)
+    return [(prompt, Response(response, [])) for response in responses]
+
+
+def is_text(value: Any) -> bool:
+    messages = isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    return isinstance(value, str) or (messages and bool(value))
+
+
+def prompt_number(prompt: Text) -> int:
+    """The same for the same prompt."""
+    return int(content_key(prompt)[:15], 16)
+
+
+def all_rewards(
+    annotator: Annotator, requests: Sequence[Sequence[Request]]
+) -> tuple[list[list[float | None]], Counter[str]]:
+    """The rewards of each row."""
+    rewards: list[list[float | None]] = [[None] * len(row) for row in requests]
+    usage: Counter[str] = Counter()
+    with progress_bar("annotate", sum(map(len, requests)), "response", visible=True) as bar:
+        for places in shards(requests):
+            found = annotator.rewards([requests[row][column] for row, column in places])
+            for (row, column), value in zip(places, found, strict=True):
+                rewards[row][column] = value
+            usage.update(annotator.take_usage())
+            bar.update(len(places))
+    return rewards, usage
+
+
+def shards(requests: Sequence[Sequence[Request]]) -> Iterator[list[tuple[int, int]]]:
+    """Places (row, response) of some prompts at a time, all responses to a prompt together."""
+    by_prompt: dict[int, list[tuple[int, int]]] = {}
+    for row, several in enumerate(requests):
+        for column, (prompt, _) in enumerate(several):
+            by_prompt.setdefault(prompt.id, []).append((row, column))
+    groups = list(by_prompt.values())
+    for start in range(0, len(groups), PROMPTS_AT_ONCE):
+        yield [place for group in groups[start : start + PROMPTS_AT_ONCE] for place in group]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    if path.suffix == ".parquet":
+        names = dict.fromkeys(name for row in rows for name in row)
+        write_table(path, pa.table({name: [row.get(name) for row in rows] for name in names}))
+    else:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,97 @@
+"""Which engine samples, and what it needs to know: the part of a recipe's `generation` beside the sampling itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from adaptpo.config.base import Settings, Url
+
+Api = Literal["vllm", "sglang", "transformers", "openai"]
+SAID_BY_COMMAND: dict[str, Api] = {"vllm": "vllm", "sglang": "sglang", "transformers": "transformers"}
+"""What a command that holds the word speaks."""
+
+IN_PROCESS = ("batch_size", "memory_gb")
+REACHED = ("api_key_env", "concurrency", "retries", "timeout")
+STARTED = ("start_timeout", "restarts")
+READ_BY: dict[str, tuple[str, ...]] = {
+    "transformers": IN_PROCESS,
+    "server": ("base_url", "command", "api", "served_model", *REACHED, *STARTED),
+    "vllm": (
+        *("tensor_parallel_size", "data_parallel_size", "prefix_caching", "gpu_memory_utilization", "arguments"),
+        *("concurrency", "retries", "timeout", *STARTED),
+    ),
+}
+"""The keys of each engine."""
+
+
+class EngineSettings(Settings):
+    """`engine`: `transformers` in the process; a `server` that runs at `base_url` or is started by `command`; or
+    `vllm`, which is such a server with its command made from the keys here.
+
+    In the process `batch_size` counts prompts; None takes as many as fit into `memory_gb` (None: 40 % of an
+    accelerator's memory, 1 GiB on a CPU).
+
+    `command` holds `{model}` and `{port}`. `api`: what the server speaks; None is read off the command, and is `openai`
+    for a `base_url`. `served_model`: its name there; None is the path of the policy. `timeout`: seconds for a whole
+    answer; `start_timeout`: until a started server is up; `restarts`: how often a server that died is started again in
+    a phase. `arguments`: more of `vllm serve`.
+    """
+
+    engine: Literal["transformers", "server", "vllm"] = "transformers"
+    batch_size: int | None = Field(None, gt=0)
+    memory_gb: float | None = Field(None, gt=0)
+    base_url: Url | None = None
+    command: str | None = None
+    api: Api | None = None
+    served_model: str | None = None
+    api_key_env: str | None = None
+    concurrency: int = Field(64, gt=0)
+    retries: int = Field(4, ge=0)
+    timeout: float = Field(600.0, gt=0)
+    start_timeout: float = Field(900.0, gt=0)
+    restarts: int = Field(2, ge=0)
+    tensor_parallel_size: int = Field(1, gt=0)
+    data_parallel_size: int = Field(1, gt=0)
+    prefix_caching: bool = True
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    arguments: str = ""
+
+    @property
+    def memory(self) -> int | None:
+        """`memory_gb` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 2**30)
+
+    @property
+    def spoken(self) -> Api:
+        """What the server speaks."""
+        if self.engine == "vllm":
+            return "vllm"
+        return self.api or said_by(self.command) or "openai"
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> EngineSettings:
+        """A key that the engine would not read is a mistake."""
+        for name, field in EngineSettings.model_fields.items():
+            engines = [engine for engine, names in READ_BY.items() if name in names]
+            if engines and self.engine not in engines and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is not read by engine {self.engine}, but by {' and '.join(engines)}")
+        if self.engine == "server":
+            self._check_server()
+        return self
+
+    def _check_server(self) -> None:
+        if (self.base_url is None) == (self.command is None):
+            raise ValueError("engine server takes either base_url, where one runs, or command, which starts one")
+        for place in ("{model}", "{port}"):
+            if self.command is not None and place not in self.command:
+                raise ValueError(f"command holds no {place}; write for instance 'vllm serve {{model}} --port {{port}}'")
+        if self.command is not None and self.api is None and said_by(self.command) is None:
+            raise ValueError(f"set api to what the command's server speaks: {', '.join(SAID_BY_COMMAND)} or openai")
+        if self.command is None and (self.start_timeout, self.restarts) != (900.0, 2):
+            raise ValueError("start_timeout and restarts are for a server that command starts")
+
+
+def said_by(command: str | None) -> Api | None:
+    return next((api for word, api in SAID_BY_COMMAND.items() if word in (command or "")), None)

@@ -1,0 +1,351 @@
+"""Settings of a run. One YAML file is one run; a key that does not exist is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
+
+from adaptpo.config.base import Settings
+from adaptpo.config.generation import EngineSettings
+from adaptpo.distributed.executor import ExecutorSettings
+from adaptpo.errors import ConfigError
+
+OWNED_TRAINING_ARGUMENTS = {
+    "output_dir": "set output_dir of the recipe",
+    "seed": "set seed of the recipe",
+    "data_seed": "set seed of the recipe",
+    "resume_from_checkpoint": "a run resumes by itself",
+    "save_total_limit": "a run keeps its last complete checkpoint",
+    "remove_unused_columns": "batches are made from prompt groups",
+    "load_best_model_at_end": "an iteration ends with its last step",
+    "per_device_eval_batch_size": "set max_tokens_per_batch of the recipe",
+    "disable_tqdm": "set show_progress of the recipe",
+    "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
+}
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Reads 1e-6 as a number, as YAML 1.2 does; by YAML 1.1, which PyYAML follows, it is a string."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, RecipeLoader)
+
+
+class DataSettings(Settings):
+    """`path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read."""
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_format: Literal["auto", "messages", "text"] = "auto"
+
+
+class EvalDataSettings(DataSettings):
+    max_prompts: int = Field(256, gt=0)
+
+
+class GenerationSettings(EngineSettings):
+    """Sampling of fresh responses, and the engine that samples. `top_k` 0 is off; `temperature` 0 is greedy."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_new_tokens: int = Field(512, gt=0)
+
+
+class StageSettings(Settings):
+    """The boundary measurement of methods that ask for one, and of `adaptpo stage`.
+
+    It looks at up to `prompts` prompts, or stops before that once half the width of the 95 % interval is at most
+    `precision`. `groups`: into how many groups of similar wording prompts are put, each with a score of its own; 1 is
+    one score for all.
+    """
+
+    prompts: int = Field(2000, gt=0)
+    precision: float | None = Field(None, gt=0, lt=0.5)
+    groups: int = Field(1, gt=0)
+
+
+class AlignmentConfig(Settings):
+    """Everything about a run but its model, data, reward and method. Names follow TRL where it has one.
+
+    `branch_of`: the folder of another run, whose opening (all before the first iteration) is taken over instead of
+    repeated. `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline
+    training before the first iteration; None is the method's own default. `reference`: the initial model, or the
+    policy that started the iteration; None is the method's own default. Prompts longer than `max_prompt_length`
+    tokens are left out and recorded; responses longer than `max_completion_length` (None:
+    `generation.max_new_tokens`) are cut and counted.
+    `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
+    `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
+    `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
+    several passes, prompt groups whole, with the same result. `shard_size` prompts are scored, generated or annotated
+    between two files; a kill costs at most one. `executor`: who computes these, `ray` alone or a section.
+    `annotation_cache`: folder for the answers of remote annotators, which several runs may share; None keeps them in
+    the run.
+    """
+
+    output_dir: str
+    branch_of: str | None = None
+    num_iterations: int = Field(3, gt=0)
+    warmup_epochs: int | None = Field(None, ge=0)
+    reference: Literal["initial", "previous"] | None = None
+    max_prompt_length: int = Field(1024, gt=0)
+    max_completion_length: int | None = Field(None, gt=0)
+    generation: GenerationSettings = GenerationSettings()
+    stage: StageSettings = StageSettings()
+    training: dict[str, Any] = Field({})
+    reward_training: dict[str, Any] = Field({})
+    peft: dict[str, Any] | None = None
+    model_init_kwargs: dict[str, Any] = Field({})
+    max_tokens_per_batch: int = Field(16384, gt=0)
+    shard_size: int = Field(64, gt=0)
+    executor: ExecutorSettings = ExecutorSettings()
+    annotation_cache: str | None = None
+    seed: int = Field(0, ge=0)
+    show_progress: bool = True
+
+    def __init__(self, **values: Any) -> None:
+        """Raises ConfigError naming every key that is wrong, and the nearest valid name."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from error
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("training")
+    @classmethod
+    def _training_fields_exist(cls, values: dict[str, Any]) -> dict[str, Any]:
+        from transformers import TrainingArguments
+
+        refuse_owned("training", values)
+        check_names("training", values, TrainingArguments)
+        check_types("training", values, TrainingArguments)
+        return values
+
+    @field_validator("reward_training")
+    @classmethod
+    def _reward_fields_exist(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values:
+            from trl import RewardConfig
+
+            refuse_owned("reward_training", values)
+            check_names("reward_training", values, RewardConfig)
+            check_types("reward_training", values, RewardConfig)
+        return values
+
+    @field_validator("peft")
+    @classmethod
+    def _peft_fields_exist(cls, values: dict[str, Any] | None) -> dict[str, Any] | None:
+        if values is not None:
+            from peft import LoraConfig
+
+            check_names("peft", values, LoraConfig)
+            check_types("peft", values, LoraConfig)
+        return values
+
+    @property
+    def completion_limit(self) -> int:
+        return self.max_completion_length or self.generation.max_new_tokens
+
+
+class RecipeGenerationSettings(GenerationSettings):
+    num_generations: int = Field(8, gt=1)
+
+
+class MetaSettings(Settings):
+    """Of the meta-learner: its Adam learning rate, and the optimizer steps between its updates (T_meta)."""
+
+    learning_rate: float = Field(5e-3, gt=0)
+    update_interval: int = Field(8, gt=0)
+
+
+class Recipe(AlignmentConfig):
+    """A run as one YAML file: `AlignmentConfig` and the model, the data, the reward and the method."""
+
+    model: str
+    reward: str | dict[str, Any] | list[Any] | None = None
+    data: DataSettings
+    eval_data: EvalDataSettings | None = None
+    method: str | dict[str, Any] = "metaapo"
+    generation: RecipeGenerationSettings = RecipeGenerationSettings()
+    meta: MetaSettings = MetaSettings()
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_exists(cls, value: Any) -> Any:
+        if isinstance(value, dict | list):
+            from adaptpo.config.reward import reward_parts
+
+            reward_parts(value)
+        return value
+
+    @field_validator("data", "eval_data", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
+
+
+def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
+    """Raise ConfigError for the first key of `values` that is no field (or argument) of `target`."""
+    if is_dataclass(target):
+        valid = [field.name for field in fields(target) if field.init]
+    else:
+        valid = list(inspect.signature(target).parameters)
+    for name in values:
+        if name not in valid:
+            close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"see the fields of {target.__name__}"
+            raise ConfigError(f"unknown key '{section}.{name}': {hint}")
+
+
+def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
+    """Raise ConfigError for the first value that is not of the type that `target` declares for it."""
+    hints = get_type_hints(target)
+    for name, value in values.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
+
+
+def refuse_owned(section: str, values: dict[str, Any]) -> None:
+    for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
+        if name in values:
+            raise ConfigError(f"{section}.{name} is set by the run itself: {remedy}")
+
+
+def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The settings class that the keys at this location belong to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        candidates = [field.annotation, *get_args(field.annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        model = nested[0] if nested else model
+    return model
+
+
+def explain(error: ValidationError, model: type[BaseModel], section: str | None = None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, (section, *problem["loc"]) if section else problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
+            lines.append(f"unknown key '{key}': {nearest(str(problem['loc'][-1]), valid)}")
+        elif problem["type"] == "missing":
+            lines.append(f"'{key}' is missing")
+        else:
+            lines.append(f"'{key}': {problem['msg']} (found {problem['input']!r})")
+    return "\n".join(lines)
+
+
+STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
+"""The key that a text in the section's place gives; `path` of those of data."""
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Apply `a.b=value` (the value is YAML) to nested settings, in place."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"--set takes key=value, for instance --set training.learning_rate=1.0e-6; found '{assignment}'"
+        )
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if inner is None:
+            inner = values[section] = {}
+        if isinstance(inner, str):
+            inner = values[section] = {STANDS_FOR.get(section, "path"): inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {assignment}: '{section}' is not a section")
+        values = inner
+    try:
+        values[last] = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def resolve_path(value: str, folder: Path) -> str:
+    """An input path: relative to the recipe's folder if it exists there, else as it is (a path, or a hub id)."""
+    beside = folder / Path(value).expanduser()
+    return str(beside.resolve()) if beside.exists() else value
+
+
+def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `--set` assignments. Raises ConfigError with what is wrong and the remedy."""
+    return make_recipe(read_recipe(path), assignments, path.parent)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys that a recipe file sets."""
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no recipe at {path}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no recipe; it needs at least model, data and output_dir")
+    return values
+
+
+def make_recipe(values: dict[str, Any], assignments: list[str] | tuple[str, ...], folder: Path) -> Recipe:
+    """A recipe of these keys with `--set` assignments; inputs are looked up in `folder` first."""
+    for assignment in assignments:
+        set_value(values, assignment)
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"'{key}': Keys should be strings")
+    recipe = Recipe(**values)
+    return recipe.model_copy(update=resolved_inputs(recipe, folder))
+
+
+METHOD_PATHS = ("learner", "encoder")
+"""Arguments of methods that name a folder."""
+
+
+def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    update: dict[str, Any] = {"model": resolve_path(recipe.model, folder)}
+    if isinstance(recipe.method, dict):
+        given = {name: recipe.method[name] for name in METHOD_PATHS if isinstance(recipe.method.get(name), str)}
+        update["method"] = recipe.method | {name: resolve_path(path, folder) for name, path in given.items()}
+    if recipe.reward is not None:
+        from adaptpo.config.reward import resolved_reward
+
+        update["reward"] = resolved_reward(recipe.reward, lambda path: resolve_path(path, folder))
+    for name in ("data", "eval_data"):
+        settings = getattr(recipe, name)
+        if settings is not None:
+            update[name] = settings.model_copy(update={"path": resolve_path(settings.path, folder)})
+    return update
+
+
+def is_special_reward(reward: str) -> bool:
+    return reward == "train" or reward.startswith("python:")

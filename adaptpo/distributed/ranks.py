@@ -1,0 +1,134 @@
+"""Runs over several processes: who decides, who waits, and what they tell each other.
+
+Every rank goes through the same phases. What a rank decides comes from the files of the run or from rank 0, so that all
+decide the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from adaptpo.distributed.launch import is_set, process_count
+from adaptpo.errors import ConfigError, RunError
+
+Value = TypeVar("Value")
+
+LONGEST_WAIT = timedelta(hours=24)
+"""One rank may annotate or evaluate for hours while the others wait. A rank that dies is noticed at once all the same:
+its connections close, and the launcher ends the others."""
+TRAINING_TIMEOUT = 1800
+"""Seconds, as transformers' `ddp_timeout`: no step of training takes that long."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process as one of the `count` of a run; rank 0 owns the run directory.
+
+    Every method but `share` is collective: all ranks call it at the same place, or they wait for one another.
+    """
+
+    index: int = 0
+    count: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    def share(self, items: Sequence[Value]) -> Sequence[Value]:
+        """Those of the items that are this rank's."""
+        return items[self.index :: self.count]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            dist.barrier(self.group)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, in rank order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, self.group)
+        return values
+
+    def on_first(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns on rank 0, which alone does it, on every rank.
+
+        Where it fails, rank 0 raises its error and the others a RunError.
+        """
+        if self.count == 1:
+            return work()
+        if self.is_first:
+            return self._told(work)
+        outcome: list[Any] = [None, None]
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        succeeded, value = outcome
+        if not succeeded:
+            raise RunError("stopped, because process 0 failed; its message says why")
+        return value
+
+    def _told(self, work: Callable[[], Value]) -> Value:
+        outcome: list[Any] = [False, None]
+        try:
+            outcome = [True, work()]
+        finally:
+            dist.broadcast_object_list(outcome, src=0, group=self.group)
+        return outcome[1]
+
+
+ALONE = Ranks()
+
+
+def join_ranks(training: dict[str, Any]) -> Ranks:
+    """This process among those that the launcher started; `training` is the recipe's section of that name.
+
+    Raises ConfigError where accelerate would let each process train by itself, or would train otherwise than asked.
+    """
+    count = process_count()
+    if count == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    timeout = timedelta(seconds=training.get("ddp_timeout", TRAINING_TIMEOUT))
+    cpu = bool(training.get("use_cpu")) or is_set("ACCELERATE_USE_CPU")
+    try:
+        state = PartialState(cpu=cpu, timeout=timeout)
+    except ImportError as error:
+        raise ConfigError(f"the launcher asks for what is not installed: {error}") from error
+    if state.num_processes != count:
+        raise ConfigError(
+            f"{count} processes were started and there is no accelerator to connect them; set training.use_cpu to true "
+            "to train on CPUs, or start one process"
+        )
+    check_sharding(state.distributed_type.value, training)
+    return Ranks(state.process_index, count, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+
+
+def check_sharding(kind: str, training: dict[str, Any]) -> None:
+    """Raises ConfigError where accelerate would not share out weights as asked, and for settings under which ranks
+    would score with weights that they do not have, or checkpoints would not be ordinary model folders."""
+    for key in ("fsdp", "deepspeed"):
+        if training.get(key):
+            raise ConfigError(f"training.{key} is not read here; start with accelerate launch and a file that sets it")
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    if sharded and kind == "MULTI_CPU":
+        raise ConfigError(
+            "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
+            "it off"
+        )
+    if not is_set("ACCELERATE_USE_FSDP"):
+        return
+    wanted = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    for name, value in wanted.items():
+        if os.environ.get(name, "").lower() != value.lower():
+            raise ConfigError(
+                f"accelerate's configuration has {name.lower()}: {os.environ.get(name, 'nothing')}; runs need {value}, "
+                "as in recipes/accelerate/fsdp2.yaml"
+            )

@@ -1,0 +1,206 @@
+"""Ray Data as executor: workers that hold a phase's model, wherever Ray has room for them.
+
+What a phase computes is a function of a shard's number. It travels to each worker once, with settings and paths and
+without models, which the worker loads by itself; what it returns travels back, and the process that owns the run writes
+it. So a shard that is computed twice, by a worker that was given up too early, is written once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
+
+from adaptpo.distributed.executor import ExecutorSettings, Result
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.errors import AdaptpoError, ConfigError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+RETRIES = 2
+"""How often a shard whose worker died is given to another; one that kills every worker ends the run."""
+REACHED_WITHIN = 10
+"""Seconds."""
+PYTHON_ERRORS = (pickle.PicklingError, TypeError, AttributeError, ImportError)
+"""Of an object that cannot be pickled, or unpickled elsewhere."""
+LOST = (
+    "Ray lost a worker {} times over the same shard, or could not start one: {}\nWhat is written stays; start the same "
+    "command again to go on. A worker that was ended for its memory needs a lower max_tokens_per_batch or "
+    "generation.memory_gb, or fewer workers beside it (executor.workers)"
+)
+
+
+class RayExecutor:
+    """Hands shards to a pool of workers that lives as long as the phase, so that training finds the machine free."""
+
+    def __init__(self, settings: ExecutorSettings) -> None:
+        self.settings = settings
+        self.joined = False
+        """Whether Ray was connected here, and is left again at the end."""
+
+    def start(self, device: torch.device, release: Callable[[], None]) -> None:
+        self.release = release
+        self.resource, self.share = ("GPU", 1) if device.type == "cuda" else ("CPU", self.settings.num_cpus)
+        if not ray.is_initialized():
+            connect(self.settings)
+            self.joined = True
+        room = self._room()
+        self.workers = self.settings.workers or room
+        if not 0 < self.workers <= room:
+            raise ConfigError(
+                f"Ray has room for {room} workers with {self.share} {self.resource} each; lower executor.workers or "
+                "executor.num_cpus, or join a larger cluster by executor.address"
+            )
+
+    def _room(self) -> int:
+        """How many workers Ray's machines take at a time."""
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(int(resources.get(self.resource, 0) // self.share) for resources in machines)
+
+    def compute(self, work: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
+        if not numbers:
+            return
+        self.release()
+        quiet_ray()
+        with system_failures():
+            packed = ray.put(pack(work))
+            for row in self._results(packed, numbers).iter_rows():
+                yield row["number"], opened(row["outcome"])
+
+    def _results(self, packed: ray.ObjectRef, numbers: Sequence[int]) -> ray.data.Dataset:
+        rows = [{"number": number} for number in numbers]
+        return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            # In a list, or Ray would hand the worker the content itself.
+            fn_constructor_args=([packed], str(Path.cwd())),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(self.workers, len(numbers)),
+                max_tasks_in_flight_per_actor=1,  # A shard waits for whoever is free first.
+            ),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+            **{f"num_{self.resource.lower()}s": self.share},
+        )
+
+    def close(self) -> None:
+        if self.joined:
+            ray.shutdown()
+            self.joined = False
+
+
+class Worker:
+    """In a process of Ray: computes shards, and keeps what the first of them loaded for the others."""
+
+    def __init__(self, packed: list[ray.ObjectRef], folder: str) -> None:
+        self.packed, self.folder = packed[0], folder
+
+    @cached_property
+    def work(self) -> Callable[[int], Any]:
+        enter(self.folder)
+        return unpack(ray.get(self.packed))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        number = batch["number"][0].as_py()
+        try:
+            outcome: Any = self.work(number)
+        except AdaptpoError as error:
+            outcome = error
+        return pa.table({"number": [number], "outcome": pa.array([pickle.dumps(outcome)], pa.binary())})
+
+
+def enter(folder: str) -> None:
+    """Paths of the run may be relative to where it was started."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise RunError(
+            f"a worker on {socket.gethostname()} cannot enter {folder} ({error.strerror}); start the run in a folder "
+            "that all machines share"
+        ) from error
+
+
+def opened(outcome: bytes) -> Any:
+    """What a worker computed. Raises the error that it ended with."""
+    value = pickle.loads(outcome)
+    if isinstance(value, AdaptpoError):
+        raise value
+    return value
+
+
+def pack(work: Callable[[int], Any]) -> bytes:
+    """Raises ConfigError for work that holds what cannot leave this process."""
+    try:
+        return ray.cloudpickle.dumps(work)
+    except PYTHON_ERRORS as error:
+        raise ConfigError(
+            f"executor ray sends workers what they compute, and part of it cannot be sent: {error}; name a reward "
+            "function as python:module:function, or set executor to local"
+        ) from error
+
+
+def unpack(packed: bytes) -> Callable[[int], Any]:
+    """Raises RunError for a module that this machine does not have."""
+    try:
+        return ray.cloudpickle.loads(packed)
+    except PYTHON_ERRORS as error:
+        raise RunError(
+            f"a worker on {socket.gethostname()} cannot import what the run computes with: {error}; install it there, "
+            "or put it into the folder where the run is started"
+        ) from error
+
+
+def connect(settings: ExecutorSettings) -> None:
+    """Start Ray here, or join the cluster at the address. Raises ConfigError where there is none."""
+    turn_off_telemetry()
+    # Else Ray's core complains about each pool of workers that Ray Data makes.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    own = {"address": "local", "include_dashboard": False, "num_cpus": settings.cores}
+    options = {"address": settings.address} if settings.address else own
+    try:
+        reach(settings.address)
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"join Ray at executor.address {settings.address}" if settings.address else "start Ray here"
+        raise ConfigError(f"cannot {where}: {error}; docs/scale.md has the commands of a cluster") from error
+
+
+def reach(address: str | None) -> None:
+    """Raises OSError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    if address not in (None, "auto"):
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+
+
+def quiet_ray() -> None:
+    """The run has a progress bar of its own, and raises what Ray Data would print."""
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+
+
+@contextmanager
+def system_failures() -> Iterator[None]:
+    """Turn a lost worker into a RunError; an error of the work itself passes, with the worker's traceback."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise RunError(LOST.format(RETRIES + 1, " ".join(str(error).split()))) from error

@@ -1,0 +1,52 @@
+"""From a recipe's `method` entry to a `Method`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import OBJECTIVES, Objective
+from adaptpo.config.recipe import Recipe, check_names, check_types, nearest
+from adaptpo.errors import ConfigError
+from adaptpo.methods import METHODS
+
+
+def named_entry(section: str, entry: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of `name`, or of `{name: name, argument: value}`."""
+    if isinstance(entry, str):
+        return entry, {}
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ConfigError(f"'{section}' is a name, or a mapping with `name` and arguments (found {entry!r})")
+    return entry["name"], {key: value for key, value in entry.items() if key != "name"}
+
+
+def build_objective(entry: str | dict[str, Any]) -> Objective:
+    """`simpo`, or `{name: simpo, beta: 2.5, gamma: 0.6}`."""
+    name, values = named_entry("method.objective", entry)
+    if name not in OBJECTIVES:
+        raise ConfigError(f"unknown objective '{name}': {nearest(name, list(OBJECTIVES))}")
+    check_names("method.objective", values, OBJECTIVES[name])
+    check_types("method.objective", values, OBJECTIVES[name])
+    return OBJECTIVES[name](**values)
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The named method with the recipe's arguments, number of generations and meta-learner settings.
+
+    Raises ConfigError for an unknown method or argument, with the nearest valid name.
+    """
+    name, arguments = named_entry("method", recipe.method)
+    if name not in METHODS:
+        raise ConfigError(f"unknown method '{name}': {nearest(name, list(METHODS))}")
+    check_names("method", arguments, METHODS[name])
+    built = {"objective": build_objective(arguments.pop("objective"))} if "objective" in arguments else {}
+    check_types("method", arguments, METHODS[name])
+    return METHODS[name](**(shared_settings(recipe, name) | arguments | built))
+
+
+def shared_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What the recipe's other sections say, as far as this method takes it; the rest is for other methods."""
+    settings = recipe.meta.model_dump() | {"num_generations": recipe.generation.num_generations}
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {key: value for key, value in settings.items() if key in parameters}

@@ -1,0 +1,187 @@
+"""From prompt groups to the tensors of a forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from adaptpo.choices.learners.base import SOURCES, PairBatch
+from adaptpo.choices.objectives import PairLogps
+from adaptpo.models.packing import PADDED, Answered, Rows, token_batches
+from adaptpo.models.shared_prompt.layout import positions, shared_prompts
+from adaptpo.types import PreferencePair, PromptGroup
+
+Batch = dict[str, Any]
+"""Tensors, and the `SharedPrompts` of a row with shared prompts.
+
+`input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
+tokens that they predict; `target_mask` [rows, c], where there is one; `response_mask` [n, longest], which tokens
+each of the n responses has. The mask's true places in reading order are those of `response_mask`.
+"""
+
+
+FEATURE = "feature/"
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+    """[rows, longest] int64."""
+    width = max(len(row) for row in rows)
+    padded = torch.full((len(rows), width), value, dtype=torch.long)
+    for target, row in zip(padded, rows, strict=True):
+        start = width - len(row) if left else 0
+        target[start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded
+
+
+def token_mask(lengths: Sequence[int]) -> Tensor:
+    """[rows, longest] bool, true where a row has a token."""
+    counts = torch.tensor(lengths)
+    return torch.arange(int(counts.max())) < counts[:, None]
+
+
+def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """One row a response, padded on the right.
+
+    No token sees what is behind it, so that no mask is needed, and models that ignore masks are exact as well.
+    """
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    input_ids = pad(rows, pad_id)
+    columns = torch.arange(min(map(len, prompts)) - 1, input_ids.shape[1] - 1)
+    first = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
+    lengths = [len(response) for response in responses]
+    return {
+        "input_ids": input_ids,
+        "columns": columns,
+        "targets": input_ids[:, columns + 1],
+        "target_mask": (columns >= first) & (columns < first + torch.tensor(lengths)[:, None]),
+        "response_mask": token_mask(lengths),
+    }
+
+
+def shared_rows(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], prompt_of: Sequence[int]
+) -> Batch:
+    """One row `[prompt | response | response | ... | prompt | ...]`; response i follows `prompts[prompt_of[i]]`.
+
+    A response's last token predicts nothing and is not in the row.
+    """
+    members: list[list[int]] = [[] for _ in prompts]
+    for index, prompt in enumerate(prompt_of):
+        members[prompt].append(index)
+    lengths = [[len(responses[i]) - 1 for i in inside] for inside in members]
+    tokens: list[int] = []
+    predictors: dict[int, list[int]] = {}
+    for ids, inside in zip(prompts, members, strict=True):
+        tokens += ids
+        last = len(tokens) - 1
+        for index in inside:
+            start = len(tokens)
+            tokens += responses[index][:-1]
+            predictors[index] = [last, *range(start, len(tokens))]
+    prompt_lengths = [len(prompt) for prompt in prompts]
+    targets = torch.tensor([[token for response in responses for token in response]])
+    return {
+        "input_ids": torch.tensor([tokens]),
+        "position_ids": positions(prompt_lengths, lengths)[None],
+        "shared_prompts": shared_prompts(prompt_lengths, lengths),
+        "columns": torch.tensor([column for i in range(len(responses)) for column in predictors[i]]),
+        "targets": targets,
+        "target_mask": torch.ones_like(targets, dtype=torch.bool),
+        "response_mask": token_mask([len(response) for response in responses]),
+    }
+
+
+def response_rows(
+    groups: Sequence[Answered], responses: Sequence[list[int]], prompt_of: Sequence[int], pad_id: int, rows: Rows
+) -> Batch:
+    """The rows of a forward pass; response i follows the prompt of `groups[prompt_of[i]]`."""
+    prompts = [group.prompt.ids for group in groups]
+    if rows.shared_prompts:
+        return shared_rows(prompts, responses, prompt_of)
+    return padded_rows([prompts[i] for i in prompt_of], responses, pad_id)
+
+
+def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
+    """`reference_chosen` and `reference_rejected` [n] float32, or nothing where the objective needs none."""
+    logps = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
+    if len(logps) < len(pairs):
+        return {}
+    chosen, rejected = torch.tensor(logps, dtype=torch.float32).unbind(dim=1)
+    return {"reference_chosen": chosen, "reference_rejected": rejected, **reference_tokens(pairs)}
+
+
+def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
+    """`reference_tokens` [2n, longest] float32, laid out as `response_mask`, 0 behind the end of a response."""
+    kept = [pair.reference_tokens for pair in pairs if pair.reference_tokens is not None]
+    if len(kept) < len(pairs):
+        return {}
+    rows = [torch.frombuffer(tokens, dtype=torch.float32) for side in zip(*kept, strict=True) for tokens in side]
+    return {"reference_tokens": pad_sequence(rows, batch_first=True)}
+
+
+def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
+    """`feature/NAME` [n, width] for n pairs, given the group of each."""
+    names = groups[0].features
+    return {f"{FEATURE}{name}": torch.tensor([group.features[name] for group in groups]) for name in names}
+
+
+def data_weight(columns: dict[str, Any]) -> float | None:
+    """The column `weight` of a row: 1 where there is none, None where it is no finite number of 0 or more."""
+    value = columns.get("weight", 1.0)
+    valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return float(value) if valid else None
+
+
+@dataclass(frozen=True)
+class GroupCollator:
+    """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones, then the
+    samples of those pairs that have one."""
+
+    pad_id: int
+    rows: Rows = PADDED
+
+    def __call__(self, groups: Sequence[PromptGroup]) -> Batch:
+        members = [(index, group, pair) for index, group in enumerate(groups) for pair in group.pairs]
+        pairs = [pair for _, _, pair in members]
+        samples = [(index, pair.sample.ids) for index, _, pair in members if pair.sample is not None]
+        responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
+        prompt_of = [index for index, _, _ in members] * 2 + [index for index, _ in samples]
+        nan = float("nan")
+        return {
+            **response_rows(groups, responses + [ids for _, ids in samples], prompt_of, self.pad_id, self.rows),
+            **reference_tensors(pairs),
+            **({"has_sample": torch.tensor([pair.sample is not None for pair in pairs])} if samples else {}),
+            "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),
+            "group": torch.tensor([index for index, _, _ in members]),
+            "group_size": torch.tensor([len(group.pairs) for _, group, _ in members]),
+            "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
+            "data_weight": torch.tensor([data_weight(group.prompt.columns) or 0.0 for _, group, _ in members]),
+            "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
+            **feature_tensors([group for _, group, _ in members]),
+        }
+
+    def batches(self, groups: Sequence[PromptGroup]) -> list[Batch]:
+        """Batches of whole groups within `rows.max_tokens`."""
+        return [self([groups[i] for i in indices]) for indices in token_batches(groups, self.rows)]
+
+
+def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
+    """What weights and learners see of a batch; `measured` are fields that a `VocabularyProbe` found."""
+    names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
+    return PairBatch(
+        **{name: batch[name] for name in names},
+        margin=margin.detach().float(),
+        ratios=logps.ratios().detach().float(),
+        features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
+        **({"divergence": logps.divergence} | measured),
+    )
+
+
+def count_prompts(batch: Batch) -> int:
+    return int(batch["group"].max()) + 1

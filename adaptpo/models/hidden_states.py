@@ -1,0 +1,86 @@
+"""Hidden states of the responses of pairs: of a policy after the prompt, or of an encoder on the responses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from adaptpo.choices.learners.pair_features import PairStates, Predictions
+from adaptpo.choices.objectives import Objective
+from adaptpo.models.collate import Batch, GroupCollator
+from adaptpo.models.inference import PromptedPair, autocast, to_device
+from adaptpo.models.logps import head_inputs, model_arguments
+from adaptpo.models.packing import Rows, token_batches
+from adaptpo.models.shared_prompt.attention import base_model
+from adaptpo.types import PromptGroup, Text
+
+ENCODED_TOGETHER = 16
+"""Responses of one forward pass of an encoder."""
+
+
+@torch.no_grad()
+def policy_states(
+    model: nn.Module,
+    pad_id: int,
+    items: Sequence[PromptedPair],
+    args: TrainingArguments,
+    rows: Rows,
+    objective: Objective,
+) -> Iterator[tuple[int, PairStates]]:
+    """The states of each pair under a policy with the pair's index in `items`; similar lengths come together."""
+    model.eval()
+    collate, head = GroupCollator(pad_id, rows), base_model(model).get_output_embeddings()
+    groups = [PromptGroup(prompt, (pair,)) for prompt, pair in items]
+    for indices in token_batches(groups, rows):
+        batch = to_device(collate([groups[i] for i in indices]), args.device)
+        with autocast(args):
+            states = response_states(model, head, batch)
+        lengths = batch["response_mask"].sum(dim=1).tolist()
+        tokens, sides = batch["targets"][batch["target_mask"]].split(lengths), states.split(lengths)
+        half = len(indices)
+        for place, (chosen, rejected) in enumerate(zip(tokens[:half], tokens[half:], strict=True)):
+            made = Predictions(chosen, rejected, head, objective, items[indices[place]][1].reference_logps)
+            yield indices[place], PairStates(sides[place], sides[half + place], made)
+
+
+def response_states(model: nn.Module, head: nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states that predict response tokens, [tokens, hidden], in the order of the responses."""
+    arguments = model_arguments(model, batch)
+    with head_inputs(head) as inputs:
+        model(**arguments)
+    states = inputs[0] if "logits_to_keep" in arguments else inputs[0][:, batch["columns"]]
+    return states[batch["target_mask"]]
+
+
+@torch.no_grad()
+def encoder_states(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptedPair], device: torch.device
+) -> Iterator[tuple[int, PairStates]]:
+    """The same under an encoder; what is longer than its positions is cut at the end."""
+    texts = [response_text(side.text) for _, pair in items for side in (pair.chosen, pair.rejected)]
+    encoded = [found for start in range(0, len(texts), ENCODED_TOGETHER)
+               for found in encode(model, tokenizer, texts[start : start + ENCODED_TOGETHER], device)]  # fmt: skip
+    for index, ((chosen, cut), (rejected, also)) in enumerate(zip(encoded[::2], encoded[1::2], strict=True)):
+        yield index, PairStates(chosen, rejected, truncated=cut or also)
+
+
+def encode(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], device: torch.device
+) -> list[tuple[Tensor, bool]]:
+    """The last hidden states [tokens, hidden] of each text, and whether it was cut."""
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = min(positions, tokenizer.model_max_length)
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    batch = tokenizer(
+        texts, padding=True, truncation=True, max_length=limit, padding_side="right", return_tensors="pt"
+    ).to(device)
+    states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    rows = zip(states, batch["attention_mask"].bool(), lengths, strict=True)
+    return [(row[mask], length > limit) for row, mask, length in rows]
+
+
+def response_text(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)

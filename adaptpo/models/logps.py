@@ -1,0 +1,165 @@
+"""Log-probabilities of responses: the one path that policy and reference share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from adaptpo.choices.objectives import PairLogps
+from adaptpo.models.collate import Batch
+from adaptpo.models.shared_prompt.attention import base_model, forward_arguments
+
+LOGIT_BYTES = 2**27
+"""Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""
+
+MOST = 10.0
+"""Nats that one token can add to the divergence."""
+
+
+def accepted_arguments(model: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(base_model(model).forward).parameters)
+
+
+def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    arguments = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "shared_prompts" in batch:
+        arguments |= forward_arguments(batch["shared_prompts"], batch["position_ids"])
+    if "logits_to_keep" in accepted_arguments(model):
+        arguments["logits_to_keep"] = batch["columns"]
+    return arguments
+
+
+def all_logps(logits: Tensor) -> Tensor:
+    """Log-probs of every token under `logits` [..., vocabulary], in float32 at least."""
+    return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs of `targets` [...] under `logits` [..., vocabulary], in float32 at least."""
+    return all_logps(logits).gather(-1, targets[..., None])[..., 0]
+
+
+def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probs of all response tokens [tokens], from the model's own logits."""
+    arguments = model_arguments(model, batch)
+    logits = model(**arguments).logits
+    if "logits_to_keep" not in arguments:
+        logits = logits[:, batch["columns"]]
+    return chosen_logps(logits, batch["targets"])[batch["target_mask"]]
+
+
+@contextmanager
+def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the hidden states that reach the language-model head, which computes one position of them only."""
+    inputs: list[Tensor] = []
+
+    def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        inputs.append(arguments[0])
+        return (arguments[0][:, :1],)
+
+    handle = head.register_forward_pre_hook(collect)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
+    """The same as `whole_logps` with logits of `size` tokens at a time, for models whose logits are the head's."""
+    head = base_model(model).get_output_embeddings()
+    with head_inputs(head) as inputs:
+        model(**model_arguments(model, batch))
+    hidden, targets = inputs[0][batch["target_mask"]], batch["targets"][batch["target_mask"]]
+
+    def logps(states: Tensor, tokens: Tensor) -> Tensor:
+        return chosen_logps(head(states), tokens)
+
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
+
+
+def tokens_at_once(model: nn.Module) -> int:
+    """Tokens per chunk of the head."""
+    return max(1, LOGIT_BYTES // (4 * base_model(model).config.get_text_config().vocab_size))
+
+
+def chunk_size(model: nn.Module, batch: Batch) -> int | None:
+    """Tokens per chunk of the head; None where all logits fit into the budget."""
+    row = 4 * base_model(model).config.get_text_config().vocab_size
+    return tokens_at_once(model) if batch["targets"].numel() * row > LOGIT_BYTES else None
+
+
+def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Tensor:
+    """log pi(token | prompt, tokens before), [n, longest] in nats, 0 behind the end of a response.
+
+    The language-model head runs on response positions only where the model knows `logits_to_keep`. Log-softmax and
+    sum are computed in float32 at least, whatever the model's dtype: in bfloat16 they are off by more than a nat.
+    """
+    size = chunk_size(model, batch) if chunked_head else None
+    logps = whole_logps(model, batch) if size is None else chunked_logps(model, batch, size)
+    mask = batch["response_mask"]
+    return logps.new_zeros(mask.shape).masked_scatter(mask, logps)
+
+
+def response_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probs summed over response tokens (nats) and token counts, both [n]."""
+    return token_logps(model, batch, chunked_head).sum(dim=1), batch["response_mask"].sum(dim=1)
+
+
+def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> PairLogps:
+    """`PairLogps` of a collated batch of groups, with the kept reference log-probs where the batch carries them."""
+    return sum_pairs(token_logps(model, batch, chunked_head), batch)
+
+
+def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
+    """From what `token_logps` returned for this batch: rows of the n chosen, the n rejected, and the samples."""
+    both = 2 * len(batch["prompt_id"])
+    sums, counts = tokens.sum(dim=1), batch["response_mask"].sum(dim=1)
+    chosen, rejected = sums[:both].chunk(2)
+    chosen_tokens, rejected_tokens = counts[:both].chunk(2)
+    return PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+        reference_chosen=batch.get("reference_chosen"),
+        reference_rejected=batch.get("reference_rejected"),
+        sample=sample_logps(batch, sums[both:]),
+        divergence=divergence(tokens[:both].detach(), batch),
+    )
+
+
+def sample_logps(batch: Batch, logps: Tensor) -> Tensor | None:
+    """The log-prob of each pair's sample [n], 0 for a pair without one; None where no pair has one."""
+    present = batch.get("has_sample")
+    return None if present is None else logps.new_zeros(present.shape).masked_scatter(present, logps)
+
+
+def divergence(tokens: Tensor, batch: Batch) -> Tensor | None:
+    """KL(policy | reference) of n pairs in nats a token, [n], by the k3 estimator (Schulman, 2020) `exp(g) - 1 - g`.
+
+    g is log pi_ref - log pi; the mean is over the tokens of both responses. None where the batch carries no
+    `reference_tokens`. It is 0 where the two agree and never negative. The tokens are those of the data, not samples of
+    the policy. One token counts `MOST` at most, or a single one that the policy has ruled out would be all there is to
+    see.
+    """
+    if "reference_tokens" not in batch:
+        return None
+    reference = batch["reference_tokens"]
+    rows, longest = reference.shape  # Samples, which have no reference, may be longer.
+    gaps = (reference - tokens[:, :longest]).clamp(max=MOST)
+    sums = (gaps.exp() - 1 - gaps).clamp(max=MOST).sum(dim=1)
+    return mean_of_pairs(sums, batch["response_mask"][:rows].sum(dim=1)).float()
+
+
+def mean_of_pairs(sums: Tensor, counts: Tensor) -> Tensor:
+    """From sums over the tokens of n chosen and n rejected responses [2n] to means over both of each pair, [n]."""
+    sides = torch.stack([sums, counts]).unflatten(1, (2, -1)).sum(dim=1)
+    return sides[0] / sides[1]

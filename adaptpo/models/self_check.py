@@ -1,0 +1,188 @@
+"""Before a run trusts a fast path with its model: log-probs and gradients of one real group against separate rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptpo.errors import ModelError
+from adaptpo.models.collate import Batch, GroupCollator, padded_rows
+from adaptpo.models.inference import to_device
+from adaptpo.models.loading import first_line
+from adaptpo.models.logps import chunked_logps, whole_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.shared_prompt.attention import base_model, sharing_prompts
+from adaptpo.types import PromptGroup
+
+WORTH_SHARING = 0.15
+"""Sharing must save this share of the tokens; below it, its own cost can eat what it saves on small models."""
+
+LONGEST_CHECKED = 4096
+TOLERANCES = {torch.float32: (1e-3, 1e-3), torch.float64: (1e-3, 1e-3)}
+LOW_PRECISION = (0.1, 0.1)
+"""Nats, and norm of the difference over the norm of the gradient."""
+
+SMALL_PARAMETER = 2**20
+"""Gradients are compared for trainable parameters of at most this size: norms and biases in every layer of a large
+model, adapters, everything in a small one."""
+
+Facts = dict[str, Any]
+TokenLogps = Callable[[nn.Module, Batch], Tensor]
+Precision = Callable[[], AbstractContextManager]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`logps` [n] nats of the n responses of the group, `gradients` of a fixed combination of them."""
+
+    logps: Tensor
+    gradients: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`logps`: the largest, in nats; `gradients`: norm of the difference over the norm."""
+
+    logps: float
+    gradients: float
+
+    def within(self, tolerance: Difference) -> bool:
+        # A NaN is within nothing.
+        return self.logps <= tolerance.logps and self.gradients <= tolerance.gradients
+
+
+def checked_parameters(model: nn.Module) -> list[nn.Parameter]:
+    trainable = sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.numel())
+    return [p for p in trainable if p.numel() <= SMALL_PARAMETER] or trainable[:1]
+
+
+def difference(one: Measured, other: Measured) -> Difference:
+    apart = sum(((a - b) ** 2).sum().item() for a, b in zip(one.gradients, other.gradients, strict=True)) ** 0.5
+    norm = sum((a**2).sum().item() for a in one.gradients) ** 0.5
+    return Difference((one.logps - other.logps).abs().max().item(), apart / norm if norm else apart)
+
+
+def tolerance_for(dtype: torch.dtype) -> Difference:
+    return Difference(*TOLERANCES.get(dtype, LOW_PRECISION))
+
+
+def representative(tokens: NDArray[np.integer]) -> int:
+    """The number of the longest group that is not so long that its gradient may not fit into memory; `tokens` [n]."""
+    short = np.flatnonzero(tokens <= LONGEST_CHECKED)
+    return int(short[tokens[short].argmax()] if len(short) else tokens.argmin())
+
+
+class SelfCheck:
+    """Chooses how a run computes log-probs with a model, by trying the ways on one of its groups.
+
+    `dtype` is that of the matrix products; `precision` makes the context that the model runs in, such as autocast.
+    """
+
+    def __init__(
+        self, model: nn.Module, group: PromptGroup, pad_id: int, dtype: torch.dtype, precision: Precision
+    ) -> None:
+        self.model, self.group, self.pad_id, self.precision = model.eval(), group, pad_id, precision
+        self.name = type(base_model(model)).__name__
+        self.exact = self.measure(self.separate_rows(), whole_logps)
+        self.padded = difference(self.exact, self.measure([self.batch(PADDED)], whole_logps))
+        self.limit = tolerance_for(dtype)
+
+    def separate_rows(self) -> list[Batch]:
+        """One batch of one row for each response, in the collator's order."""
+        pairs = self.group.pairs
+        responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
+        return [padded_rows([self.group.prompt.ids], [response], self.pad_id) for response in responses]
+
+    def batch(self, rows: Rows) -> Batch:
+        return GroupCollator(self.pad_id, rows)([self.group])
+
+    def measure(self, batches: Sequence[Batch], token_logps: TokenLogps) -> Measured:
+        """Batches in the order of the responses; gradients of `sum_i c_i logp_i` with coefficients of both signs."""
+        parameters = checked_parameters(self.model)
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        logps: list[Tensor] = []
+        for batch in batches:
+            sums = self.response_sums(batch, token_logps)
+            places = torch.arange(len(logps), len(logps) + len(sums), device=sums.device)
+            loss = ((1 + places / 8) * (1 - 2 * (places % 2)) * sums).sum()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total = [t if g is None else t + g.float() for t, g in zip(total, gradients, strict=True)]
+            logps += sums.detach().unbind()
+        return Measured(torch.stack(logps), total)
+
+    def response_sums(self, batch: Batch, token_logps: TokenLogps) -> Tensor:
+        batch = to_device(batch, next(self.model.parameters()).device)
+        with self.precision():
+            tokens = token_logps(self.model, batch)
+        mask = batch["response_mask"]
+        return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(dim=1)
+
+    def accepts(self, found: Difference) -> bool:
+        # Rounding of low precision differs between any two shapes: what padding does to it is no error.
+        logps, gradients = 2 * self.padded.logps, 2 * self.padded.gradients
+        return found.within(Difference(max(self.limit.logps, logps), max(self.limit.gradients, gradients)))
+
+    def refuse_dependence_on_padding(self) -> None:
+        """Raises ModelError for a model whose log-probs depend on the padding behind a response."""
+        if not self.padded.within(Difference(10 * self.limit.logps, 10 * self.limit.gradients)):
+            raise ModelError(
+                f"{self.name}: log-probs of a response change by {self.padded.logps:.2g} nats (and gradients by "
+                f"{self.padded.gradients:.1%}) when rows are padded on the right, so that it cannot be trained in "
+                "batches; use a causal model, or another attn_implementation (model_init_kwargs)"
+            )
+
+    def sharing(self) -> Facts:
+        """`rows`: `shared` or `padded`; how far off shared prompts are, and why they are not used."""
+        try:
+            with sharing_prompts(self.model) as possible:
+                if not possible:
+                    return padded_because(f"{self.name} has layers or an attention that cannot share a prompt")
+                found = difference(self.exact, self.measure([self.batch(Rows(shared_prompts=True))], whole_logps))
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            return padded_because(f"{self.name} cannot share a prompt: {first_line(error)}")
+        facts: Facts = {"logps_difference": found.logps, "gradient_difference": found.gradients}
+        if self.accepts(found):
+            return facts | {"rows": "shared"}
+        return facts | padded_because(
+            f"with a shared prompt, log-probs of {self.name} are off by {found.logps:.2g} nats and gradients by "
+            f"{found.gradients:.1%}"
+        )
+
+    def chunks_are_exact(self) -> bool:
+        """Whether the model's logits are its head's output, so that the head may run in chunks."""
+        batch = self.batch(PADDED)
+        size = max(1, batch["targets"].numel() // 3)
+        try:
+            found = self.measure([batch], lambda model, batch: chunked_logps(model, batch, size))
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+            return False
+        return self.accepts(difference(self.exact, found))
+
+
+def padded_because(reason: str) -> Facts:
+    return {"rows": "padded", "reason": reason}
+
+
+def choose_rows(
+    model: nn.Module, group: PromptGroup, saved: float, pad_id: int, dtype: torch.dtype, precision: Precision
+) -> Facts:
+    """How a run computes log-probs (`rows`, `chunked_head`), and what was found on the way, ready for JSON.
+
+    `saved`: the share of the data's tokens that sharing prompts saves, against padding each group by itself.
+    """
+    check = SelfCheck(model, group, pad_id, dtype, precision)
+    check.refuse_dependence_on_padding()
+    worth = saved >= WORTH_SHARING
+    facts = check.sharing() if worth else padded_because(f"sharing prompts would save {saved:.0%} of the tokens")
+    return {"tokens_saved": round(saved, 3), "chunked_head": check.chunks_are_exact(), **facts}

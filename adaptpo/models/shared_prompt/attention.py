@@ -1,0 +1,99 @@
+"""Attention over rows in which responses share their prompt, as an implementation that transformers dispatches to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from adaptpo.models.shared_prompt.layout import Bucket, SharedPrompts
+
+NAME = "adaptpo_shared_prompt"
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared_prompts: SharedPrompts | None = None,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention, per bucket of segments where the model's forward got `shared_prompts`.
+
+    `query`, `key`, `value`: [1, heads, tokens, head dimension]. Without the keyword this is transformers' own SDPA.
+    The layout comes with the call, not through a module or a global, so that recomputation in the backward pass sees
+    the same one.
+    """
+    sdpa = AttentionInterface()["sdpa"]
+    if shared_prompts is None:
+        return sdpa(module, query, key, value, attention_mask, sliding_window=sliding_window, **settings)
+    settings.pop("is_causal", None)
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    outputs = []
+    for bucket in shared_prompts.buckets:
+        mask = bucket.mask(sliding_window, query.dtype)
+        output, _ = sdpa(module, *bucket_tensors(bucket, *rows), mask, is_causal=True, **settings)
+        outputs.append(output.flatten(0, 1))
+    return torch.cat(outputs).index_select(0, shared_prompts.places)[None], None
+
+
+def bucket_tensors(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """Queries, keys and values of a bucket, [n, heads, q or k, head dimension] each."""
+    chosen = ((query, bucket.queries), (key, bucket.keys), (value, bucket.keys))
+    return [rows.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2) for rows, index in chosen]
+
+
+AttentionInterface.register(NAME, shared_prompt_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model inside wrappers of accelerate and peft."""
+    model = model.module if hasattr(model, "module") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def share_prompts(model: nn.Module) -> bool:
+    """Let the model accept `shared_prompts`; False where its attention or its layers cannot do so.
+
+    A model whose attention is `eager`, by the user's choice or because it needs it, keeps that.
+    """
+    inner = base_model(model)
+    config = inner.config.get_text_config()
+    if config._attn_implementation == NAME:
+        return True
+    if config._attn_implementation == "eager" or not set(getattr(config, "layer_types", None) or ()) <= KNOWN_LAYERS:
+        return False
+    inner.set_attn_implementation(NAME)
+    return config._attn_implementation == NAME
+
+
+@contextmanager
+def sharing_prompts(model: nn.Module) -> Iterator[bool]:
+    """Within the context, `share_prompts`; behind it, the model's attention is what it was."""
+    inner = base_model(model)
+    before = inner.config.get_text_config()._attn_implementation
+    try:
+        yield share_prompts(model)
+    finally:
+        inner.set_attn_implementation(before)
+
+
+def forward_arguments(layout: SharedPrompts, position_ids: Tensor) -> dict[str, Any]:
+    """What a model's forward needs beside the tokens of the row."""
+    return {
+        "position_ids": position_ids,
+        "shared_prompts": layout,
+        # A mask of four dimensions passes through unread; with none, transformers would take restarting positions for
+        # packed sequences and build a tokens x tokens mask.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device),
+    }

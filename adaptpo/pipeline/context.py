@@ -1,0 +1,409 @@
+"""What the phases of a run share: settings, models, data, and where things lie.
+
+One model is in memory at a time, but for a reference that training takes along (`Context.live_reference`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.build import Workplace, build_annotator
+from adaptpo.annotation.function import RewardFunction
+from adaptpo.choices.iteration import Iteration, StageReading
+from adaptpo.choices.method import Method, Reference
+from adaptpo.config.recipe import AlignmentConfig
+from adaptpo.config.reward import RewardPart, reward_parts
+from adaptpo.data.pairs import TextFormat
+from adaptpo.distributed.ranks import Ranks
+from adaptpo.errors import ConfigError
+from adaptpo.generation.base import Sampling
+from adaptpo.models.inference import PromptedPair
+from adaptpo.models.loading import (
+    base_is_untouched,
+    first_line,
+    is_adapter,
+    load_causal_lm,
+    load_encoder,
+    load_policy,
+    load_tokenizer,
+    stop_ids_of,
+    text_mode_of,
+)
+from adaptpo.models.packing import Rows
+from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.run.arrow_rows import MappedRows
+from adaptpo.run.directory import RunDirectory
+from adaptpo.run.files import read_columns, read_rows
+from adaptpo.run.lazy_sequence import Lazy, Places, as_array, pick
+from adaptpo.run.schemas import PROMPT_COLUMNS, read_offline, read_prompt
+from adaptpo.seeds import seed_for
+from adaptpo.training.actor_critic import CRITIC, Critic
+from adaptpo.training.whole_vocabulary import LiveReference
+from adaptpo.types import Prompt
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-7,
+    "logging_steps": 1,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+Placed = TypeVar("Placed", bound=nn.Module)
+
+SCRATCH = "scratch"
+
+
+@dataclass
+class ModelSlot:
+    """Holds one model at a time, so that policy, reference and reward model never share the accelerator's memory."""
+
+    key: tuple[str, str] | None = None
+    value: Any = None
+
+    def get(self, key: tuple[str, str], load: Callable[[], Any]) -> Any:
+        if key != self.key:
+            self.clear()
+            load_whole_models()
+            self.value, self.key = load(), key
+        return self.value
+
+    def clear(self) -> None:
+        self.key = self.value = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def load_whole_models() -> None:
+    """Under DeepSpeed's ZeRO-3 transformers loads a share of a model on each process, from the first training settings
+    on. Here a process may be alone with a model; training shares its weights out later."""
+    unset_hf_deepspeed_config()
+
+
+@dataclass
+class Context:
+    """`initial` is the folder or hub id of the policy that the run starts from; `reward` is `train`, what
+    `adaptpo.config.reward.reward_parts` reads, or None for methods that never annotate."""
+
+    run: RunDirectory
+    config: AlignmentConfig
+    method: Method
+    initial: str
+    reward: str | RewardFunction | dict[str, Any] | list[Any] | None
+    data_rows: Iterable[dict[str, Any]]
+    eval_rows: Iterable[dict[str, Any]] | None = None
+    max_eval_prompts: int = 256
+    text_format: Literal["auto", "messages", "text"] = "auto"
+    source: str = "the data set"
+    slot: ModelSlot = field(default_factory=ModelSlot)
+    without_model: Annotator | None = None
+    """The annotator, where it takes no memory of the accelerator."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker of the executor gets: settings and where things lie. It loads models, and connects, itself."""
+        left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
+        return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.run.ranks
+
+    @property
+    def shows(self) -> bool:
+        """Whether this process tells the terminal how the run goes on."""
+        return self.config.show_progress and self.ranks.is_first
+
+    # Where things lie
+
+    def folder(self, iteration: int) -> str:
+        return f"iterations/{iteration}"
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.run.path / self.folder(iteration) / "checkpoint"
+
+    def start_policy(self, iteration: int) -> str:
+        """The policy that iteration starts from."""
+        if iteration > 0:
+            return str(self.checkpoint(iteration - 1))
+        return str(self.run.path / "warmup" / "checkpoint") if self.warmup_epochs else self.initial
+
+    def stage_folder(self, iteration: int) -> str:
+        return f"{self.folder(iteration)}/stage"
+
+    @property
+    def reward_folder(self) -> Path:
+        return self.run.path / "reward" / "model"
+
+    # Settings
+
+    @property
+    def warmup_epochs(self) -> int:
+        chosen = self.config.warmup_epochs
+        return self.method.warmup_epochs if chosen is None else chosen
+
+    @property
+    def reference_choice(self) -> Reference:
+        return self.config.reference or self.method.reference
+
+    def reference_path(self, iteration: int) -> str:
+        """The model whose log-probs the loss of an iteration compares with."""
+        return self.start_policy(iteration) if self.reference_choice == "previous" else self.initial
+
+    def iteration(self, number: int) -> Iteration:
+        """What the method's choices may know of it; the stage once it is measured."""
+        folder = self.stage_folder(number)
+        if not self.run.done(folder):
+            return Iteration(number, self.config.num_iterations)
+        found = self.run.state["phases"][folder]
+        groups = self.run.path / folder / "groups.parquet"
+        by_prompt = {row["prompt_id"]: row["score"] for row in read_rows(groups)} if groups.exists() else {}
+        stage = StageReading(found["boundary_score"], found["injection"], by_prompt)
+        return Iteration(number, self.config.num_iterations, stage)
+
+    def method_in(self, iteration: int) -> Method:
+        """The method as it is in this iteration."""
+        return self.method.at(self.iteration(iteration))
+
+    def arguments(
+        self, phase: str, kind: type[TrainingArguments] = TrainingArguments, /, **overrides: Any
+    ) -> TrainingArguments:
+        settings = TRAINING_DEFAULTS | self.config.training | overrides
+        owned = {
+            "output_dir": str(self.run.path / phase / "training"),
+            "seed": seed_for(self.config.seed, "training", phase) % 2**31,
+            "remove_unused_columns": False,
+            "disable_tqdm": True,  # `adaptpo.run.progress` draws the bar.
+        }
+        try:
+            return kind(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"training: {first_line(error)}") from error
+
+    @cached_property
+    def inference_arguments(self) -> TrainingArguments:
+        return self.arguments("inference")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.initial)
+
+    @property
+    def text_mode(self) -> TextFormat:
+        return text_mode_of(self.tokenizer, self.text_format)
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        settings = self.config.generation
+        return Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=self.stop_ids,
+        )
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        return stop_ids_of(self.initial, self.tokenizer)
+
+    @cached_property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products: that of mixed precision, else that of the weights."""
+        if self.inference_arguments.bf16 or self.inference_arguments.fp16:
+            return torch.bfloat16 if self.inference_arguments.bf16 else torch.float16
+        return next(self.policy(self.initial).parameters()).dtype
+
+    @property
+    def rows(self) -> Rows:
+        """How log-probs are computed: what the self-check at the run's start found, for all of the run."""
+        found = self.run.state["phases"]["check"]
+        return Rows(found["rows"] == "shared", found["chunked_head"], self.config.max_tokens_per_batch)
+
+    # Models
+
+    def policy(self, path: str) -> nn.Module:
+        return self._sharing(self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path))))
+
+    def _load_policy(self, path: str) -> nn.Module:
+        adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
+        return load_policy(path, self.initial, self.config.peft, self.config.model_init_kwargs, adapter_seed)
+
+    def reference(self, path: str) -> nn.Module:
+        """The frozen reference: the model at `path` as it is, without a fresh adapter."""
+        if is_adapter(path) and path != self.initial:
+            return self.policy(path)
+        return self._sharing(self.slot.get(("reference", path), lambda: self._placed(self._load_reference(path))))
+
+    def _load_reference(self, path: str) -> nn.Module:
+        if is_adapter(path) and path != self.initial:
+            return self._load_policy(path)
+        return load_causal_lm(path, self.config.model_init_kwargs)
+
+    def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
+        """The reference at `path` beside a policy that is being trained, and that the slot has forgotten: that policy
+        without its adapter where this is the same, else a second model."""
+        peft = self.config.peft
+        if path == self.initial and peft is not None and not is_adapter(path) and base_is_untouched(policy, peft):
+            return LiveReference(policy, policy.disable_adapter)
+        # Autocast would keep copies in low precision of weights that could have gradients.
+        load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
+        return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
+
+    def _sharing(self, model: nn.Module) -> nn.Module:
+        if self.run.done("check") and self.rows.shared_prompts:
+            share_prompts(model)
+        return model
+
+    def take_policy(self, path: str) -> nn.Module:
+        """The policy for training, which changes it: the slot forgets it."""
+        model = self.policy(path)
+        self.slot.key = self.slot.value = None
+        return model
+
+    def critic(self, iteration: int) -> Critic:
+        """PPO's critic that iteration starts from: the one before left, or a copy of the policy with a head of 0."""
+        return self.slot.get(("critic", str(iteration)), lambda: self._placed(self._load_critic(iteration)))
+
+    def _load_critic(self, iteration: int) -> Critic:
+        if iteration == 0:
+            return Critic(self._sharing(self._load_policy(self.start_policy(0))))
+        folder = self.checkpoint(iteration - 1) / CRITIC
+        critic = Critic(self._sharing(self._load_policy(str(folder))))
+        critic.load_head(folder)
+        return critic
+
+    def take_critic(self, iteration: int) -> Critic:
+        """The critic for training, which changes it: the slot forgets it."""
+        critic = self.critic(iteration)
+        self.slot.key = self.slot.value = None
+        return critic
+
+    def _placed(self, model: Placed) -> Placed:
+        return model.to(self.inference_arguments.device)
+
+    def annotator(self) -> Annotator:
+        if self.reward is None:
+            raise ConfigError(
+                f"method '{self.method.name}' annotates fresh responses and the run has no reward; "
+                "set `reward` to a reward model, to `train`, or to python:module:function"
+            )
+        parts = reward_parts(str(self.reward_folder) if self.reward == "train" else self.reward)
+        if any(part.holds_model for part in parts):
+            return self.slot.get(("reward", repr(parts)), lambda: self._build_annotator(parts))
+        if self.without_model is None:
+            self.without_model = self._build_annotator(parts)
+        return self.without_model
+
+    def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
+        cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
+        tokens, objectives = self.config.max_tokens_per_batch, self.method.pairing.objectives
+        place = Workplace(self.inference_arguments.device, tokens, cache, objectives)
+        return build_annotator(parts, place)
+
+    def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
+        """Their rewards; what they took goes to the metrics of the phase."""
+        with self.annotating(phase) as annotator:
+            return annotator.rewards(requests)
+
+    def annotate_objectives(self, phase: str, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+        """As `annotate`, with `count` rewards for each request."""
+        with self.annotating(phase) as annotator:
+            return annotator.objectives(requests, count)
+
+    @contextmanager
+    def annotating(self, phase: str) -> Iterator[Annotator]:
+        """The annotator; what it takes meanwhile goes to the metrics of the phase."""
+        annotator = self.annotator()
+        try:
+            yield annotator
+        finally:
+            if usage := annotator.take_usage():
+                self.run.log_own(phase, {f"annotation/{name}": count for name, count in usage.items()})
+
+    def encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        """A model of texts and its tokenizer, for features of the offline pairs."""
+        return self.slot.get(("encoder", path), lambda: self._load_encoder(path))
+
+    def _load_encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        model, tokenizer = load_encoder(path)
+        return self._placed(model), tokenizer
+
+    # Data
+
+    @cached_property
+    def offline_rows(self) -> MappedRows:
+        """All tokenized rows; a prompt's id is the number of its row."""
+        return MappedRows(self.run.path / "data" / "offline.arrow")
+
+    def offline(self, part: int | None = None) -> Lazy[PromptedPair]:
+        """The tokenized offline pairs of one part, or of all; only what the filter kept and what is not held out, once
+        these are done."""
+        return self.pairs_of(self.offline_ids(part))
+
+    def validation(self) -> Lazy[PromptedPair]:
+        """The offline pairs that are held out from training."""
+        ids = as_array(self._filtered())
+        return self.pairs_of(ids[self._held_out[ids]])
+
+    def pairs_of(self, ids: Places) -> Lazy[PromptedPair]:
+        """The offline pairs of the prompts with these ids."""
+
+        def read(places: Places) -> list[PromptedPair]:
+            return [read_offline(row) for row in self.offline_rows.read(pick(ids, places))]
+
+        return Lazy(len(ids), read, self.config.shard_size)
+
+    def prompts_of(self, ids: Places) -> Lazy[Prompt]:
+        def read(places: Places) -> list[Prompt]:
+            return [read_prompt(row) for row in self.offline_rows.read(pick(ids, places), PROMPT_COLUMNS)]
+
+        return Lazy(len(ids), read, self.config.shard_size)
+
+    def offline_ids(self, part: int | None = None) -> Places:
+        """The ids of the prompts of `offline`, in its order."""
+        ids = self._filtered(part)
+        if not self.run.done("validation"):
+            return ids
+        return as_array(ids)[~self._held_out[as_array(ids)]]
+
+    @property
+    def _held_out(self) -> NDArray[np.bool_]:
+        """Whether each prompt is held out; none until that is decided."""
+        held_out = np.zeros(len(self.offline_rows), dtype=bool)
+        if self.run.done("validation"):
+            (ids,) = read_columns(self.run.path / "data" / "validation.parquet", "prompt_id")
+            held_out[ids] = True
+        return held_out
+
+    def _filtered(self, part: int | None = None) -> Places:
+        total, parts = len(self.offline_rows), self.config.num_iterations
+        ids = range(total) if part is None else range(first_of(part, parts, total), first_of(part + 1, parts, total))
+        if not self.run.done("filter"):
+            return ids
+        rank, kept = read_columns(self.run.path / "data" / "filter.parquet", "rank", "kept")
+        chosen = ids.start + np.flatnonzero(kept[ids.start : ids.stop])
+        return chosen[rank[chosen].argsort()] if self.method.filter.orders else chosen
+
+    def scratch(self, phase: str, name: str) -> Path:
+        """A file that is needed until the phase, or the iteration that it stands for, is over."""
+        return self.run.path / phase / SCRATCH / f"{name}.arrow"
+
+
+def first_of(part: int, parts: int, total: int) -> int:
+    """The first i with `i * parts // total == part`."""
+    return -(-part * total // parts)

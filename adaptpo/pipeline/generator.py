@@ -1,0 +1,178 @@
+"""The generation engine of a phase: made for one policy, and gone when the phase is over."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from adaptpo.annotation.base import Usage, take
+from adaptpo.choices.policy_update import GRPO, RLOO
+from adaptpo.errors import ConfigError
+from adaptpo.generation.agreement import Expected, expected_answers
+from adaptpo.generation.base import Generator
+from adaptpo.generation.dialects import DIALECTS
+from adaptpo.generation.process import RunningServer, Server, StartedServer, words_of
+from adaptpo.generation.server import ServerGenerator
+from adaptpo.generation.transformers_engine import TransformersGenerator
+from adaptpo.models.inference import autocast
+from adaptpo.models.loading import is_adapter
+from adaptpo.pipeline.context import Context
+from adaptpo.remote.endpoint import Access, key_from_environment, require_openai
+from adaptpo.types import Prompt, Response
+
+MISSING = (
+    "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
+    "texts and no text gives the prompt's tokens"
+)
+SERVED, LOGS = "served", "servers"
+"""Folders of the run: the policy with its adapter merged while it is served, and what servers printed."""
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@contextmanager
+def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]:
+    """The recipe's engine with the policy at this path; what a server takes goes to the metrics of the phase."""
+    if context.config.generation.engine == "transformers":
+        yield InProcess(context, policy)
+        return
+    usage: Usage = Counter()
+    generator = by_server(context, policy, phase, usage)
+    try:
+        yield generator
+    finally:
+        generator.close()
+        shutil.rmtree(context.run.path / SERVED, ignore_errors=True)
+        if counts := take(usage):
+            context.run.log(phase, {f"generation/{name}": count for name, count in counts.items()})
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The policy in the process that generates, which need not be the one that entered the phase."""
+
+    context: Context
+    policy: str
+
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
+        return in_process(self.context, self.policy).generate(prompts, count, seeds)
+
+
+def in_process(context: Context, policy: str) -> TransformersGenerator:
+    return TransformersGenerator(
+        context.policy(policy),
+        context.tokenizer,
+        context.sampling,
+        batch_size=context.config.generation.batch_size,
+        memory=context.config.generation.memory,
+        precision=lambda: autocast(context.inference_arguments),
+    )
+
+
+def by_server(context: Context, policy: str, phase: str, usage: Usage) -> ServerGenerator:
+    return ServerGenerator(
+        opening=opening(context, policy, phase),
+        expect=partial(expected, context, policy),
+        reach=partial(access, context),
+        dialect=DIALECTS[context.config.generation.spoken],
+        tokenizer=context.tokenizer,
+        sampling=context.sampling,
+        folder=policy,
+        usage=usage,
+    )
+
+
+def access(context: Context, url: str) -> Access:
+    settings = context.config.generation
+    at_once = 1 if DIALECTS[settings.spoken].shared_seed else settings.concurrency
+    return Access(url, key_from_environment(settings.api_key_env), at_once, settings.retries, settings.timeout)
+
+
+def expected(context: Context, policy: str, prompts: Sequence[Prompt]) -> list[Expected]:
+    dtype = context.compute_dtype  # Before the policy: it may load the initial one.
+    return expected_answers(
+        model=context.policy(policy),
+        tokenizer=context.tokenizer,
+        prompts=prompts,
+        sampling=context.sampling,
+        precision=lambda: autocast(context.inference_arguments),
+        dtype=dtype,
+    )
+
+
+def opening(context: Context, policy: str, phase: str) -> Callable[[], Server]:
+    settings = context.config.generation
+    if settings.base_url is not None:
+        return partial(RunningServer, settings.base_url, settings.served_model or policy)
+    return partial(start_server, context, policy, phase)
+
+
+def start_server(context: Context, policy: str, phase: str) -> Server:
+    """With the accelerator's memory free for it."""
+    command, settings = server_command(context), context.config.generation
+    model = merged(context, policy) if is_adapter(policy) else policy
+    context.slot.clear()
+    log = context.run.path / LOGS / f"{phase.replace('/', '-')}.log"
+    server = StartedServer(command, model, log, settings.start_timeout, settings.restarts)
+    server.start()
+    return server
+
+
+def server_command(context: Context) -> str:
+    settings = context.config.generation
+    return settings.command if settings.command is not None else vllm_command(context)
+
+
+def vllm_command(context: Context) -> str:
+    """Nothing of the model's generation_config.json acts on the sampling, and the precision is that of training."""
+    settings = context.config.generation
+    longest = context.config.max_prompt_length + settings.max_new_tokens
+    memory = settings.gpu_memory_utilization
+    return " ".join(
+        [
+            "vllm serve {model} --host 127.0.0.1 --port {port} --generation-config vllm",
+            f"--dtype {DTYPES[context.compute_dtype]} --max-model-len {longest}",
+            f"--tensor-parallel-size {settings.tensor_parallel_size}",
+            f"--data-parallel-size {settings.data_parallel_size}",
+            "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
+            *([] if memory is None else [f"--gpu-memory-utilization {memory:g}"]),
+            *([settings.arguments] if settings.arguments else []),
+        ]
+    )
+
+
+def merged(context: Context, policy: str) -> str:
+    """A folder with the policy as one model: every server takes that, and none rounds adapters in its own way."""
+    folder = context.run.path / SERVED
+    shutil.rmtree(folder, ignore_errors=True)
+    model = context.take_policy(policy)
+    if not hasattr(model, "merge_and_unload"):
+        raise ConfigError(f"'{policy}' is an adapter alone; merge it into its model and name that as the run's model")
+    model.merge_and_unload().save_pretrained(folder)
+    context.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def check_generation(context: Context) -> None:
+    """What would be wrong with a server before any is started. Raises ConfigError."""
+    settings, method = context.config.generation, context.method
+    if settings.engine == "transformers":
+        return
+    if isinstance(method.trainer, GRPO | RLOO):
+        raise ConfigError(
+            f"method '{method.name}' generates inside TRL's trainer and would not ask the server; set "
+            "generation.engine to transformers"
+        )
+    require_openai()
+    key_from_environment(settings.api_key_env)
+    if settings.top_k and not DIALECTS[settings.spoken].samples_top_k:
+        raise ConfigError(f"generation.top_k cannot be told to an {settings.spoken} server; set it to 0, or set api")
+    if settings.base_url is None:
+        program = words_of(settings.command or "vllm", "", 0)[0]
+        if shutil.which(program) is None:
+            raise ConfigError(f"generation needs the program '{program}', and it is not on PATH; install it")

@@ -1,0 +1,105 @@
+"""The inputs of a run in the forms users have them, and the hashes by which a resumed run knows them again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adaptpo.annotation.function import RewardFunction, import_function
+from adaptpo.config.recipe import DataSettings
+from adaptpo.config.reward import FunctionReward, RewardPart, reward_parts
+from adaptpo.data import fingerprint, open_rows
+from adaptpo.data.source import Rows
+from adaptpo.errors import ConfigError, ModelError
+from adaptpo.remote.store import content_key
+from adaptpo.run.files import whole_folder
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A data set: `source` is what `adaptpo.data.open_rows` takes."""
+
+    source: Any
+    split: str = "train"
+    name: str | None = None
+    text_format: Literal["auto", "messages", "text"] = "auto"
+
+    @classmethod
+    def of(cls, data: Any) -> DataInput | None:
+        """From recipe settings, a path or hub id, or a data set in memory; None stays None."""
+        if isinstance(data, DataSettings):
+            return cls(data.path, data.split, data.name, data.text_format)
+        return None if data is None else cls(data)
+
+    def rows(self) -> Rows:
+        return open_rows(self.source, self.split, self.name)
+
+    def digest(self) -> str:
+        """Raises DataError at once where nothing can be opened; a fingerprint alone would first wait for the hub."""
+        self.rows()
+        return combined(fingerprint(self.source, self.split, self.name))
+
+
+def combined(hashes: dict[str, str]) -> str:
+    """One hash of several that does not change when the files move."""
+    return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()[:16]
+
+
+def model_digest(path: str) -> str:
+    """Of a folder's content, or the commit of a hub model."""
+    if Path(path).is_dir():
+        return combined(fingerprint(path))
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(path)._commit_hash)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no model at '{path}': it is neither a folder nor a hub id that this machine can reach. "
+            "Give a folder that `save_pretrained` wrote, or check the id and the connection."
+        ) from error
+
+
+def input_digest(path: str) -> str:
+    """Of a file's content, or of a model."""
+    return combined(fingerprint(path)) if Path(path).is_file() else model_digest(path)
+
+
+def reward_digest(reward: Any) -> str | None:
+    """Of what decides the rewards, but for the address of a remote annotator."""
+    if reward is None or reward == "train":
+        return reward
+    if isinstance(reward, str) or callable(reward):
+        return part_digest(*reward_parts(reward))
+    parts = [(part.identity(), part_digest(part)) for part in reward_parts(reward)]
+    return content_key(parts)[:16]
+
+
+def part_digest(part: RewardPart) -> str:
+    """Of a model's content. Of a function its name alone: one that failed may be mended and the run goes on, and its
+    source would not show what it calls."""
+    if isinstance(part, FunctionReward):
+        return function_name(part.function)
+    path = getattr(part, "reward_model", None) or getattr(part, "pairwise", None)
+    return model_digest(path) if path else ""
+
+
+def function_name(function: str | RewardFunction) -> str:
+    found = import_function(function) if isinstance(function, str) else function
+    return f"{found.__module__}.{getattr(found, '__qualname__', type(found).__qualname__)}"
+
+
+def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
+    """The path of a model: as given, or the folder that a model in memory is saved to."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if tokenizer is None:
+        raise ConfigError(
+            "a model in memory needs its tokenizer: give processing_class (for a reward model, reward_processing_class)"
+        )
+    with whole_folder(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return str(target)

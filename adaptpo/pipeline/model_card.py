@@ -1,0 +1,32 @@
+"""The README of an aligned model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import adaptpo
+
+if TYPE_CHECKING:
+    from adaptpo.pipeline.context import Context
+
+
+def model_card(context: Context) -> str:
+    choices = "\n".join(f"- {axis}: `{choice}`" for axis, choice in context.method.choices().items())
+    trainer = "" if context.method.trainer.uses_pairs else f"\n- trainer: `{context.method.trainer!r}`"
+    return f"""---
+library_name: {"peft" if context.config.peft is not None else "transformers"}
+base_model: {context.initial}
+tags: [adaptpo, preference-optimization, {context.method.name}]
+---
+
+# Aligned with {context.method.name}
+
+Trained from `{context.initial}` with adaptpo {adaptpo.__version__} in {context.config.num_iterations} iterations on
+{context.source}.
+
+The method's four choices:
+
+{choices}{trainer}
+
+The run directory (`config.yaml`, `metrics.jsonl`) holds every setting and metric.
+"""

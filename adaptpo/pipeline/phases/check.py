@@ -1,0 +1,45 @@
+"""Whether the fast paths are exact for this run's model and data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from adaptpo.models.inference import autocast
+from adaptpo.models.self_check import choose_rows, representative
+from adaptpo.pipeline.context import Context
+from adaptpo.run.arrow_rows import MappedRows
+from adaptpo.types import PromptGroup
+
+Summary = dict[str, Any]
+Counts = NDArray[np.int32]
+TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def check_model(context: Context) -> Summary:
+    """Decided once, with the initial policy, so that policy and reference are computed alike in all phases."""
+    shared, padded = token_counts(context.offline_rows)
+    prompt, pair = context.offline()[representative(shared)]
+    return choose_rows(
+        model=context.policy(context.initial),
+        group=PromptGroup(prompt, (pair,)),
+        saved=1 - int(shared.sum()) / padded,
+        pad_id=context.tokenizer.pad_token_id,
+        dtype=context.compute_dtype,
+        precision=lambda: autocast(context.inference_arguments),
+    )
+
+
+def token_counts(rows: MappedRows) -> tuple[Counts, int]:
+    """What `row_tokens` counts: for each offline pair with a shared prompt, [n], and for all of them padded."""
+    shared, padded = np.zeros(len(rows), dtype=np.int32), 0
+    start = 0
+    for batch in rows.batches():
+        prompt, chosen, rejected = (pc.list_value_length(batch[name]).to_numpy() for name in TOKENS)
+        shared[start : start + len(prompt)] = prompt + chosen + rejected - 2
+        padded += 2 * int((prompt + np.maximum(chosen, rejected)).sum())
+        start += len(prompt)
+    return shared, padded

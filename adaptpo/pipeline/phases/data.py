@@ -1,0 +1,75 @@
+"""Read, validate and tokenize the data, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaptpo.data import iter_examples, require_rows
+from adaptpo.data.tokenization import tokenize_pair
+from adaptpo.models.collate import data_weight
+from adaptpo.pipeline.context import Context
+from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
+from adaptpo.run.directory import LeftOut, Row
+from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt
+
+Summary = dict[str, Any]
+WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "part"])
+
+
+def prepare_data(context: Context) -> Summary:
+    """Read, validate, tokenize and cut into T sequential parts; every row left out is recorded with its reason."""
+    folder = context.run.path / "data"
+    with context.run.dropping("data") as left_out:
+        kept = write_rows(folder / "offline.arrow", tokenized_rows(context, left_out), WITHOUT_PART)
+    require_rows(len(kept), left_out.reasons, context.source)
+    write_batches(folder / "offline.parquet", in_parts(kept, context.config.num_iterations), OFFLINE_SCHEMA)
+    truncated = sum(count_false(batch[side]) for batch in kept.batches() for side in ("chosen_ended", "rejected_ended"))
+    reasons = dict(left_out.reasons)
+    return {"kept": len(kept), "dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
+
+
+def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
+    number = 0
+    for example in iter_examples(context.data_rows, context.text_mode):
+        found = example if isinstance(example, Dropped) else tokenized(context, number, example)
+        if isinstance(found, Dropped):
+            left_out.add({"row": found.row, "reason": found.reason})
+        else:
+            yield offline_row(*found, example.row)
+            number += 1
+
+
+def tokenized(context: Context, number: int, example: PreferenceExample) -> tuple[Prompt, PreferencePair] | Dropped:
+    if problem := weight_problem(context, example):
+        return Dropped(example.row, problem)
+    limits = (context.config.max_prompt_length, context.config.completion_limit)
+    found = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
+    if isinstance(found, str):
+        return Dropped(example.row, found)
+    prompt = Prompt(id=number, text=example.prompt, ids=found.prompt_ids, columns=example.columns)
+    return prompt, PreferencePair(number, "offline", found.chosen, found.rejected)
+
+
+def weight_problem(context: Context, example: PreferenceExample) -> str | None:
+    if not context.method.weighting.needs_data_weight:
+        return None
+    if "weight" not in example.columns:
+        return "no column 'weight', which the method weights by"
+    return None if data_weight(example.columns) is not None else "weight is not a finite number of 0 or more"
+
+
+def in_parts(rows: MappedRows, parts: int) -> Iterator[pa.RecordBatch]:
+    """The rows with the iteration that uses them, which takes knowing how many there are."""
+    for batch in rows.batches():
+        part = batch["prompt_id"].to_numpy() * parts // len(rows)
+        columns = {**dict(zip(batch.schema.names, batch.columns, strict=True)), "part": pa.array(part, pa.int32())}
+        yield pa.RecordBatch.from_arrays([columns[name] for name in OFFLINE_SCHEMA.names], schema=OFFLINE_SCHEMA)
+
+
+def count_false(flags: pa.Array) -> int:
+    return len(flags) - (pc.sum(flags).as_py() or 0)

@@ -1,0 +1,99 @@
+"""What a method's learners want to know about the offline pairs: computed in shards, kept, and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adaptpo.choices.learners.pair_features import PairFeature, PairStates, standardize
+from adaptpo.errors import ModelError
+from adaptpo.models.hidden_states import encoder_states, policy_states
+from adaptpo.models.inference import PromptedPair
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.score import with_reference
+from adaptpo.run.lazy_sequence import as_array
+from adaptpo.run.schemas import FEATURES_SCHEMA, table
+
+Summary = dict[str, Any]
+
+
+def feature_folder(context: Context, feature: PairFeature, iteration: int) -> str:
+    """Where a feature lies: those that follow the policy have values of their own in every iteration."""
+    return f"{context.folder(iteration)}/features/{feature.name}" if feature.follows_policy else kept_folder(feature)
+
+
+def kept_folder(feature: PairFeature) -> str:
+    return f"features/{feature.name}"
+
+
+def keep_feature(context: Context, feature: PairFeature) -> Summary:
+    """A feature that is the same all through the run, of all offline pairs."""
+    return compute(context, feature, kept_folder(feature), context.initial, context.offline())
+
+
+def compute_feature(context: Context, feature: PairFeature, iteration: int) -> Summary:
+    """A feature under the policy that starts the iteration, of this part's offline pairs."""
+    items = with_reference(context, "reference", context.offline(iteration))
+    folder = feature_folder(context, feature, iteration)
+    return compute(context, feature, folder, context.start_policy(iteration), items)
+
+
+def compute(context: Context, feature: PairFeature, folder: str, policy: str, items: Sequence[PromptedPair]) -> Summary:
+    def work(shard: Sequence[PromptedPair]) -> pa.Table:
+        rows = [
+            {"prompt_id": shard[index][0].id, "values": feature.values(pair).tolist(), "truncated": pair.truncated}
+            for index, pair in pair_states(context, feature, policy, shard)
+        ]
+        return table(rows, FEATURES_SCHEMA)
+
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
+    cut = sum(row["truncated"] for row in context.run.read_shards(folder, ["truncated"]))
+    return {"pairs": len(items), "truncated": cut}
+
+
+def pair_states(
+    context: Context, feature: PairFeature, policy: str, shard: Sequence[PromptedPair]
+) -> Iterator[tuple[int, PairStates]]:
+    args = context.inference_arguments
+    if feature.encoder is not None:
+        model, tokenizer = context.encoder(feature.encoder)
+        return encoder_states(model, tokenizer, shard, args.device)
+    if feature.needs_head and not context.rows.chunked_head:
+        raise ModelError(
+            f"the feature {feature.name} needs a model whose logits are its head's output, and those of "
+            f"{context.initial} are not; use a method without it"
+        )
+    pad_id, objective = context.tokenizer.pad_token_id, context.method.objective
+    return policy_states(context.policy(policy), pad_id, shard, args, context.rows, objective)
+
+
+def read_features(context: Context, iteration: int) -> dict[str, Tensor]:
+    """Each feature's values [n, width] by its name, in the order of `context.offline(iteration)`."""
+    ids = as_array(context.offline_ids(iteration))
+    return {feature.name: values_of(context, feature, iteration, ids) for feature in context.method.features()}
+
+
+def values_of(context: Context, feature: PairFeature, iteration: int, ids: NDArray[np.int64]) -> Tensor:
+    """[n, width] for n prompts."""
+    kept = np.zeros((len(context.offline_rows), feature.width), dtype=np.float32)
+    for row in context.run.read_shards(feature_folder(context, feature, iteration), ["prompt_id", "values"]):
+        kept[row["prompt_id"]] = row["values"]
+    values = torch.from_numpy(kept[ids])
+    return standardize(values) if feature.standardized and len(ids) else values
+
+
+Features = tuple[int, dict[str, list[float]]]
+"""What learners know about the offline pair of a prompt: its id, and the values by the feature's name."""
+
+
+def features_of_prompts(context: Context, iteration: int) -> Iterator[Features]:
+    """In the order of `context.offline(iteration)`."""
+    columns = read_features(context, iteration)
+    for place, id_ in enumerate(context.offline_ids(iteration) if columns else ()):
+        yield int(id_), {name: values[place].tolist() for name, values in columns.items()}

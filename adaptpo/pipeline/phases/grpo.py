@@ -1,0 +1,179 @@
+"""GRPO and RLOO: TRL's trainers, which generate while they train, on the prompts selected for an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from adaptpo.choices.policy_update import GRPO, RLOO
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.errors import TrainingError
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.sample import selected_ids
+from adaptpo.pipeline.phases.train import prepared, recomputes_activations
+from adaptpo.run.files import disk_errors, whole_folder, write_table
+from adaptpo.run.progress import TrainingBar
+from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
+from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.training.prompt_group_trainer import save_method
+from adaptpo.types import Prompt, Response
+
+Summary = dict[str, Any]
+PLAIN: dict[str, Any] = {"num_train_epochs": 1, "bf16": False, "gradient_checkpointing": False}
+"""What the recipe's `training` means where it says nothing; TRL's defaults are others."""
+
+
+def train_on_groups(context: Context, iteration: int, settings: GRPO | RLOO) -> Summary:
+    """Train with TRL and write the checkpoint. Responses and rewards go to the files that other methods write.
+
+    TRL leaves out prompts that fill no whole optimizer step; they are recorded.
+    """
+    phase = context.folder(iteration)
+    prompts = list(context.prompts_of(selected_ids(context, iteration)))
+    args = trl_arguments(context, iteration, settings)
+    trained = len(prompts) - len(prompts) % prompts_per_step(context, args)
+    left_out = [{"prompt_id": p.id, "reason": "fills no whole optimizer step"} for p in prompts[trained:]]
+    context.run.drop(f"{phase}/train", left_out)
+    model = prepared(context, context.take_policy(context.start_policy(iteration)), recomputes_activations(args))
+    steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
+    with whole_folder(context.checkpoint(iteration)) as folder:
+        model.save_pretrained(folder)
+        context.tokenizer.save_pretrained(folder)
+        save_method(context.method, folder)
+    rewards = [row["reward"] for row in context.run.read_shards(f"{phase}/annotations", ["reward"])]
+    invalid = sum(reward is None for reward in rewards)
+    return {"prompts": trained, "annotated": len(rewards), "invalid": invalid, "steps": steps}
+
+
+def prompts_per_step(context: Context, args: Any) -> int:
+    return args.generation_batch_size // context.method.pairing.num_generations
+
+
+def trl_arguments(context: Context, iteration: int, settings: GRPO | RLOO) -> Any:
+    """The recipe's training arguments; a batch counts prompts there and responses in TRL."""
+    from trl import GRPOConfig, RLOOConfig
+
+    training = PLAIN | context.config.training
+    count, sampling = context.method.pairing.num_generations, context.sampling
+    batch = training.pop("per_device_train_batch_size", context.inference_arguments.per_device_train_batch_size)
+    return context.arguments(
+        context.folder(iteration),
+        GRPOConfig if isinstance(settings, GRPO) else RLOOConfig,
+        **training,
+        per_device_train_batch_size=batch * count,
+        num_generations=count,
+        max_completion_length=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        beta=settings.beta,
+        epsilon=settings.epsilon,
+    )
+
+
+def train_with_trl(
+    context: Context, iteration: int, settings: GRPO | RLOO, args: Any, model: nn.Module, prompts: Sequence[Prompt]
+) -> int:
+    """Train `model` in place; returns the number of optimizer steps."""
+    from trl import GRPOTrainer, RLOOTrainer
+
+    turn_off_telemetry()
+    phase = f"{context.folder(iteration)}/train"
+    choose_reference(context, iteration, model)
+    kind = GRPOTrainer if isinstance(settings, GRPO) else RLOOTrainer
+    trainer = kind(
+        model=model,
+        reward_funcs=Rewarding(context, iteration, prompts),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": p.text, "prompt_id": p.id} for p in prompts]),
+        processing_class=context.tokenizer,
+        callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.shows)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    forget_copied_adapter(context, model)
+    checkpoint = last_complete(Path(args.output_dir))
+    context.run.forget_after(phase, step_of(checkpoint) if checkpoint else 0)
+    with disk_errors(Path(args.output_dir)):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return int(trainer.state.global_step)
+
+
+def choose_reference(context: Context, iteration: int, model: nn.Module) -> None:
+    """TRL loads the reference from the folder that the model says it came from."""
+    previous = context.reference_choice == "previous"
+    model.config._name_or_path = context.start_policy(iteration) if previous else context.initial
+
+
+def forget_copied_adapter(context: Context, model: Any) -> None:
+    """TRL keeps a copy of the adapter that the iteration starts with as reference; without it, that is the initial
+    model."""
+    if context.reference_choice == "initial" and "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
+
+
+class Rewarding:
+    """The run's annotator as a reward function of TRL. Every call is written as one shard of responses and rewards.
+
+    A shard is named after its step: one that a resumed run repeats replaces itself.
+    """
+
+    __name__ = "reward"
+
+    def __init__(self, context: Context, iteration: int, prompts: Sequence[Prompt]) -> None:
+        self.context, self.phase = context, f"{context.folder(iteration)}/train"
+        self.folder = context.run.path / context.folder(iteration)
+        self.prompts = {prompt.id: prompt for prompt in prompts}
+
+    def __call__(
+        self,
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        prompt_id: list[int],
+        trainer_state: Any,
+        **_: Any,
+    ) -> list[float | None]:
+        responses = [self.response(*pair) for pair in zip(completions, completion_ids, strict=True)]
+        requests = [(self.prompts[number], response) for number, response in zip(prompt_id, responses, strict=True)]
+        rewards = self.context.annotate(self.phase, requests)
+        self.write(trainer_state.global_step, prompt_id, responses, rewards)
+        return rewards
+
+    def response(self, completion: Any, ids: list[int]) -> Response:
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        return Response(text, list(ids), ended=bool(ids) and ids[-1] in self.context.stop_ids)
+
+    def write(
+        self, step: int, prompt_id: list[int], responses: list[Response], rewards: Sequence[float | None]
+    ) -> None:
+        count = self.context.method.pairing.num_generations
+        places = [{"prompt_id": number, "index": row % count} for row, number in enumerate(prompt_id)]
+        said = [
+            place | {"text": response.text, "ids": response.ids, "ended": response.ended}
+            for place, response in zip(places, responses, strict=True)
+        ]
+        rated = [place | {"reward": reward} for place, reward in zip(places, rewards, strict=True)]
+        write_table(self.folder / "responses" / f"{step:05d}.parquet", table(said, RESPONSES_SCHEMA))
+        write_table(self.folder / "annotations" / f"{step:05d}.parquet", table(rated, ANNOTATIONS_SCHEMA))
+
+
+class GroupHooks(TrainerCallback):
+    def __init__(self, context: Context, iteration: int) -> None:
+        self.context, self.iteration = context, iteration
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not torch.isfinite(torch.tensor(float(logs["loss"]))):
+            raise TrainingError("the loss is not finite; lower training.learning_rate or check the rewards")
+        # TRL's token count starts again at 0 in a resumed process, and its times differ from run to run.
+        values = {name: value for name, value in logs.items() if name not in ("num_tokens", "step_time")}
+        self.context.run.log(f"{self.context.folder(self.iteration)}/train", values, self.iteration, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

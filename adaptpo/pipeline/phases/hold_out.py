@@ -1,0 +1,40 @@
+"""Holds pairs out from training, for methods whose weights are learned on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptpo.choices.hold_out import Validation
+from adaptpo.models.inference import PromptedPair
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.score import with_reference
+from adaptpo.run.files import write_table
+from adaptpo.run.lazy_sequence import as_array
+from adaptpo.run.schemas import VALIDATION_SCHEMA, table
+
+Summary = dict[str, Any]
+
+
+def hold_out(context: Context, validation: Validation) -> Summary:
+    """Writes `data/validation.parquet`: the prompts held out, with their difficulty where the split goes by it."""
+    ids = as_array(context.offline_ids())
+    hardness = difficulties(context) if validation.needs_reference else torch.zeros(len(ids), dtype=torch.float64)
+    chosen = validation.choose(hardness, context.config.seed)
+    rows = [{"prompt_id": ids[i], "difficulty": hardness[i].item()} for i in chosen]
+    write_table(context.run.path / "data" / "validation.parquet", table(rows, VALIDATION_SCHEMA))
+    return {"held_out": len(chosen), "training": len(ids) - len(chosen)}
+
+
+def difficulties(context: Context) -> Tensor:
+    """Mean log-prob a token of the rejected response less that of the chosen one, [n]; 0 where it is not known."""
+    items = with_reference(context, "reference", context.offline())
+    return torch.from_numpy(np.fromiter(map(difficulty, items), np.float64, len(items)))
+
+
+def difficulty(item: PromptedPair) -> float:
+    chosen, rejected = item[1].reference_logps or (0.0, 0.0)
+    return rejected / len(item[1].rejected.ids) - chosen / len(item[1].chosen.ids)

@@ -1,0 +1,146 @@
+"""`reward: train`: a reward model trained from the initial policy on the offline pairs (appendix B.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.errors import ModelError, TrainingError
+from adaptpo.models.loading import first_line, load_tokenizer
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.train import own_folder
+from adaptpo.run.arrow_rows import BATCH
+from adaptpo.run.files import disk_errors, whole_file
+from adaptpo.run.lazy_sequence import batched
+from adaptpo.run.progress import TrainingBar
+from adaptpo.seeds import seed_for
+from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.types import PreferencePair, Prompt
+
+Summary = dict[str, Any]
+PHASE = "reward"
+
+
+def reward_rows(context: Context) -> Dataset:
+    """The offline pairs in TRL's explicit preference format, memory-mapped; what TRL makes of them lies beside them."""
+    path = context.scratch(PHASE, "pairs")
+    context.ranks.on_first(partial(write_texts, context, path))
+    return Dataset.from_file(str(path))
+
+
+def write_texts(context: Context, path: Path) -> None:
+    """In the types that all pairs together ask for: some messages have keys that others lack."""
+    schema = reduce(widened, (pa.Table.from_pylist(piece).schema for piece in text_pieces(context)))
+    with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), schema) as writer:
+        for piece in text_pieces(context):
+            writer.write_table(pa.Table.from_pylist(piece, schema=schema))
+
+
+def text_pieces(context: Context) -> Iterator[list[dict[str, Any]]]:
+    return batched(starmap(preference_row, context.offline()), BATCH)
+
+
+def widened(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    return pa.unify_schemas([one, other], promote_options="permissive")
+
+
+def preference_row(prompt: Prompt, pair: PreferencePair) -> dict[str, Any]:
+    return {"prompt": prompt.text, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+
+
+def train_reward_model(context: Context) -> Summary:
+    """One epoch of TRL's `RewardTrainer`; the model goes to `reward/model` of the run."""
+    context.slot.clear()
+    trainer = reward_trainer(context)
+    checkpoint = context.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
+    context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
+    with disk_errors(context.reward_folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with own_folder(context, f"{PHASE}/model") as folder:
+        trainer.save_model(str(folder))
+    pairs = len(trainer.train_dataset)
+    return {"pairs": pairs, "too_long": len(context.offline_ids()) - pairs, "steps": trainer.state.global_step}
+
+
+def reward_trainer(context: Context) -> Any:
+    from trl import RewardTrainer
+
+    turn_off_telemetry()
+    try:
+        with torch.random.fork_rng():  # The head is random, and the same whatever was drawn before.
+            torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                context.initial, num_labels=1, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"reward: train cannot make a reward model of '{context.initial}': {first_line(error)}; "
+            "give a reward model or a Python function instead"
+        ) from error
+    tokenizer = load_tokenizer(context.initial)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    trainer = RewardTrainer(
+        model=model,
+        args=reward_arguments(context),
+        train_dataset=reward_rows(context),
+        processing_class=tokenizer,
+        callbacks=[RewardHooks(context), TrainingBar(PHASE, context.shows)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def reward_arguments(context: Context) -> Any:
+    from trl import RewardConfig
+
+    limit = context.config.max_prompt_length + context.config.completion_limit
+    settings = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-5,
+        "logging_steps": 1,
+        "report_to": "none",
+        "gradient_checkpointing": bool(context.config.training.get("gradient_checkpointing", False)),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": context.config.training.get("use_cpu", False),
+        "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "max_length": limit + 64,  # Room for what the chat template puts behind a response.
+    }
+    return RewardConfig(
+        **settings | context.config.reward_training,
+        output_dir=str(context.run.path / PHASE / "training"),
+        seed=seed_for(context.config.seed, PHASE) % 2**31,
+        disable_tqdm=True,
+    )
+
+
+class RewardHooks(TrainerCallback):
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not torch.isfinite(torch.tensor(float(logs["loss"]))):
+            raise TrainingError("the reward model's loss is not finite; lower reward_training.learning_rate")
+        # TRL's token count starts again at 0 in a resumed process.
+        values = {f"reward_model/{name}": value for name, value in logs.items() if name != "num_tokens"}
+        self.context.run.log(PHASE, values, step=state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        self.context.ranks.wait()
+        if self.context.ranks.is_first:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

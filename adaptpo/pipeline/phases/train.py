@@ -1,0 +1,194 @@
+"""Train the policy on prompt groups: the warm-up and the iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments
+
+from adaptpo.distributed.launch import is_set
+from adaptpo.errors import ModelError
+from adaptpo.models.inference import PromptedPair, autocast
+from adaptpo.models.packing import Rows
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.features import Features, features_of_prompts
+from adaptpo.pipeline.phases.sample import iteration_pairs
+from adaptpo.pipeline.phases.score import in_turn, with_reference
+from adaptpo.run.arrow_rows import MappedRows, write_rows
+from adaptpo.run.files import JsonLines, whole_folder
+from adaptpo.run.lazy_sequence import Lazy
+from adaptpo.run.progress import TrainingBar
+from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
+from adaptpo.training.preference_trainer import PreferenceTrainer
+from adaptpo.training.prompt_group_trainer import save_method, train_phase
+from adaptpo.training.whole_vocabulary import VocabularyProbe
+from adaptpo.types import PromptGroup
+
+Summary = dict[str, Any]
+
+
+def warm_up(context: Context) -> Summary:
+    """Offline training with the method's objective before the first iteration (B.4)."""
+    items = with_reference(context, "reference", context.offline())
+    return train(context, "warmup", items, context.initial, warmup=True)
+
+
+def train_iteration(context: Context, iteration: int) -> Summary:
+    folder = context.folder(iteration)
+    known = with_reference(context, "reference", iteration_pairs(context, iteration))
+    items = in_turn(context, f"{folder}/reference", known)
+    features = features_of_prompts(context, iteration)
+    return train(context, folder, items, context.start_policy(iteration), features, iteration=iteration)
+
+
+def validation_groups(context: Context, iteration: int | None) -> Sequence[PromptGroup]:
+    """The held-out pairs with the reference of an iteration; none for a warm-up, which learns nothing beside."""
+    if iteration is None or context.method.validation is None:
+        return []
+    folder, trained = context.folder(iteration), len(iteration_pairs(context, iteration))
+    items = with_reference(context, "reference", context.validation())
+    return kept_groups(context, folder, "validation", in_turn(context, f"{folder}/reference", items, first=trained))
+
+
+def kept_groups(
+    context: Context, phase: str, name: str, items: Iterable[PromptedPair], features: Iterable[Features] = ()
+) -> Lazy[PromptGroup]:
+    """The pairs by prompt, in a file for random access; pairs of one prompt stand together in `items`."""
+    path = context.scratch(phase, name)
+
+    def write() -> None:
+        if not path.exists():
+            write_rows(path, map(group_row, grouped(items, features)), TRAINING_SCHEMA)
+
+    context.ranks.on_first(write)
+    rows = MappedRows(path)
+    return Lazy(len(rows), lambda places: [read_group(row) for row in rows.read(places)], block=1)
+
+
+def grouped(items: Iterable[PromptedPair], features: Iterable[Features] = ()) -> Iterator[PromptGroup]:
+    rest = iter(features)
+    for id_, some in groupby(items, key=lambda item: item[0].id):
+        prompts, pairs = zip(*some, strict=True)
+        known = next((values for prompt_id, values in rest if prompt_id == id_), {})
+        yield PromptGroup(prompts[0], pairs, known)
+
+
+def pair_count(path: Path) -> int:
+    """Of a file of groups."""
+    return sum(len(batch["pairs"].flatten()) for batch in MappedRows(path).batches())
+
+
+def train(
+    context: Context,
+    phase: str,
+    items: Iterable[PromptedPair],
+    policy: str,
+    features: Iterable[Features] = (),
+    iteration: int | None = None,
+    warmup: bool = False,
+    proxy: bool = False,
+) -> Summary:
+    """Train the policy on these pairs and write the checkpoint: an ordinary model folder with the learners' state.
+
+    `warmup` is offline training with the method's objective for the warm-up's epochs, `proxy` the same for one epoch.
+    """
+    groups = kept_groups(context, phase, "training", items, features)
+    offline = warmup or proxy
+    log_phase = phase if offline else f"{phase}/train"
+    overrides: dict[str, Any] = {"num_train_epochs": context.warmup_epochs if warmup else 1} if offline else {}
+    if context.method.filter.orders and not proxy:
+        overrides["train_sampling_strategy"] = "sequential"
+    args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
+    method = context.method if iteration is None else context.method_in(iteration)
+    model = context.take_policy(policy)
+    updates_before = method.metrics().get("meta/updates", 0.0)
+    trainer = PreferenceTrainer(
+        model=prepared(context, model, recomputes_activations(args)),
+        args=args,
+        groups=groups,
+        tokenizer=context.tokenizer,
+        method=method.warmup() if offline else method,
+        log=lambda step, values: context.run.log(log_phase, values, iteration, step),
+        pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
+        callbacks=[TrainingBar(log_phase, context.shows)],
+        rows=training_rows(context),
+        ranks=context.ranks,
+        probe=None if iteration is None else vocabulary_probe(context, iteration, model),
+        stretch=stretch(iteration, context.config.num_iterations),
+        validation=validation_groups(context, iteration),
+    )
+    if groups:
+        train_phase(trainer, context.run, log_phase)
+    with own_folder(context, f"{phase}/checkpoint") as folder:
+        trainer.save_model(str(folder))
+        save_method(method, folder)
+    context.ranks.wait()  # A filter goes on to evaluate what was written.
+    pairs = pair_count(context.scratch(phase, "training"))
+    summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
+    updates = trainer.method.metrics().get("meta/updates")
+    return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
+
+
+def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:
+    """For what the weights of an iteration ask for, with the reference beside the policy where they need that."""
+    asked = context.method.weighting.measures
+    if not asked:
+        return None
+    path = context.reference_path(iteration)
+    reference = context.live_reference(path, policy) if "divergence" in asked else None
+    return VocabularyProbe(reference, "head_gradient_norm" in asked, lambda: autocast(context.inference_arguments))
+
+
+def refuse_unreachable_head(context: Context) -> None:
+    """Raises ModelError where weights ask for all logits of a training step and the head cannot give them by itself."""
+    if context.method.weighting.measures and not training_rows(context).chunked_head:
+        raise ModelError(
+            f"method '{context.method.name}' computes logits from the states that reach the head, and those of "
+            f"{context.initial} are not the head's output alone, or its weights are sharded (FSDP, DeepSpeed); set "
+            "method.divergence to k3 and leave head_gradient_norm out of method.features"
+        )
+
+
+@contextmanager
+def own_folder(context: Context, name: str) -> Iterator[Path]:
+    """The folder `name` of the run for rank 0 to write whole. The others get one that is thrown away: all ranks of a
+    sharded model save together."""
+    if context.ranks.is_first:
+        with whole_folder(context.run.path / name) as folder:
+            yield folder
+    else:
+        with TemporaryDirectory() as scratch:
+            yield Path(scratch)
+
+
+def training_rows(context: Context) -> Rows:
+    """How log-probs are computed in training; the head of a sharded model cannot run by itself, in chunks."""
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    return replace(context.rows, chunked_head=context.rows.chunked_head and not sharded)
+
+
+def stretch(iteration: int | None, num_iterations: int) -> tuple[float, float]:
+    """The part of the run's training that an iteration is; a warm-up comes before all of it."""
+    if iteration is None:
+        return 0.0, 0.0
+    return iteration / num_iterations, (iteration + 1) / num_iterations
+
+
+def recomputes_activations(args: TrainingArguments) -> bool:
+    # transformers renames the field; both names work until its next major version.
+    return bool(getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False))
+
+
+def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.Module:
+    """The model, ready to be trained."""
+    if gradient_checkpointing and context.config.peft is not None:
+        # Frozen embeddings would cut the graph of recomputed layers.
+        model.enable_input_require_grads()
+    return model

@@ -1,0 +1,100 @@
+"""Runs that share their opening: everything before the first iteration, the warm-up above all.
+
+The opening depends on model, data, objective, filter and settings, but not on what selection, pairing and weighting
+make of them later. Methods that are compared need it once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptpo.errors import RunError
+from adaptpo.run.directory import NOT_COMPARED, WRITTEN_TOGETHER, RunDirectory, differences, flatten, plain, read_state
+from adaptpo.run.files import JsonLines, whole_file, whole_folder, write_json
+from adaptpo.run.lazy_sequence import batched
+
+LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
+LATER_SECTIONS = ("meta.", "method.", "stage.")
+OWN_FILES = frozenset(
+    {
+        "config.yaml",
+        "state.json",
+        "metrics.jsonl",
+        "dropped.jsonl",
+        "lock",
+        "inputs",
+        "snapshots",
+        "iterations",
+        "final",
+    }
+)
+
+
+def opening_facts(config: dict[str, Any]) -> dict[str, Any]:
+    """What the opening of a run with this resolved config depends on."""
+    settings = {
+        key: value
+        for key, value in flatten(plain(config)).items()
+        if key not in NOT_COMPARED | LATER_SETTINGS and not key.startswith(LATER_SECTIONS)
+    }
+    own, method = config["warmup_epochs"], config["method"]
+    epochs = method["warmup_epochs"] if own is None else own
+    return settings | {"warmup_epochs": epochs} | flatten(plain(method["opening"]), "method")
+
+
+def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> None:
+    """Copy the opening of the run in `source`, unless this run has begun.
+
+    Raises RunError where `source` holds no run that is through its opening, or one whose opening is another.
+    """
+    if any(facts["done"] for facts in run.state["phases"].values()):
+        return
+    state = opened_state(source, config)
+    for path in sorted(source.iterdir()):
+        if path.name not in OWN_FILES and not path.name.startswith("."):
+            copy(path, run.path / path.name)
+    for name in ("metrics.jsonl", "dropped.jsonl"):
+        (run.path / name).unlink(missing_ok=True)
+        records = JsonLines(source / name).records()
+        for piece in batched((record for record in records if in_opening(record["phase"])), WRITTEN_TOGETHER):
+            JsonLines(run.path / name).append(*piece)
+    write_json(run.path / "state.json", state)
+
+
+def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The phases of the source's opening, checked to be the one that this config asks for."""
+    if not (source / "config.yaml").is_file():
+        raise RunError(f"branch_of: no run at {source}; give the folder of a run (an output_dir)")
+    stored = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    if lines := differences(opening_facts(stored), opening_facts(config)):
+        raise RunError(
+            f"branch_of: the run in {source} began otherwise:\n{lines}\n"
+            "Start with its settings, or leave branch_of out."
+        )
+    state = read_state(source)
+    if not state.get("opened"):
+        raise RunError(f"branch_of: the run in {source} has not reached its first iteration; go on with it first")
+    phases = {name: facts for name, facts in state["phases"].items() if in_opening(name)}
+    return {"phases": phases, "opened": True}
+
+
+def in_opening(phase: str) -> bool:
+    return phase != "final" and not phase.startswith(("iterations/", "evaluate/iteration-"))
+
+
+def copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        with whole_folder(target) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=of_iterations)
+    else:
+        with whole_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def of_iterations(_: str, names: list[str]) -> Iterator[str]:
+    return (name for name in names if name.startswith("iteration-"))

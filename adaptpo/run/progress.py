@@ -1,0 +1,97 @@
+"""What a run shows on the terminal: a bar for the phase at work, one line for each finished phase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from adaptpo.pipeline.context import Context
+
+SHOWN = {
+    "kept": "{} pairs kept",
+    "dropped": "{} left out (see dropped.jsonl)",
+    "truncated": "{} cut at the length limit",
+    "prompts": "{} prompts",
+    "selected": "{} selected",
+    "responses": "{} responses",
+    "annotated": "{} annotated",
+    "invalid": "{} without a valid reward",
+    "annotation/requests": "{} requests",
+    "annotation/prompt_tokens": "{} prompt tokens",
+    "annotation/completion_tokens": "{} completion tokens",
+    "annotation/invalid": "{} invalid verdicts",
+    "missing": "{} responses never came (see dropped.jsonl)",
+    "pairs": "{} pairs",
+    "rollouts": "{} rollouts",
+    "no_pair": "{} prompts without a pair",
+    "too_long": "{} too long for the reward model",
+    "rows": "{} rows",
+    "reason": "{}",
+    "steps": "{} steps",
+    "reward_mean": "mean reward {:.3f}",
+    "kl_mean": "KL {:.3f} nats",
+    "measured": "{} prompts measured",
+    "unanswered": "{} prompts without four comparisons",
+    "boundary_score": "boundary score {:.3f}",
+    "decision": "{}",
+    "score_mean": "mean score {:.3f}",
+    "reward/mean": "reward {:.3f}",
+    "win_rate": "win rate {:.1%}",
+}
+
+
+def say(context: Context, text: str) -> None:
+    if context.shows:
+        tqdm.write(text)
+
+
+def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
+    say(context, f"{phase}: {describe(facts)}")
+    if phase.endswith("/train"):
+        for warning in warnings(facts):
+            say(context, f"  warning: {warning}")
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What a finished iteration failed to do, although nothing failed."""
+    if facts["prompts"] == 0:
+        return ["no prompt had anything to train on, so the policy is as before; dropped.jsonl says why"]
+    if facts.get("learner_updates") == 0:
+        return ["the meta-learner was not updated: fewer steps than meta.update_interval"]
+    return []
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The known counts of a phase that are not zero, and its seconds."""
+    shown = [text.format(facts[name]) for name, text in SHOWN.items() if facts.get(name)]
+    return ", ".join([*shown, f"{facts['seconds']:.1f} s"])
+
+
+class TrainingBar(TrainerCallback):
+    """A bar over the optimizer steps of a training phase, with its loss."""
+
+    def __init__(self, phase: str, visible: bool) -> None:
+        self.phase, self.visible = phase, visible
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.bar = progress_bar(self.phase, state.max_steps, "step", self.visible, done=state.global_step)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if self.bar is not None and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def progress_bar(phase: str, total: int, unit: str, visible: bool, done: int = 0) -> tqdm:
+    return tqdm(total=total, desc=phase, unit=unit, initial=done, disable=not visible, leave=False, dynamic_ncols=True)

@@ -1,0 +1,153 @@
+"""The training of one phase on preference pairs, around the method-blind step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from adaptpo.choices.learners.base import SOURCES
+from adaptpo.choices.method import Method
+from adaptpo.distributed.ranks import ALONE, Ranks
+from adaptpo.models.collate import Batch, GroupCollator, count_prompts
+from adaptpo.models.inference import to_device
+from adaptpo.models.logps import token_logps
+from adaptpo.models.packing import PADDED, Rows
+from adaptpo.run.files import JsonLines
+from adaptpo.seeds import seed_for
+from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
+from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
+from adaptpo.training.step import Step, preference_step
+from adaptpo.training.whole_vocabulary import VocabularyProbe
+from adaptpo.types import PromptGroup
+
+
+class PreferenceTrainer(GroupTrainer):
+    """Trains on prompt groups with a `Method`.
+
+    More prompts than fit into `rows.max_tokens` are computed in several passes. The divisor of the loss is the number
+    of prompts of the optimizer step. With `rows.shared_prompts`, the model must have been through `share_prompts`.
+    `stretch` is the part of the run's training that this is, as shares of the whole: the first and the last progress
+    that the objective sees. `validation` are the prompts held out for learners that look ahead; a step is measured on
+    as many of them as it trains on. `probe` measures what the method's weighting asks for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        groups: Sequence[PromptGroup],
+        tokenizer: PreTrainedTokenizerBase,
+        method: Method,
+        log: Log,
+        pair_log: JsonLines | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        rows: Rows = PADDED,
+        stretch: tuple[float, float] = (0.0, 1.0),
+        validation: Sequence[PromptGroup] = (),
+        ranks: Ranks = ALONE,
+        probe: VocabularyProbe | None = None,
+    ) -> None:
+        self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
+        self.probe = probe
+        self.pair_records = list[list[dict[str, Any]]]()
+        self.trained = list[Trained]()
+        self.taken: LookAhead | None = None
+        self.collator = GroupCollator(tokenizer.pad_token_id, rows)
+        super().__init__(model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks)
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        self.pair_records.append([])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.trained and num_items_in_batch is not None and self.accelerator.sync_gradients:
+            self.taken = self.look_ahead(num_items_in_batch)
+        return loss
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's training before the current optimizer step."""
+        start, end = self.stretch
+        return start + (end - start) * self.state.global_step / max(self.state.max_steps, 1)
+
+    def count(self, batch: Batch) -> int:
+        return count_prompts(batch)
+
+    def no_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return 0.0 * token_logps(model, batch, self.rows.chunked_head).sum()
+
+    def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
+        chunked_head = self.rows.chunked_head
+        step = preference_step(model, batch, self.method, divisor, chunked_head, self.progress, self.probe)
+        if torch.isfinite(step.loss):
+            self.pair_records[-1] += pair_records(step, self.method)
+            self.method.observe(step.pairs)
+            if self.method.look_ahead():
+                self.trained.append((batch, step.pairs, step.weights))
+        return BatchLoss(step.loss, step.metrics, step.pairs.prompt_id)
+
+    def look_ahead(self, prompts: int) -> LookAhead:
+        """The step that the optimizer is about to take; its gradient is complete."""
+        estimator = self.method.look_ahead()
+        assert estimator is not None
+        chunked_head = self.rows.chunked_head and estimator == "central"
+        return LookAhead(
+            losses=PairLosses(self.model, self.method.objective.at(self.progress), chunked_head),
+            optimizer=self.optimizer.optimizer,
+            trained=self.trained,
+            prompts=prompts,
+            max_norm=self.args.max_grad_norm or 0.0,
+            validation=self.validation_batches(prompts),
+            estimator=estimator,
+            precision=self.compute_loss_context_manager,
+        )
+
+    def validation_batches(self, prompts: int) -> list[Batch]:
+        """As many held-out prompts, drawn for this step, in batches a quarter of those of training: the one kept copy
+        of the weights takes the memory of the rest."""
+        drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
+        groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
+        size = max(1, self.args.per_device_train_batch_size // 4)
+        pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
+        return [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
+
+    def finish_step(self) -> None:
+        """Let the learners learn, and write how each pair counted."""
+        if self.taken is not None:
+            self.method.learn_ahead(self.taken, self.gather_rows)
+        self.trained, self.taken = [], None
+        self.method.update(self.gather_rows)
+        records = self.gather_records()
+        if self.pair_log is not None and self.ranks.is_first:
+            self.pair_log.append(*({"step": self.state.global_step, **record} for record in records))
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in rank order; ranks may hold different numbers of rows."""
+        return torch.cat(self.ranks.gather(rows))
+
+    def gather_records(self) -> list[dict[str, Any]]:
+        """Those of the step, of its micro-batches one after the other."""
+        own, self.pair_records = self.pair_records, []
+        together = zip(*self.ranks.gather(own), strict=True)
+        return [record for micro_batch in together for records in micro_batch for record in records]
+
+    def forget_after(self, step: int) -> None:
+        if self.pair_log is not None and self.ranks.is_first:
+            self.pair_log.discard(lambda record: record["step"] > step)
+
+
+def pair_records(step: Step, method: Method) -> list[dict[str, Any]]:
+    pairs = step.pairs
+    columns: dict[str, list[float]] = {"margin": pairs.margin.tolist(), "weight": step.weights.tolist()}
+    columns |= method.weighting.facts(pairs)
+    records: list[dict[str, Any]] = [
+        {"prompt_id": prompt, "source": SOURCES[source]}
+        for prompt, source in zip(pairs.prompt_id.tolist(), pairs.source.tolist(), strict=True)
+    ]
+    for name, values in columns.items():
+        for record, value in zip(records, values, strict=True):
+            record[name] = round(value, 6)
+    return records

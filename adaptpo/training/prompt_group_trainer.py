@@ -1,0 +1,256 @@
+"""transformers' `Trainer` on whole prompt groups, whatever the loss.
+
+`Trainer` brings schedulers, optimizers, mixed precision, accumulation, checkpointing and trackers; the loss, its
+divisor and the learners are ours.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import ConcatDataset, Sampler
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from adaptpo.choices.learners.base import METHOD_STATE
+from adaptpo.choices.method import Method
+from adaptpo.distributed.ranks import ALONE, Ranks
+from adaptpo.errors import TrainingError
+from adaptpo.models.collate import Batch
+from adaptpo.run.directory import RunDirectory
+from adaptpo.run.files import disk_errors
+from adaptpo.training.checkpoints import last_complete, mark_complete, refuse_other_layout, step_of
+from adaptpo.training.sampler import EvenOrder
+
+Log = Callable[[int, dict[str, float]], None]
+Collate = Callable[[Sequence[Any]], list[Batch]]
+
+FILLER = "filler"
+"""Key of a batch that counts nothing: a rank computes it while others have more to compute than it has."""
+
+
+def save_method(method: Method, folder: Path) -> None:
+    torch.save(method.state_dict(), folder / METHOD_STATE)
+
+
+def load_method(method: Method, folder: Path) -> None:
+    # Mapped: a history of all pairs is copied from file to file.
+    method.load_state_dict(torch.load(folder / METHOD_STATE, weights_only=True, mmap=True))
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """`loss`: scalar with graph, divided by the divisor of the optimizer step. `prompt_id`: of the batch, [any]."""
+
+    loss: Tensor
+    metrics: dict[str, float]
+    prompt_id: Tensor
+
+
+class MeanMetrics:
+    """Means of the metrics of micro-batches, weighted by their shares of the divisor, since the last log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.weights: dict[str, float] = defaultdict(float)
+
+    def add(self, metrics: dict[str, float], weight: float) -> None:
+        for name, value in metrics.items():
+            self.sums[name] += value * weight
+            self.weights[name] += weight
+
+    def drain(self, ranks: Ranks) -> dict[str, float]:
+        """Over all ranks."""
+        sums, weights = defaultdict[str, float](float), defaultdict[str, float](float)
+        for own_sums, own_weights in ranks.gather((dict(self.sums), dict(self.weights))):
+            for name in own_sums:
+                sums[name] += own_sums[name]
+                weights[name] += own_weights[name]
+        self.sums.clear()
+        self.weights.clear()
+        return {name: total / weights[name] for name, total in sums.items()}
+
+
+class GroupTrainer(Trainer):
+    """Trains on prompt groups, which `collate` makes batches of; their number is the number of passes of a micro-batch.
+
+    `per_device_train_batch_size` counts prompts. The divisor of the loss is that of the whole optimizer step over
+    passes, accumulation and ranks, so that 1 x 8 and 8 x 1 are the same step. All ranks make the same number of passes
+    (their collective operations must meet): one that has less to do makes passes that count nothing.
+
+    Raises TrainingError before the optimizer would write weights from a loss or gradient that is not finite.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        groups: Sequence[Any],
+        collate: Collate,
+        tokenizer: PreTrainedTokenizerBase,
+        method: Method,
+        log: Log,
+        callbacks: Sequence[TrainerCallback] = (),
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.method, self.write_log, self.means = method, log, MeanMetrics()
+        self.groups, self.collate, self.ranks = groups, collate, ranks
+        self.order: EvenOrder | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=groups if ranks.count == 1 else ConcatDataset([groups, [None]]),
+            data_collator=self.passes,
+            processing_class=tokenizer,
+            callbacks=[StepHooks(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """What the batch adds to the divisor."""
+
+    @abstractmethod
+    def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
+        """The batch's share of the loss of the optimizer step."""
+
+    def no_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """0, with a graph through the same modules as `batch_loss`."""
+        return 0.0 * self.batch_loss(model, batch, 1).loss
+
+    def finish_step(self) -> None:
+        """Called after every optimizer step."""
+
+    def forget_after(self, step: int) -> None:
+        """Take back what was written after this step, because it is about to be repeated."""
+
+    def passes(self, groups: Sequence[Any | None]) -> list[Batch]:
+        """The batches of the groups of a micro-batch; None fills it up."""
+        real = [group for group in groups if group is not None]
+        return self.collate(real) if real else [self.filler]
+
+    @cached_property
+    def filler(self) -> Batch:
+        return {**self.collate(self.groups[:1])[0], FILLER: torch.tensor(True)}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        order = super()._get_train_sampler(self.groups)
+        if order is None:
+            return None
+        together = 1 if self.ranks.count == 1 else self._train_batch_size * self.ranks.count
+        self.order = EvenOrder.of(order, len(self.groups), together, self.args.data_seed)
+        return self.order
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Batch]], int]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum(self.count(batch) for passes in batches for batch in passes if FILLER not in batch)
+        told = self.ranks.gather((total, [len(passes) for passes in batches]))
+        for number, passes in enumerate(batches):
+            passes += [self.filler] * (max(lengths[number] for _, lengths in told) - len(passes))
+        return batches, sum(own for own, _ in told)
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
+        """Forward and backward of the passes that make a batch, one after the other."""
+        losses = [super(GroupTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Tensor:
+        if num_items_in_batch is None:
+            raise ValueError("compute_loss needs the divisor of the optimizer step")
+        if FILLER in inputs:
+            return self.no_loss(model, inputs)
+        outcome = self.batch_loss(model, inputs, num_items_in_batch)
+        if not torch.isfinite(outcome.loss):
+            raise not_finite("loss", self.state.global_step, outcome.prompt_id)
+        self.means.add(outcome.metrics, self.count(inputs))
+        # Ranks average their gradients, but the divisor is global already.
+        return outcome.loss * self.accelerator.num_processes
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | self.means.drain(self.ranks) | self.method.metrics()
+            self.write_log(self.state.global_step, logs)
+        super().log(logs, start_time)
+        # It is in metrics.jsonl; all steps of a run would weigh on memory and on every checkpoint.
+        del self.state.log_history[:-1]
+
+    @property
+    def layout(self) -> str:
+        """How the optimizer's state lies in a checkpoint: as one process has it, or by a name of accelerate's."""
+        kind = self.accelerator.distributed_type.value
+        return kind if kind in ("FSDP", "DEEPSPEED") else ""
+
+    def check_gradients(self) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # With loss scaling, infinite gradients are the scaler's business: it skips the step.
+        if not self.args.fp16 and not torch.isfinite(whole):
+            raise not_finite("gradient", self.state.global_step)
+
+
+class StepHooks(TrainerCallback):
+    def __init__(self, trainer: GroupTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        if self.trainer.order is not None:
+            # Where a resumed epoch skips batches, the order lies too deep for transformers to find.
+            self.trainer.order.set_epoch(int(state.epoch))
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.trainer.check_gradients()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.finish_step()
+
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.ranks.wait()
+        if self.trainer.ranks.is_first:
+            save_method(self.trainer.method, checkpoint)
+            mark_complete(checkpoint, self.trainer.layout)
+
+
+def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> TrainingError:
+    prompts = f" (prompts {prompt_id.unique().tolist()[:8]})" if prompt_id is not None else ""
+    return TrainingError(
+        f"the {what} is not finite after step {step}{prompts}; the weights of that step were not written, and the last "
+        "checkpoint of the run is good. Lower training.learning_rate, check the rewards and the data of these "
+        "prompts, or train in bfloat16 or float32 instead of float16."
+    )
+
+
+def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
+    """Train to the end, from the phase's last complete checkpoint if it has one."""
+    checkpoint = run.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
+    step = 0
+    if checkpoint is not None:
+        refuse_other_layout(checkpoint, trainer.layout)
+        load_method(trainer.method, checkpoint)
+        step = step_of(checkpoint)
+    run.forget_after(phase, step)
+    trainer.forget_after(step)
+    with disk_errors(Path(trainer.args.output_dir)):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
