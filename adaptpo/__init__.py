@@ -8,14 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adaptpo.config.version import __version__
+
 if TYPE_CHECKING:
     from adaptpo import methods
     from adaptpo.choices.method import Method
     from adaptpo.config.recipe import AlignmentConfig
     from adaptpo.trainer import AlignmentTrainer
 
-__version__ = "0.1.0"
-__all__ = ["AlignmentConfig", "AlignmentTrainer", "Method", "methods"]
+__all__ = ["AlignmentConfig", "AlignmentTrainer", "Method", "__version__", "methods"]
 
 _HOMES = {
     "AlignmentConfig": "adaptpo.config.recipe",

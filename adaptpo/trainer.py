@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import adaptpo
 from adaptpo.choices.method import Method
 from adaptpo.config.recipe import AlignmentConfig, Recipe
 from adaptpo.config.reward import reward_parts
+from adaptpo.config.version import __version__
 from adaptpo.distributed.executor import executor_of
 from adaptpo.distributed.ranks import join_ranks
 from adaptpo.errors import ConfigError
@@ -143,7 +143,7 @@ class AlignmentTrainer:
         }
         named = {"model": initial, "reward": described(reward), "method": method}
         shared = {"processes": processes} if processes > 1 else {}
-        return {"adaptpo": adaptpo.__version__} | shared | recipe | named | {"inputs": inputs}
+        return {"adaptpo": __version__} | shared | recipe | named | {"inputs": inputs}
 
     def _context(self, run: RunDirectory, initial: str, reward: RewardSource) -> Context:
         rows = self.data.rows()

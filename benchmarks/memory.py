@@ -32,16 +32,14 @@ from material import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
-from adaptpo.choices.learners.base import PairBatch
 from adaptpo.choices.learners.temporal import TemporalLearner
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.data.tokenization import TokenizedPair
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.models.inference import PromptedPair, TokenLogps
 from adaptpo.pipeline.loop import run_iteration, run_opening
 from adaptpo.run.directory import RunDirectory
 from adaptpo.training.prompt_group_trainer import load_method, save_method
-from adaptpo.types import PreferenceExample, Prompt, Response
+from adaptpo.types import PairBatch, PairLogps, PreferenceExample, Prompt, Response
 
 MIB = 2**20
 HISTORY = "MetaPO's history"

@@ -24,8 +24,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback, TrainingArguments
 
 from adaptpo import methods
-from adaptpo.distributed.quiet import quiet_libraries
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import quiet_libraries, turn_off_telemetry
 from adaptpo.models.collate import GroupCollator, pad
 from adaptpo.models.logps import pair_logps
 from adaptpo.models.packing import PADDED, Rows

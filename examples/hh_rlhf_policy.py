@@ -16,8 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from adaptpo.data import read_examples
-from adaptpo.distributed.quiet import quiet_libraries
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import quiet_libraries, turn_off_telemetry
 from adaptpo.types import Dropped, Message, PreferenceExample
 
 SPECIAL = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>"]

@@ -2,7 +2,5 @@
 
 from trl import RewardTrainer  # noqa: F401
 
-import adaptpo.pipeline.phases.reward
-import adaptpo.trainer
 import tests.runs
 import tests.tiny  # noqa: F401

@@ -22,7 +22,7 @@ from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.combined import CombinedAnnotator
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.annotation.reward_model import RewardModelAnnotator, length_batches, load_reward_model
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import AnnotationError, ConfigError, ModelError
 from adaptpo.sandbox.models import build_reward_model
 from adaptpo.types import Prompt, Response

@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from adaptpo import methods
-from adaptpo.choices.learners.base import OFFLINE, ONLINE, PairBatch
-from adaptpo.choices.learners.degree_learner import DegreeLearner
-from adaptpo.choices.learners.meta_learner import MetaLearner
+from adaptpo.choices.learners.meta_learner import DegreeLearner, MetaLearner
 from adaptpo.choices.learners.reward_gap import RunningGap
 from adaptpo.choices.learners.trust import ConstantTrust, SigmoidTrust
 from adaptpo.choices.pairing import (
@@ -41,9 +39,9 @@ from adaptpo.choices.selection import (
 from adaptpo.choices.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import data_weight
-from adaptpo.pipeline.phases.sample import drawn
+from adaptpo.pipeline.phases.select import drawn
 from adaptpo.seeds import seed_for, uniform_for
-from adaptpo.types import PreferencePair, Response
+from adaptpo.types import OFFLINE, ONLINE, PairBatch, PreferencePair, Response
 from tests.test_meta_learner import pair_batch
 
 LEARNERS = {

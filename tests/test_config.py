@@ -10,7 +10,8 @@ import yaml
 
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, SimPO
-from adaptpo.config.recipe import OWNED_TRAINING_ARGUMENTS, AlignmentConfig, Recipe, is_special_reward, load_recipe
+from adaptpo.config.base import is_special_reward
+from adaptpo.config.recipe import OWNED_TRAINING_ARGUMENTS, AlignmentConfig, Recipe, load_recipe
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method

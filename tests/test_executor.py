@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from adaptpo import AlignmentConfig, trainer
+from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.recipe import Recipe, make_recipe
-from adaptpo.distributed.executor import ExecutorSettings, ThisProcess, executor_of
+from adaptpo.distributed.executor import ThisProcess, executor_of
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import AnnotationError, ConfigError, RunError
 from adaptpo.pipeline.context import Context, ModelSlot
-from adaptpo.pipeline.loop import check_executor
+from adaptpo.pipeline.preflight import check_executor
 from adaptpo.run.directory import RunDirectory, open_run, refuse_other_run
 from adaptpo.run.files import read_rows
 from tests.ranks import free_port
@@ -171,7 +172,7 @@ def test_folder_that_a_machine_does_not_see_is_said(tmp_path: Path) -> None:
 def ray() -> Iterator[Any]:
     """Started here, as a notebook may have done; executors join it and leave it."""
     ray = pytest.importorskip("ray")
-    from adaptpo.distributed.telemetry import turn_off_telemetry
+    from adaptpo.distributed.quiet import turn_off_telemetry
 
     turn_off_telemetry()
     ray.init(address="local", num_cpus=2, object_store_memory=10**8, include_dashboard=False, log_to_driver=False)

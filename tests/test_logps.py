@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, TrainingArguments
 
-from adaptpo.choices.objectives import DPO, PairLogps
+from adaptpo.choices.objectives import DPO
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.models.logps import accepted_arguments, pair_logps, response_logps
-from adaptpo.types import PromptGroup
+from adaptpo.types import PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import OFFLINE, ONLINE, PairBatch
 from adaptpo.choices.learners.meta_learner import MetaLearner, new_network
 from adaptpo.choices.selection import ScoredPrompts
+from adaptpo.types import OFFLINE, ONLINE, PairBatch
 
 
 def pair_batch(offline: list[float], online: list[float]) -> PairBatch:

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
 from adaptpo.choices.hold_out import Validation
-from adaptpo.choices.learners.base import OFFLINE, ONLINE, Estimator, Influence, PairBatch
+from adaptpo.choices.learners.base import Estimator, Influence
 from adaptpo.choices.learners.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
 from adaptpo.choices.learners.temporal.features import BASE, CURRENT, GRADIENT, HIGHER
 from adaptpo.choices.learners.temporal.goal import weight_entropy
@@ -31,7 +31,7 @@ from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.optimizer_rules import check_optimizer, update_rule
 from adaptpo.training.step import preference_step
-from adaptpo.types import PromptGroup
+from adaptpo.types import OFFLINE, ONLINE, PairBatch, PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward

@@ -15,7 +15,6 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import PairBatch
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import (
     DPO,
@@ -27,7 +26,6 @@ from adaptpo.choices.objectives import (
     Hinge,
     Objective,
     OptimisticDPO,
-    PairLogps,
     SimPO,
     SLiCHF,
     score,
@@ -36,13 +34,13 @@ from adaptpo.choices.objectives.kto import ReferencePoint
 from adaptpo.choices.pairing import Offline
 from adaptpo.choices.selection import SelectNone
 from adaptpo.choices.weighting import Uniform
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import pair_logps
 from adaptpo.models.packing import PADDED, Rows
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.training.step import preference_step
-from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
+from adaptpo.types import PairBatch, PairLogps, PreferencePair, Prompt, PromptGroup, Response
 from tests.groups import random_groups, tokenized_groups
 from tests.tiny import byte_tokenizer, preference_rows, tiny_model
 

@@ -13,10 +13,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import DebertaV2Config, PreTrainedTokenizerFast
 
-from adaptpo.annotation.base import Request, Usage
+from adaptpo.annotation.base import Request
 from adaptpo.annotation.pairwise_model import MARKERS, PairRM, PairwiseModel, load_pairwise_model
 from adaptpo.annotation.tournament import Match, Tournament
 from adaptpo.errors import ModelError
+from adaptpo.remote.usage import Usage
 from adaptpo.types import Prompt, Response
 from tests.tiny import byte_tokenizer, save_policy
 

@@ -17,7 +17,6 @@ import torch
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.annotation.function import FunctionAnnotator
 from adaptpo.choices.iteration import Iteration, StageReading
-from adaptpo.choices.learners.base import PairBatch
 from adaptpo.choices.learners.meta_learner import MetaLearner
 from adaptpo.choices.pairing import Offline, Online, PairingByStage, PairingSchedule
 from adaptpo.choices.selection import ScoredPrompts, SelectByStage
@@ -26,7 +25,8 @@ from adaptpo.cli import main
 from adaptpo.cli.stage import Options, recipe_of
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError
-from adaptpo.methods import METHODS, stage_blend, two_stage
+from adaptpo.methods import METHODS
+from adaptpo.methods.stages import stage_blend, two_stage
 from adaptpo.pipeline.boundary_measure import Contest, compared, looks
 from adaptpo.run.files import read_rows
 from adaptpo.stage.diagnostics import CandidateFacts, describe, intra_diversity
@@ -34,7 +34,7 @@ from adaptpo.stage.groups import group_prompts, scores_by_prompt
 from adaptpo.stage.preference import AnnotatorPreference, Comparison
 from adaptpo.stage.score import LEVELS, BoundaryScore, decide, interval
 from adaptpo.stage.tally import Tally
-from adaptpo.types import PreferencePair, Prompt, Response
+from adaptpo.types import PairBatch, PreferencePair, Prompt, Response
 from tests.runs import SETTINGS, assert_same_run, run_in_process
 from tests.test_meta_learner import pair_batch
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl

@@ -16,9 +16,9 @@ from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_cells, run_name, waves
 from adaptpo.sandbox.tables.definitions.stages import TABLE_3, TABLE_5, duel, stage_rows
 from adaptpo.sandbox.tables.measure import Boundary, Measurement, stage_prompts
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.stage_view import StageView, effectiveness, policies
 from adaptpo.sandbox.tables.summary import RowSummary, summarize
-from adaptpo.sandbox.tables.table import Row
 
 # Figures
 

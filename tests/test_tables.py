@@ -28,9 +28,10 @@ from adaptpo.sandbox.tables.labels import label_separation, last_visits
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.statistics import area_under_curve, estimate, win_rate_at_equal_length, wins
 from adaptpo.sandbox.tables.summary import summarize
-from adaptpo.sandbox.tables.table import Row, Table, asked_rows, find_table, unavailable
+from adaptpo.sandbox.tables.table import Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.text import COLUMNS, grid
 from adaptpo.sandbox.tables.work import build_world
 

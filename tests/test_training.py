@@ -11,9 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from adaptpo import methods
-from adaptpo.choices.learners.base import OFFLINE
 from adaptpo.choices.method import Method
-from adaptpo.choices.objectives import DPO, KTO, DPOShift, PairLogps
+from adaptpo.choices.objectives import DPO, KTO, DPOShift
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import ConfigError, ModelError, TrainingError
 from adaptpo.models.collate import GroupCollator
@@ -25,7 +24,7 @@ from adaptpo.pipeline.phases.train import stretch
 from adaptpo.run.files import JsonLines
 from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.step import preference_step
-from adaptpo.types import PromptGroup
+from adaptpo.types import OFFLINE, PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import start
 from tests.runs import weights as weights_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from adaptpo.errors import AnnotationError
 from adaptpo.types import Prompt, Response, Text
 
 Request = tuple[Prompt, Response]
-Usage = Counter[str]
-"""What annotation took: requests, tokens, answers that were no use."""
 
 
 class Annotator(ABC):
@@ -42,12 +39,6 @@ class Annotator(ABC):
     def take_usage(self) -> dict[str, int]:
         """What was used since the last call of this."""
         return {}
-
-
-def take(usage: Usage) -> dict[str, int]:
-    taken = dict(usage)
-    usage.clear()
-    return taken
 
 
 def valid_reward(value: Any) -> float | None:

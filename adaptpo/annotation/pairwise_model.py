@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from adaptpo.annotation.base import Usage, as_text
+from adaptpo.annotation.base import as_text
 from adaptpo.annotation.reward_model import length_batches
 from adaptpo.annotation.tournament import Match
 from adaptpo.errors import ModelError
 from adaptpo.models.collate import pad
 from adaptpo.models.loading import first_line
+from adaptpo.remote.usage import Usage
 
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 Encode = Callable[[str, str, int], list[int]]

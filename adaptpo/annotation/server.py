@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from adaptpo.annotation.base import Annotator, Request, Usage, as_completion, take, valid_reward
+from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
+from adaptpo.remote.client import Remote, field
 from adaptpo.remote.endpoint import Access, UnusableAnswerError
-from adaptpo.remote.remote import Remote, field
 from adaptpo.remote.store import AnswerStore, Json
+from adaptpo.remote.usage import Usage, take
 
 
 class RewardServer(Annotator):

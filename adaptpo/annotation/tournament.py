@@ -9,7 +9,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import Literal, Protocol
 
-from adaptpo.annotation.base import Annotator, Request, Usage, as_text, take
+from adaptpo.annotation.base import Annotator, Request, as_text
+from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
 Opponents = Literal["all", "first"]

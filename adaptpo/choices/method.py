@@ -8,7 +8,7 @@ from typing import Any, Literal
 from adaptpo.choices.filters import KEEP_ALL, Filter
 from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import Estimator, Gather, Learner, PairBatch, TakenStep
+from adaptpo.choices.learners.base import Estimator, Gather, Learner, TakenStep
 from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.choices.objectives import Objective
 from adaptpo.choices.pairing import Offline, Pairing
@@ -16,6 +16,7 @@ from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
 from adaptpo.choices.selection import Selection, SelectNone
 from adaptpo.choices.weighting import Uniform, Weighting
 from adaptpo.errors import ConfigError
+from adaptpo.types import PairBatch
 
 Reference = Literal["initial", "previous"]
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from adaptpo.choices.choice import Choice
 from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration, StageReading
-from adaptpo.choices.learners.base import OFFLINE, Learner, Measure, PairBatch
+from adaptpo.choices.learners.base import Learner, Measure
 from adaptpo.choices.learners.reward_gap import RunningGap
 from adaptpo.choices.learners.temporal import TemporalLearner
 from adaptpo.choices.learners.trust import Trust
 from adaptpo.errors import ConfigError
+from adaptpo.types import OFFLINE, PairBatch
 
 
 class Weighting(Choice, ABC):

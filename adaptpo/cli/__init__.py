@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import adaptpo
+from adaptpo.config.version import __version__
 from adaptpo.distributed.launch import is_first_process, name_of_process
 from adaptpo.errors import AdaptpoError
 
@@ -226,7 +226,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adaptpo", description="Adaptive preference optimization of language models.")
-    parser.add_argument("--version", action="version", version=adaptpo.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = add_command(commands, "train", "align a model as a recipe says", TRAIN_HELP, run_train)

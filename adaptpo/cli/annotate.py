@@ -14,12 +14,12 @@ import torch
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.config.reward import reward_parts
-from adaptpo.data import Row, open_rows
+from adaptpo.data import open_rows
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar
-from adaptpo.types import Prompt, Response, Text
+from adaptpo.types import Prompt, Response, Row, Text
 
 PROMPTS_AT_ONCE = 64
 MAX_TOKENS = 16384

@@ -13,20 +13,21 @@ from typing import Any
 from adaptpo.choices.objectives import SimPO
 from adaptpo.config.recipe import Recipe, make_recipe, read_recipe
 from adaptpo.errors import ConfigError
-from adaptpo.methods import two_stage
-from adaptpo.pipeline.boundary_candidates import keep_candidates, read_candidates
+from adaptpo.methods.stages import two_stage
+from adaptpo.pipeline.boundary_candidates import keep_candidates
 from adaptpo.pipeline.boundary_measure import FRESH, Subject, measure, summary
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.loop import do, do_once, refuse_impossible
+from adaptpo.pipeline.loop import do, do_once
 from adaptpo.pipeline.phases.check import check_model
 from adaptpo.pipeline.phases.data import prepare_data
 from adaptpo.pipeline.phases.reward import train_reward_model
-from adaptpo.run.directory import Row
+from adaptpo.pipeline.preflight import refuse_impossible
 from adaptpo.run.files import write_json
-from adaptpo.stage.diagnostics import describe
+from adaptpo.stage.diagnostics import describe, read_candidates
 from adaptpo.stage.score import COMPARISONS, BoundaryScore
 from adaptpo.stage.tally import Tally
 from adaptpo.trainer import AlignmentTrainer
+from adaptpo.types import Row
 
 FOLDER = "stage"
 PAPER_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 50}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
@@ -21,3 +22,38 @@ def without_secrets(url: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(without_secrets)]
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
+
+
+def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The settings class that the keys at this location belong to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        candidates = [field.annotation, *get_args(field.annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        model = nested[0] if nested else model
+    return model
+
+
+def explain(error: ValidationError, model: type[BaseModel], section: str | None = None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, (section, *problem["loc"]) if section else problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
+            lines.append(f"unknown key '{key}': {nearest(str(problem['loc'][-1]), valid)}")
+        elif problem["type"] == "missing":
+            lines.append(f"'{key}' is missing")
+        else:
+            lines.append(f"'{key}': {problem['msg']} (found {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def is_special_reward(reward: str) -> bool:
+    return reward == "train" or reward.startswith("python:")

@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from adaptpo.config.base import Settings
+from adaptpo.config.base import Settings, explain
+from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
-from adaptpo.distributed.executor import ExecutorSettings
 from adaptpo.errors import ConfigError
 
 OWNED_TRAINING_ARGUMENTS = {
@@ -203,11 +203,6 @@ class Recipe(AlignmentConfig):
         return {"path": value} if isinstance(value, str) else value
 
 
-def nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
-
-
 def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
     """Raise ConfigError for the first key of `values` that is no field (or argument) of `target`."""
     if is_dataclass(target):
@@ -235,32 +230,6 @@ def refuse_owned(section: str, values: dict[str, Any]) -> None:
     for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
         if name in values:
             raise ConfigError(f"{section}.{name} is set by the run itself: {remedy}")
-
-
-def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The settings class that the keys at this location belong to."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            break
-        candidates = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        model = nested[0] if nested else model
-    return model
-
-
-def explain(error: ValidationError, model: type[BaseModel], section: str | None = None) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(map(str, (section, *problem["loc"]) if section else problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
-            lines.append(f"unknown key '{key}': {nearest(str(problem['loc'][-1]), valid)}")
-        elif problem["type"] == "missing":
-            lines.append(f"'{key}' is missing")
-        else:
-            lines.append(f"'{key}': {problem['msg']} (found {problem['input']!r})")
-    return "\n".join(lines)
 
 
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
@@ -345,7 +314,3 @@ def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
         if settings is not None:
             update[name] = settings.model_copy(update={"path": resolve_path(settings.path, folder)})
     return update
-
-
-def is_special_reward(reward: str) -> bool:
-    return reward == "train" or reward.startswith("python:")

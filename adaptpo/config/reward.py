@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from adaptpo.annotation.judge import CRITERIA
-from adaptpo.config.base import Settings, Url
-from adaptpo.config.recipe import explain, is_special_reward, nearest
+from adaptpo.config.base import Settings, Url, explain, is_special_reward, nearest
 from adaptpo.errors import ConfigError
+
+CRITERIA = "how well it does what the request asks for: correct, helpful, complete, to the point and harmless"
 
 
 class RewardPart(Settings):

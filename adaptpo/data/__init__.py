@@ -15,7 +15,8 @@ from adaptpo.data.examples import (
 )
 from adaptpo.data.fingerprint import fingerprint
 from adaptpo.data.pairs import TextFormat
-from adaptpo.data.source import DataSource, Row, Rows, open_rows
+from adaptpo.data.source import DataSource, Rows, open_rows
+from adaptpo.types import Row
 
 __all__ = [
     "DataSource",

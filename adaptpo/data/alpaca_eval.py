@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptpo.data import Row, open_rows
+from adaptpo.data import open_rows
 from adaptpo.errors import DataError
-from adaptpo.types import Dropped, PreferenceExample
+from adaptpo.types import Dropped, PreferenceExample, Row
 
 NO_PREFERENCE = "no preference between 1 and 2"
 UNDECIDED = "the annotator was undecided"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from adaptpo.data.files import Row
 from adaptpo.errors import DataError
+from adaptpo.types import Row
 
 USUAL_OTHER_NAMES = {
     "prompt": ("question", "instruction", "query", "input", "context", "prompts"),

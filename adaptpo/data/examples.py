@@ -8,13 +8,12 @@ from itertools import chain
 from typing import Any
 
 from adaptpo.data.columns import check_preference_columns, check_prompt_columns, is_preference_row
-from adaptpo.data.files import Row
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.source import DataSource, describe, open_rows
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
-from adaptpo.types import Dropped, PreferenceExample, Text
+from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
 
 @dataclass(frozen=True)

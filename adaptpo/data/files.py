@@ -14,8 +14,8 @@ import pyarrow
 import pyarrow.parquet
 
 from adaptpo.errors import DataError
+from adaptpo.types import Row
 
-Row = dict[str, Any]
 PARQUET_BATCH_ROWS = 256
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from adaptpo.data.files import Row
 from adaptpo.data.messages import check_prompt, continue_conversation, normalize_messages, split_conversations
 from adaptpo.data.problems import (
     EMPTY_CHOSEN,
@@ -21,7 +20,7 @@ from adaptpo.data.problems import (
     RowProblem,
 )
 from adaptpo.data.transcripts import calls_for_reply, is_transcript, prompt_messages, split_last_reply
-from adaptpo.types import Message, Text
+from adaptpo.types import Message, Row, Text
 
 TextFormat = Literal["messages", "text"]
 Pair = tuple[Text, Text, Text]

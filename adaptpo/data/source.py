@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 import datasets
 
-from adaptpo.data.files import ACCEPTED_SUFFIXES, Row, is_data_file, read_file
+from adaptpo.data.files import ACCEPTED_SUFFIXES, is_data_file, read_file
 from adaptpo.errors import DataError
+from adaptpo.types import Row
 
 DataSource: TypeAlias = (
     "str | PathLike[str] | datasets.Dataset | datasets.DatasetDict"

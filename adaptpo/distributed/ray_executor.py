@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -24,12 +24,14 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
-from adaptpo.distributed.executor import ExecutorSettings, Result
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.config.executor import ExecutorSettings
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import AdaptpoError, ConfigError, RunError
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
 
 RETRIES = 2
 """How often a shard whose worker died is given to another; one that kills every worker ends the run."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from adaptpo.annotation.base import Usage
 from adaptpo.data.tokenization import decode_response, ending_token, tokenize_continuation
 from adaptpo.errors import GenerationError
 from adaptpo.generation.base import Sampling
+from adaptpo.remote.client import field
 from adaptpo.remote.endpoint import UnusableAnswerError
-from adaptpo.remote.remote import field
 from adaptpo.remote.store import Json
+from adaptpo.remote.usage import Usage
 from adaptpo.types import Prompt, Response
 
 READS_PROMPTS_DIFFERENTLY = (

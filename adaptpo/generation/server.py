@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from adaptpo.annotation.base import Usage
 from adaptpo.errors import AnnotationError, GenerationError
 from adaptpo.generation.agreement import PROBES, Expected, disagreement, greedily
 from adaptpo.generation.answers import AnswerReader, prompt_text
@@ -16,6 +15,7 @@ from adaptpo.generation.dialects import Dialect
 from adaptpo.generation.process import Server
 from adaptpo.remote.endpoint import Access, Endpoint
 from adaptpo.remote.store import Json
+from adaptpo.remote.usage import Usage
 from adaptpo.seeds import seed_for
 from adaptpo.types import Prompt, Response
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import OBJECTIVES, Objective
-from adaptpo.config.recipe import Recipe, check_names, check_types, nearest
+from adaptpo.config.base import nearest
+from adaptpo.config.recipe import Recipe, check_names, check_types
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from adaptpo.choices.learners.base import SOURCES, PairBatch
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.packing import PADDED, Answered, Rows, token_batches
 from adaptpo.models.shared_prompt.layout import positions, shared_prompts
-from adaptpo.types import PreferencePair, PromptGroup
+from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup
 
 Batch = dict[str, Any]
 """Tensors, and the `SharedPrompts` of a row with shared prompts.

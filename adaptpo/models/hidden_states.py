@@ -42,7 +42,7 @@ def policy_states(
         tokens, sides = batch["targets"][batch["target_mask"]].split(lengths), states.split(lengths)
         half = len(indices)
         for place, (chosen, rejected) in enumerate(zip(tokens[:half], tokens[half:], strict=True)):
-            made = Predictions(chosen, rejected, head, objective, items[indices[place]][1].reference_logps)
+            made = Predictions(chosen, rejected, head, objective.loss, items[indices[place]][1].reference_logps)
             yield indices[place], PairStates(sides[place], sides[half + place], made)
 
 

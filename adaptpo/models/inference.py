@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.logps import sum_pairs, token_logps
 from adaptpo.models.packing import PADDED, Rows, token_batches
-from adaptpo.types import PreferencePair, Prompt, PromptGroup
+from adaptpo.types import PairLogps, PreferencePair, Prompt, PromptGroup
 
 PromptedPair = tuple[Prompt, PreferencePair]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.collate import Batch
 from adaptpo.models.shared_prompt.attention import base_model, forward_arguments
+from adaptpo.types import PairLogps
 
 LOGIT_BYTES = 2**27
 """Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""

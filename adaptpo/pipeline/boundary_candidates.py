@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.boundary_measure import FRESH, Subject, draw, fresh_responses
 from adaptpo.pipeline.context import Context
-from adaptpo.run.directory import Row
 from adaptpo.run.schemas import CANDIDATES_SCHEMA, table
-from adaptpo.stage.diagnostics import CandidateFacts
-from adaptpo.stage.score import FloatArray
-from adaptpo.types import PreferencePair, Response
+from adaptpo.types import PairLogps, PreferencePair, Response, Row
 
 
 def keep_candidates(context: Context, subject: Subject) -> Row:
@@ -51,19 +46,3 @@ def candidate_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]
         dict(zip(names, (prompt.id, pair.source, *values, len(pair.chosen.ids), len(pair.rejected.ids)), strict=True))
         for (prompt, pair), *values in zip(items, first, second, strict=True)
     ]
-
-
-def read_candidates(rows: Sequence[Row]) -> CandidateFacts:
-    """From the kept rows of both sources."""
-    sides = {source: [row for row in rows if row["source"] == source] for source in ("online", "offline")}
-
-    def columns(source: str, *names: str) -> FloatArray:
-        return np.array([[row[name] for name in names] for row in sides[source]], dtype=np.float64).reshape(-1, 2)
-
-    return CandidateFacts(
-        prompt_ids=tuple(row["prompt_id"] for row in sides["offline"]),
-        fresh_logps=columns("online", "first", "second"),
-        offline_logps=columns("offline", "first", "second"),
-        fresh_tokens=columns("online", "first_tokens", "second_tokens"),
-        offline_tokens=columns("offline", "first_tokens", "second_tokens"),
-    )

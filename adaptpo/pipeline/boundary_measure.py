@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +14,14 @@ from adaptpo.config.recipe import StageSettings
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import generating
-from adaptpo.run.directory import Row
+from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Lazy, Places, as_array
 from adaptpo.run.schemas import COMPARISONS_SCHEMA, RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.stage.preference import AnnotatorPreference, Comparison, PreferenceModel
 from adaptpo.stage.tally import Tally
-from adaptpo.types import PreferencePair, Prompt, Response
+from adaptpo.types import PreferencePair, Prompt, Response, Row
 
-Summary = dict[str, Any]
 FRESH = 2
 OFFLINE_SIDES = ("chosen", "rejected")
 SHARDS_PER_LOOK = 4

@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 
-from adaptpo.annotation.base import Usage, take
 from adaptpo.choices.policy_update import GRPO, RLOO
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
@@ -24,6 +23,7 @@ from adaptpo.models.inference import autocast
 from adaptpo.models.loading import is_adapter
 from adaptpo.pipeline.context import Context
 from adaptpo.remote.endpoint import Access, key_from_environment, require_openai
+from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
 MISSING = (

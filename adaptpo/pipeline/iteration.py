@@ -8,17 +8,15 @@ from typing import Any
 
 from adaptpo.choices.policy_update import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.annotate import annotate_responses
 from adaptpo.pipeline.phases.features import compute_feature
+from adaptpo.pipeline.phases.generate import generate_responses
 from adaptpo.pipeline.phases.grpo import train_on_groups
+from adaptpo.pipeline.phases.pair import build_pairs
 from adaptpo.pipeline.phases.ppo import keep_rollouts, train_on_rollouts
-from adaptpo.pipeline.phases.sample import (
-    annotate_responses,
-    build_pairs,
-    generate_responses,
-    keep_iteration_reference,
-    select_prompts,
-)
+from adaptpo.pipeline.phases.reference import keep_iteration_reference
 from adaptpo.pipeline.phases.score import score_offline
+from adaptpo.pipeline.phases.select import select_prompts
 from adaptpo.pipeline.phases.train import train_iteration
 
 Work = Callable[[], dict[str, Any]]

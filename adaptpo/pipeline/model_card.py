@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import adaptpo
-
-if TYPE_CHECKING:
-    from adaptpo.pipeline.context import Context
+from adaptpo.config.version import __version__
+from adaptpo.pipeline.context import Context
 
 
 def model_card(context: Context) -> str:
@@ -21,7 +17,7 @@ tags: [adaptpo, preference-optimization, {context.method.name}]
 
 # Aligned with {context.method.name}
 
-Trained from `{context.initial}` with adaptpo {adaptpo.__version__} in {context.config.num_iterations} iterations on
+Trained from `{context.initial}` with adaptpo {__version__} in {context.config.num_iterations} iterations on
 {context.source}.
 
 The method's four choices:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from adaptpo.config.recipe import Settings, explain, nearest, read_yaml
+from adaptpo.config.base import explain, nearest
+from adaptpo.config.recipe import Settings, read_yaml
 from adaptpo.errors import ConfigError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from adaptpo.annotation.base import Usage
 from adaptpo.remote.endpoint import Access, Endpoint, UnusableAnswerError
 from adaptpo.remote.store import AnswerStore, Json, content_key
+from adaptpo.remote.usage import Usage
 
 ToBody = Callable[[Sequence[Json]], Json]
 FromAnswer = Callable[[Json], list[Json]]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaptpo.annotation.base import Usage
 from adaptpo.errors import AnnotationError, ConfigError
 from adaptpo.remote.store import Json
+from adaptpo.remote.usage import Usage
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

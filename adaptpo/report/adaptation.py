@@ -10,7 +10,8 @@ import numpy as np
 from adaptpo.report import adaptation_plots as plots
 from adaptpo.report.figures import FigureSpec, evenly
 from adaptpo.report.plots import Line
-from adaptpo.report.reading import FloatArray, RunData, finite, number, read_json, stage_order
+from adaptpo.report.reading import RunData, finite, number, read_json, stage_order
+from adaptpo.report.visits import FloatArray
 
 
 def gain_figure(run: RunData) -> FigureSpec | None:

@@ -23,7 +23,7 @@ from adaptpo.report.canvas import (
     titles,
 )
 from adaptpo.report.plots import Line, colours
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 
 OPAQUE_POINTS = 150
 Limits = tuple[float, float]

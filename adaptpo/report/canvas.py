@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 
 WIDTH_INCHES = 9.2
 DOTS_PER_INCH = 170

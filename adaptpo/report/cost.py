@@ -9,8 +9,10 @@ import numpy as np
 
 from adaptpo.report import plots
 from adaptpo.report.figures import FigureSpec
-from adaptpo.report.reading import FloatArray, Row, RunData, number
+from adaptpo.report.reading import RunData, number
 from adaptpo.report.tables import last_attempts
+from adaptpo.report.visits import FloatArray
+from adaptpo.types import Row
 
 Steps = list[tuple[float, Row]]
 """Logged lines with their place on the axis of optimizer steps."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from adaptpo.report import plots
 from adaptpo.report.figures import FigureSpec
-from adaptpo.report.reading import FloatArray, RunData, Stage, finite
+from adaptpo.report.reading import RunData, Stage, finite
+from adaptpo.report.visits import FloatArray
 
 
 def dynamics_figure(run: RunData) -> FigureSpec | None:

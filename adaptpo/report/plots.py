@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adaptpo.report.canvas import Theme, blank, common_x, draw_density, frame, halo, legend, ramp, titles
 from adaptpo.report.formats import short
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 
 SMOOTHED_FROM = 60
 

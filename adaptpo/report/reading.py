@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from adaptpo.errors import RunError
-from adaptpo.report.visits import Visits
+from adaptpo.report.visits import FloatArray, Visits
 from adaptpo.run.files import JsonLines
+from adaptpo.types import Row
 
-FloatArray = npt.NDArray[np.float64]
 Columns = dict[str, npt.NDArray[Any]]
-Row = dict[str, Any]
 EVALUATION_COLUMNS = ("prompt_id", "prompt", "chosen", "response", "ended", "reward", "score")
 FIRST_STAGES = ("start", "initial", "warmup")
 

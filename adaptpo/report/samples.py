@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptpo.report.formats import clipped, short
-from adaptpo.report.reading import Row, RunData, number
+from adaptpo.report.reading import RunData, number
+from adaptpo.types import Row
 
 SAMPLES_AT_MOST = 5
 Rows = dict[int, Row]

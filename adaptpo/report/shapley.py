@@ -7,7 +7,7 @@ from math import factorial
 
 import numpy as np
 
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 
 PAIRS, BACKGROUND = 1000, 100
 """As many as in the paper's C.1."""

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 
 from adaptpo.errors import RunError
-from adaptpo.pipeline.boundary_candidates import read_candidates
 from adaptpo.report import stage_plots
 from adaptpo.report.figures import FigureSpec, render
 from adaptpo.report.page import template
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import Table, dropped_table
-from adaptpo.run.directory import Row
 from adaptpo.run.files import write_text
-from adaptpo.stage.diagnostics import CandidateFacts
+from adaptpo.stage.diagnostics import CandidateFacts, read_candidates
 from adaptpo.stage.score import LEVELS
 from adaptpo.stage.tally import Tally
 from adaptpo.stage.words import facts, headline, how_to_decide
+from adaptpo.types import Row
 
 MEANING = {
     "preference injection": (

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from adaptpo.report.canvas import Theme, blank, draw_density, frame, legend, titles
 from adaptpo.report.formats import short
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 from adaptpo.stage.score import BOUNDARY, BoundaryScore
 
 POINTS_AT_MOST = 40

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from adaptpo.report.formats import duration, styled
-from adaptpo.report.reading import FloatArray, Row, RunData, finite, number
+from adaptpo.report.reading import RunData, finite, number
+from adaptpo.report.visits import FloatArray
+from adaptpo.types import Row
 
 REASONS_AT_MOST = 20
 

@@ -12,10 +12,11 @@ from adaptpo.report.cost import training_steps
 from adaptpo.report.figures import FigureSpec
 from adaptpo.report.formats import styled
 from adaptpo.report.plots import Line
-from adaptpo.report.reading import Row, RunData, read_json, stage_order
+from adaptpo.report.reading import RunData, read_json, stage_order
 from adaptpo.report.shapley import importance
 from adaptpo.report.tables import Table
 from adaptpo.report.visits import FOCAL_GAMMA, Visits
+from adaptpo.types import Row
 
 Mask = npt.NDArray[np.bool_]
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from adaptpo.report.canvas import Theme, blank, common_legend, common_x, ramp, titles
 from adaptpo.report.plots import Line
-from adaptpo.report.reading import FloatArray
-from adaptpo.report.visits import FOCAL_GAMMA, Visits
+from adaptpo.report.visits import FOCAL_GAMMA, FloatArray, Visits
 
 START = math.log(math.e - 1)
 """The bias that MetaPO starts with: softplus of it is 1."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # What reads a run folder asks for its visits.
-    from adaptpo.report.reading import FloatArray, Row
+from adaptpo.types import Row
+
+FloatArray = npt.NDArray[np.float64]
 
 FOCAL_GAMMA = 1.0
 """FocalPO's exponent in the MetaPO paper's Table 9, whose weights are near p."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,7 @@ import pyarrow.parquet as pq
 from adaptpo.errors import RunError
 from adaptpo.run.files import whole_file
 from adaptpo.run.lazy_sequence import Places, as_array, batched
-
-Row = dict[str, Any]
+from adaptpo.types import Row
 
 BATCH = 256
 """Rows that are Python objects at a time while a file is written."""

@@ -23,14 +23,17 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from adaptpo.distributed.executor import HERE, Executor, ExecutorSettings
+from adaptpo.config.executor import ExecutorSettings
+from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import RunError
 from adaptpo.run.files import JsonLines, read_columns, read_rows, write_json, write_table, write_text
 from adaptpo.run.progress import progress_bar
+from adaptpo.types import Row
 
 Item = TypeVar("Item")
-Row = dict[str, Any]
+Summary = dict[str, Any]
+"""What `state.json` keeps of a finished phase."""
 
 NOT_COMPARED = frozenset(
     {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
-
-if TYPE_CHECKING:
-    from adaptpo.pipeline.context import Context
 
 SHOWN = {
     "kept": "{} pairs kept",
@@ -43,16 +40,16 @@ SHOWN = {
 }
 
 
-def say(context: Context, text: str) -> None:
-    if context.shows:
+def say(text: str, visible: bool) -> None:
+    if visible:
         tqdm.write(text)
 
 
-def announce(context: Context, phase: str, facts: dict[str, Any]) -> None:
-    say(context, f"{phase}: {describe(facts)}")
+def announce(phase: str, facts: dict[str, Any], visible: bool) -> None:
+    say(f"{phase}: {describe(facts)}", visible)
     if phase.endswith("/train"):
         for warning in warnings(facts):
-            say(context, f"  warning: {warning}")
+            say(f"  warning: {warning}", visible)
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:

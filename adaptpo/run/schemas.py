@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Text
+from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Row, Text
 
-Row = dict[str, Any]
 IDS = pa.list_(pa.int32())
 
 OFFLINE_SCHEMA = pa.schema(

@@ -13,11 +13,10 @@ from typing import Any
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.run.files import write_json, write_text
 from adaptpo.sandbox.data import (
     Answered,
-    Row,
     compared,
     corrupted_half,
     offline_answers,
@@ -32,6 +31,7 @@ from adaptpo.sandbox.sampling import MAX_NEW_TOKENS, sample_responses
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import sample_prompts
 from adaptpo.sandbox.writers import Writer, writers
+from adaptpo.types import Row
 
 POLICY_SAMPLES = 4
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.world import assistant, parse_prompt, true_reward, user
 from adaptpo.sandbox.writers import Writer, corrupt
+from adaptpo.types import Row
 
 STRONG_QUALITIES = (0.7, 1.0)
 
-Row = dict[str, Any]
 Answered = tuple[str, list[str]]
 """A prompt with several responses."""
 

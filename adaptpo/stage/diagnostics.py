@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptpo.run.directory import Row
 from adaptpo.stage.score import FloatArray
 from adaptpo.stage.tally import point
+from adaptpo.types import Row
 
 Lengths = Mapping[int | str, int]
 """Tokens of a prompt's responses: of the fresh ones by index, of the offline ones by `chosen` and `rejected`."""
@@ -88,3 +88,19 @@ def describe(candidates: CandidateFacts, rows: Sequence[Row]) -> Row:
         "rejected_tokens": float(candidates.offline_tokens[:, 1].mean()),
         "longer_wins": longer_wins(rows, candidates.lengths),
     }
+
+
+def read_candidates(rows: Sequence[Row]) -> CandidateFacts:
+    """From the kept rows of both sources."""
+    sides = {source: [row for row in rows if row["source"] == source] for source in ("online", "offline")}
+
+    def columns(source: str, *names: str) -> FloatArray:
+        return np.array([[row[name] for name in names] for row in sides[source]], dtype=np.float64).reshape(-1, 2)
+
+    return CandidateFacts(
+        prompt_ids=tuple(row["prompt_id"] for row in sides["offline"]),
+        fresh_logps=columns("online", "first", "second"),
+        offline_logps=columns("offline", "first", "second"),
+        fresh_tokens=columns("online", "first_tokens", "second_tokens"),
+        offline_tokens=columns("offline", "first_tokens", "second_tokens"),
+    )

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adaptpo.run.directory import Row
 from adaptpo.stage.score import COMPARISONS, BoundaryScore
+from adaptpo.types import Row
 
 
 @dataclass(frozen=True)

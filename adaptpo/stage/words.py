@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from adaptpo.run.directory import Row
 from adaptpo.stage.score import ADVICE
+from adaptpo.types import Row
 
 
 def headline(found: Row) -> str:

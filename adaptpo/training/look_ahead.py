@@ -24,12 +24,13 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
-from adaptpo.choices.learners.base import Estimator, Goal, Influence, PairBatch
+from adaptpo.choices.learners.base import Estimator, Goal, Influence
 from adaptpo.choices.objectives import Objective
 from adaptpo.errors import ConfigError
 from adaptpo.models.collate import Batch
 from adaptpo.models.logps import pair_logps
 from adaptpo.training.optimizer_rules import UpdateRule, update_rule
+from adaptpo.types import PairBatch
 
 REACH = 1e-3
 """The central difference moves the weights by this share of their norm to either side: less drowns in float32's

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from adaptpo.choices.learners.base import SOURCES
 from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch, GroupCollator, count_prompts
@@ -23,7 +22,7 @@ from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
 from adaptpo.training.step import Step, preference_step
 from adaptpo.training.whole_vocabulary import VocabularyProbe
-from adaptpo.types import PromptGroup
+from adaptpo.types import SOURCES, PromptGroup
 
 
 class PreferenceTrainer(GroupTrainer):

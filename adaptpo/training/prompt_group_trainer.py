@@ -25,13 +25,14 @@ from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import TrainingError
 from adaptpo.models.collate import Batch
-from adaptpo.run.directory import RunDirectory
-from adaptpo.run.files import disk_errors
-from adaptpo.training.checkpoints import last_complete, mark_complete, refuse_other_layout, step_of
+from adaptpo.training.checkpoints import mark_complete
 from adaptpo.training.sampler import EvenOrder
 
 Log = Callable[[int, dict[str, float]], None]
+
+
 Collate = Callable[[Sequence[Any]], list[Batch]]
+
 
 FILLER = "filler"
 """Key of a batch that counts nothing: a rank computes it while others have more to compute than it has."""
@@ -240,17 +241,3 @@ def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> Trainin
         "checkpoint of the run is good. Lower training.learning_rate, check the rewards and the data of these "
         "prompts, or train in bfloat16 or float32 instead of float16."
     )
-
-
-def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
-    """Train to the end, from the phase's last complete checkpoint if it has one."""
-    checkpoint = run.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
-    step = 0
-    if checkpoint is not None:
-        refuse_other_layout(checkpoint, trainer.layout)
-        load_method(trainer.method, checkpoint)
-        step = step_of(checkpoint)
-    run.forget_after(phase, step)
-    trainer.forget_after(step)
-    with disk_errors(Path(trainer.args.output_dir)):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

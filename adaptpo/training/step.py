@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adaptpo.choices.learners.base import ONLINE, PairBatch
 from adaptpo.choices.method import Method
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.collate import Batch, pair_batch
 from adaptpo.models.logps import pair_logps
 from adaptpo.training.whole_vocabulary import VocabularyProbe
+from adaptpo.types import ONLINE, PairBatch, PairLogps
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from adaptpo.choices.learners.pair_features import HeadGradient, log_norm
-from adaptpo.choices.objectives import Objective, PairLogps
+from adaptpo.choices.objectives import Objective
 from adaptpo.models.collate import Batch
 from adaptpo.models.hidden_states import response_states
 from adaptpo.models.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.training.look_ahead import evaluating
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)

@@ -3,71 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.errors import TrainingError
-
-SOURCES = ("offline", "online", "mixed")
-OFFLINE, ONLINE, MIXED = range(3)
-
-if TYPE_CHECKING:  # Features know objectives, which know learners.
-    from adaptpo.choices.learners.pair_features import PairFeature
+from adaptpo.choices.learners.pair_features import PairFeature
+from adaptpo.types import PairBatch
 
 Measure = Literal["divergence", "head_gradient_norm"]
 """Fields of `PairBatch` that a training step computes from the whole vocabulary, for a weighting that asks for them."""
 
+
 METHOD_STATE = "method.pt"
 """The learners' state in the folder of a checkpoint."""
+
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenates the rows of a tensor [n, ...] over all ranks; the identity on one process."""
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """Detached facts about the n pairs of a micro-batch of whole prompt groups; every tensor has shape [n].
-
-    `group` numbers the prompt groups of the micro-batch from 0; `group_size` is how many pairs the pair's prompt has
-    in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
-    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
-    name, the [n, width] that learners asked for about the offline pair of each pair's prompt; `divergence` is that of
-    `PairLogps`, None where the run keeps no reference log-probs of tokens, or the exact one for a weighting that
-    measures it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss by the weight of the
-    language-model head, None where the weighting does not measure it.
-
-    Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
-    """
-
-    prompt_id: Tensor
-    group: Tensor
-    group_size: Tensor
-    source: Tensor
-    reward_gap: Tensor
-    data_weight: Tensor
-    margin: Tensor
-    ratios: Tensor
-    features: dict[str, Tensor] = field(default_factory=dict)
-    divergence: Tensor | None = None
-    head_gradient_norm: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        present = torch.bincount(self.group)[self.group]
-        if not torch.equal(present, self.group_size):
-            torn = self.prompt_id[present != self.group_size].unique().tolist()
-            raise TrainingError(
-                f"prompts {torn[:5]} came with only some of their pairs in one micro-batch; "
-                "batch whole prompt groups, or the weights within a prompt no longer sum to 1"
-            )
-
-
 Estimator = Literal["central", "jvp", "exact"]
 """How a derivative through an optimizer step is found: by a central difference, in forward mode, or by
 differentiating the step itself."""
+
 
 Goal = Callable[[Tensor, Tensor, int, int], Tensor]
 """From losses [n] and margins [n] of some held-out pairs, the number of all of them, and the number of those with a

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import OFFLINE, ONLINE, Gather, PairBatch
+from adaptpo.choices.learners.base import METHOD_STATE, Gather
 from adaptpo.choices.learners.pair_features import PairFeature
-from adaptpo.choices.learners.trained_learner import learner_file, trained_network
 from adaptpo.choices.learners.trust import ScoredPairs, Trust
 from adaptpo.choices.objectives import score
 from adaptpo.errors import ConfigError
+from adaptpo.types import OFFLINE, ONLINE, PairBatch
 
 HIDDEN = 100
+
+
 Feature = Literal["score", "ratios"]
+
+
 WIDTHS: dict[Feature, int] = {"score": 1, "ratios": 2}
 
 
@@ -250,3 +255,67 @@ class MetaLearner(Trust):
         with torch.no_grad():
             weights = self.network(torch.cat([scores[:, None], others], dim=1))[:, 0]
         return {"curve": {"score": scores.tolist(), "weight": weights.tolist()}}
+
+
+def learner_file(path: str) -> Path:
+    """The learners' state in a checkpoint, or in the last checkpoint of a run.
+
+    Raises ConfigError where the folder is neither.
+    """
+    folder = Path(path).expanduser()
+    if (folder / METHOD_STATE).is_file():
+        return folder / METHOD_STATE
+    found = folder.glob(f"iterations/*/checkpoint/{METHOD_STATE}")
+    files = sorted(found, key=lambda file: int(file.parents[1].name))
+    if not files:
+        raise ConfigError(
+            f"no trained learner at '{path}': it holds no {METHOD_STATE} and no finished iteration; "
+            "give the folder of a run, or its iterations/T/checkpoint"
+        )
+    return files[-1]
+
+
+def trained_network(path: str) -> dict[str, Tensor]:
+    """The weights of the meta-learner of a run. Raises ConfigError where the run had none, or more than one."""
+    state = torch.load(learner_file(path), map_location="cpu", weights_only=True)
+    networks = [learner["network"] for learner in state["learners"] if "network" in learner]
+    if len(networks) != 1:
+        raise ConfigError(
+            f"the run at '{path}' has {len(networks)} meta-learners, and one is needed; "
+            "give a run of the method metaapo"
+        )
+    return networks[0]
+
+
+class DegreeLearner(MetaLearner):
+    """`d_i = h(l_i)` for the M + 1 pairs of a prompt, the offline one and one for each of M objectives.
+
+    The paper gives the degrees and that they are normalized. Here h learns by Eq. 6 over all pairs of a prompt,
+    `-mean sum_i d_i / (sum_j d_j) * l_i`, from the scores that the training forward passes of the interval saw.
+    """
+
+    def __init__(self, objectives: int = 2, learning_rate: float = 5e-3, update_interval: int = 8) -> None:
+        self.objectives = objectives
+        super().__init__(learning_rate, update_interval)
+
+    def __repr__(self) -> str:
+        return (
+            f"DegreeLearner(objectives={self.objectives}, learning_rate={self.learning_rate}, "
+            f"update_interval={self.update_interval})"
+        )
+
+    def empty_buffer(self) -> Tensor:
+        """[0, M + 1]: the scores of a prompt's pairs."""
+        return torch.zeros(0, self.objectives + 1)
+
+    def paired_rows(self, batch: PairBatch) -> Tensor:
+        """Rows of the buffer, one for each prompt that has all its pairs."""
+        scores, groups = self.scores(batch.margin), batch.group.cpu()
+        rows = [scores[groups == group] for group in groups.unique()]
+        whole = [row[None] for row in rows if len(row) == self.objectives + 1]
+        return torch.cat([self.empty_buffer(), *whole])
+
+    def loss(self, buffer: Tensor) -> Tensor:
+        degrees = self.network(buffer.reshape(-1, 1)).view_as(buffer)
+        shares = degrees / degrees.sum(dim=1, keepdim=True)
+        return -(shares * buffer).sum(dim=1).mean()

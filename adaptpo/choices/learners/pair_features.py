@@ -7,6 +7,7 @@ training step. Adding one: the class here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from adaptpo.choices.objectives import Objective, PairLogps
 from adaptpo.errors import ConfigError
 from adaptpo.seeds import seed_for
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)
 class Predictions:
     """How a policy's states of a pair become its loss: the tokens [t] that the states of each side predict, the head
-    from states to logits, and the objective with the kept reference log-probs."""
+    from states to logits, the objective's loss of `PairLogps`, and the kept reference log-probs."""
 
     chosen: Tensor
     rejected: Tensor
     head: nn.Module
-    objective: Objective
+    pair_losses: Callable[[PairLogps], Tensor]
     reference: tuple[float, float] | None = None
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class Predictions:
         if self.reference is not None:
             kept = [chosen.new_tensor([logp]) for logp in self.reference]
             logps = PairLogps(chosen[None], rejected[None], *counts, *kept)
-        return self.objective.loss(logps)[0]
+        return self.pair_losses(logps)[0]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from adaptpo.choices.learners.base import Gather, Learner, PairBatch
+from adaptpo.choices.learners.base import Gather, Learner
+from adaptpo.types import PairBatch
 
 
 class RunningGap(Learner):

@@ -1,6 +1,6 @@
 """The objective axis. Adding one: the class in a file of this folder, and its line in `OBJECTIVES`."""
 
-from adaptpo.choices.objectives.base import Objective, PairLogps, score
+from adaptpo.choices.objectives.base import Objective, score
 from adaptpo.choices.objectives.dpo import DPO
 from adaptpo.choices.objectives.dpo_shift import DPOShift
 from adaptpo.choices.objectives.ipo import IPO
@@ -9,6 +9,7 @@ from adaptpo.choices.objectives.optimistic_dpo import OptimisticDPO
 from adaptpo.choices.objectives.orpo import ORPO
 from adaptpo.choices.objectives.simpo import SimPO
 from adaptpo.choices.objectives.slic_hf import Hinge, SLiCHF
+from adaptpo.types import PairLogps
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": DPO,

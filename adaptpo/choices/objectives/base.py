@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from adaptpo.choices.learners.base import Learner
-
-
-@dataclass(frozen=True)
-class PairLogps:
-    """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n].
-
-    The reference fields are None for objectives that do not need a reference. Length normalization is the
-    objective's own business, hence the token counts. `sample` are those of each pair's fresh sample, 0 where it has
-    none, and None where no pair has one. `divergence` estimates KL(policy | reference) in nats a token, as a mean over
-    the tokens of both responses, without gradient; None where the reference of tokens is not kept.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-    reference_chosen: Tensor | None = None
-    reference_rejected: Tensor | None = None
-    sample: Tensor | None = None
-    divergence: Tensor | None = None
-
-    def ratios(self) -> Tensor:
-        """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""
-        sides = torch.stack([self.chosen, self.rejected], dim=1)
-        if self.reference_chosen is None or self.reference_rejected is None:
-            return sides
-        return sides - torch.stack([self.reference_chosen, self.reference_rejected], dim=1)
+from adaptpo.types import PairLogps
 
 
 def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, PairLogps, log_ratios, score
+from adaptpo.choices.objectives.base import Objective, log_ratios, score
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, sigmoid
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import Gather, Learner, PairBatch
-from adaptpo.choices.objectives.base import Objective, PairLogps, log_ratios
+from adaptpo.choices.learners.base import Gather, Learner
+from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.types import PairBatch, PairLogps
 
 
 class ReferencePoint(Learner):

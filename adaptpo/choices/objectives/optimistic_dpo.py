@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import PairLogps
 from adaptpo.choices.objectives.dpo import DPO
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)

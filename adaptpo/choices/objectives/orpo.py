@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, PairLogps, score
+from adaptpo.choices.objectives.base import Objective, score
+from adaptpo.types import PairLogps
 
 
 def log_odds(logp: Tensor) -> Tensor:

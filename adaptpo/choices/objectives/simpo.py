@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, PairLogps
+from adaptpo.choices.objectives.base import Objective
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)

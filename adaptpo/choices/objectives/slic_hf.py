@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import relu
 
-from adaptpo.choices.objectives.base import Objective, PairLogps, log_ratios
+from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)

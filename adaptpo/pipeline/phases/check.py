@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -12,9 +10,9 @@ from adaptpo.models.inference import autocast
 from adaptpo.models.self_check import choose_rows, representative
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows
+from adaptpo.run.directory import Summary
 from adaptpo.types import PromptGroup
 
-Summary = dict[str, Any]
 Counts = NDArray[np.int32]
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 

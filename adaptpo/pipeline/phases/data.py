@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,11 +12,10 @@ from adaptpo.data.tokenization import tokenize_pair
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
-from adaptpo.run.directory import LeftOut, Row
+from adaptpo.run.directory import LeftOut, Summary
 from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
-from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Row
 
-Summary = dict[str, Any]
 WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "part"])
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import fmean, pstdev
-from typing import Any
 
 import torch
 
@@ -18,14 +17,14 @@ from adaptpo.data.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_p
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
-from adaptpo.pipeline.phases.score import joined, keep_initial_reference
-from adaptpo.run.directory import Row
+from adaptpo.pipeline.kept_reference import joined
+from adaptpo.pipeline.phases.reference import keep_initial_reference
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import read_rows, write_table
 from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.seeds import seed_for
-from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response, Row
 
-Summary = dict[str, Any]
 REFERENCE = "evaluation/reference"
 Heldout = tuple[Prompt, PreferencePair | None]
 """A held-out prompt, and its offline pair where the data has one."""

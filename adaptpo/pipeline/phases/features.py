@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +15,10 @@ from adaptpo.errors import ModelError
 from adaptpo.models.hidden_states import encoder_states, policy_states
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.score import with_reference
+from adaptpo.pipeline.kept_reference import with_reference
+from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import as_array
 from adaptpo.run.schemas import FEATURES_SCHEMA, table
-
-Summary = dict[str, Any]
 
 
 def feature_folder(context: Context, feature: PairFeature, iteration: int) -> str:

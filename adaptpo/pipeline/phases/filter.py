@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from adaptpo.choices.filters import PairFacts
-from adaptpo.choices.objectives import PairLogps
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.score import keep_initial_reference, with_reference
+from adaptpo.pipeline.kept_reference import with_reference
+from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.train import train
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import write_table
 from adaptpo.run.lazy_sequence import Lazy, as_array
 from adaptpo.run.schemas import FILTER_SCHEMA
+from adaptpo.types import PairLogps
 
-Summary = dict[str, Any]
 PHASE = "filter"
 
 

@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GRPO, RLOO
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.sample import selected_ids
+from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import prepared, recomputes_activations
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_folder, write_table
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
@@ -24,7 +25,6 @@ from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import Prompt, Response
 
-Summary = dict[str, Any]
 PLAIN: dict[str, Any] = {"num_train_epochs": 1, "bf16": False, "gradient_checkpointing": False}
 """What the recipe's `training` means where it says nothing; TRL's defaults are others."""
 

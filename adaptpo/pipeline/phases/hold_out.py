@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,12 +9,11 @@ from torch import Tensor
 from adaptpo.choices.hold_out import Validation
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.score import with_reference
+from adaptpo.pipeline.kept_reference import with_reference
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import write_table
 from adaptpo.run.lazy_sequence import as_array
 from adaptpo.run.schemas import VALIDATION_SCHEMA, table
-
-Summary = dict[str, Any]
 
 
 def hold_out(context: Context, validation: Validation) -> Summary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -12,16 +11,17 @@ from adaptpo.choices.policy_update import PPO
 from adaptpo.models.collate import Batch
 from adaptpo.models.logps import token_logps
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.sample import read_candidates, selected_ids
-from adaptpo.pipeline.phases.train import prepared, recomputes_activations
-from adaptpo.run.directory import Row
+from adaptpo.pipeline.phases.pair import read_candidates
+from adaptpo.pipeline.phases.select import selected_ids
+from adaptpo.pipeline.phases.train import prepared, recomputes_activations, train_phase
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import whole_folder
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TOKENS_SCHEMA, table
 from adaptpo.training.actor_critic import ActorCritic
 from adaptpo.training.ppo import PPOTokens
 from adaptpo.training.ppo_trainer import PPOTrainer
-from adaptpo.training.prompt_group_trainer import save_method, train_phase
+from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.training.rollouts import (
     RatedPrompt,
     TokenValues,
@@ -30,8 +30,8 @@ from adaptpo.training.rollouts import (
     rollout_groups,
     scores,
 )
+from adaptpo.types import Row
 
-Summary = dict[str, Any]
 Compute = Callable[[], Callable[[Batch], torch.Tensor]]
 
 

@@ -18,12 +18,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from adaptpo.distributed.telemetry import turn_off_telemetry
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import ModelError, TrainingError
 from adaptpo.models.loading import first_line, load_tokenizer
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.train import own_folder
 from adaptpo.run.arrow_rows import BATCH
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_file
 from adaptpo.run.lazy_sequence import batched
 from adaptpo.run.progress import TrainingBar
@@ -31,7 +32,6 @@ from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.types import PreferencePair, Prompt
 
-Summary = dict[str, Any]
 PHASE = "reward"
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adaptpo.pipeline.boundary_measure import Subject, measure, summary
 from adaptpo.pipeline.context import Context
+from adaptpo.run.directory import Summary
 from adaptpo.run.files import write_table
 from adaptpo.run.schemas import GROUPS_SCHEMA, table
 from adaptpo.seeds import seed_for
 from adaptpo.stage.groups import group_prompts, scores_by_prompt
 from adaptpo.stage.tally import Tally
-
-Summary = dict[str, Any]
 
 
 def measure_stage(context: Context, iteration: int) -> Summary:

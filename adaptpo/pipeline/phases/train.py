@@ -18,20 +18,20 @@ from adaptpo.errors import ModelError
 from adaptpo.models.inference import PromptedPair, autocast
 from adaptpo.models.packing import Rows
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.kept_reference import in_turn, with_reference
 from adaptpo.pipeline.phases.features import Features, features_of_prompts
-from adaptpo.pipeline.phases.sample import iteration_pairs
-from adaptpo.pipeline.phases.score import in_turn, with_reference
+from adaptpo.pipeline.phases.pair import iteration_pairs
 from adaptpo.run.arrow_rows import MappedRows, write_rows
-from adaptpo.run.files import JsonLines, whole_folder
+from adaptpo.run.directory import RunDirectory, Summary
+from adaptpo.run.files import JsonLines, disk_errors, whole_folder
 from adaptpo.run.lazy_sequence import Lazy
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
+from adaptpo.training.checkpoints import last_complete, refuse_other_layout, step_of
 from adaptpo.training.preference_trainer import PreferenceTrainer
-from adaptpo.training.prompt_group_trainer import save_method, train_phase
+from adaptpo.training.prompt_group_trainer import GroupTrainer, load_method, save_method
 from adaptpo.training.whole_vocabulary import VocabularyProbe
 from adaptpo.types import PromptGroup
-
-Summary = dict[str, Any]
 
 
 def warm_up(context: Context) -> Summary:
@@ -192,3 +192,17 @@ def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.M
         # Frozen embeddings would cut the graph of recomputed layers.
         model.enable_input_require_grads()
     return model
+
+
+def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
+    """Train to the end, from the phase's last complete checkpoint if it has one."""
+    checkpoint = run.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
+    step = 0
+    if checkpoint is not None:
+        refuse_other_layout(checkpoint, trainer.layout)
+        load_method(trainer.method, checkpoint)
+        step = step_of(checkpoint)
+    run.forget_after(phase, step)
+    trainer.forget_after(step)
+    with disk_errors(Path(trainer.args.output_dir)):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

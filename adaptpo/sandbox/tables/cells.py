@@ -18,7 +18,7 @@ from adaptpo.run.directory import read_state
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
-from adaptpo.sandbox.tables.table import Row
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.work import align_policy, build_world, open_policy
 from adaptpo.trainer import AlignmentTrainer
 

@@ -13,8 +13,9 @@ from adaptpo.run.files import whole_file, write_json
 from adaptpo.sandbox.tables.cells import cells_of, run_cells
 from adaptpo.sandbox.tables.docs import check_markers, section, write_section
 from adaptpo.sandbox.tables.plot import draw
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.summary import RowSummary, record_of, summarize
-from adaptpo.sandbox.tables.table import Row, Table, asked_rows, unavailable
+from adaptpo.sandbox.tables.table import Table, asked_rows, unavailable
 from adaptpo.sandbox.tables.terminal import show
 from adaptpo.sandbox.tables.text import grid, remarks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptpo.errors import ConfigError
 from adaptpo.run.files import write_text
-from adaptpo.sandbox.tables.text import Grid
+from adaptpo.sandbox.tables.view import Grid
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -13,7 +13,8 @@ from statistics import fmean
 from adaptpo.sandbox.tables.measure import Boundary
 from adaptpo.sandbox.tables.statistics import Estimate, estimate
 from adaptpo.sandbox.tables.summary import RowSummary
-from adaptpo.sandbox.tables.text import NOTHING, Grid, number
+from adaptpo.sandbox.tables.text import NOTHING, number
+from adaptpo.sandbox.tables.view import Grid
 
 PC_OFF, PC_ON = "PC_off", "PC_on"
 """Labels of a policy's two rows; its name is their group. The row of PC_on measures the stage."""

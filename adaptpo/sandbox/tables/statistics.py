@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptpo.report.reading import FloatArray
+from adaptpo.report.visits import FloatArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from adaptpo.sandbox.tables.cells import Outcome
 from adaptpo.sandbox.tables.measure import Measurement
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.statistics import Estimate, estimate
-from adaptpo.sandbox.tables.table import Row
 
 METRICS = (
     "true_reward",

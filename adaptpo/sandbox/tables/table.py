@@ -1,52 +1,17 @@
-"""What a table and a row of it are, and which rows can be run."""
+"""What a table is, and which of its rows can be run."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from adaptpo.config.recipe import nearest, set_value
+from adaptpo.config.base import nearest
 from adaptpo.errors import ConfigError
 from adaptpo.sandbox.tables.papers import Figures, MetaAPO
+from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.view import View
 
-if TYPE_CHECKING:
-    from adaptpo.sandbox.tables.view import View
-
-METHOD_OF_THE_WORLD = "metaapo"
 STANDARD = ("true_reward", "difference", "win_rate", "length_controlled", "annotated", "seconds")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting to be run in every world.
-
-    `settings`: assignments to the world's recipe, as `adaptpo train --set` takes them; `method.name=X` keeps the
-    recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: fields of
-    `WorldSettings` in which this row's worlds differ. Rows of one `group` are compared with the group's reference.
-    `start`: the row whose run, in the same world, makes the policy that this one starts from; None: the SFT policy.
-    """
-
-    label: str
-    settings: tuple[str, ...]
-    world: Mapping[str, Any] = field(default_factory=dict)
-    group: str = ""
-    paper: tuple[Figures, ...] = ()
-    start: Row | None = None
-
-    @property
-    def depth(self) -> int:
-        """How many runs come before this one's."""
-        return 0 if self.start is None else self.start.depth + 1
-
-    @property
-    def method(self) -> str:
-        """The name of the method that the settings choose."""
-        values: dict[str, Any] = {"method": {"name": METHOD_OF_THE_WORLD}}
-        for assignment in self.settings:
-            set_value(values, assignment)
-        entry = values["method"]
-        return str(entry if isinstance(entry, str) else entry["name"])
 
 
 @dataclass(frozen=True)

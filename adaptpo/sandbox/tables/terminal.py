@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from adaptpo.sandbox.tables.text import Grid
+from adaptpo.sandbox.tables.view import Grid
 
 WIDTH_WITHOUT_TERMINAL = 160
 

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
 from adaptpo.sandbox.tables.statistics import Estimate
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.table import Table
+from adaptpo.sandbox.tables.view import Grid
 
 NOTHING = "–"
+
+
 SEPARATION = (
     "AUC: area under the ROC curve of offline pairs with a right label against those with a wrong one, at each pair's "
     "last visit; 0.5 is chance, and all weights alike."
 )
+
+
 TIMES = ("generation", "annotation", "training", "overall")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Column titles and rows of as many texts; `groups` holds each row's group. Columns without any value are gone."""
-
-    titles: list[str]
-    rows: list[list[str]]
-    groups: list[str]
 
 
 def grid(table: Table, summaries: Sequence[RowSummary], seeds: int) -> Grid:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from adaptpo.sandbox.tables.summary import RowSummary
-from adaptpo.sandbox.tables.text import Grid
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Column titles and rows of as many texts; `groups` holds each row's group. Columns without any value are gone."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    groups: list[str]
 
 
 class View(Protocol):

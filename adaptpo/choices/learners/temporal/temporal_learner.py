@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import SOURCES, Estimator, Gather, Learner, Measure, PairBatch, TakenStep
+from adaptpo.choices.learners.base import Estimator, Gather, Learner, Measure, TakenStep
 from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Observation, States
 from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.choices.learners.temporal.history import History
 from adaptpo.choices.learners.temporal.networks import Architecture, new_network
 from adaptpo.errors import ConfigError, TrainingError
+from adaptpo.types import SOURCES, PairBatch
 
 Divergence = Literal["k3", "exact"]
 """How far policy and reference lie apart: estimated from kept log-probs of the data's tokens, or computed over the

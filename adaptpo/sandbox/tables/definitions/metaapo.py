@@ -7,7 +7,8 @@ from typing import Any
 
 from adaptpo.sandbox.settings import TRUE_REWARD
 from adaptpo.sandbox.tables.papers import MetaAPO
-from adaptpo.sandbox.tables.table import Row, Table
+from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.table import Table
 
 # With the world's learning rate SimPO, which no reference holds, fell from 0.57 to 0.12 and MetaAPO-SimPO to 0.36.
 SLOWER = "training.learning_rate=2.0e-5"

@@ -8,7 +8,8 @@ from typing import Any
 from adaptpo.choices.learners.temporal.features import BASE, GRADIENT
 from adaptpo.sandbox.tables.definitions.metaapo import SIMPO, SLOW_SIMPO
 from adaptpo.sandbox.tables.papers import MetaPO
-from adaptpo.sandbox.tables.table import STANDARD, Row, Table
+from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.table import STANDARD, Table
 
 # All pairs three times (the paper's Table 22): a pair that is seen once has no history.
 EPOCHS = ("training.num_train_epochs=3", "warmup_epochs=0")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.stage_view import PC_OFF, PC_ON, StageView
-from adaptpo.sandbox.tables.table import Row, Table
+from adaptpo.sandbox.tables.table import Table
 
 LITTLE = {"sft_epochs": 0.5}
 SFT, LITTLE_SFT = "SFT", "little SFT"

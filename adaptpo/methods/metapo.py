@@ -1,0 +1,99 @@
+"""MetaPO: weights learned from each pair's training history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from adaptpo.choices.hold_out import Split, Validation
+from adaptpo.choices.learners.base import Estimator
+from adaptpo.choices.learners.temporal import FeatureSet, TemporalLearner, ValidationGoal
+from adaptpo.choices.learners.temporal.features import BASE, Centre
+from adaptpo.choices.learners.temporal.networks import Architecture
+from adaptpo.choices.learners.temporal.temporal_learner import Divergence
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import DPO, Objective
+from adaptpo.choices.pairing import (
+    Offline,
+)
+from adaptpo.choices.selection import (
+    SelectNone,
+)
+from adaptpo.choices.weighting import (
+    Temporal,
+)
+from adaptpo.methods.metaapo import metaapo
+from adaptpo.methods.named import named
+from adaptpo.methods.online import iterative_dpo
+
+
+@named
+def metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+    margin_weight: float = 0.1,
+    entropy: float = 0.0,
+    features: Sequence[str] = BASE,
+    decay: float = 0.9,
+    centre: Centre = "mean",
+    architecture: Architecture = "linear",
+    estimator: Estimator = "central",
+    validation_share: float = 0.03,
+    validation_split: Split = "stratified",
+    divergence: Divergence = "k3",
+) -> Method:
+    """MetaPO: each pair's training history makes its weight, by a meta-learner that is learned on held-out pairs.
+
+    Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
+    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) and is measured on as many held-out
+    pairs as a step trains on, not on all; difficulty is a preference of the initial model, whose loss is the same for
+    all pairs; the divergence is that at the tokens of the data, estimated from their kept log-probs (`divergence:
+    exact` computes it over the whole vocabulary).
+    """
+    learner = TemporalLearner(
+        features=FeatureSet(tuple(features), decay, centre),
+        architecture=architecture,
+        learning_rate=meta_learning_rate,
+        interval=meta_interval,
+        goal=ValidationGoal(margin_weight),
+        entropy=entropy,
+        estimator=estimator,
+        divergence=divergence,
+    )
+    validation = Validation(validation_share, validation_split)
+    return Method(SelectNone(), Offline(), objective, Temporal(learner), validation=validation)
+
+
+@named
+def iterative_dpo_metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+) -> Method:
+    """Iterative DPO whose fresh pairs count by MetaPO's weights, learned on held-out offline pairs.
+
+    Paper: Li et al., 2026 (MetaPO), Table 21.
+    Deviation: a fresh pair has a history only if it is trained on for more than one epoch.
+    """
+    weighting = metapo(objective, meta_interval, meta_learning_rate).weighting
+    return replace(iterative_dpo(objective, num_generations), weighting=weighting, validation=Validation())
+
+
+@named
+def metaapo_metapo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    learning_rate: float = 5e-3,
+    update_interval: int = 8,
+    meta_interval: int | None = 100,
+    meta_learning_rate: float = 1e-4,
+) -> Method:
+    """MetaAPO whose blend of offline and online pair is multiplied by MetaPO's weight of each.
+
+    Paper: none; MetaAPO (Yang et al., 2025) and MetaPO (Li et al., 2026) together.
+    """
+    method = metaapo(objective, num_generations, learning_rate, update_interval)
+    temporal = TemporalLearner(interval=meta_interval, learning_rate=meta_learning_rate)
+    return replace(method, weighting=Temporal(temporal, method.weighting), validation=Validation())

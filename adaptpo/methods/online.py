@@ -1,0 +1,157 @@
+"""Methods on the policy's own responses: Online DPO, its variants, and policy gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adaptpo.choices.filters import AgreeingMargins, AlignmentPotential
+from adaptpo.choices.learners.reward_gap import RunningGap
+from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import DPO, Objective
+from adaptpo.choices.pairing import (
+    MixedPool,
+    OfflineAndOnline,
+    Online,
+    Rollouts,
+)
+from adaptpo.choices.policy_update import GRPO, PPO, RLOO
+from adaptpo.choices.selection import (
+    SelectAll,
+    SelectUncertain,
+)
+from adaptpo.choices.weighting import (
+    RewardDifference,
+    Uniform,
+)
+from adaptpo.methods.named import named
+
+
+@named
+def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """Best against worst of K fresh responses to every prompt; the reference is the recipe's choice.
+
+    Paper: Xiong et al., 2023, as described in B.3 of the MetaAPO paper.
+    Deviation: there the reference follows the policy after each iteration; here that is `reference: previous`, and
+    the default is the initial model, as for MetaAPO.
+    """
+    return Method(SelectAll(), Online(num_generations), objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.25) -> Method:  # noqa: B008
+    """Online DPO on the prompts of the pairs on which reward model and a trained policy agree most.
+
+    Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
+    Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
+    """
+    return replace(online_dpo(objective, num_generations), filter=AgreeingMargins(share))
+
+
+@named
+def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.4) -> Method:  # noqa: B008
+    """Online DPO on the prompts of the pairs whose reward gap exceeds the policy's own margin most.
+
+    Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
+    Deviation: both margins are standardized; the implicit ones are those of one epoch of DPO.
+    """
+    return replace(online_dpo(objective, num_generations), filter=AlignmentPotential(share))
+
+
+@named
+def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """Online DPO whose reference is, in each iteration, the policy that started it.
+
+    Paper: Xiong et al., 2023; Table 21 of the MetaPO paper.
+    """
+    return replace(online_dpo(objective, num_generations), reference="previous")
+
+
+@named
+def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+    """Best against worst of K fresh responses and the two offline ones in one ranking pool.
+
+    Paper: Zhang et al., 2024 (SELM), as described in B.3 of the MetaAPO paper.
+    Deviation: without SELM's optimism term, which B.3 does not use either; the objective `optimistic_dpo` has it. SELM
+    draws one response, not K, and its reference follows the policy, which is `reference: previous` here.
+    """
+    pairing = MixedPool(num_generations, keep_sample=objective.needs_sample)
+    return Method(SelectAll(), pairing, objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: float = 1.0) -> Method:  # noqa: B008
+    """Fresh responses for prompts on which the policy is undecided, trained on beside the offline pair.
+
+    Paper: Ji et al., 2024 (ADPO), as described in B.3 of the MetaAPO paper.
+    Deviation: ADPO asks for labels of given pairs, B.3 for new pairs; the threshold on the absolute margin is ours, as
+    B.3 gives none. Offline pairs of prompts that are not selected stay.
+    """
+    pairing = OfflineAndOnline(num_generations, keep_unselected=True)
+    return Method(SelectUncertain(threshold), pairing, objective, Uniform(), warmup_epochs=1)
+
+
+@named
+def ppo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    clip: float = 0.2,
+    value_clip: float = 0.2,
+    value_coef: float = 0.1,
+    kl_coef: float = 0.05,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    epochs: int = 1,
+    critic_learning_rate: float | None = None,
+    cut_penalty: float = 0.0,
+) -> Method:
+    """PPO with a critic on the rewards of fresh responses, one batch of them per iteration.
+
+    Paper: Schulman et al., 2017; Ouyang et al., 2022; a baseline of the MetaAPO paper.
+    Deviation: the critic starts as a copy of the policy, not of the reward model, which may be a function. All prompts
+    of an iteration are one batch of responses: set num_iterations so that it is small (B.3 has 1024 prompts). The
+    objective serves a warm-up, of which there is none by default, and evaluation.
+    """
+    trainer = PPO(clip, value_clip, value_coef, kl_coef, gamma, gae_lambda, epochs, critic_learning_rate, cut_penalty)
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=trainer)
+
+
+@named
+def grpo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    epsilon: float = 0.2,
+    beta: float = 0.04,
+) -> Method:
+    """GRPO: a policy gradient on rewards standardized within each prompt's responses, by TRL's `GRPOTrainer`.
+
+    Paper: Shao et al., 2024 (DeepSeekMath).
+    Deviation: TRL's loss, a mean over all tokens, where the paper has the mean over each response's. Responses are
+    generated at every optimizer step, by TRL; prompts that fill no whole step are left out.
+    """
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=GRPO(epsilon, beta))
+
+
+@named
+def rloo(
+    objective: Objective = DPO(),  # noqa: B008
+    num_generations: int = 8,
+    epsilon: float = 0.2,
+    beta: float = 0.05,
+) -> Method:
+    """RLOO: REINFORCE whose baseline is the mean reward of the prompt's other responses, by TRL's `RLOOTrainer`.
+
+    Paper: Ahmadian et al., 2024.
+    Deviation: as `grpo`; beta is TRL's default.
+    """
+    return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=RLOO(epsilon, beta))
+
+
+@named
+def rdo(objective: Objective = DPO(), num_generations: int = 8, limit: float = 3.0) -> Method:  # noqa: B008
+    """Online DPO whose pairs count by their reward gap.
+
+    Paper: Wang et al., 2024 (RDO); Table 3 of the MetaPO paper.
+    Deviation: the gap over its running mean in place of RDO's closed form, and on fresh pairs, whose rewards are known.
+    """
+    weighting = RewardDifference(RunningGap(), limit)
+    return Method(SelectAll(), Online(num_generations), objective, weighting, warmup_epochs=1)

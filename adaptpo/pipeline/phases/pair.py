@@ -1,0 +1,102 @@
+"""Build the pairs of an iteration from offline pairs and annotated responses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from adaptpo.choices.pairing import Candidates, NoPair
+from adaptpo.models.inference import PromptedPair
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.annotate import CHOSEN, REJECTED, annotations_folder
+from adaptpo.pipeline.phases.generate import Answered, answered_prompts
+from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
+from adaptpo.run.directory import LeftOut, Summary
+from adaptpo.run.lazy_sequence import Lazy, Places, matched
+from adaptpo.run.schemas import (
+    PAIRS_SCHEMA,
+    pair_row,
+    read_pair,
+)
+from adaptpo.types import PreferencePair, Row
+
+
+def build_pairs(context: Context, iteration: int) -> Summary:
+    """What each prompt of this part contributes; selected prompts whose responses make no pair are recorded."""
+    with context.run.dropping(f"{context.folder(iteration)}/pair") as left_out:
+        rows = map(pair_row, contributed(context, iteration, left_out))
+        pairs = write_rows(pairs_file(context, iteration), rows, PAIRS_SCHEMA)
+    path = context.run.path / context.folder(iteration) / "pairs.parquet"
+    write_batches(path, pairs.batches(), PAIRS_SCHEMA)
+    sources: Counter[str] = Counter()
+    for batch in pairs.batches():
+        sources.update(batch["source"].to_pylist())
+    return {"pairs": len(pairs), **sources, "no_pair": left_out.reasons.total()}
+
+
+def pairs_file(context: Context, iteration: int) -> Path:
+    return context.scratch(context.folder(iteration), "pairs")
+
+
+def contributed(context: Context, iteration: int, left_out: LeftOut) -> Iterator[PreferencePair]:
+    pairing = context.method_in(iteration).pairing
+    candidates = read_candidates(context, iteration)
+    for (prompt, offline), own in matched(context.offline(iteration), candidates, lambda i, c: i[0].id == c.prompt_id):
+        outcome = pairing.pairs(replace(offline, iteration=iteration), own)
+        if isinstance(outcome, NoPair):
+            left_out.add({"prompt_id": prompt.id, "reason": outcome.reason})
+        else:
+            yield from outcome
+
+
+def read_candidates(context: Context, iteration: int) -> Sequence[Candidates]:
+    """Of the selected prompts, in the order of generation."""
+    if not context.run.done(f"{context.folder(iteration)}/generate"):
+        return []
+    answered = answered_prompts(context, iteration)
+    folder, size = annotations_folder(context, iteration), context.config.shard_size
+
+    def read(places: Places) -> list[Candidates]:
+        found = {(row["prompt_id"], row["index"]): row for row in context.run.read_shards_of(folder, places, size)}
+        return [candidates_of(iteration, some, found) for some in answered.read(places)]
+
+    return Lazy(len(answered), read, size)
+
+
+def candidates_of(iteration: int, answered: Answered, annotations: Mapping[tuple[int, int], Row]) -> Candidates:
+    """`annotations`: rows by prompt id and index of the response."""
+    id_ = answered.prompt.id
+    fresh = [annotations[id_, index] for index in range(len(answered.responses))]
+    chosen, rejected = (annotations.get((id_, index), {}).get("reward") for index in (CHOSEN, REJECTED))
+    return Candidates(
+        prompt_id=id_,
+        iteration=iteration,
+        responses=tuple(answered.responses),
+        rewards=tuple(row["reward"] for row in fresh),
+        objectives=tuple(row["objectives"] for row in fresh),
+        offline_rewards=(chosen, rejected),
+    )
+
+
+def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
+    rows = MappedRows(pairs_file(context, iteration))
+
+    def read(places: Places) -> list[PromptedPair]:
+        pairs = [read_pair(row) for row in rows.read(places)]
+        ids = list(dict.fromkeys(pair.prompt_id for pair in pairs))
+        prompts = dict(zip(ids, context.prompts_of(np.array(ids, dtype=np.int64)), strict=True))
+        return [(prompts[pair.prompt_id], pair) for pair in pairs]
+
+    return Lazy(len(rows), read, context.config.shard_size)
+
+
+def fresh_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
+    """Those that are not the data set's own."""
+    sources = [batch["source"] for batch in MappedRows(pairs_file(context, iteration)).batches()]
+    fresh = [pc.not_equal(source, "offline").to_numpy(zero_copy_only=False) for source in sources]
+    return iteration_pairs(context, iteration).take(np.flatnonzero(np.concatenate([np.zeros(0, bool), *fresh])))

@@ -1,0 +1,67 @@
+"""Keep the reference's log-probs of pairs, once, and join them to the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from adaptpo.models.inference import PromptedPair, TokenLogps, evaluate_tokens
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.pair import fresh_pairs, iteration_pairs
+from adaptpo.run.directory import Summary
+from adaptpo.run.schemas import (
+    LOGPS_SCHEMA,
+    TOKEN_LOGPS_SCHEMA,
+    table,
+)
+from adaptpo.types import PairLogps, Row
+
+
+def keep_reference(context: Context, folder: str, path: str, items: Sequence[PromptedPair]) -> Summary:
+    """Log-probs of pairs under the reference at `path`, once, in shards; by token as well where the method needs it."""
+    by_token = context.method.weighting.needs_reference_tokens
+
+    def work(shard: Sequence[PromptedPair]) -> pa.Table:
+        model, pad_id, args = context.reference(path), context.tokenizer.pad_token_id, context.inference_arguments
+        logps, tokens = evaluate_tokens(model, pad_id, shard, args, context.rows, keep=by_token)
+        rows = reference_rows(shard, logps)
+        if not by_token:
+            return table(rows, LOGPS_SCHEMA)
+        return table(map(with_tokens, rows, tokens), TOKEN_LOGPS_SCHEMA)
+
+    context.run.shards(folder, items, context.config.shard_size, work, context.shows)
+    return {"pairs": len(items)}
+
+
+def reference_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
+    values = zip(items, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
+    return [
+        {
+            "prompt_id": prompt.id,
+            "source": pair.source,
+            "objective": pair.objective,
+            "chosen": chosen,
+            "rejected": rejected,
+        }
+        for (prompt, pair), chosen, rejected in values
+    ]
+
+
+def with_tokens(row: Row, tokens: TokenLogps) -> Row:
+    return row | {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+
+
+def keep_initial_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> None:
+    if context.method.needs_reference:
+        keep_reference(context, folder, context.initial, items)
+
+
+def keep_iteration_reference(context: Context, iteration: int) -> Summary:
+    """Reference log-probs of this iteration's pairs: of the online ones under the initial model (the offline ones are
+    kept already), or of all, those held out included, under the policy that started the iteration."""
+    folder = f"{context.folder(iteration)}/reference"
+    if context.reference_choice == "previous":
+        items = iteration_pairs(context, iteration) + context.validation()
+        return keep_reference(context, folder, context.start_policy(iteration), items)
+    return keep_reference(context, folder, context.initial, fresh_pairs(context, iteration))

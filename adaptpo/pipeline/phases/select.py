@@ -1,0 +1,59 @@
+"""Select the prompts of an iteration that get fresh responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from adaptpo.choices.selection import ScoredPrompts
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.features import read_features
+from adaptpo.run.directory import Summary
+from adaptpo.run.files import read_columns, write_table
+from adaptpo.run.lazy_sequence import as_array
+from adaptpo.run.schemas import (
+    SELECTION_SCHEMA,
+)
+from adaptpo.seeds import uniform_for
+
+
+def select_prompts(context: Context, iteration: int) -> Summary:
+    """Draw which prompts get fresh responses, each with its own uniform number."""
+    ids = as_array(context.offline_ids(iteration))
+    chances = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, ids))
+    probability = chances.detach().double().numpy()
+    draws = (uniform_for(context.config.seed, "select", iteration, int(id_)) for id_ in ids)
+    u = np.fromiter(draws, np.float64, len(ids))
+    selected = drawn(probability, u)
+    columns = (ids, probability.astype(np.float32), u, selected)
+    write_table(selection_file(context, iteration), pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
+    return {"prompts": len(ids), "selected": int(selected.sum())}
+
+
+def drawn(probability: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Algorithm 1's u > w, for w = 1 - p: always for p = 1, never for p = 0. The numbers u are in [0, 1)."""
+    return u >= 1 - probability
+
+
+def selection_file(context: Context, iteration: int) -> Path:
+    return context.run.path / context.folder(iteration) / "selection.parquet"
+
+
+def scored_prompts(context: Context, iteration: int, ids: NDArray[np.int64]) -> ScoredPrompts:
+    prompt_id = torch.from_numpy(ids)
+    if not context.method.selection.needs_margins:
+        return ScoredPrompts(len(ids), prompt_id=prompt_id)
+    columns = context.run.read_columns(
+        f"{context.folder(iteration)}/scores", "margin", "chosen_ratio", "rejected_ratio"
+    )
+    margin, *ratios = (torch.from_numpy(column.astype(np.float32)) for column in columns)
+    return ScoredPrompts(len(ids), margin, torch.stack(ratios, dim=1), prompt_id, read_features(context, iteration))
+
+
+def selected_ids(context: Context, iteration: int) -> NDArray[np.int64]:
+    ids, selected = read_columns(selection_file(context, iteration), "prompt_id", "selected")
+    return ids[selected]
