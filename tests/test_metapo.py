@@ -607,7 +607,7 @@ def test_accumulation_changes_nothing_but_rounding(policy: str, tmp_path: Path) 
         }
         method = methods.metapo(meta_interval=5, meta_learning_rate=0.1, estimator="jvp")
         align(policy, tmp_path / f"{size}", method, training=training)
-        snapshot = json.loads((tmp_path / f"{size}" / "snapshots" / "iteration-0.json").read_text())["temporal"]
+        snapshot = json.loads((tmp_path / f"{size}" / "snapshots" / "iteration-0.json").read_text())["learned_weight"]
         assert snapshot["updates"] == 2
         learned.append(snapshot["coefficients"])
     assert learned[0] == pytest.approx(learned[1], abs=2e-3)
@@ -617,7 +617,7 @@ def test_accumulation_changes_nothing_but_rounding(policy: str, tmp_path: Path) 
 def test_bf16_run_learns(policy: str, tmp_path: Path) -> None:
     training = SETTINGS["training"] | {"num_train_epochs": 2, "bf16": True, "use_cpu": True}
     align(policy, tmp_path / "run", methods.metapo(meta_interval=4), training=training)
-    snapshot = json.loads((tmp_path / "run" / "snapshots" / "iteration-0.json").read_text())["temporal"]
+    snapshot = json.loads((tmp_path / "run" / "snapshots" / "iteration-0.json").read_text())["learned_weight"]
     assert snapshot["updates"] == 2 and snapshot["coefficients"]["margin"] != 0
 
 
@@ -642,7 +642,7 @@ def test_what_a_run_keeps(policy: str, tmp_path: Path) -> None:
     held_out = {row["prompt_id"] for row in read_rows(out / "data" / "validation.parquet")}
     lines = JsonLines(out / "iterations/0/pair_weights.jsonl").read()
     assert len(held_out) == 1 and {line["prompt_id"] for line in lines} == set(range(20)) - held_out
-    snapshot = json.loads((out / "snapshots" / "iteration-0.json").read_text())["temporal"]
+    snapshot = json.loads((out / "snapshots" / "iteration-0.json").read_text())["learned_weight"]
     assert snapshot["updates"] == 5 and set(snapshot["coefficients"]) == {*BASE, "bias"}
     last = lines[-1]
     z = sum(snapshot["coefficients"][name] * last[name] for name in BASE) + snapshot["coefficients"]["bias"]

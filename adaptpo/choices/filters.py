@@ -32,10 +32,12 @@ class PairFacts:
 
 
 class Filter(ABC):
-    """`needs` names the facts (fields of `PairFacts`); `orders`: pairs are trained in the order of `priority`."""
+    """`needs` names the facts (fields of `PairFacts`); `orders`: pairs are trained in the order of `priority`;
+    `keeps_all`: there is nothing to filter."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     orders: ClassVar[bool] = False
+    keeps_all: ClassVar[bool] = False
     share: float = 1.0
 
     @abstractmethod
@@ -53,6 +55,8 @@ class Filter(ABC):
 @dataclass(frozen=True)
 class KeepAll(Filter):
     """Every pair, in the order of the data."""
+
+    keeps_all: ClassVar[bool] = True
 
     def priority(self, facts: PairFacts) -> Tensor:
         return torch.zeros(facts.count)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from adaptpo.choices.filters import KEEP_ALL, Filter
 from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import Estimator, Gather, Learner, TakenStep
+from adaptpo.choices.learners.base import Estimator, Gather, Learner, Schedule, TakenStep
 from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.choices.objectives import Objective
 from adaptpo.choices.pairing import Offline, Pairing
@@ -70,6 +70,27 @@ class Method:
                     f"{found[feature.name]!r}; let them share one"
                 )
         return tuple(found.values())
+
+    def refuse_impossible(self) -> None:
+        """Raises ConfigError where the objective needs a fresh response beside each pair and the pairing keeps none."""
+        if self.objective.needs_sample and not self.pairing.keep_sample:
+            raise ConfigError(
+                f"the objective {self.objective!r} needs a fresh response beside each pair, and method "
+                f"'{self.name}' keeps none; use the method selm, or another objective"
+            )
+
+    def updates(self) -> dict[str, int]:
+        """How often each learner that counts its updates has learned, by its title."""
+        return {learner.title: learner.updates for learner in self.learners() if learner.updates is not None}
+
+    def doubts(self, schedule: Schedule) -> list[str]:
+        """Why the learners could learn little or nothing in this training."""
+        return [doubt for learner in self.learners() for doubt in learner.doubts(schedule)]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a learner differentiates through the policy's optimizer steps."""
+        return any(learner.looks_ahead for learner in self.learners())
 
     def sources(self) -> dict[str, str]:
         """What the learners read beside the run's model and data: name -> path or hub id."""

@@ -7,7 +7,7 @@ Settings alone; the work behind each is in `adaptpo.pipeline.iteration`. Adding 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from adaptpo.errors import ConfigError
 
@@ -15,20 +15,26 @@ from adaptpo.errors import ConfigError
 class PolicyTrainer:
     """What a method does with the selected prompts of an iteration.
 
-    `uses_pairs`: it trains on the pairs that the method's pairing makes. `samples_plainly`: its importance ratios hold
+    `trains_on`: the method's pairs, rollouts that are kept before training, or groups of responses that the trainer
+    generates itself. `samples_plainly`: its importance ratios hold
     for responses that were drawn at temperature 1 from the whole distribution. `fewest_responses`: to one prompt.
     """
 
-    uses_pairs: ClassVar[bool] = False
+    trains_on: ClassVar[Literal["pairs", "rollouts", "groups"]]
     samples_plainly: ClassVar[bool] = False
     fewest_responses: ClassVar[int] = 0
+    epochs: int = 1
+
+    @property
+    def uses_pairs(self) -> bool:
+        return self.trains_on == "pairs"
 
 
 @dataclass(frozen=True)
 class OnPairs(PolicyTrainer):
     """The method's objective and weighting on its pairs."""
 
-    uses_pairs: ClassVar[bool] = True
+    trains_on = "pairs"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class PPO(PolicyTrainer):
     epochs: int = 1
     critic_learning_rate: float | None = None
     cut_penalty: float = 0.0
+    trains_on = "rollouts"
     samples_plainly: ClassVar[bool] = True
     fewest_responses: ClassVar[int] = 1
 
@@ -66,11 +73,14 @@ class PPO(PolicyTrainer):
 class GroupPolicyGradient(PolicyTrainer):
     """A policy gradient whose baseline is the other responses to the prompt, by a trainer of TRL.
 
-    `epsilon`: the clip of the ratio. `beta`: of the KL to the reference.
+    `epsilon`: the clip of the ratio. `beta`: of the KL to the reference. `algorithm`: TRL's name for it.
     """
+
+    algorithm: ClassVar[Literal["GRPO", "RLOO"]]
 
     epsilon: float = 0.2
     beta: float = 0.04
+    trains_on = "groups"
     fewest_responses: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -81,6 +91,8 @@ class GroupPolicyGradient(PolicyTrainer):
 class GRPO(GroupPolicyGradient):
     """Advantages are rewards standardized within the prompt (Shao et al., 2024)."""
 
+    algorithm = "GRPO"
+
 
 @dataclass(frozen=True)
 class RLOO(GroupPolicyGradient):
@@ -88,6 +100,8 @@ class RLOO(GroupPolicyGradient):
 
     The KL is part of the reward.
     """
+
+    algorithm = "RLOO"
 
 
 def refuse_negative(trainer: PPO | GroupPolicyGradient) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptpo.choices.choice import Choice
 from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration, StageReading
 from adaptpo.choices.learners.base import Learner
-from adaptpo.choices.learners.trust import Trust
+from adaptpo.choices.learners.trust import Share, Trust
 from adaptpo.errors import ConfigError
 
 
@@ -44,6 +44,10 @@ TOGETHER = 2**14
 """Prompts that a learner weighs at a time: a network holds hundreds of numbers for each."""
 
 
+PROBES = 1000
+"""Prompts without margins that a selection is asked about for its expected share."""
+
+
 class Selection(Choice, ABC):
     """One of the four choices. The loop scores the offline pairs first only where `needs_margins` says so."""
 
@@ -51,6 +55,12 @@ class Selection(Choice, ABC):
 
     def at(self, now: Iteration) -> Selection:
         return self
+
+    def expected_share(self) -> Share:
+        """The share of an iteration's prompts that `adaptpo plan` expects to be selected."""
+        if self.needs_margins:
+            return Share(0.5, "assumed: unknown before the margins are computed; set --share")
+        return Share(float(self.probability(ScoredPrompts(PROBES)).mean()), "the method's setting")
 
     @abstractmethod
     def probability(self, prompts: ScoredPrompts) -> Tensor:
@@ -106,6 +116,9 @@ class SelectLowest(Selection):
         chosen[margin.argsort(stable=True)[: round(self.share * prompts.count)]] = 1
         return chosen
 
+    def expected_share(self) -> Share:
+        return Share(self.share, "the method's setting")
+
 
 @dataclass(frozen=True)
 class SelectUncertain(Selection):
@@ -148,6 +161,9 @@ class SelectByLearner(Selection):
             trust[number * TOGETHER :][: piece.count] = self.learner.weight(piece)
         return 1 - trust
 
+    def expected_share(self) -> Share:
+        return self.learner.expected_share()
+
     def learners(self) -> tuple[Learner, ...]:
         return (self.learner,)
 
@@ -172,6 +188,9 @@ class SelectByStage(Selection):
 
     def at(self, now: Iteration) -> SelectByStage:
         return replace(self, stage=now.measured())
+
+    def expected_share(self) -> Share:
+        return Share(self.stage.score, "assumed: the boundary score is not measured yet; set --share")
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         if prompts.prompt_id is None:

@@ -5,14 +5,7 @@ examples, `read_examples` does both; `read_prompts` reads prompts alone. `finger
 data changed.
 """
 
-from adaptpo.data.examples import (
-    PromptExample,
-    iter_examples,
-    iter_prompts,
-    read_examples,
-    read_prompts,
-    require_rows,
-)
+from adaptpo.data.examples import PromptExample, iter_examples, iter_prompts, read_examples, read_prompts, require_rows
 from adaptpo.data.fingerprint import fingerprint
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.source import DataSource, Rows, open_rows

@@ -9,22 +9,9 @@ from adaptpo.choices.learners.pair_features import GradientNorm, HiddenState, Si
 from adaptpo.choices.learners.trust import SigmoidTrust, Trust
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, Objective, SimPO
-from adaptpo.choices.pairing import (
-    OfflineAndOnline,
-    OnePairPerObjective,
-)
-from adaptpo.choices.selection import (
-    SelectAll,
-    SelectAtSameRate,
-    SelectByLearner,
-    SelectLowest,
-    SelectRandom,
-)
-from adaptpo.choices.weighting import (
-    LabelDegrees,
-    LearnedBlend,
-    Uniform,
-)
+from adaptpo.choices.pairing import OfflineAndOnline, OnePairPerObjective
+from adaptpo.choices.selection import SelectAll, SelectAtSameRate, SelectByLearner, SelectLowest, SelectRandom
+from adaptpo.choices.weighting import LabelDegrees, LearnedBlend, Uniform
 from adaptpo.methods.named import named
 
 

@@ -13,15 +13,9 @@ from adaptpo.choices.learners.temporal.networks import Architecture
 from adaptpo.choices.learners.temporal.temporal_learner import Divergence
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, Objective
-from adaptpo.choices.pairing import (
-    Offline,
-)
-from adaptpo.choices.selection import (
-    SelectNone,
-)
-from adaptpo.choices.weighting import (
-    Temporal,
-)
+from adaptpo.choices.pairing import Offline
+from adaptpo.choices.selection import SelectNone
+from adaptpo.choices.weighting import Temporal
 from adaptpo.methods.metaapo import metaapo
 from adaptpo.methods.named import named
 from adaptpo.methods.online import iterative_dpo

@@ -7,17 +7,9 @@ from dataclasses import replace
 from adaptpo.choices.filters import EasyFirst, LowHeldOutLoss, LowPerplexity
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Objective, SimPO, SLiCHF
-from adaptpo.choices.pairing import (
-    Offline,
-)
-from adaptpo.choices.selection import (
-    SelectNone,
-)
-from adaptpo.choices.weighting import (
-    DataWeight,
-    Focal,
-    Uniform,
-)
+from adaptpo.choices.pairing import Offline
+from adaptpo.choices.selection import SelectNone
+from adaptpo.choices.weighting import DataWeight, Focal, Uniform
 from adaptpo.methods.named import named
 
 

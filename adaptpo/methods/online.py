@@ -8,21 +8,10 @@ from adaptpo.choices.filters import AgreeingMargins, AlignmentPotential
 from adaptpo.choices.learners.reward_gap import RunningGap
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, Objective
-from adaptpo.choices.pairing import (
-    MixedPool,
-    OfflineAndOnline,
-    Online,
-    Rollouts,
-)
+from adaptpo.choices.pairing import MixedPool, OfflineAndOnline, Online, Rollouts
 from adaptpo.choices.policy_update import GRPO, PPO, RLOO
-from adaptpo.choices.selection import (
-    SelectAll,
-    SelectUncertain,
-)
-from adaptpo.choices.weighting import (
-    RewardDifference,
-    Uniform,
-)
+from adaptpo.choices.selection import SelectAll, SelectUncertain
+from adaptpo.choices.weighting import RewardDifference, Uniform
 from adaptpo.methods.named import named
 
 

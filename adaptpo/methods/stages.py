@@ -5,22 +5,9 @@ from __future__ import annotations
 from adaptpo.choices.learners.meta_learner import MetaLearner
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, Objective
-from adaptpo.choices.pairing import (
-    Offline,
-    OfflineAndOnline,
-    Online,
-    Pairing,
-    PairingByStage,
-    PairingSchedule,
-)
-from adaptpo.choices.selection import (
-    SelectAll,
-    SelectByStage,
-)
-from adaptpo.choices.weighting import (
-    StageBlend,
-    Uniform,
-)
+from adaptpo.choices.pairing import Offline, OfflineAndOnline, Online, Pairing, PairingByStage, PairingSchedule
+from adaptpo.choices.selection import SelectAll, SelectByStage
+from adaptpo.choices.weighting import StageBlend, Uniform
 from adaptpo.methods.metaapo import trusting
 from adaptpo.methods.named import named
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 
-from adaptpo.choices.policy_update import GRPO, RLOO
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator
@@ -163,7 +162,7 @@ def check_generation(context: Context) -> None:
     settings, method = context.config.generation, context.method
     if settings.engine == "transformers":
         return
-    if isinstance(method.trainer, GRPO | RLOO):
+    if method.trainer.trains_on == "groups":
         raise ConfigError(
             f"method '{method.name}' generates inside TRL's trainer and would not ask the server; set "
             "generation.engine to transformers"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from adaptpo.choices.policy_update import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
+from adaptpo.choices.policy_update import PPO, GroupPolicyGradient, PolicyTrainer
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.annotate import annotate_responses
 from adaptpo.pipeline.phases.features import compute_feature
@@ -49,7 +49,7 @@ def sampling(context: Context, iteration: int) -> Phases:
     return phases
 
 
-def on_pairs(context: Context, iteration: int, trainer: OnPairs) -> Phases:
+def on_pairs(context: Context, iteration: int, trainer: PolicyTrainer) -> Phases:
     phases = sampling(context, iteration)
     phases["pair"] = once(context, build_pairs, iteration)
     if context.method.needs_reference:
@@ -64,20 +64,20 @@ def on_rollouts(context: Context, iteration: int, trainer: PPO) -> Phases:
     }
 
 
-def on_groups(context: Context, iteration: int, trainer: GRPO | RLOO) -> Phases:
+def on_groups(context: Context, iteration: int, trainer: GroupPolicyGradient) -> Phases:
     """TRL's trainer generates and annotates while it trains."""
     return selecting(context, iteration) | {"train": partial(train_on_groups, context, iteration, trainer)}
 
 
-PHASES: dict[type[PolicyTrainer], Callable[[Context, int, Any], Phases]] = {
-    OnPairs: on_pairs,
-    PPO: on_rollouts,
-    GRPO: on_groups,
-    RLOO: on_groups,
+PHASES: dict[str, Callable[[Context, int, Any], Phases]] = {
+    "pairs": on_pairs,
+    "rollouts": on_rollouts,
+    "groups": on_groups,
 }
+"""By what the policy's trainer trains on."""
 
 
 def iteration_phases(context: Context, iteration: int) -> Phases:
     """The work of an iteration by the name of its phase, in order."""
     trainer = context.method.trainer
-    return PHASES[type(trainer)](context, iteration, trainer)
+    return PHASES[trainer.trains_on](context, iteration, trainer)

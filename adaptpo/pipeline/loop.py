@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptpo.choices.filters import KeepAll
 from adaptpo.choices.learners.base import METHOD_STATE
 from adaptpo.pipeline.context import SCRATCH, Context
 from adaptpo.pipeline.iteration import Work, iteration_phases
@@ -22,7 +21,7 @@ from adaptpo.pipeline.phases.reference import keep_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
-from adaptpo.pipeline.preflight import needs_annotation, refuse_impossible
+from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, refuse_impossible
 from adaptpo.run.files import whole_folder, write_json
 from adaptpo.run.progress import announce, say
 from adaptpo.training.actor_critic import CRITIC
@@ -49,6 +48,7 @@ def run_opening(context: Context) -> None:
     context.method.reset(context.config.seed)
     snapshot(context, "start")
     prepare(context)
+    warn(context)
     evaluate(context, "initial", context.initial)
     if context.warmup_epochs:
         do(context, "warmup", partial(warm_up, context))
@@ -66,7 +66,7 @@ def prepare(context: Context) -> None:
         remove_training_folder(context, "reward")
     if context.method.needs_reference and uses_offline_pairs(context):
         do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
-    if not isinstance(context.method.filter, KeepAll):
+    if not context.method.filter.keeps_all:
         do(context, "filter", partial(filter_pairs, context))
         for proxy in proxies(context):
             remove_training_folder(context, proxy)
@@ -87,6 +87,14 @@ def run_iteration(context: Context, iteration: int) -> None:
     load_method(context.method, context.checkpoint(iteration))
     snapshot(context, f"iteration-{iteration}")
     evaluate(context, f"iteration-{iteration}", str(context.checkpoint(iteration)))
+
+
+def warn(context: Context) -> None:
+    """Say, and keep for the report, why the learners could learn little or nothing."""
+    doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []
+    for doubt in doubts:
+        say(f"warning: {doubt}", context.shows)
+    context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", doubts))
 
 
 def do(context: Context, phase: str, work: Work) -> None:

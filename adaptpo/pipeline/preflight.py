@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
+from adaptpo.choices.learners.base import Schedule
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.errors import ConfigError
@@ -34,16 +36,21 @@ def refuse_impossible(context: Context) -> None:
     check_sampling(context)
     check_generation(context)
     check_objectives(context)
-    if context.method.objective.needs_sample and not context.method.pairing.keep_sample:
-        raise ConfigError(
-            f"the objective {context.method.objective!r} needs a fresh response beside each pair, and method "
-            f"'{context.method.name}' keeps none; use the method selm, or another objective"
-        )
+    context.method.refuse_impossible()
     config = AutoConfig.from_pretrained(context.initial)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
     check_training(context)
     check_reward(context)
+
+
+def expected_schedule(context: Context) -> Schedule:
+    """The steps of the training ahead, once the data is prepared; fewer where prompts leave an iteration."""
+    args, epochs = context.inference_arguments, float(context.config.training.get("num_train_epochs", 1))
+    together = args.per_device_train_batch_size * args.gradient_accumulation_steps * context.ranks.count
+    prompts = [len(context.offline_ids(iteration)) for iteration in range(context.config.num_iterations)]
+    steps = [args.max_steps if args.max_steps > 0 else math.ceil(epochs * math.ceil(n / together)) for n in prompts]
+    return Schedule(tuple(steps), epochs if args.max_steps <= 0 else min(steps) * together / max(1, min(prompts)))
 
 
 def check_ranks(context: Context) -> None:
@@ -53,7 +60,7 @@ def check_ranks(context: Context) -> None:
     method = context.method
     if not method.trainer.uses_pairs:
         raise ConfigError(f"method '{method.name}' trains on rewards, which needs a single process; start one")
-    if any(learner.looks_ahead for learner in method.learners()):
+    if method.looks_ahead:
         raise ConfigError(
             f"method '{method.name}' learns weights by looking through the policy's optimizer steps, which needs a "
             "single process; start one, or give another method"
@@ -114,10 +121,13 @@ def check_training(context: Context) -> None:
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training: {first_line(error)}") from error
-    if any(learner.looks_ahead for learner in context.method.learners()):
+    if context.method.looks_ahead:
         check_optimizer(optimizer, settings)
         if args.fp16:
-            raise ConfigError("MetaPO's weights cannot be learned with training.fp16; set training.bf16, or neither")
+            raise ConfigError(
+                f"method '{context.method.name}' learns by looking through the policy's optimizer steps, which "
+                "training.fp16 scales; set training.bf16, or neither"
+            )
     if context.config.peft is not None:
         context.policy(context.initial)
 

@@ -7,39 +7,14 @@ from dataclasses import dataclass
 from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration
 from adaptpo.choices.method import Method
 from adaptpo.choices.pairing import Candidates, NoPair, Pairing
-from adaptpo.choices.selection import ScoredPrompts, SelectByLearner, Selection, SelectLowest
 from adaptpo.types import PreferencePair, Response
 
-PAPERS_SHARE = 0.58
-"""Fresh responses of MetaAPO relative to Online DPO (MetaAPO paper, section 5.2 and Table 8)."""
-PROBES = 1000
 CHOSEN, REJECTED, FRESH = "chosen", "rejected", "fresh"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Of the prompts that get fresh responses, and why it is taken to be that."""
-
-    value: float
-    why: str
 
 
 def method_in(method: Method, number: int, count: int) -> Method:
     """As it is in an iteration; a stage that would be measured is taken for the fine-tuning stage, the dearer one."""
     return method.at(Iteration(number, count, UNKNOWN_STAGE))
-
-
-def expected_share(selection: Selection) -> Share:
-    if isinstance(selection, SelectLowest):
-        return Share(selection.share, "the method's setting")
-    if isinstance(selection, SelectByLearner):
-        return Share(PAPERS_SHARE, "assumed: what the learner took in the MetaAPO paper (section 5.2)")
-    if selection.needs_margins:
-        return Share(0.5, "assumed: nobody knows before the margins are computed; set --share")
-    if selection.needs_stage(0):
-        return Share(UNKNOWN_STAGE.score, "assumed: the boundary score is not measured yet; set --share")
-    probability = selection.probability(ScoredPrompts(PROBES))
-    return Share(float(probability.mean()), "the method's setting")
 
 
 Sides = tuple[str, ...]

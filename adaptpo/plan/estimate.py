@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from adaptpo.choices.learners.trust import Share
 from adaptpo.plan.arithmetic import (
     Decoding,
     activation_bytes,
@@ -15,7 +16,6 @@ from adaptpo.plan.arithmetic import (
     forward_operations,
     state_bytes,
 )
-from adaptpo.plan.choices import Share
 from adaptpo.plan.job import Job
 from adaptpo.plan.machines import Machine
 from adaptpo.plan.phases import Phase, phases

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from adaptpo.choices.learners.trust import Share
 from adaptpo.choices.method import Method
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.plan.arithmetic import Lengths, Passes, Shape, shared_prompt
-from adaptpo.plan.choices import CHOSEN, REJECTED, Share, expected_share, method_in
+from adaptpo.plan.choices import CHOSEN, REJECTED, method_in
 from adaptpo.plan.data import DataFacts
 
 OFFLINE_PAIR = (CHOSEN, REJECTED)
@@ -86,7 +87,7 @@ class Job:
     def expected_share(self, iteration: int) -> Share:
         if self.share is not None:
             return Share(self.share, "given")
-        return expected_share(self.method_in(iteration).selection)
+        return self.method_in(iteration).selection.expected_share()
 
     # Prompts and tokens
 

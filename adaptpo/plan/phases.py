@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from adaptpo.choices.learners.pair_features import PairFeature
-from adaptpo.choices.policy_update import GRPO, PPO, RLOO, OnPairs, PolicyTrainer
 from adaptpo.plan.arithmetic import Passes, separate_rows, training_multiple
 from adaptpo.plan.choices import FRESH, Contribution, Sides, contribution
 from adaptpo.plan.job import OFFLINE_PAIR, Job
@@ -152,7 +151,7 @@ def iteration(job: Job, number: int) -> Iterator[Phase]:
         ranked = (FRESH,) * count + (OFFLINE_PAIR if method.pairing.ranks_offline else ())
         yield generation(job, "generate", selected, count)
         yield annotation(job, "annotate", selected, ranked)
-    yield from TRAINING[type(method.trainer)](job, number, selected)
+    yield from TRAINING[method.trainer.trains_on](job, number, selected)
 
 
 def on_pairs(job: Job, number: int, selected: float) -> Iterator[Phase]:
@@ -184,12 +183,11 @@ def live_reference(job: Job, prompts: float, made: Contribution) -> Iterator[Pha
 def on_rollouts(job: Job, number: int, selected: float) -> Iterator[Phase]:
     """PPO: log-probs of policy and reference and the critic's values, then both models are trained."""
     trainer, sides = job.method.trainer, (FRESH,) * job.method.pairing.num_generations
-    if isinstance(trainer, PPO):
-        for _ in ("old", "reference", "values"):
-            yield forward(job, "rollouts", selected, sides)
-        epochs = float(job.config.training.get("num_train_epochs", trainer.epochs))
-        for _ in ("policy", "critic"):
-            yield training(job, "train", selected, sides, epochs)
+    for _ in ("old", "reference", "values"):
+        yield forward(job, "rollouts", selected, sides)
+    epochs = float(job.config.training.get("num_train_epochs", trainer.epochs))
+    for _ in ("policy", "critic"):
+        yield training(job, "train", selected, sides, epochs)
 
 
 def on_groups(job: Job, number: int, selected: float) -> Iterator[Phase]:
@@ -203,12 +201,12 @@ def on_groups(job: Job, number: int, selected: float) -> Iterator[Phase]:
     yield Phase("train", "train", passes * job.epochs, told, training_multiple(job.shape, job.recomputes))
 
 
-TRAINING: dict[type[PolicyTrainer], Callable[[Job, int, float], Iterator[Phase]]] = {
-    OnPairs: on_pairs,
-    PPO: on_rollouts,
-    GRPO: on_groups,
-    RLOO: on_groups,
+TRAINING: dict[str, Callable[[Job, int, float], Iterator[Phase]]] = {
+    "pairs": on_pairs,
+    "rollouts": on_rollouts,
+    "groups": on_groups,
 }
+"""By what the policy's trainer trains on."""
 
 
 # Evaluations: of the initial policy, of the warm-up, and after each iteration

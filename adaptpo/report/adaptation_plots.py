@@ -10,18 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adaptpo.report.canvas import (
-    Theme,
-    blank,
-    common_legend,
-    common_x,
-    draw_density,
-    frame,
-    halo,
-    legend,
-    ramp,
-    titles,
-)
+from adaptpo.report.canvas import Theme, blank, common_legend, common_x, draw_density, frame, halo, legend, ramp, titles
 from adaptpo.report.plots import Line, colours
 from adaptpo.report.visits import FloatArray
 

@@ -79,6 +79,19 @@ def warms_up(run: RunData) -> bool | None:
     return None if epochs is None else bool(epochs)
 
 
+def warnings(run: RunData) -> list[str]:
+    """What the reader of the figures should know first: said before training, and found after it."""
+    trained = [(t, run.phases.get(f"iterations/{t}/train", {})) for t in run.iterations]
+    idle = [
+        f"iteration {t}: {title} was not updated"
+        for t, facts in trained
+        for title, count in (facts.get("learner_updates") or {}).items()
+        if not count
+    ]
+    empty = [f"iteration {t}: no prompt had anything to train on" for t, facts in trained if facts.get("prompts") == 0]
+    return [*run.warnings, *idle, *empty]
+
+
 def key_figures(run: RunData) -> list[Tile]:
     """The run in a few numbers."""
     counts = [iteration_counts(run, t) for t in run.iterations]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from adaptpo.report import temporal
+from adaptpo.report import learned_weights
 from adaptpo.report.adaptation import gain_figure, learner_figure, margin_figure
 from adaptpo.report.cost import time_figure, training_figure
 from adaptpo.report.figures import FigureSpec, render
 from adaptpo.report.outcome import dynamics_figure, reward_figure
-from adaptpo.report.overview import header, key_figures
+from adaptpo.report.overview import header, key_figures, warnings
 from adaptpo.report.reading import RunData
 from adaptpo.report.samples import samples
 from adaptpo.report.tables import dropped_table, evaluation_table, iteration_table, phase_table
@@ -23,10 +23,10 @@ FIGURES = (
     gain_figure,
     learner_figure,
     margin_figure,
-    temporal.coefficient_figure,
-    temporal.landscape_figure,
-    temporal.gradient_figure,
-    temporal.trajectory_figure,
+    learned_weights.coefficient_figure,
+    learned_weights.landscape_figure,
+    learned_weights.gradient_figure,
+    learned_weights.trajectory_figure,
     training_figure,
     time_figure,
 )
@@ -44,12 +44,13 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     page = template().render(
         title=data.root.name,
         run=header(data),
+        warnings=warnings(data),
         key_figures=key_figures(data),
         evaluation=evaluation_table(data),
         iterations=iteration_table(data),
-        weight_groups=temporal.group_table(data),
-        weight_visits=temporal.visit_table(data),
-        feature_importance=temporal.importance_table(data),
+        weight_groups=learned_weights.group_table(data),
+        weight_visits=learned_weights.visit_table(data),
+        feature_importance=learned_weights.importance_table(data),
         phases=phase_table(data),
         dropped=dropped_table(data),
         samples=samples(data),

@@ -100,10 +100,23 @@ class RunData:
 
     @cached_property
     def visits(self) -> Visits | None:
-        """What training saw of each pair that MetaPO weighed; None where it weighed none."""
-        lines = [line for t in self.iterations for line in self.pair_weights[t]]
-        weighed = [line for line in lines if None not in (number(line.get("temporal")), number(line["margin"]))]
-        return Visits.of(weighed) if weighed else None
+        """What training saw of each pair with a learned weight; None where there is none."""
+        column = self.learned_weight.get("column")
+        lines = [line for t in self.iterations for line in self.pair_weights[t]] if column else []
+        weighed = [line for line in lines if None not in (number(line.get(column)), number(line["margin"]))]
+        return Visits.of(weighed, column) if weighed else None
+
+    @cached_property
+    def learned_weight(self) -> Row:
+        """What a learner of pair weights had learned after the last iteration so far; empty where there is none."""
+        paths = sorted(self.files("snapshots/*.json"), key=lambda path: stage_order(path.stem))
+        return dict(read_json(paths[-1]).get("learned_weight", {})) if paths else {}
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Said before training, about what the learners could learn."""
+        path = self.root / "warnings.json"
+        return list(read_json(path)) if path.is_file() else []
 
     def files(self, pattern: str) -> list[Path]:
         """Files that match, in order; hidden ones are still being written."""

@@ -1,4 +1,4 @@
-"""What training saw of each pair at each visit, where MetaPO weighs pairs."""
+"""What training saw of each pair at each visit, where the weights of pairs are learned."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Visits:
     volatility: FloatArray
 
     @classmethod
-    def of(cls, lines: Sequence[Row]) -> Visits:
-        """From one line or more of `pair_weights.jsonl`, each of a pair that MetaPO weighed."""
+    def of(cls, lines: Sequence[Row], column: str) -> Visits:
+        """From one line or more of `pair_weights.jsonl`, whose `column` holds the learned weight."""
         pair, count, volatility = np.array(histories(lines)).T
-        margin, weight = (np.array([line[name] for line in lines], dtype=np.float64) for name in ("margin", "temporal"))
+        margin, weight = (np.array([line[name] for line in lines], dtype=np.float64) for name in ("margin", column))
         return cls(tuple(lines), pair.astype(np.int64), count.astype(np.int64), margin, weight, volatility)
 
     def __getitem__(self, chosen: npt.NDArray[np.bool_]) -> Visits:

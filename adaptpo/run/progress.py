@@ -56,9 +56,8 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     """What a finished iteration failed to do, although nothing failed."""
     if facts["prompts"] == 0:
         return ["no prompt had anything to train on, so the policy is as before; dropped.jsonl says why"]
-    if facts.get("learner_updates") == 0:
-        return ["the meta-learner was not updated: fewer steps than meta.update_interval"]
-    return []
+    idle = [title for title, count in facts.get("learner_updates", {}).items() if not count]
+    return [f"{title} was not updated" for title in idle]
 
 
 def describe(facts: dict[str, Any]) -> str:

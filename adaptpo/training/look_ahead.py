@@ -246,7 +246,7 @@ def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state
             continue
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ConfigError(
-                f"MetaPO's weights are learned by small changes of the policy's, and these are {tensor.dtype}; "
+                f"this method learns by small changes of the policy's weights, and these are {tensor.dtype}; "
                 "load the model in float32 (model_init_kwargs.dtype) with training.bf16, or train an adapter (peft)"
             )
         state = copy.deepcopy(dict(optimizer.state.get(tensor, {}))) if with_state else {}

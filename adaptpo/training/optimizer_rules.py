@@ -112,6 +112,7 @@ def check_optimizer(kind: type, settings: dict[str, Any]) -> None:
     unknown = [name for name in UNKNOWN_SETTINGS if settings.get(name)]
     if not issubclass(kind, KNOWN) or unknown:
         raise ConfigError(
-            f"{kind.__name__}{' with ' + ', '.join(unknown) if unknown else ''} is no optimizer whose step MetaPO can "
-            "look through; set training.optim to adamw_torch, adamw_torch_fused or sgd without these settings"
+            f"this method differentiates the optimizer's step, and that of {kind.__name__}"
+            f"{' with ' + ', '.join(unknown) if unknown else ''} is not known here; set training.optim to adamw_torch, "
+            "adamw_torch_fused or sgd without these settings"
         )

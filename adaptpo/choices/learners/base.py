@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -54,8 +54,27 @@ class TakenStep(Protocol):
         """What the weights did to the policy's goal on held-out pairs; None where no pairs are held out."""
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The training ahead: `steps`, the maximum number of optimizer steps of each iteration, and `visits`, how often the
+    run trains on each offline pair."""
+
+    steps: tuple[int, ...]
+    visits: float
+
+
 class Learner:
-    """Something with state that learns beside the policy. Every hook is a no-op until overridden."""
+    """Something with state that learns beside the policy. Every hook is a no-op until overridden.
+
+    `title` names it in messages. `updates` counts how often it has learned; None for a learner that has no such count.
+    """
+
+    title: ClassVar[str] = "the learner"
+    updates: int | None = None
+
+    def doubts(self, schedule: Schedule) -> list[str]:
+        """Why this training could teach it little or nothing, each with the remedy; said before training starts."""
+        return []
 
     def reset(self, seed: int) -> None:
         """Start afresh for a run with this seed."""
@@ -72,7 +91,8 @@ class Learner:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether there are steps that `look_ahead` will name an estimator for."""
+        """Whether there are steps that `look_ahead` will name an estimator for. The optimizer's step must be one that
+        can be differentiated (see `adaptpo.training.optimizer_rules`), in float32."""
         return False
 
     def look_ahead(self) -> Estimator | None:

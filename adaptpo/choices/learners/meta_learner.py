@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import METHOD_STATE, Gather
+from adaptpo.choices.learners.base import METHOD_STATE, Gather, Schedule
 from adaptpo.choices.learners.pair_features import PairFeature
-from adaptpo.choices.learners.trust import ScoredPairs, Trust
+from adaptpo.choices.learners.trust import ScoredPairs, Share, Trust
 from adaptpo.choices.objectives import score
 from adaptpo.errors import ConfigError
 from adaptpo.types import OFFLINE, ONLINE, PairBatch
@@ -67,6 +67,8 @@ class MetaLearner(Trust):
     starts by trusting offline pairs.
     """
 
+    title = "the meta-learner"
+
     def __init__(
         self,
         learning_rate: float = 5e-3,
@@ -102,6 +104,20 @@ class MetaLearner(Trust):
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
         shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `sources`.
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    def expected_share(self) -> Share:
+        if self.frozen:
+            return Share(0.606, "assumed: the annotation ratio of a fixed meta-learner in the MetaAPO paper (Table 2)")
+        return Share(0.58, "assumed: what the learner took in the MetaAPO paper (section 5.2)")
+
+    def doubts(self, schedule: Schedule) -> list[str]:
+        most = max(schedule.steps, default=0)
+        if self.frozen or most >= self.update_interval:
+            return []
+        return [
+            f"the meta-learner will never be updated: an iteration has {most} optimizer steps, an update comes every "
+            f"{self.update_interval}; lower meta.update_interval, or use smaller batches"
+        ]
 
     @property
     def inputs(self) -> int:

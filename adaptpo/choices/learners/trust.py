@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,8 +26,20 @@ class ScoredPairs(Protocol):
     def features(self) -> dict[str, Tensor]: ...
 
 
+@dataclass(frozen=True)
+class Share:
+    """A share of the prompts in [0, 1], and why a plan takes it to be that."""
+
+    value: float
+    why: str
+
+
 class Trust(Learner, ABC):
     """A learner that says how far it trusts offline pairs."""
+
+    def expected_share(self) -> Share:
+        """The share of prompts that get fresh responses with probability `1 - w`, before any margin is known."""
+        return Share(0.5, "assumed: unknown before the margins are computed; set --share")
 
     @abstractmethod
     def weight(self, pairs: ScoredPairs) -> Tensor:
@@ -42,6 +55,9 @@ class ConstantTrust(Trust):
     def __repr__(self) -> str:
         return f"ConstantTrust({self.value})"
 
+    def expected_share(self) -> Share:
+        return Share(1 - self.value, "the method's setting")
+
     def weight(self, pairs: ScoredPairs) -> Tensor:
         assert pairs.margin is not None
         return torch.full_like(pairs.margin, self.value)
@@ -55,6 +71,9 @@ class SigmoidTrust(Trust):
 
     def __repr__(self) -> str:
         return "SigmoidTrust()"
+
+    def expected_share(self) -> Share:
+        return Share(0.611, "assumed: the annotation ratio without a meta-learner in the MetaAPO paper (Table 2)")
 
     def weight(self, pairs: ScoredPairs) -> Tensor:
         assert pairs.margin is not None

@@ -12,10 +12,7 @@ from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.generate import Answered, answered_prompts
 from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Lazy
-from adaptpo.run.schemas import (
-    ANNOTATIONS_SCHEMA,
-    table,
-)
+from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, table
 from adaptpo.types import Prompt, Response, Row
 
 Judged = tuple[Prompt, list[tuple[int, Response]]]

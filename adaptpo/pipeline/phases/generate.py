@@ -15,12 +15,7 @@ from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Lazy, Places
-from adaptpo.run.schemas import (
-    RESPONSES_SCHEMA,
-    read_generated,
-    response_rows,
-    table,
-)
+from adaptpo.run.schemas import RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.seeds import seed_for
 from adaptpo.types import PreferencePair, Prompt, Response, Row
 

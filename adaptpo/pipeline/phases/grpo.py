@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from adaptpo.choices.policy_update import GRPO, RLOO
+from adaptpo.choices.policy_update import GroupPolicyGradient
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.pipeline.context import Context
@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {"num_train_epochs": 1, "bf16": False, "gradient_checkpo
 """What the recipe's `training` means where it says nothing; TRL's defaults are others."""
 
 
-def train_on_groups(context: Context, iteration: int, settings: GRPO | RLOO) -> Summary:
+def train_on_groups(context: Context, iteration: int, settings: GroupPolicyGradient) -> Summary:
     """Train with TRL and write the checkpoint. Responses and rewards go to the files that other methods write.
 
     TRL leaves out prompts that fill no whole optimizer step; they are recorded.
@@ -55,16 +55,16 @@ def prompts_per_step(context: Context, args: Any) -> int:
     return args.generation_batch_size // context.method.pairing.num_generations
 
 
-def trl_arguments(context: Context, iteration: int, settings: GRPO | RLOO) -> Any:
+def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradient) -> Any:
     """The recipe's training arguments; a batch counts prompts there and responses in TRL."""
-    from trl import GRPOConfig, RLOOConfig
+    import trl
 
     training = PLAIN | context.config.training
     count, sampling = context.method.pairing.num_generations, context.sampling
     batch = training.pop("per_device_train_batch_size", context.inference_arguments.per_device_train_batch_size)
     return context.arguments(
         context.folder(iteration),
-        GRPOConfig if isinstance(settings, GRPO) else RLOOConfig,
+        getattr(trl, f"{settings.algorithm}Config"),
         **training,
         per_device_train_batch_size=batch * count,
         num_generations=count,
@@ -78,16 +78,20 @@ def trl_arguments(context: Context, iteration: int, settings: GRPO | RLOO) -> An
 
 
 def train_with_trl(
-    context: Context, iteration: int, settings: GRPO | RLOO, args: Any, model: nn.Module, prompts: Sequence[Prompt]
+    context: Context,
+    iteration: int,
+    settings: GroupPolicyGradient,
+    args: Any,
+    model: nn.Module,
+    prompts: Sequence[Prompt],
 ) -> int:
     """Train `model` in place; returns the number of optimizer steps."""
-    from trl import GRPOTrainer, RLOOTrainer
+    import trl
 
     turn_off_telemetry()
     phase = f"{context.folder(iteration)}/train"
     choose_reference(context, iteration, model)
-    kind = GRPOTrainer if isinstance(settings, GRPO) else RLOOTrainer
-    trainer = kind(
+    trainer = getattr(trl, f"{settings.algorithm}Trainer")(
         model=model,
         reward_funcs=Rewarding(context, iteration, prompts),
         args=args,

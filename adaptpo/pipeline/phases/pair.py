@@ -18,11 +18,7 @@ from adaptpo.pipeline.phases.generate import Answered, answered_prompts
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import LeftOut, Summary
 from adaptpo.run.lazy_sequence import Lazy, Places, matched
-from adaptpo.run.schemas import (
-    PAIRS_SCHEMA,
-    pair_row,
-    read_pair,
-)
+from adaptpo.run.schemas import PAIRS_SCHEMA, pair_row, read_pair
 from adaptpo.types import PreferencePair, Row
 
 

@@ -22,14 +22,7 @@ from adaptpo.training.actor_critic import ActorCritic
 from adaptpo.training.ppo import PPOTokens
 from adaptpo.training.ppo_trainer import PPOTrainer
 from adaptpo.training.prompt_group_trainer import save_method
-from adaptpo.training.rollouts import (
-    RatedPrompt,
-    TokenValues,
-    evaluate_tokens,
-    ppo_tokens,
-    rollout_groups,
-    scores,
-)
+from adaptpo.training.rollouts import RatedPrompt, TokenValues, evaluate_tokens, ppo_tokens, rollout_groups, scores
 from adaptpo.types import Row
 
 Compute = Callable[[], Callable[[Batch], torch.Tensor]]

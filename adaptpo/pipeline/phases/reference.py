@@ -10,11 +10,7 @@ from adaptpo.models.inference import PromptedPair, TokenLogps, evaluate_tokens
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.pair import fresh_pairs, iteration_pairs
 from adaptpo.run.directory import Summary
-from adaptpo.run.schemas import (
-    LOGPS_SCHEMA,
-    TOKEN_LOGPS_SCHEMA,
-    table,
-)
+from adaptpo.run.schemas import LOGPS_SCHEMA, TOKEN_LOGPS_SCHEMA, table
 from adaptpo.types import PairLogps, Row
 
 

@@ -11,12 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import ModelError, TrainingError

@@ -15,9 +15,7 @@ from adaptpo.pipeline.phases.features import read_features
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import read_columns, write_table
 from adaptpo.run.lazy_sequence import as_array
-from adaptpo.run.schemas import (
-    SELECTION_SCHEMA,
-)
+from adaptpo.run.schemas import SELECTION_SCHEMA
 from adaptpo.seeds import uniform_for
 
 

@@ -108,7 +108,7 @@ def train(
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
     method = context.method if iteration is None else context.method_in(iteration)
     model = context.take_policy(policy)
-    updates_before = method.metrics().get("meta/updates", 0.0)
+    before = method.updates()
     trainer = PreferenceTrainer(
         model=prepared(context, model, recomputes_activations(args)),
         args=args,
@@ -132,8 +132,8 @@ def train(
     context.ranks.wait()  # A filter goes on to evaluate what was written.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
-    updates = trainer.method.metrics().get("meta/updates")
-    return summary if updates is None else summary | {"learner_updates": int(updates - updates_before)}
+    learned = {title: count - before[title] for title, count in method.updates().items()}
+    return summary if offline else summary | {"learner_updates": learned}
 
 
 def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:

@@ -79,6 +79,11 @@ class FeatureSet:
         return bool({"divergence", "divergence_ema"} & set(self.names))
 
     @property
+    def needs_history(self) -> bool:
+        """Whether a feature says more than the current observation once a pair was met twice."""
+        return bool(set(self.names) - set(self.signals))
+
+    @property
     def signals(self) -> tuple[str, ...]:
         """The fields of `PairBatch` that an observation consists of."""
         return ("margin", "divergence", *GRADIENT[:1]) if set(GRADIENT) & set(self.names) else ("margin", "divergence")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import Estimator, Gather, Learner, Measure, TakenStep
+from adaptpo.choices.learners.base import Estimator, Gather, Learner, Measure, Schedule, TakenStep
 from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Observation, States
 from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.choices.learners.temporal.history import History
@@ -22,6 +23,12 @@ from adaptpo.types import SOURCES, PairBatch
 Divergence = Literal["k3", "exact"]
 """How far policy and reference lie apart: estimated from kept log-probs of the data's tokens, or computed over the
 whole vocabulary, with the reference in every training step."""
+
+COLUMN = "temporal"
+"""Name of its weights in `pair_weights.jsonl`, and of its metrics."""
+
+HARDLY = 0.05
+"""A change of a pair's weight, which starts at 1, below which the method is nearly its objective alone."""
 
 MISSING = {
     "divergence": "MetaPO's divergence features need the reference's log-probs of every token, and these pairs carry "
@@ -46,6 +53,8 @@ class TemporalLearner(Learner):
     An observation counts once the optimizer step is over: all micro-batches and ranks of a step see the same history.
     """
 
+    title = "the learner of pair weights"
+
     def __init__(
         self,
         features: FeatureSet = FeatureSet(),  # noqa: B008 (frozen)
@@ -68,6 +77,35 @@ class TemporalLearner(Learner):
     def __repr__(self) -> str:
         names = ("features", "architecture", "learning_rate", "interval", "goal", "entropy", "estimator", "divergence")
         return f"TemporalLearner({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
+    def doubts(self, schedule: Schedule) -> list[str]:
+        if self.interval is None:
+            return []
+        updates = sum(steps // self.interval - (self.interval == 1) for steps in schedule.steps if steps)
+        if updates == 0:
+            return [
+                f"pair weights will never be learned: an iteration has {max(schedule.steps, default=0)} optimizer "
+                f"steps, and an update comes every {self.interval}; lower method.meta_interval, or train longer"
+            ]
+        return [*self._doubts_of_movement(updates), *self._doubts_of_history(schedule.visits)]
+
+    def _doubts_of_movement(self, updates: int) -> list[str]:
+        """An Adam step moves a parameter by about the learning rate; d softplus at weight 1 is 1 - 1/e."""
+        change = updates * self.learning_rate * (1 - math.exp(-1)) * (1 + len(self.features.names))
+        if self.architecture != "linear" or change >= HARDLY:
+            return []
+        return [
+            f"pair weights can hardly move: {updates} updates at learning rate {self.learning_rate:g} change a weight "
+            f"by about {change:.1%}; raise method.meta_learning_rate, or lower method.meta_interval"
+        ]
+
+    def _doubts_of_history(self, visits: float) -> list[str]:
+        if visits >= 2 or not self.features.needs_history:
+            return []
+        return [
+            "each pair is trained on once, so that its volatility is 0 and each average equals its current value; "
+            "set training.num_train_epochs to 2 or more"
+        ]
 
     def reset(self, seed: int) -> None:
         self.network = new_network(self.architecture, len(self.features.names), seed)
@@ -204,7 +242,7 @@ class TemporalLearner(Learner):
             own = self.network(features)
         columns = dict(zip(self.features.names, features.T.tolist(), strict=True))
         # The margin is written for every method.
-        return {name: column for name, column in columns.items() if name != "margin"} | {"temporal": own.tolist()}
+        return {name: column for name, column in columns.items() if name != "margin"} | {COLUMN: own.tolist()}
 
     def coefficients(self) -> dict[str, float]:
         """a and b of the linear form by name (Figure 3c); empty for other architectures."""
@@ -214,15 +252,16 @@ class TemporalLearner(Learner):
         return dict(zip((*self.features.names, "bias"), values, strict=True))
 
     def metrics(self) -> dict[str, float]:
-        shown = {f"temporal/{name}": value for name, value in self.coefficients().items()}
-        goal = {"temporal/goal": self.last_goal} if self.updates else {}
-        return {"temporal/updates": float(self.updates)} | goal | shown
+        shown = {f"{COLUMN}/{name}": value for name, value in self.coefficients().items()}
+        goal = {f"{COLUMN}/goal": self.last_goal} if self.updates else {}
+        return {f"{COLUMN}/updates": float(self.updates)} | goal | shown
 
     def snapshot(self) -> dict[str, Any]:
         """What the weights are made of: enough to compute w from the features in `pair_weights.jsonl`."""
         parameters = {name: tensor.tolist() for name, tensor in self.network.state_dict().items()}
         return {
-            "temporal": {
+            "learned_weight": {
+                "column": COLUMN,
                 "features": list(self.features.names),
                 "architecture": self.architecture,
                 "coefficients": self.coefficients(),

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from adaptpo.report import temporal_plots as plots
+from adaptpo.report import learned_weight_plots as plots
 from adaptpo.report.cost import training_steps
 from adaptpo.report.figures import FigureSpec
 from adaptpo.report.formats import styled
 from adaptpo.report.plots import Line
-from adaptpo.report.reading import RunData, read_json, stage_order
+from adaptpo.report.reading import RunData
 from adaptpo.report.shapley import importance
 from adaptpo.report.tables import Table
 from adaptpo.report.visits import FOCAL_GAMMA, Visits
-from adaptpo.types import Row
 
 Mask = npt.NDArray[np.bool_]
 
@@ -32,10 +31,9 @@ GROUPS: tuple[tuple[str, Callable[[Visits], Mask]], ...] = (
 def coefficient_figure(run: RunData) -> FigureSpec | None:
     """The linear form's coefficients over optimizer steps."""
     steps, _ = training_steps(run)
-    names = list(last_snapshot(run).get("coefficients", {}))
-    points = {
-        name: [(x, line[f"temporal/{name}"]) for x, line in steps if f"temporal/{name}" in line] for name in names
-    }
+    learned = run.learned_weight
+    keys = {name: f"{learned['column']}/{name}" for name in learned.get("coefficients", {})}
+    points = {name: [(x, line[key]) for x, line in steps if key in line] for name, key in keys.items()}
     lines = [Line(name, *np.array(found, dtype=np.float64).T) for name, found in points.items() if found]
     if not lines:
         return None
@@ -45,12 +43,6 @@ def coefficient_figure(run: RunData) -> FigureSpec | None:
         "3c of the MetaPO paper: look for negative coefficients of volatility and divergence."
     )
     return FigureSpec("coefficients", "What the weights are made of", caption, lambda t: plots.coefficients(lines, t))
-
-
-def last_snapshot(run: RunData) -> Row:
-    """What MetaPO had learned after the last iteration so far; empty where there is none."""
-    paths = sorted(run.files("snapshots/*.json"), key=lambda path: stage_order(path.stem))
-    return dict(read_json(paths[-1]).get("temporal", {})) if paths else {}
 
 
 def landscape_figure(run: RunData) -> FigureSpec | None:
@@ -177,7 +169,7 @@ def visit_row(visits: Visits, count: int) -> dict[str, str | None]:
 def importance_table(run: RunData) -> Table | None:
     """Mean absolute Shapley value of each feature; None where nothing is learned yet, and for other architectures than
     the linear one."""
-    visits, coefficients = run.visits, dict(last_snapshot(run).get("coefficients", {}))
+    visits, coefficients = run.visits, dict(run.learned_weight.get("coefficients", {}))
     bias = coefficients.pop("bias", 0.0)
     if visits is None or len(visits.last.lines) < 2 or not any(coefficients.values()):
         return None

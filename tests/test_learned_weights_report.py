@@ -11,8 +11,7 @@ import pytest
 
 from adaptpo.choices.learners.temporal.features import BASE
 from adaptpo.report import RunData, write_report
-from adaptpo.report.shapley import importance, shapley_values
-from adaptpo.report.temporal import (
+from adaptpo.report.learned_weights import (
     cases,
     coefficient_figure,
     group_table,
@@ -20,6 +19,7 @@ from adaptpo.report.temporal import (
     trajectory_figure,
     visit_table,
 )
+from adaptpo.report.shapley import importance, shapley_values
 from adaptpo.report.visits import histories
 from tests.test_report import Links, RunWriter, cell, write_json, write_lines, write_table
 
@@ -30,6 +30,7 @@ SURE, RATHER, WRONG = math.log(9), math.log(4), math.log(1 / 4)  # p is 0.9, 0.8
 def weighed(root: Path, margins: dict[int, list[float]], weight: float = 1.0) -> RunData:
     """A run whose pairs have these margins, one visit in each epoch."""
     run = RunWriter(root, "metapo")
+    write_json(root / "snapshots/start.json", {"learned_weight": {"column": "temporal"}})
     lines = [line_of(prompt, seen, visit, weight) for visit in range(4) for prompt, seen in margins.items()]
     write_lines(root / "iterations/0/pair_weights.jsonl", [line for line in lines if line])
     return RunData.open(run.root)
@@ -131,7 +132,8 @@ def metapo_run(root: Path) -> RunWriter:
     write_lines(root / "iterations/0/pair_weights.jsonl", weighed_lines)
     coefficients = {name: 0.1 * (place - 2) for place, name in enumerate((*BASE, "bias"))}
     for name, values in (("start", dict.fromkeys(coefficients, 0.0)), ("iteration-0", coefficients)):
-        write_json(root / f"snapshots/{name}.json", {"temporal": {"features": list(BASE), "coefficients": values}})
+        learned = {"column": "temporal", "features": list(BASE), "coefficients": values}
+        write_json(root / f"snapshots/{name}.json", {"learned_weight": learned})
     run.train_lines("iterations/0/train", 0, 20, 0.4)
     for line in run.metrics[-20:]:
         line |= {f"temporal/{name}": value * line["step"] / 20 for name, value in coefficients.items()}
@@ -151,7 +153,7 @@ def test_page_shows_what_metapo_learned(tmp_path: Path, monkeypatch: pytest.Monk
     page = write_report(metapo_run(tmp_path / "run").root)
     assert counted == [180]
     links = Links(page.read_text())
-    assert FIGURES | {"temporal"} <= links.ids
+    assert FIGURES | {"learned-weights"} <= links.ids
     assert all((page.parent / f"{name}.png").stat().st_size > 8_000 for name in FIGURES)
     for caption in ("What each feature contributes", "Weights of groups of pairs", "Weights from visit to visit"):
         assert caption in page.read_text()
@@ -169,4 +171,4 @@ def test_runs_without_metapo_show_nothing_of_it(tmp_path: Path) -> None:
     run.train_lines("iterations/0/train", 0, 5, 0.4)
     data = RunData.open(run.root)
     assert coefficient_figure(data) is group_table(data) is visit_table(data) is importance_table(data) is None
-    assert "temporal" not in Links(write_report(run.root).read_text()).ids
+    assert "learned-weights" not in Links(write_report(run.root).read_text()).ids
