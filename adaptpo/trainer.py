@@ -139,7 +139,7 @@ class AlignmentTrainer:
             "reward": reward_digest(reward),
             "data": self.data.digest(),
             "eval_data": self.eval_data.digest() if self.eval_data else None,
-            **{name: input_digest(path) for name, path in self.method.sources().items()},
+            **{name: input_digest(path) for name, path in self.method.external_inputs().items()},
         }
         named = {"model": initial, "reward": described(reward), "method": method}
         shared = {"processes": processes} if processes > 1 else {}

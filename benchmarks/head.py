@@ -23,7 +23,7 @@ from training import authors_step
 from adaptpo import methods
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.models.collate import GroupCollator
-from adaptpo.models.packing import Rows
+from adaptpo.models.packing import RowPacking
 from adaptpo.training.step import preference_step
 
 LARGE = {"vocab_size": 128_000, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
@@ -34,7 +34,7 @@ def step_of(variant: str, prompt: int, response: int) -> Callable[[], None]:
     if variant == "full logits":
         reference = model_16m(**LARGE)
         return lambda: authors_step(model, reference, groups)
-    rows, method = Rows(shared_prompts=True), methods.metaapo()
+    rows, method = RowPacking(shared_prompts=True), methods.metaapo()
     batch = GroupCollator(0, rows)(groups)
     chunked = variant == "chunked"
     return lambda: preference_step(model, batch, method, 1, chunked).loss.backward()

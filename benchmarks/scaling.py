@@ -21,10 +21,10 @@ from training import SHARED, our_step, reference_pass
 
 from adaptpo import methods
 from adaptpo.distributed.quiet import quiet_libraries
-from adaptpo.models.packing import Rows, row_tokens, token_batches
+from adaptpo.models.packing import RowPacking, row_tokens, token_batches
 from adaptpo.types import PromptGroup
 
-BUDGET = Rows(shared_prompts=True, max_tokens=4096)
+BUDGET = RowPacking(shared_prompts=True, max_tokens=4096)
 
 
 def matrix_rate(size: int = 1536, repeats: int = 7) -> float:

@@ -27,12 +27,12 @@ from adaptpo import methods
 from adaptpo.distributed.quiet import quiet_libraries, turn_off_telemetry
 from adaptpo.models.collate import GroupCollator, pad
 from adaptpo.models.logps import pair_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.step import preference_step
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response
 
-SHARED = Rows(shared_prompts=True)
+SHARED = RowPacking(shared_prompts=True)
 AUTHORS = "authors' way"
 
 
@@ -62,7 +62,7 @@ def authors_step(model: nn.Module, reference: nn.Module, groups: Sequence[Prompt
     (-logsigmoid(margins) / 2).sum().div(len(groups)).backward()
 
 
-def our_step(model: nn.Module, groups: Sequence[PromptGroup], rows: Rows, method: Any) -> None:
+def our_step(model: nn.Module, groups: Sequence[PromptGroup], rows: RowPacking, method: Any) -> None:
     preference_step(model, GroupCollator(0, rows)(groups), method, len(groups)).loss.backward()
 
 

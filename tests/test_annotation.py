@@ -112,8 +112,8 @@ def test_no_reward_in_a_tensor_is_none(missing: float) -> None:
 
 def test_several_objectives_are_averaged_and_all_must_be_valid() -> None:
     requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
-    annotator = FunctionAnnotator(lambda **_: [[1.0, 4.0], [2.0, float("nan")]], objectives=2)
-    assert annotator.objectives(requests, 2) == [[1.0, 4.0], None]
+    annotator = FunctionAnnotator(lambda **_: [[1.0, 4.0], [2.0, float("nan")]], num_rewards=2)
+    assert annotator.reward_vectors(requests, 2) == [[1.0, 4.0], None]
     assert annotator.rewards(requests) == [2.5, None]
 
 
@@ -457,8 +457,8 @@ def test_each_of_several_annotators_is_an_objective() -> None:
     requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
     helpful, harmless = (FunctionAnnotator(lambda values=values, **_: values) for values in ([1.0, 2.0], [3.0, None]))
     combined = CombinedAnnotator([(helpful, 0.5), (harmless, 0.5)])
-    assert combined.objectives(requests, 2) == [[1.0, 3.0], None]
+    assert combined.reward_vectors(requests, 2) == [[1.0, 3.0], None]
     with pytest.raises(AnnotationError, match="lists 2 annotators, and the method has 3 objectives"):
-        combined.objectives(requests, 3)
+        combined.reward_vectors(requests, 3)
     with pytest.raises(AnnotationError, match="gives one reward, and the method ranks by 2"):
-        OneReward().objectives(requests, 2)
+        OneReward().reward_vectors(requests, 2)

@@ -276,15 +276,15 @@ def test_mixed_pool_keeps_the_first_fresh_response_as_a_sample_where_asked() -> 
 
 
 def test_each_objective_ranks_for_itself() -> None:
-    pool = replace(candidates(0.0, 0.0, 0.0), objectives=((0.0, 5.0), (1.0, 3.0), (2.0, 4.0)))
+    pool = replace(candidates(0.0, 0.0, 0.0), reward_vectors=((0.0, 5.0), (1.0, 3.0), (2.0, 4.0)))
     offline, first, second = OnePairPerObjective().pairs(OFFLINE_PAIR, pool)
     assert offline is OFFLINE_PAIR
     assert (first.chosen.text, first.rejected.text, first.objective, first.reward_gap) == ("r2", "r0", 0, 2.0)
     assert (second.chosen.text, second.rejected.text, second.objective) == ("r0", "r1", 1)
-    flat = OnePairPerObjective().pairs(OFFLINE_PAIR, replace(pool, objectives=((0.0, 1.0), (1.0, 1.0), None)))
+    flat = OnePairPerObjective().pairs(OFFLINE_PAIR, replace(pool, reward_vectors=((0.0, 1.0), (1.0, 1.0), None)))
     assert isinstance(flat, NoPair) and flat.reason.startswith("objective 1: best and worst")
     with pytest.raises(ConfigError, match="set 2 or more"):
-        OnePairPerObjective(objectives=1)
+        OnePairPerObjective(num_rewards=1)
 
 
 def three_pairs_a_prompt(margins: list[float]) -> PairBatch:

@@ -25,7 +25,7 @@ from adaptpo.models.hidden_states import encode, encoder_states, policy_states
 from adaptpo.models.inference import PromptedPair
 from adaptpo.models.loading import load_encoder
 from adaptpo.models.logps import pair_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.run.files import read_rows
 from adaptpo.training.prompt_group_trainer import save_method
@@ -35,7 +35,7 @@ from tests.runs import SETTINGS, assert_same_run, run_in_process
 from tests.test_meta_learner import pair_batch
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
 
-SHARED = Rows(shared_prompts=True)
+SHARED = RowPacking(shared_prompts=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,12 @@ def items_of(groups: list[PromptGroup]) -> list[PromptedPair]:
 
 
 def values(
-    feature: PairFeature, model: PreTrainedModel, groups: list[PromptGroup], rows: Rows, objective: Objective, out: Path
+    feature: PairFeature,
+    model: PreTrainedModel,
+    groups: list[PromptGroup],
+    rows: RowPacking,
+    objective: Objective,
+    out: Path,
 ) -> torch.Tensor:
     args = TrainingArguments(output_dir=str(out), use_cpu=True)
     found = policy_states(model, 0, items_of(groups), args, rows, objective)
@@ -72,7 +77,7 @@ def values(
 @pytest.mark.parametrize("rows", [PADDED, SHARED], ids=["padded", "shared"])
 @pytest.mark.parametrize("objective", [DPO(0.5), SimPO(), ORPO()], ids=lambda x: type(x).__name__)
 def test_gradient_norm_is_that_of_a_backward_pass(
-    objective: Objective, rows: Rows, model: PreTrainedModel, groups: list[PromptGroup], tmp_path: Path
+    objective: Objective, rows: RowPacking, model: PreTrainedModel, groups: list[PromptGroup], tmp_path: Path
 ) -> None:
     expected = []
     for group in groups:
@@ -96,7 +101,7 @@ def pooled_by_hand(model: PreTrainedModel, group: PromptGroup) -> tuple[torch.Te
 
 @pytest.mark.parametrize("rows", [PADDED, SHARED], ids=["padded", "shared"])
 def test_similarity_and_hidden_state_by_hand(
-    rows: Rows, model: PreTrainedModel, groups: list[PromptGroup], tmp_path: Path
+    rows: RowPacking, model: PreTrainedModel, groups: list[PromptGroup], tmp_path: Path
 ) -> None:
     pooled = [pooled_by_hand(model, group) for group in groups]
     cosines = [[(c @ r / (c.norm() * r.norm())).item()] for c, r in pooled]

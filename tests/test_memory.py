@@ -24,7 +24,7 @@ from torch.utils.data import RandomSampler
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import RunError
-from adaptpo.models.packing import Rows, row_tokens
+from adaptpo.models.packing import RowPacking, row_tokens
 from adaptpo.pipeline.context import Context, first_of
 from adaptpo.pipeline.phases.check import token_counts
 from adaptpo.pipeline.phases.data import prepare_data
@@ -34,7 +34,7 @@ from adaptpo.run import arrow_rows
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import RunDirectory, open_run
 from adaptpo.run.files import JsonLines, read_rows, write_table
-from adaptpo.run.lazy_sequence import Lazy, Places, batched, matched, pick
+from adaptpo.run.lazy_sequence import Indices, Lazy, batched, matched, pick
 from adaptpo.run.schemas import (
     FILTER_SCHEMA,
     TRAINING_SCHEMA,
@@ -58,9 +58,9 @@ class Squares:
     def __init__(self) -> None:
         self.read: list[list[int]] = []
 
-    def __call__(self, places: Places) -> list[int]:
-        self.read.append([int(place) for place in places])
-        return [int(place) ** 2 for place in places]
+    def __call__(self, indices: Indices) -> list[int]:
+        self.read.append([int(place) for place in indices])
+        return [int(place) ** 2 for place in indices]
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_lazy_sequence_reads_what_is_asked_for(squares: Squares) -> None:
     assert [lazy[n] for n in (400, 401, 403)] == [400**2, 401**2, 403**2]
     assert lazy[10:13] == [100, 121, 144]
     assert squares.read == [[400, 401, 402, 403], [10, 11, 12]]
-    assert len(list(lazy)) == 1000 and {len(places) for places in squares.read[2:]} == {4}
+    assert len(list(lazy)) == 1000 and {len(indices) for indices in squares.read[2:]} == {4}
 
 
 def test_places_of_places() -> None:
@@ -121,8 +121,8 @@ def file(rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_mapped_rows_are_read_in_any_order(file: MappedRows, rows: list[dict[str, Any]]) -> None:
     assert len(file) == 11 and [batch.num_rows for batch in file.batches()] == [4, 4, 3]
-    for places in (range(11), range(2, 7), range(0, 11, 3), np.array([10, 0, 5, 4, 4]), range(0)):
-        assert file.read(places) == [rows[place] for place in places]
+    for indices in (range(11), range(2, 7), range(0, 11, 3), np.array([10, 0, 5, 4, 4]), range(0)):
+        assert file.read(indices) == [rows[place] for place in indices]
     assert file.read(range(3, 5), ["n"]) == [{"n": 3}, {"n": 4}]
     assert pickle.loads(pickle.dumps(file)).read(range(11)) == rows
 
@@ -267,8 +267,8 @@ def written(context: Context, name: str, rows: list[dict[str, Any]], schema: pa.
 def test_tokens_are_counted_as_batches_count_them(context: Context) -> None:
     groups = [PromptGroup(prompt, (pair,)) for prompt, pair in context.offline()]
     shared, padded = token_counts(context.offline_rows)
-    assert shared.tolist() == [row_tokens([group], Rows(shared_prompts=True)) for group in groups]
-    assert padded == sum(row_tokens([group], Rows()) for group in groups)
+    assert shared.tolist() == [row_tokens([group], RowPacking(shared_prompts=True)) for group in groups]
+    assert padded == sum(row_tokens([group], RowPacking()) for group in groups)
 
 
 def test_texts_for_the_reward_model_are_those_of_a_data_set_in_memory(context: Context) -> None:

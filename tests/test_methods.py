@@ -76,7 +76,7 @@ def align(policy: str, out: Path, method: Method, rows: int = 12, **settings: An
 
 
 def reward_for(method: Method) -> Any:
-    return two_rewards if method.pairing.objectives else vowel_reward
+    return two_rewards if method.pairing.num_rewards else vowel_reward
 
 
 def selected(out: Path) -> list[bool]:

@@ -37,7 +37,7 @@ from adaptpo.choices.weighting import Uniform
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import pair_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.training.step import preference_step
 from adaptpo.types import PairBatch, PairLogps, PreferencePair, Prompt, PromptGroup, Response
@@ -206,8 +206,8 @@ def test_optimism_without_a_sample_is_dpo() -> None:
     assert torch.equal(OptimisticDPO(0.3).loss(random_pairs()), DPO(0.3).loss(random_pairs()))
 
 
-@pytest.mark.parametrize("rows", [PADDED, Rows(shared_prompts=True)], ids=["padded", "shared"])
-def test_optimism_in_the_step_is_about_the_samples_alone(rows: Rows) -> None:
+@pytest.mark.parametrize("rows", [PADDED, RowPacking(shared_prompts=True)], ids=["padded", "shared"])
+def test_optimism_in_the_step_is_about_the_samples_alone(rows: RowPacking) -> None:
     """Against the log-prob of each sample computed as a chosen response; the first pair has none."""
     model = tiny_model(byte_tokenizer())
     share_prompts(model)

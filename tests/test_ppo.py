@@ -18,7 +18,7 @@ from adaptpo.choices.policy_update import PPO
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError
 from adaptpo.models.logps import token_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
@@ -113,7 +113,7 @@ def test_penalty_for_cut_responses() -> None:
     assert_close(scores(RATED, cut_penalty=5.0), torch.tensor([1.0, -7.0, 0.5, 3.0]))
 
 
-def prepared(model: Any, settings: PPO, rows: Rows = PADDED) -> dict[str, Any]:
+def prepared(model: Any, settings: PPO, rows: RowPacking = PADDED) -> dict[str, Any]:
     """The batch of all rollouts of `RATED`, whose reference is another model."""
     tokenizer = byte_tokenizer()
     critic = Critic(tiny_model(tokenizer, seed=3))
@@ -162,7 +162,7 @@ def test_values_are_those_of_the_state_before_each_token(shared: bool) -> None:
     critic = critic_with_a_head()
     if shared:
         assert share_prompts(critic.model)
-    rows = Rows(shared_prompts=shared)
+    rows = RowPacking(shared_prompts=shared)
     values = critic(answer_batch(RATED, 0, rows))
     alone = critic_with_a_head()
     expected = []

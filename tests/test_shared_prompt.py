@@ -30,7 +30,7 @@ from transformers import (
 from adaptpo import methods
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import chosen_logps, response_logps, token_logps
-from adaptpo.models.packing import Rows, row_tokens, token_batches
+from adaptpo.models.packing import RowPacking, row_tokens, token_batches
 from adaptpo.models.self_check import SelfCheck, choose_rows, representative
 from adaptpo.models.shared_prompt.attention import NAME, share_prompts, sharing_prompts
 from adaptpo.models.shared_prompt.layout import UNSEEN, shared_prompts
@@ -40,7 +40,7 @@ from tests.test_training import trained
 from tests.tiny import SIZES, byte_tokenizer, tiny_config, tiny_model
 
 TOKENIZER = byte_tokenizer()
-SHARED = Rows(shared_prompts=True)
+SHARED = RowPacking(shared_prompts=True)
 VOCABULARY = {"vocab_size": len(TOKENIZER), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_config(TOKENIZER, "llama"),
@@ -232,8 +232,8 @@ def test_padding_stays_small_where_lengths_differ() -> None:
 # --- batches by tokens -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [Rows(max_tokens=90), Rows(shared_prompts=True, max_tokens=90)])
-def test_batches_hold_whole_groups_within_the_budget(rows: Rows) -> None:
+@pytest.mark.parametrize("rows", [RowPacking(max_tokens=90), RowPacking(shared_prompts=True, max_tokens=90)])
+def test_batches_hold_whole_groups_within_the_budget(rows: RowPacking) -> None:
     groups = random_groups(20, length=20)
     batches = token_batches(groups, rows)
     assert sorted(index for batch in batches for index in batch) == list(range(20))
@@ -250,7 +250,13 @@ def test_a_small_token_budget_changes_no_step(tmp_path: Path) -> None:
     groups = with_references(random_groups(10))
     sizes = {"per_device_train_batch_size": 5, "optim": "sgd", "learning_rate": 0.1}
     results = []
-    for rows in (Rows(), Rows(max_tokens=1), Rows(max_tokens=100), Rows(True, max_tokens=60), Rows(True)):
+    for rows in (
+        RowPacking(),
+        RowPacking(max_tokens=1),
+        RowPacking(max_tokens=100),
+        RowPacking(True, max_tokens=60),
+        RowPacking(True),
+    ):
         trainer = trained(methods.metaapo(update_interval=1), groups, TOKENIZER, tmp_path, rows=rows, **sizes)
         learner = trainer.method.learners()[0].network.state_dict()
         results.append({name: p.detach() for name, p in trainer.model.named_parameters()} | learner)
@@ -270,7 +276,7 @@ def with_references(groups: list[PromptGroup]) -> list[PromptGroup]:
 
 
 def chosen_rows(model: nn.Module, groups: list[PromptGroup], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    shared, padded = (np.array([row_tokens([group], rows) for group in groups]) for rows in (SHARED, Rows()))
+    shared, padded = (np.array([row_tokens([group], rows) for group in groups]) for rows in (SHARED, RowPacking()))
     group, saved = groups[representative(shared)], 1 - shared.sum() / padded.sum()
     return choose_rows(model, group, saved, 0, dtype, nullcontext)
 
@@ -408,10 +414,10 @@ def test_the_checked_group_is_the_longest_that_fits(monkeypatch: pytest.MonkeyPa
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [Rows(), SHARED])
+@pytest.mark.parametrize("rows", [RowPacking(), SHARED])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_chunked_head_equals_the_whole(
-    rows: Rows, adapter: bool, groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch
+    rows: RowPacking, adapter: bool, groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built(CONFIGS["llama"]())
     model = lora(model) if adapter else model

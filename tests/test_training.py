@@ -18,7 +18,7 @@ from adaptpo.errors import ConfigError, ModelError, TrainingError
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.loading import load_causal_lm, load_policy
 from adaptpo.models.logps import pair_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.pipeline.phases.train import stretch
 from adaptpo.run.files import JsonLines
@@ -92,7 +92,7 @@ def make_trainer(
     tokenizer: Any,
     method: Method,
     out: Path,
-    rows: Rows = PADDED,
+    rows: RowPacking = PADDED,
     **settings: Any,
 ) -> PreferenceTrainer:
     defaults = {

@@ -20,7 +20,7 @@ from adaptpo.errors import ModelError
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.loading import base_is_untouched
 from adaptpo.models.logps import pair_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.whole_vocabulary import LiveReference, VocabularyProbe
@@ -30,7 +30,7 @@ from tests.runs import SETTINGS, weights
 from tests.test_metapo import with_wide_norms
 from tests.tiny import SIZES, byte_tokenizer, preference_rows, save_policy, tiny_model
 
-ROWS = {"padded": PADDED, "shared": Rows(shared_prompts=True)}
+ROWS = {"padded": PADDED, "shared": RowPacking(shared_prompts=True)}
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -86,7 +86,7 @@ def divergence_by_hand(policy: torch.nn.Module, reference: torch.nn.Module, grou
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_exact_divergence_by_hand(
-    rows: Rows, chunked: bool, policy: PreTrainedModel, reference: PreTrainedModel, groups: list[PromptGroup]
+    rows: RowPacking, chunked: bool, policy: PreTrainedModel, reference: PreTrainedModel, groups: list[PromptGroup]
 ) -> None:
     batch, probe = GroupCollator(0, rows)(groups), VocabularyProbe(LiveReference(reference), False, nullcontext)
     logps, measured = probe.logps(policy, batch, chunked, DPO())
@@ -103,7 +103,7 @@ def test_exact_divergence_by_hand(
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("objective", [DPO(0.5), SimPO(), ORPO()], ids=lambda x: type(x).__name__)
 def test_head_gradient_norm_is_that_of_a_backward_pass(
-    objective: Objective, rows: Rows, chunked: bool, policy: PreTrainedModel, groups: list[PromptGroup]
+    objective: Objective, rows: RowPacking, chunked: bool, policy: PreTrainedModel, groups: list[PromptGroup]
 ) -> None:
     """Of each pair's loss by itself, whatever else is in the batch."""
     batch = GroupCollator(0, rows)(groups)

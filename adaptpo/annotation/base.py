@@ -23,7 +23,7 @@ class Annotator(ABC):
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         """One reward per request, higher is better; None where the annotator has none to give."""
 
-    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+    def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """The rewards of `count` objectives for each request; None where one of them is missing."""
         raise AnnotationError(
             f"this annotator gives one reward, and the method ranks by {count}; set `reward` to a list of {count} "

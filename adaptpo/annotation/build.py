@@ -36,15 +36,15 @@ class Workplace:
     """What annotators share: where models compute, the most tokens of one forward pass, the store of answers, and how
     many rewards a method asks a lone annotator for (0: one)."""
 
-    def __init__(self, device: torch.device, max_tokens: int, cache: Path | None, objectives: int = 0) -> None:
-        self.device, self.max_tokens, self.objectives = device, max_tokens, objectives
+    def __init__(self, device: torch.device, max_tokens: int, cache: Path | None, num_rewards: int = 0) -> None:
+        self.device, self.max_tokens, self.num_rewards = device, max_tokens, num_rewards
         self.store = AnswerStore(cache)
 
 
 def build_annotator(parts: Sequence[RewardPart], place: Workplace) -> Annotator:
     """Loads what it needs. Raises ModelError or ConfigError."""
     if len(parts) > 1:
-        place.objectives = 0
+        place.num_rewards = 0
     built = [(build(part, place), part.weight) for part in parts]
     alone = len(built) == 1 and built[0][1] == 1
     return built[0][0] if alone else CombinedAnnotator(built)
@@ -64,7 +64,7 @@ def _(part: ModelReward, place: Workplace) -> Annotator:
 @build.register
 def _(part: FunctionReward, place: Workplace) -> Annotator:
     function = import_function(part.function) if isinstance(part.function, str) else part.function
-    return FunctionAnnotator(function, place.objectives)
+    return FunctionAnnotator(function, place.num_rewards)
 
 
 @build.register

@@ -23,7 +23,7 @@ class CombinedAnnotator(Annotator):
         columns = [annotator.rewards(requests) for annotator, _ in self.parts]
         return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
 
-    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+    def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """One objective per annotator, without the weights. Raises AnnotationError for another number."""
         if count != len(self.parts):
             raise AnnotationError(f"`reward` lists {len(self.parts)} annotators, and the method has {count} objectives")

@@ -45,17 +45,17 @@ class FunctionAnnotator(Annotator):
     it returns a list of as many floats per completion, and `rewards` is their mean.
     """
 
-    def __init__(self, function: RewardFunction, objectives: int = 0) -> None:
-        self.function, self.count = function, objectives
+    def __init__(self, function: RewardFunction, num_rewards: int = 0) -> None:
+        self.function, self.count = function, num_rewards
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         if self.count:
-            several = self.objectives(requests, self.count)
+            several = self.reward_vectors(requests, self.count)
             return [None if values is None else sum(values) / self.count for values in several]
         return [self._valid(value, request) for value, request in zip(self._values(requests), requests, strict=True)]
 
-    def objectives(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
+    def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         found: list[list[float] | None] = []
         for value, request in zip(self._values(requests), requests, strict=True):
             if not isinstance(value, Sequence) or len(value) != count:

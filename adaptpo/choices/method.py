@@ -92,9 +92,9 @@ class Method:
         """Whether a learner differentiates through the policy's optimizer steps."""
         return any(learner.looks_ahead for learner in self.learners())
 
-    def sources(self) -> dict[str, str]:
+    def external_inputs(self) -> dict[str, str]:
         """What the learners read beside the run's model and data: name -> path or hub id."""
-        return {name: path for learner in self.learners() for name, path in learner.sources().items()}
+        return {name: path for learner in self.learners() for name, path in learner.external_inputs().items()}
 
     def needs_stage(self, iteration: int) -> bool:
         """Whether the alignment stage of the policy is measured before this iteration."""

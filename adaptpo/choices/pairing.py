@@ -22,7 +22,7 @@ class Candidates:
     """The annotated fresh responses to one prompt; a reward is None where annotation failed.
 
     `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too;
-    `objectives` the rewards of each response for several objectives, where it ranks by those.
+    `reward_vectors` the rewards of each response for several objectives, where it ranks by those.
     """
 
     prompt_id: int
@@ -30,7 +30,7 @@ class Candidates:
     responses: tuple[Response, ...]
     rewards: tuple[float | None, ...]
     offline_rewards: tuple[float | None, float | None] = (None, None)
-    objectives: tuple[Sequence[float] | None, ...] = ()
+    reward_vectors: tuple[Sequence[float] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
 class Pairing(Choice, ABC):
     """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
     `ranks_offline` the responses of the offline pair are annotated as well; with `keep_sample` each pair keeps a fresh
-    response for objectives that need one; `objectives` is how many rewards a response is ranked by, 0 for the one."""
+    response for objectives that need one; `num_rewards` is how many rewards a response is ranked by, 0 for the one."""
 
     keep_sample: bool = False
-    objectives: int = 0
+    num_rewards: int = 0
     ranks_offline: ClassVar[bool] = False
 
     @property
@@ -183,19 +183,19 @@ class OnePairPerObjective(Pairing):
     """
 
     num_generations: int = 8
-    objectives: int = 2
+    num_rewards: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objectives < 2:
-            raise ConfigError(f"objectives is {self.objectives}; set 2 or more, or use the method metaapo")
+        if self.num_rewards < 2:
+            raise ConfigError(f"objectives is {self.num_rewards}; set 2 or more, or use the method metaapo")
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
             return ()
         made = [offline]
-        for number in range(self.objectives):
-            rewards = tuple(None if several is None else several[number] for several in candidates.objectives)
+        for number in range(self.num_rewards):
+            rewards = tuple(None if several is None else several[number] for several in candidates.reward_vectors)
             pair = best_against_worst(replace(candidates, rewards=rewards))
             if isinstance(pair, NoPair):
                 return NoPair(f"objective {number}: {pair.reason}")

@@ -91,7 +91,7 @@ def all_rewards(
 
 
 def shards(requests: Sequence[Sequence[Request]]) -> Iterator[list[tuple[int, int]]]:
-    """Places (row, response) of some prompts at a time, all responses to a prompt together."""
+    """Indices (row, response) of some prompts at a time, all responses to a prompt together."""
     by_prompt: dict[int, list[tuple[int, int]]] = {}
     for row, several in enumerate(requests):
         for column, (prompt, _) in enumerate(several):

@@ -12,7 +12,7 @@ from adaptpo.methods.metaapo import trusting
 from adaptpo.methods.named import named
 
 
-def in_turn(objective: Objective, measured: bool, *plan: Pairing) -> Method:
+def scheduled(objective: Objective, measured: bool, *plan: Pairing) -> Method:
     """Pairings that share the iterations of a run evenly; each iteration's reference is the policy that started it."""
     return Method(SelectAll(), PairingSchedule(plan, measured), objective, Uniform(), reference="previous")
 
@@ -24,7 +24,7 @@ def off_off(objective: Objective = DPO(), measured: bool = False) -> Method:  # 
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_off".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, measured, Offline(), Offline())
+    return scheduled(objective, measured, Offline(), Offline())
 
 
 @named
@@ -38,7 +38,7 @@ def off_on(
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_off, PC_on".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, measured, Offline(), Online(num_generations))
+    return scheduled(objective, measured, Offline(), Online(num_generations))
 
 
 @named
@@ -52,7 +52,7 @@ def on_off(
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_off".
     Deviation: each iteration has its own part of the data, and offline pairs keep the labels of the data.
     """
-    return in_turn(objective, measured, Online(num_generations), Offline())
+    return scheduled(objective, measured, Online(num_generations), Offline())
 
 
 @named
@@ -66,7 +66,7 @@ def on_on(
     Paper: the alignment-stages paper, Tables 1 and 3 (DPO) and 5 (SLiC-HF), "PC_on, PC_on".
     Deviation: each iteration has its own part of the data.
     """
-    return in_turn(objective, measured, Online(num_generations), Online(num_generations))
+    return scheduled(objective, measured, Online(num_generations), Online(num_generations))
 
 
 @named

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from adaptpo.models.packing import PADDED, Answered, Rows, token_batches
+from adaptpo.models.packing import PADDED, ResponseGroup, RowPacking, token_batches
 from adaptpo.models.shared_prompt.layout import positions, shared_prompts
 from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup
 
@@ -96,7 +96,11 @@ def shared_rows(
 
 
 def response_rows(
-    groups: Sequence[Answered], responses: Sequence[list[int]], prompt_of: Sequence[int], pad_id: int, rows: Rows
+    groups: Sequence[ResponseGroup],
+    responses: Sequence[list[int]],
+    prompt_of: Sequence[int],
+    pad_id: int,
+    rows: RowPacking,
 ) -> Batch:
     """The rows of a forward pass; response i follows the prompt of `groups[prompt_of[i]]`."""
     prompts = [group.prompt.ids for group in groups]
@@ -142,7 +146,7 @@ class GroupCollator:
     samples of those pairs that have one."""
 
     pad_id: int
-    rows: Rows = PADDED
+    rows: RowPacking = PADDED
 
     def __call__(self, groups: Sequence[PromptGroup]) -> Batch:
         members = [(index, group, pair) for index, group in enumerate(groups) for pair in group.pairs]

@@ -13,7 +13,7 @@ from adaptpo.choices.objectives import Objective
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.inference import PromptedPair, autocast, to_device
 from adaptpo.models.logps import head_inputs, model_arguments
-from adaptpo.models.packing import Rows, token_batches
+from adaptpo.models.packing import RowPacking, token_batches
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.types import PromptGroup, Text
 
@@ -27,7 +27,7 @@ def policy_states(
     pad_id: int,
     items: Sequence[PromptedPair],
     args: TrainingArguments,
-    rows: Rows,
+    rows: RowPacking,
     objective: Objective,
 ) -> Iterator[tuple[int, PairStates]]:
     """The states of each pair under a policy with the pair's index in `items`; similar lengths come together."""

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.logps import sum_pairs, token_logps
-from adaptpo.models.packing import PADDED, Rows, token_batches
+from adaptpo.models.packing import PADDED, RowPacking, token_batches
 from adaptpo.types import PairLogps, PreferencePair, Prompt, PromptGroup
 
 PromptedPair = tuple[Prompt, PreferencePair]
@@ -31,7 +31,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def evaluate_pairs(
-    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: Rows = PADDED
+    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: RowPacking = PADDED
 ) -> PairLogps:
     """`PairLogps` of n pairs under a model, float32 on the CPU, in the order of `items`."""
     return evaluate_tokens(model, pad_id, items, args, rows, keep=False)[0]
@@ -47,7 +47,7 @@ def evaluate_tokens(
     pad_id: int,
     items: Sequence[PromptedPair],
     args: TrainingArguments,
-    rows: Rows = PADDED,
+    rows: RowPacking = PADDED,
     keep: bool = True,
 ) -> tuple[PairLogps, list[TokenLogps]]:
     """`PairLogps` of n pairs, and with `keep` the log-probs of their tokens, in the order of `items`.
@@ -67,7 +67,7 @@ def evaluate_tokens(
 
 
 def token_passes(
-    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: Rows
+    model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: RowPacking
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """Indices of items, their batch, and its `token_logps`."""
     model.eval()

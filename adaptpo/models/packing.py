@@ -10,7 +10,7 @@ from adaptpo.types import Prompt, Response
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowPacking:
     """`shared_prompts`: one row in which a prompt stands once; else one right-padded row per response.
 
     `chunked_head`: compute logits in recomputed chunks where they would take much memory. `max_tokens`: the most
@@ -22,11 +22,11 @@ class Rows:
     max_tokens: int = 16384
 
 
-PADDED = Rows()
+PADDED = RowPacking()
 """What is right for every causal model."""
 
 
-class Answered(Protocol):
+class ResponseGroup(Protocol):
     """A prompt with the responses to it that are computed together."""
 
     @property
@@ -36,11 +36,11 @@ class Answered(Protocol):
     def responses(self) -> Sequence[Response]: ...
 
 
-def response_lengths(group: Answered) -> list[int]:
+def response_lengths(group: ResponseGroup) -> list[int]:
     return [len(response.ids) for response in group.responses]
 
 
-def row_tokens(groups: Sequence[Answered], rows: Rows) -> int:
+def row_tokens(groups: Sequence[ResponseGroup], rows: RowPacking) -> int:
     """Tokens, padding included, that a forward pass over these groups computes."""
     lengths = [(len(group.prompt.ids), response_lengths(group)) for group in groups]
     if rows.shared_prompts:
@@ -48,7 +48,7 @@ def row_tokens(groups: Sequence[Answered], rows: Rows) -> int:
     return sum(len(responses) for _, responses in lengths) * max(p + max(responses) for p, responses in lengths)
 
 
-def token_batches(groups: Sequence[Answered], rows: Rows) -> list[list[int]]:
+def token_batches(groups: Sequence[ResponseGroup], rows: RowPacking) -> list[list[int]]:
     """Indices of whole groups, sorted by length, in batches of at most `max_tokens`."""
     batches: list[list[int]] = []
     for index in sorted(range(len(groups)), key=lambda i: row_tokens([groups[i]], rows)):

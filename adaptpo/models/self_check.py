@@ -17,7 +17,7 @@ from adaptpo.models.collate import Batch, GroupCollator, padded_rows
 from adaptpo.models.inference import to_device
 from adaptpo.models.loading import first_line
 from adaptpo.models.logps import chunked_logps, whole_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import base_model, sharing_prompts
 from adaptpo.types import PromptGroup
 
@@ -100,7 +100,7 @@ class SelfCheck:
         responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
         return [padded_rows([self.group.prompt.ids], [response], self.pad_id) for response in responses]
 
-    def batch(self, rows: Rows) -> Batch:
+    def batch(self, rows: RowPacking) -> Batch:
         return GroupCollator(self.pad_id, rows)([self.group])
 
     def measure(self, batches: Sequence[Batch], token_logps: TokenLogps) -> Measured:
@@ -144,7 +144,7 @@ class SelfCheck:
             with sharing_prompts(self.model) as possible:
                 if not possible:
                     return padded_because(f"{self.name} has layers or an attention that cannot share a prompt")
-                found = difference(self.exact, self.measure([self.batch(Rows(shared_prompts=True))], whole_logps))
+                found = difference(self.exact, self.measure([self.batch(RowPacking(shared_prompts=True))], whole_logps))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:

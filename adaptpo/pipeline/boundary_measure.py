@@ -15,7 +15,7 @@ from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import generating
 from adaptpo.run.directory import Summary
-from adaptpo.run.lazy_sequence import Lazy, Places, as_array
+from adaptpo.run.lazy_sequence import Indices, Lazy, as_array
 from adaptpo.run.schemas import COMPARISONS_SCHEMA, RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.stage.preference import AnnotatorPreference, Comparison, PreferenceModel
@@ -38,7 +38,7 @@ class Subject:
 
     folder: str
     policy: str
-    ids: Places
+    ids: Indices
 
 
 def draw(context: Context, subject: Subject) -> Lazy[PromptedPair]:

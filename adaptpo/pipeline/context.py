@@ -43,12 +43,12 @@ from adaptpo.models.loading import (
     stop_ids_of,
     text_mode_of,
 )
-from adaptpo.models.packing import Rows
+from adaptpo.models.packing import RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.directory import RunDirectory
 from adaptpo.run.files import read_columns, read_rows
-from adaptpo.run.lazy_sequence import Lazy, Places, as_array, pick
+from adaptpo.run.lazy_sequence import Indices, Lazy, as_array, pick
 from adaptpo.run.schemas import PROMPT_COLUMNS, read_offline, read_prompt
 from adaptpo.seeds import seed_for
 from adaptpo.training.actor_critic import CRITIC, Critic
@@ -229,10 +229,10 @@ class Context:
         return next(self.policy(self.initial).parameters()).dtype
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> RowPacking:
         """How log-probs are computed: what the self-check at the run's start found, for all of the run."""
         found = self.run.state["phases"]["check"]
-        return Rows(found["rows"] == "shared", found["chunked_head"], self.config.max_tokens_per_batch)
+        return RowPacking(found["rows"] == "shared", found["chunked_head"], self.config.max_tokens_per_batch)
 
     # Models
 
@@ -311,8 +311,8 @@ class Context:
 
     def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
         cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
-        tokens, objectives = self.config.max_tokens_per_batch, self.method.pairing.objectives
-        place = Workplace(self.inference_arguments.device, tokens, cache, objectives)
+        tokens, num_rewards = self.config.max_tokens_per_batch, self.method.pairing.num_rewards
+        place = Workplace(self.inference_arguments.device, tokens, cache, num_rewards)
         return build_annotator(parts, place)
 
     def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
@@ -323,7 +323,7 @@ class Context:
     def annotate_objectives(self, phase: str, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """As `annotate`, with `count` rewards for each request."""
         with self.annotating(phase) as annotator:
-            return annotator.objectives(requests, count)
+            return annotator.reward_vectors(requests, count)
 
     @contextmanager
     def annotating(self, phase: str) -> Iterator[Annotator]:
@@ -360,21 +360,21 @@ class Context:
         ids = as_array(self._filtered())
         return self.pairs_of(ids[self._held_out[ids]])
 
-    def pairs_of(self, ids: Places) -> Lazy[PromptedPair]:
+    def pairs_of(self, ids: Indices) -> Lazy[PromptedPair]:
         """The offline pairs of the prompts with these ids."""
 
-        def read(places: Places) -> list[PromptedPair]:
-            return [read_offline(row) for row in self.offline_rows.read(pick(ids, places))]
+        def read(indices: Indices) -> list[PromptedPair]:
+            return [read_offline(row) for row in self.offline_rows.read(pick(ids, indices))]
 
         return Lazy(len(ids), read, self.config.shard_size)
 
-    def prompts_of(self, ids: Places) -> Lazy[Prompt]:
-        def read(places: Places) -> list[Prompt]:
-            return [read_prompt(row) for row in self.offline_rows.read(pick(ids, places), PROMPT_COLUMNS)]
+    def prompts_of(self, ids: Indices) -> Lazy[Prompt]:
+        def read(indices: Indices) -> list[Prompt]:
+            return [read_prompt(row) for row in self.offline_rows.read(pick(ids, indices), PROMPT_COLUMNS)]
 
         return Lazy(len(ids), read, self.config.shard_size)
 
-    def offline_ids(self, part: int | None = None) -> Places:
+    def offline_ids(self, part: int | None = None) -> Indices:
         """The ids of the prompts of `offline`, in its order."""
         ids = self._filtered(part)
         if not self.run.done("validation"):
@@ -390,7 +390,7 @@ class Context:
             held_out[ids] = True
         return held_out
 
-    def _filtered(self, part: int | None = None) -> Places:
+    def _filtered(self, part: int | None = None) -> Indices:
         total, parts = len(self.offline_rows), self.config.num_iterations
         ids = range(total) if part is None else range(first_of(part, parts, total), first_of(part + 1, parts, total))
         if not self.run.done("filter"):

@@ -27,7 +27,9 @@ def joined(context: Context, folder: str, items: Sequence[PromptedPair]) -> list
     return [(prompt, replace(pair, **kept.get(pair_key(pair), {}))) for prompt, pair in items]
 
 
-def in_turn(context: Context, folder: str, items: Iterable[PromptedPair], first: int = 0) -> Iterable[PromptedPair]:
+def with_ordered_reference(
+    context: Context, folder: str, items: Iterable[PromptedPair], first: int = 0
+) -> Iterable[PromptedPair]:
     """As `with_reference` for a folder that holds some of the items, in their order, from its row `first` on."""
     if not context.method.needs_reference:
         return items

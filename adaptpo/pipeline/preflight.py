@@ -88,7 +88,7 @@ def check_executor(context: Context) -> None:
 
 
 def check_objectives(context: Context) -> None:
-    count = context.method.pairing.objectives
+    count = context.method.pairing.num_rewards
     if not count or context.reward is None:
         return
     parts = [] if context.reward == "train" else reward_parts(context.reward)

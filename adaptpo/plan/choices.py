@@ -55,7 +55,7 @@ def placeholders(pairing: Pairing) -> Candidates | None:
         responses=tuple(Response(FRESH, [2 + index]) for index in range(count)),
         rewards=rewards,
         offline_rewards=((count - 1) / 2, (count - 1) / 2),
-        objectives=tuple([reward] * pairing.objectives for reward in rewards),
+        reward_vectors=tuple([reward] * pairing.num_rewards for reward in rewards),
     )
 
 

@@ -11,7 +11,7 @@ from adaptpo.report.reading import RunData, number
 from adaptpo.types import Row
 
 SAMPLES_AT_MOST = 5
-Rows = dict[int, Row]
+RowsById = dict[int, Row]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def samples(run: RunData) -> list[Sample]:
     return [sample(key, note, stages, in_data) for key, note in picks]
 
 
-def spread(first: Rows, last: Rows) -> list[tuple[int, str]]:
+def spread(first: RowsById, last: RowsById) -> list[tuple[int, str]]:
     """Prompts at even steps through the ranking by change in reward, each with a note on that change."""
     changes = {key: change for key in first if (change := reward_change(first[key], last.get(key, {}))) is not None}
     if first is last or not changes:
@@ -61,7 +61,7 @@ def reward_change(first: Row, last: Row) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def sample(key: int, note: str, stages: dict[str, Rows], chosen_in_data: dict[str, str]) -> Sample:
+def sample(key: int, note: str, stages: dict[str, RowsById], chosen_in_data: dict[str, str]) -> Sample:
     rows = {label: stage[key] for label, stage in stages.items() if key in stage}
     first = next(iter(rows.values()))
     chosen = first.get("chosen") or chosen_in_data.get(first["prompt"])

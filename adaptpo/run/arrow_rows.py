@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from adaptpo.errors import RunError
 from adaptpo.run.files import whole_file
-from adaptpo.run.lazy_sequence import Places, as_array, batched
+from adaptpo.run.lazy_sequence import Indices, as_array, batched
 from adaptpo.types import Row
 
 BATCH = 256
@@ -62,9 +62,9 @@ class MappedRows:
         for number in range(self.file.num_record_batches):
             yield self.file.get_batch(number)
 
-    def read(self, places: Places, columns: Sequence[str] | None = None) -> list[Row]:
+    def read(self, indices: Indices, columns: Sequence[str] | None = None) -> list[Row]:
         """The rows with these numbers, in this order."""
-        numbers = as_array(places)
+        numbers = as_array(indices)
         borders = np.flatnonzero(np.diff(numbers // self.size)) + 1
         pieces = np.split(numbers, borders) if len(numbers) else []
         return [row for piece in pieces for row in self._of_batch(piece, columns)]

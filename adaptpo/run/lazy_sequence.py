@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 Item = TypeVar("Item")
 Other = TypeVar("Other")
 
-Places = range | NDArray[np.int64]
+Indices = range | NDArray[np.int64]
 """Numbers of items. A range takes no memory; an array takes 8 bytes an item."""
 
 
-def as_array(places: Places) -> NDArray[np.int64]:
+def as_array(indices: Indices) -> NDArray[np.int64]:
     """Of whole numbers also where there are none."""
-    return np.asarray(places, dtype=np.int64)
+    return np.asarray(indices, dtype=np.int64)
 
 
-def pick(places: Places, chosen: Places) -> Places:
-    """`places[i]` for each i of `chosen`: a range where both are."""
+def pick(indices: Indices, chosen: Indices) -> Indices:
+    """`indices[i]` for each i of `chosen`: a range where both are."""
     if isinstance(chosen, range):
-        return places[chosen.start : chosen.stop : chosen.step]
-    return as_array(places)[chosen]
+        return indices[chosen.start : chosen.stop : chosen.step]
+    return as_array(indices)[chosen]
 
 
 class Lazy(Sequence[Item]):
@@ -34,7 +34,7 @@ class Lazy(Sequence[Item]):
     Items are read `block` at a time, and no more than the block read last is kept. A slice is read at once, as a list.
     """
 
-    def __init__(self, length: int, read: Callable[[Places], list[Item]], block: int) -> None:
+    def __init__(self, length: int, read: Callable[[Indices], list[Item]], block: int) -> None:
         self.length, self.read, self.block = length, read, block
         self.kept: tuple[int, list[Item]] = (-1, [])
 
@@ -50,30 +50,30 @@ class Lazy(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return self.read(range(self.length)[index])
-        number, place = divmod(range(self.length)[index], self.block)
+        number, index = divmod(range(self.length)[index], self.block)
         if number != self.kept[0]:
             self.kept = number, self[number * self.block : (number + 1) * self.block]
-        return self.kept[1][place]
+        return self.kept[1][index]
 
     def __iter__(self) -> Iterator[Item]:
         for start in range(0, self.length, self.block):
             yield from self[start : start + self.block]
 
     def __add__(self, other: Lazy[Item]) -> Lazy[Item]:
-        def read(places: Places) -> list[Item]:
-            numbers = as_array(places)
+        def read(indices: Indices) -> list[Item]:
+            numbers = as_array(indices)
             first = numbers < self.length
             return self.read(numbers[first]) + other.read(numbers[~first] - self.length)
 
         return Lazy(self.length + len(other), read, self.block)
 
-    def take(self, chosen: Places) -> Lazy[Item]:
+    def take(self, chosen: Indices) -> Lazy[Item]:
         """The items with these numbers."""
-        return Lazy(len(chosen), lambda places: self.read(pick(chosen, places)), self.block)
+        return Lazy(len(chosen), lambda indices: self.read(pick(chosen, indices)), self.block)
 
     def map(self, change: Callable[[list[Item]], list[Other]]) -> Lazy[Other]:
         """The items as `change` makes them of some at a time."""
-        return Lazy(self.length, lambda places: change(self.read(places)), self.block)
+        return Lazy(self.length, lambda indices: change(self.read(indices)), self.block)
 
 
 def matched(

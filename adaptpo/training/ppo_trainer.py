@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from adaptpo.choices.method import Method
 from adaptpo.choices.policy_update import PPO
 from adaptpo.models.collate import Batch
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.training.actor_critic import ActorCritic
 from adaptpo.training.ppo import ppo_loss
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
@@ -37,7 +37,7 @@ class PPOTrainer(GroupTrainer):
         settings: PPO,
         log: Log,
         callbacks: Sequence[TrainerCallback] = (),
-        rows: Rows = PADDED,
+        rows: RowPacking = PADDED,
     ) -> None:
         self.actor_critic, self.settings, self.rows = model, settings, rows
         collate = RolloutCollator(tokenizer.pad_token_id, rows).batches

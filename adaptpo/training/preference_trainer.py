@@ -15,7 +15,7 @@ from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch, GroupCollator, count_prompts
 from adaptpo.models.inference import to_device
 from adaptpo.models.logps import token_logps
-from adaptpo.models.packing import PADDED, Rows
+from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.run.files import JsonLines
 from adaptpo.seeds import seed_for
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
@@ -45,7 +45,7 @@ class PreferenceTrainer(GroupTrainer):
         log: Log,
         pair_log: JsonLines | None = None,
         callbacks: Sequence[TrainerCallback] = (),
-        rows: Rows = PADDED,
+        rows: RowPacking = PADDED,
         stretch: tuple[float, float] = (0.0, 1.0),
         validation: Sequence[PromptGroup] = (),
         ranks: Ranks = ALONE,

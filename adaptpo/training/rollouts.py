@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from adaptpo.choices.policy_update import PPO
 from adaptpo.models.collate import Batch, response_rows, token_mask
 from adaptpo.models.inference import autocast, to_device
-from adaptpo.models.packing import PADDED, Rows, token_batches
+from adaptpo.models.packing import PADDED, RowPacking, token_batches
 from adaptpo.training.ppo import PPOTokens, generalized_advantages, token_rewards, whiten
 from adaptpo.types import Prompt, Response
 
@@ -56,7 +56,7 @@ class RolloutGroup:
 FIELDS = ("old", "advantages", "values", "returns")
 
 
-def answer_batch(groups: Sequence[RatedPrompt | RolloutGroup], pad_id: int, rows: Rows) -> Batch:
+def answer_batch(groups: Sequence[RatedPrompt | RolloutGroup], pad_id: int, rows: RowPacking) -> Batch:
     """The rows of a forward pass over all responses of these prompts."""
     members = [(index, response) for index, group in enumerate(groups) for response in group.responses]
     ids = [response.ids for _, response in members]
@@ -69,7 +69,7 @@ def evaluate_tokens(
     compute: Callable[[Batch], Tensor],
     pad_id: int,
     args: TrainingArguments,
-    rows: Rows = PADDED,
+    rows: RowPacking = PADDED,
 ) -> list[TokenValues]:
     """What `compute` says of the tokens of each response, [n, longest] for a batch, by prompt in the given order."""
     found: dict[int, TokenValues] = {}
@@ -123,7 +123,7 @@ class RolloutCollator:
     """Turns prompts with their rollouts into one batch, all rollouts of a prompt behind one another."""
 
     pad_id: int
-    rows: Rows = PADDED
+    rows: RowPacking = PADDED
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> Batch:
         rollouts = [rollout for group in groups for rollout in group.rollouts]

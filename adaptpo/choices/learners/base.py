@@ -110,7 +110,7 @@ class Learner:
         """What the run has to compute about every offline pair for this learner."""
         return ()
 
-    def sources(self) -> dict[str, str]:
+    def external_inputs(self) -> dict[str, str]:
         """Models and files beside those of the run that this learner reads: name -> path or hub id."""
         return {}
 

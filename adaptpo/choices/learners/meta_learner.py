@@ -102,7 +102,7 @@ class MetaLearner(Trust):
             "stage_start": False,
         }
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
-        shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `sources`.
+        shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `external_inputs`.
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def expected_share(self) -> Share:
@@ -126,7 +126,7 @@ class MetaLearner(Trust):
     def needed_features(self) -> tuple[PairFeature, ...]:
         return self.pair_features
 
-    def sources(self) -> dict[str, str]:
+    def external_inputs(self) -> dict[str, str]:
         encoders = {feature.name: feature.encoder for feature in self.pair_features if feature.encoder is not None}
         return encoders | ({"learner": str(learner_file(self.trained))} if self.trained else {})
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from adaptpo.annotation.base import Request
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.generate import Answered, answered_prompts
+from adaptpo.pipeline.phases.generate import AnsweredPrompt, answered_prompts
 from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Lazy
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, table
@@ -26,7 +26,7 @@ def judged_prompts(context: Context, iteration: int) -> Lazy[Judged]:
     """The responses to annotate with their indices: the fresh ones, and the offline ones where they are ranked too."""
     ranks_offline = context.method_in(iteration).pairing.ranks_offline
 
-    def judged(answered: Answered) -> Judged:
+    def judged(answered: AnsweredPrompt) -> Judged:
         offline = [(CHOSEN, answered.offline.chosen), (REJECTED, answered.offline.rejected)]
         return answered.prompt, [*enumerate(answered.responses), *(offline if ranks_offline else [])]
 
@@ -75,7 +75,7 @@ def rewards_of(
     context: Context, iteration: int, requests: Sequence[Request]
 ) -> list[tuple[float | None, list[float] | None]]:
     """The reward of each response, and those of its objectives where the pairing ranks by several."""
-    phase, count = f"{context.folder(iteration)}/annotate", context.method.pairing.objectives
+    phase, count = f"{context.folder(iteration)}/annotate", context.method.pairing.num_rewards
     if not count:
         return [(reward, None) for reward in context.annotate(phase, requests)]
     several = context.annotate_objectives(phase, requests, count)

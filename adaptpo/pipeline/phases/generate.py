@@ -14,7 +14,7 @@ from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.run.directory import Summary
-from adaptpo.run.lazy_sequence import Lazy, Places
+from adaptpo.run.lazy_sequence import Indices, Lazy
 from adaptpo.run.schemas import RESPONSES_SCHEMA, read_generated, response_rows, table
 from adaptpo.seeds import seed_for
 from adaptpo.types import PreferencePair, Prompt, Response, Row
@@ -55,7 +55,7 @@ def incomplete(context: Context, folder: str, ids: NDArray[np.int64], count: int
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredPrompt:
     """A selected prompt with its offline pair and its fresh responses; none where they never came."""
 
     prompt: Prompt
@@ -63,15 +63,15 @@ class Answered:
     responses: list[Response]
 
 
-def answered_prompts(context: Context, iteration: int) -> Lazy[Answered]:
+def answered_prompts(context: Context, iteration: int) -> Lazy[AnsweredPrompt]:
     """In the order of generation."""
     folder, size = responses_folder(context, iteration), context.config.shard_size
     pairs = context.pairs_of(selected_ids(context, iteration))
 
-    def read(places: Places) -> list[Answered]:
+    def read(indices: Indices) -> list[AnsweredPrompt]:
         responses: dict[int, list[Response]] = defaultdict(list)
-        for row in context.run.read_shards_of(folder, places, size):
+        for row in context.run.read_shards_of(folder, indices, size):
             responses[row["prompt_id"]].append(read_generated(row))
-        return [Answered(prompt, offline, responses[prompt.id]) for prompt, offline in pairs.read(places)]
+        return [AnsweredPrompt(prompt, offline, responses[prompt.id]) for prompt, offline in pairs.read(indices)]
 
     return Lazy(len(pairs), read, size)

@@ -14,10 +14,10 @@ from adaptpo.choices.pairing import Candidates, NoPair
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.annotate import CHOSEN, REJECTED, annotations_folder
-from adaptpo.pipeline.phases.generate import Answered, answered_prompts
+from adaptpo.pipeline.phases.generate import AnsweredPrompt, answered_prompts
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import LeftOut, Summary
-from adaptpo.run.lazy_sequence import Lazy, Places, matched
+from adaptpo.run.lazy_sequence import Indices, Lazy, matched
 from adaptpo.run.schemas import PAIRS_SCHEMA, pair_row, read_pair
 from adaptpo.types import PreferencePair, Row
 
@@ -57,14 +57,14 @@ def read_candidates(context: Context, iteration: int) -> Sequence[Candidates]:
     answered = answered_prompts(context, iteration)
     folder, size = annotations_folder(context, iteration), context.config.shard_size
 
-    def read(places: Places) -> list[Candidates]:
-        found = {(row["prompt_id"], row["index"]): row for row in context.run.read_shards_of(folder, places, size)}
-        return [candidates_of(iteration, some, found) for some in answered.read(places)]
+    def read(indices: Indices) -> list[Candidates]:
+        found = {(row["prompt_id"], row["index"]): row for row in context.run.read_shards_of(folder, indices, size)}
+        return [candidates_of(iteration, some, found) for some in answered.read(indices)]
 
     return Lazy(len(answered), read, size)
 
 
-def candidates_of(iteration: int, answered: Answered, annotations: Mapping[tuple[int, int], Row]) -> Candidates:
+def candidates_of(iteration: int, answered: AnsweredPrompt, annotations: Mapping[tuple[int, int], Row]) -> Candidates:
     """`annotations`: rows by prompt id and index of the response."""
     id_ = answered.prompt.id
     fresh = [annotations[id_, index] for index in range(len(answered.responses))]
@@ -74,7 +74,7 @@ def candidates_of(iteration: int, answered: Answered, annotations: Mapping[tuple
         iteration=iteration,
         responses=tuple(answered.responses),
         rewards=tuple(row["reward"] for row in fresh),
-        objectives=tuple(row["objectives"] for row in fresh),
+        reward_vectors=tuple(row["objectives"] for row in fresh),
         offline_rewards=(chosen, rejected),
     )
 
@@ -82,8 +82,8 @@ def candidates_of(iteration: int, answered: Answered, annotations: Mapping[tuple
 def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
     rows = MappedRows(pairs_file(context, iteration))
 
-    def read(places: Places) -> list[PromptedPair]:
-        pairs = [read_pair(row) for row in rows.read(places)]
+    def read(indices: Indices) -> list[PromptedPair]:
+        pairs = [read_pair(row) for row in rows.read(indices)]
         ids = list(dict.fromkeys(pair.prompt_id for pair in pairs))
         prompts = dict(zip(ids, context.prompts_of(np.array(ids, dtype=np.int64)), strict=True))
         return [(prompts[pair.prompt_id], pair) for pair in pairs]

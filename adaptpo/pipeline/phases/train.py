@@ -16,9 +16,9 @@ from transformers import TrainingArguments
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ModelError
 from adaptpo.models.inference import PromptedPair, autocast
-from adaptpo.models.packing import Rows
+from adaptpo.models.packing import RowPacking
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.kept_reference import in_turn, with_reference
+from adaptpo.pipeline.kept_reference import with_ordered_reference, with_reference
 from adaptpo.pipeline.phases.features import Features, features_of_prompts
 from adaptpo.pipeline.phases.pair import iteration_pairs
 from adaptpo.run.arrow_rows import MappedRows, write_rows
@@ -43,7 +43,7 @@ def warm_up(context: Context) -> Summary:
 def train_iteration(context: Context, iteration: int) -> Summary:
     folder = context.folder(iteration)
     known = with_reference(context, "reference", iteration_pairs(context, iteration))
-    items = in_turn(context, f"{folder}/reference", known)
+    items = with_ordered_reference(context, f"{folder}/reference", known)
     features = features_of_prompts(context, iteration)
     return train(context, folder, items, context.start_policy(iteration), features, iteration=iteration)
 
@@ -54,7 +54,9 @@ def validation_groups(context: Context, iteration: int | None) -> Sequence[Promp
         return []
     folder, trained = context.folder(iteration), len(iteration_pairs(context, iteration))
     items = with_reference(context, "reference", context.validation())
-    return kept_groups(context, folder, "validation", in_turn(context, f"{folder}/reference", items, first=trained))
+    return kept_groups(
+        context, folder, "validation", with_ordered_reference(context, f"{folder}/reference", items, first=trained)
+    )
 
 
 def kept_groups(
@@ -69,7 +71,7 @@ def kept_groups(
 
     context.ranks.on_first(write)
     rows = MappedRows(path)
-    return Lazy(len(rows), lambda places: [read_group(row) for row in rows.read(places)], block=1)
+    return Lazy(len(rows), lambda indices: [read_group(row) for row in rows.read(indices)], block=1)
 
 
 def grouped(items: Iterable[PromptedPair], features: Iterable[Features] = ()) -> Iterator[PromptGroup]:
@@ -168,7 +170,7 @@ def own_folder(context: Context, name: str) -> Iterator[Path]:
             yield Path(scratch)
 
 
-def training_rows(context: Context) -> Rows:
+def training_rows(context: Context) -> RowPacking:
     """How log-probs are computed in training; the head of a sharded model cannot run by itself, in chunks."""
     sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
     return replace(context.rows, chunked_head=context.rows.chunked_head and not sharded)
