@@ -106,7 +106,7 @@ def policy_moved(policy: str, out: Path) -> bool:
 
 
 def test_the_table_holds_the_methods_it_should() -> None:
-    assert set(METHODS) == EXPECTED
+    assert set(METHODS) >= EXPECTED
 
 
 @pytest.mark.parametrize("name", METHODS)
