@@ -26,7 +26,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `adaptpo --help` does not wait for torch."""
+    """Imports on first use, so that `adaptpo --help` does not wait for torch."""
     if name == "methods":
         return import_module("adaptpo.methods")
     if name in _HOMES:

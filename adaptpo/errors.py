@@ -1,8 +1,8 @@
-"""The errors a user can mend. The command line prints their message without a traceback and exits with status 2."""
+"""Errors that a user can fix. The command line prints their message without a traceback and exits with status 2."""
 
 
 class AdaptpoError(Exception):
-    """Something the user can mend; the message says what was found and names the remedy."""
+    """An error that the user can fix; the message states what was found and names the remedy."""
 
 
 class ConfigError(AdaptpoError):
@@ -10,7 +10,7 @@ class ConfigError(AdaptpoError):
 
 
 class DataError(AdaptpoError):
-    """A data set cannot be read, or nothing of it is left."""
+    """A data set cannot be read, or none of its rows is left."""
 
 
 class ModelError(AdaptpoError):
@@ -30,4 +30,4 @@ class RunError(AdaptpoError):
 
 
 class TrainingError(AdaptpoError):
-    """Training cannot go on (for instance a loss that is not finite)."""
+    """Training cannot continue (for instance, a loss is not finite)."""

@@ -1,4 +1,4 @@
-"""The public trainer: takes what Hugging Face users have at hand and runs the phases in a run directory."""
+"""The public trainer: takes Hugging Face models, tokenizers and data sets, and runs the phases of a run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class AlignmentTrainer:
 
     Args:
         model: hub id, folder, or a causal language model in memory (with its tokenizer as `processing_class`).
-        args: every setting but model, data, method and reward.
-        method: what `adaptpo.methods` returns, or any `Method`; it is copied, so it can be used again.
+        args: all settings except model, data, method and reward.
+        method: a method from `adaptpo.methods`, or any `Method`. It is copied, so it can be reused.
         train_dataset: a `datasets.Dataset` of preference pairs in TRL's formats, a list of rows, a path, or a hub id.
         reward_funcs: a reward model (hub id, folder, or in memory with its tokenizer as `reward_processing_class`),
             `"train"`, `"python:module:function"`, a function `f(prompts, completions, **columns) -> list[float]`,
-            settings of another annotator as in a recipe (`{"judge": "MODEL", ...}`), or a list of these with weights;
-            None for methods that never annotate.
+            the settings of another annotator, as in a recipe (`{"judge": "MODEL", ...}`), or a list of these with
+            weights; None for methods that never annotate.
         eval_dataset: held-out prompts or pairs; every stage is then evaluated on the first `max_eval_prompts`.
     """
 
@@ -63,12 +63,15 @@ class AlignmentTrainer:
         self.reward, self.reward_processing_class = reward_funcs, reward_processing_class
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe) -> AlignmentTrainer:
-        """Raises ConfigError for a method, objective or argument that does not exist."""
+    def from_recipe(cls, recipe: Recipe, method: Method | None = None) -> AlignmentTrainer:
+        """A trainer with the recipe's method, or another one.
+
+        Raises ConfigError for a method, objective or argument that does not exist.
+        """
         return cls(
             model=recipe.model,
             args=recipe,
-            method=build_method(recipe),
+            method=method or build_method(recipe),
             train_dataset=recipe.data,
             reward_funcs=recipe.reward,
             eval_dataset=recipe.eval_data,
@@ -76,7 +79,7 @@ class AlignmentTrainer:
         )
 
     def train(self) -> Path:
-        """Run, or go on where `args.output_dir` holds an unfinished run of the same settings and inputs.
+        """Trains, or resumes an unfinished run of the same settings and inputs in `args.output_dir`.
 
         Returns the folder of the aligned model. Raises an AdaptpoError that names the remedy.
         """
@@ -84,25 +87,25 @@ class AlignmentTrainer:
             return align(context)
 
     def prepare(self) -> Path:
-        """Run everything before the first iteration alone: data, checks, reference log-probs, evaluation, warm-up.
+        """Runs only what precedes the first iteration: data, checks, reference log-probs, evaluation, warm-up.
 
-        Returns `args.output_dir`. `train` goes on from there, and so do other runs that name it as `branch_of`.
+        Returns `args.output_dir`. `train` continues from there, and so do other runs that name it as `branch_of`.
         """
         with self.open() as context:
             run_opening(context)
             return context.run.path
 
     def opening_facts(self) -> dict[str, Any]:
-        """What the opening depends on: runs that agree in it can share it by `branch_of`."""
+        """Returns what the opening depends on. Runs with equal values can share an opening through `branch_of`."""
         initial, reward = self._models(Path(self.args.output_dir) / "inputs")
         return opening_facts(self._resolved(initial, reward))
 
     @contextmanager
     def open(self) -> Iterator[Context]:
-        """The run with its folder locked and claimed, before any phase; see `train` for the errors."""
+        """Opens the run, with its folder locked and claimed, before any phase. Raises the same errors as `train`."""
         ranks = join_ranks(self.args.training)
         if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in (self.model, self.reward)):
-            raise ConfigError("runs over several processes take models as folders or hub ids; save them first")
+            raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
         with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
             initial, reward = self._models(run.path / "inputs")
             ranks.on_first(partial(self._claim, run, initial, reward))
@@ -122,7 +125,7 @@ class AlignmentTrainer:
         return initial, reward
 
     def _resolved(self, initial: str, reward: RewardSource, processes: int = 1) -> dict[str, Any]:
-        """What makes this run this run; a run directory refuses another."""
+        """Returns what identifies this run. A run directory refuses a run with other values."""
         recipe = self.args.model_dump(mode="json")
         method = {
             "name": self.method.name,
@@ -162,7 +165,7 @@ class AlignmentTrainer:
 
 
 def described(reward: RewardSource) -> Any:
-    """The reward as `config.yaml` shows it; functions by their names."""
+    """The reward as `config.yaml` shows it, with functions given by name."""
     if isinstance(reward, list | tuple | dict):
         return [
             {name: value if not callable(value) else function_name(value) for name, value in part.model_dump().items()}

@@ -1,4 +1,4 @@
-"""What flows through a run: prompts, responses, pairs, and the prompt groups that are never torn.
+"""The data that flows through a run: prompts, responses, pairs, and prompt groups, which are never split.
 
 `Text` is either a plain string (TRL's standard format) or a list of chat messages (conversational format).
 Token lists never contain padding.
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adaptpo.errors import TrainingError
 
-if TYPE_CHECKING:  # Readers of data and reports need no torch.
+if TYPE_CHECKING:  # Code that only reads data or reports needs no torch.
     from torch import Tensor
 
 
 Row = dict[str, Any]
-"""A row of a data set or of a file of the run: values by column."""
+"""A row of a data set or of a run's file: values by column."""
 
 Message = dict[str, Any]
 Text = str | list[Message]
 Source = Literal["offline", "online", "mixed"]
 SOURCES = ("offline", "online", "mixed")
 OFFLINE, ONLINE, MIXED = range(3)
-"""Their numbers in `PairBatch.source`."""
+"""The numbers of `SOURCES` in `PairBatch.source`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PreferenceExample:
     """One row of a preference data set, before tokenization.
 
     `chosen` and `rejected` hold the response alone (text, or the messages that follow the shared prompt);
-    `columns` holds every further column of the row and is handed to reward functions.
+    `columns` holds the row's other columns, which are passed to reward functions.
     """
 
     row: int
@@ -62,7 +62,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """A response with its tokens. `ended`: the last token is the end of the turn, not a cut."""
+    """A response with its tokens. `ended`: whether the last token ends the turn; False if the response was cut."""
 
     text: Text
     ids: list[int]
@@ -74,10 +74,10 @@ class PreferencePair:
     """Two responses to one prompt with their provenance.
 
     `reference_logps` are log pi_ref of (chosen, rejected) in nats, summed over response tokens; None until computed.
-    `reference_tokens` are the same by token, float32, kept for methods that need them.
-    `reward_gap` is the annotator's reward of chosen minus rejected, where one annotated the pair. `sample` is a fresh
-    response to the prompt as it was drawn, ranked or not, where the pairing keeps one. `objective` numbers the reward
-    that ranked the pair, where the annotator gives several.
+    `reference_tokens` are the same per token, float32, for methods that need them. `reward_gap` is the annotator's
+    reward of chosen minus rejected, None if the pair was not annotated. `sample` is a fresh response to the prompt as
+    it was drawn, ranked or not, if the pairing keeps one. `objective` is the index of the reward that ranked the pair,
+    if the annotator returns several.
     """
 
     prompt_id: int
@@ -94,8 +94,8 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """One prompt with all its pairs: the unit of batching. `features` are what the learners asked for about the offline
-    pair of the prompt, by name."""
+    """One prompt with all its pairs: the unit of batching. `features` are those that learners requested of the prompt's
+    offline pair, by name."""
 
     prompt: Prompt
     pairs: tuple[PreferencePair, ...]
@@ -103,24 +103,24 @@ class PromptGroup:
 
     @property
     def responses(self) -> list[Response]:
-        """All responses of its pairs: a row of the forward pass each."""
+        """All responses of its pairs, each one row of the forward pass."""
         sides = [response for pair in self.pairs for response in (pair.chosen, pair.rejected, pair.sample)]
         return [response for response in sides if response is not None]
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Detached facts about the n pairs of a micro-batch of whole prompt groups; every tensor has shape [n].
+    """Detached values of the n pairs of a micro-batch of whole prompt groups; every tensor has shape [n] unless noted.
 
-    `group` numbers the prompt groups of the micro-batch from 0; `group_size` is how many pairs the pair's prompt has
-    in all; `reward_gap` is NaN where nobody annotated the pair; `data_weight` is the row's column `weight`, or 1;
+    `group` numbers the prompt groups of the micro-batch from 0; `group_size` is the total number of pairs of the pair's
+    prompt; `reward_gap` is NaN if the pair was not annotated; `data_weight` is the row's column `weight`, or 1;
     `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
-    name, the [n, width] that learners asked for about the offline pair of each pair's prompt; `divergence` is that of
-    `PairLogps`, None where the run keeps no reference log-probs of tokens, or the exact one for a weighting that
-    measures it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss by the weight of the
-    language-model head, None where the weighting does not measure it.
+    name, the [n, width] that learners requested of the offline pair of each pair's prompt. `divergence` is that of
+    `PairLogps`, None if the run stores no per-token reference log-probs, or the exact one for a weighting that measures
+    it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss with respect to the weight of the
+    language-model head, None if the weighting does not measure it.
 
-    Raises TrainingError if a group is torn: its weights would no longer be shares of one prompt.
+    Raises TrainingError if a group is split: its weights would no longer be shares of one prompt.
     """
 
     prompt_id: Tensor
@@ -140,7 +140,7 @@ class PairBatch:
         if not present.equal(self.group_size):
             torn = self.prompt_id[present != self.group_size].unique().tolist()
             raise TrainingError(
-                f"prompts {torn[:5]} came with only some of their pairs in one micro-batch; "
+                f"prompts {torn[:5]} have only some of their pairs in this micro-batch; "
                 "batch whole prompt groups, or the weights within a prompt no longer sum to 1"
             )
 
@@ -149,10 +149,10 @@ class PairBatch:
 class PairLogps:
     """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n].
 
-    The reference fields are None for objectives that do not need a reference. Length normalization is the
-    objective's own business, hence the token counts. `sample` are those of each pair's fresh sample, 0 where it has
-    none, and None where no pair has one. `divergence` estimates KL(policy | reference) in nats a token, as a mean over
-    the tokens of both responses, without gradient; None where the reference of tokens is not kept.
+    The reference fields are None for objectives that do not need a reference. The token counts are for objectives that
+    normalize by length. `sample` holds the sums of each pair's fresh sample: 0 if a pair has none, None if no pair has
+    one. `divergence` estimates KL(policy | reference) in nats per token, as a mean over the tokens of both responses,
+    without gradient; None if per-token reference log-probs are not stored.
     """
 
     chosen: Tensor
@@ -165,7 +165,7 @@ class PairLogps:
     divergence: Tensor | None = None
 
     def ratios(self) -> Tensor:
-        """[n, 2]: log pi / pi_ref of chosen and rejected; log pi where there is no reference."""
+        """log pi / pi_ref of chosen and rejected, [n, 2]; log pi if there is no reference."""
         import torch
 
         sides = torch.stack([self.chosen, self.rejected], dim=1)

@@ -430,7 +430,7 @@ def test_language_model_without_a_trained_head_is_refused(tmp_path: Path) -> Non
     path = save_policy(tmp_path / "policy")
     config = tiny_config(TOKENIZER, num_labels=1)
     config.save_pretrained(path)
-    with pytest.raises(ModelError, match=r"no trained reward model: it holds no score\.weight.*reward: train"):
+    with pytest.raises(ModelError, match=r"not a trained reward model: it has no score\.weight.*reward: train"):
         load_reward_model(path, {})
 
 
@@ -458,7 +458,7 @@ def test_each_of_several_annotators_is_an_objective() -> None:
     helpful, harmless = (FunctionAnnotator(lambda values=values, **_: values) for values in ([1.0, 2.0], [3.0, None]))
     combined = CombinedAnnotator([(helpful, 0.5), (harmless, 0.5)])
     assert combined.reward_vectors(requests, 2) == [[1.0, 3.0], None]
-    with pytest.raises(AnnotationError, match="lists 2 annotators, and the method has 3 objectives"):
+    with pytest.raises(AnnotationError, match="lists 2 annotators, but the method has 3 objectives"):
         combined.reward_vectors(requests, 3)
-    with pytest.raises(AnnotationError, match="gives one reward, and the method ranks by 2"):
+    with pytest.raises(AnnotationError, match="gives one reward, but the method ranks by 2"):
         OneReward().reward_vectors(requests, 2)

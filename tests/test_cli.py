@@ -158,7 +158,7 @@ def test_malformed_line_is_named_and_can_be_mended(recipe: Recipe, folder: Path,
     lines = (folder / "pairs.jsonl").read_text().splitlines()
     (folder / "pairs.jsonl").write_text("\n".join([lines[0], '{"prompt": ', lines[2]]) + "\n")
     message = refusal("train", recipe())
-    assert "pairs.jsonl, line 2: not valid JSON" in message and "mend or delete this line" in message
+    assert "pairs.jsonl, line 2: not valid JSON" in message and "fix or delete this line" in message
     (folder / "pairs.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
     assert status_of("train", recipe()) == 0
 
@@ -234,7 +234,7 @@ def test_interruption_says_how_to_go_on(recipe: Recipe, capsys: pytest.CaptureFi
     path = recipe(method="online_dpo", reward="python:shop_rewards:interrupted")
     assert status_of("train", path) == 130
     error = capsys.readouterr().err
-    assert "interrupted; start the same command again to go on" in error and "Traceback" not in error
+    assert "interrupted; start the same command again to resume" in error and "Traceback" not in error
 
 
 # --- the run directory -----------------------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ def test_missing_splits_name_the_available_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.jsonl", '{"a": 1}\n\n{"a": \n', "line 3: not valid JSON.*mend or delete"),
+        ("d.jsonl", '{"a": 1}\n\n{"a": \n', "line 3: not valid JSON.*fix or delete"),
         ("d.jsonl", '{"a": 1}\n[1]\n', "line 2: found a JSON list"),
         ("d.json", '[{"a": 1},\n 2,,]', "line 2: not valid JSON"),
         ("d.json", "[1]", "item 0: found a JSON int"),

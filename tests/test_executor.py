@@ -56,7 +56,7 @@ def test_kind_alone_is_a_section() -> None:
     [
         ("rey", "'executor.kind': Input should be 'local' or 'ray'"),
         ({"kind": "ray", "adress": "auto"}, "unknown key 'executor.adress': did you mean 'address'?"),
-        ({"workers": 2}, "workers is read by executor ray alone; set kind to ray"),
+        ({"workers": 2}, "workers is read only by executor ray; set kind to ray"),
         ({"kind": "ray", "address": "ray://head:10001"}, "'executor.address': String should match pattern"),
         ({"kind": "ray", "workers": 0}, "'executor.workers': Input should be greater than 0"),
     ],

@@ -7,6 +7,7 @@ import inspect
 import json
 from array import array
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
+from adaptpo.choices.filters import FILTERS
 from adaptpo.choices.iteration import Iteration, StageReading
 from adaptpo.choices.objectives import OptimisticDPO
-from adaptpo.choices.pairing import Candidates
-from adaptpo.choices.selection import SelectAll, SelectNone
+from adaptpo.choices.pairing import PAIRINGS, Candidates
+from adaptpo.choices.selection import SELECTIONS, SelectAll, SelectNone
+from adaptpo.choices.weighting import WEIGHTINGS
 from adaptpo.cli.methods import axis_names, method_rows
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import AnnotationError, ConfigError
@@ -46,6 +49,48 @@ EXPECTED = {
 
 
 ON_PAIRS = [name for name in METHODS if METHODS[name]().trainer.uses_pairs]
+
+AXES = ("selection", "pairing", "objective", "weighting", "filter", "trainer")
+
+
+@cache
+def parts(name: str, *axes: str) -> frozenset[str]:
+    """The kinds of things that a method has on these axes: classes of choices, learners, features, and so on."""
+    method = METHODS[name]()
+    kinds = {axis: {type(getattr(method, axis)).__name__} for axis in AXES}
+    kinds["learner"] = {type(learner).__name__ for learner in method.learners()}
+    kinds["feature"] = {feature.name for feature in method.features()}
+    kinds["rest"] = {f"reference: {method.reference}", f"held out: {method.validation is not None}"}
+    kinds["rest"] |= {f"{part} asks for the stage" for part in ("weighting", "pairing") if asks_for_stage(method, part)}
+    return frozenset(f"{axis} {kind}" for axis in axes for kind in kinds[axis])
+
+
+def asks_for_stage(method: Method, part: str) -> bool:
+    return bool(getattr(method, part).needs_stage(0))
+
+
+def covering(*axes: str) -> list[str]:
+    """Few methods that together have every kind there is on these axes, in the order of the table."""
+    missing, chosen = {part for name in METHODS for part in parts(name, *axes)}, list[str]()
+    while missing:
+        best = max(METHODS, key=lambda name: len(parts(name, *axes) & missing))
+        chosen.append(best)
+        missing -= parts(best, *axes)
+    return sorted(chosen, key=list(METHODS).index)
+
+
+def test_covering_methods_have_every_kind() -> None:
+    every = covering(*AXES, "learner", "feature", "rest")
+    for table, axis in (
+        (SELECTIONS, "selection"),
+        (PAIRINGS, "pairing"),
+        (WEIGHTINGS, "weighting"),
+        (FILTERS, "filter"),
+    ):
+        present = {part for name in every for part in parts(name, axis)}
+        used = {part for name in METHODS for part in parts(name, axis)}
+        assert present == used <= {f"{axis} {kind.__name__}" for kind in table.values()}
+    assert len(covering("learner")) < len(every) < len(METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +169,7 @@ def test_runs_on_one_row(name: str, policy: str, tmp_path: Path) -> None:
     assert (final / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covering("pairing", "weighting", "filter", "trainer", "feature"))
 def test_everything_selected(name: str, policy: str, tmp_path: Path) -> None:
     method = replace(build(name), selection=SelectAll())
     align(policy, tmp_path / "run", method)
@@ -132,7 +177,7 @@ def test_everything_selected(name: str, policy: str, tmp_path: Path) -> None:
     assert policy_moved(policy, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covering("pairing", "weighting", "trainer"))
 def test_nothing_selected(name: str, policy: str, tmp_path: Path) -> None:
     """Methods that leave unselected prompts out have nothing to train on: the policy stays, and the run ends well."""
     method = replace(build(name), selection=SelectNone())
@@ -141,7 +186,7 @@ def test_nothing_selected(name: str, policy: str, tmp_path: Path) -> None:
     assert policy_moved(policy, tmp_path / "run") != leaves_out_unselected(method, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covering("objective", "weighting", "pairing", "trainer", "learner"))
 def test_accumulation_changes_nothing(name: str, policy: str, tmp_path: Path) -> None:
     """8 prompts a step as 8 x 1 and 1 x 8, the last step smaller; float32 sums in another order differ slightly.
 
@@ -224,7 +269,7 @@ def test_a_smaller_last_batch_is_the_mean_over_its_own_prompts(
     assert losses == pytest.approx(mean_losses(model, method, [groups[:2], groups[2:]]), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covering("weighting", "trainer", "feature", "filter", "rest"))
 def test_lora(name: str, policy: str, tmp_path: Path) -> None:
     final = align(policy, tmp_path / "run", build(name), peft={"r": 2, "target_modules": ["q_proj", "v_proj"]})
     adapter = weights(final)
@@ -232,7 +277,7 @@ def test_lora(name: str, policy: str, tmp_path: Path) -> None:
     assert any(tensor.abs().max() > 0 for tensor_name, tensor in adapter.items() if "lora_B" in tensor_name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", covering("learner", "trainer", "filter", "feature", "pairing", "rest"))
 def test_resume_is_bit_identical(name: str, policy: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 12, "reward": reward_for(build(name))}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0

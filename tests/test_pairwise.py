@@ -265,7 +265,7 @@ def test_parts_are_named_as_in_the_published_checkpoint(model: PairRM) -> None:
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no pairwise model of PairRM's kind: its config has no source_prefix_id"):
+    with pytest.raises(ModelError, match="not a pairwise model like PairRM: its config has no source_prefix_id"):
         load_pairwise_model(save_policy(tmp_path / "policy"))
     with pytest.raises(ModelError, match=r"cannot load a pairwise model from '.*/none'"):
         load_pairwise_model(str(tmp_path / "none"))
@@ -274,7 +274,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 def test_untrained_head_is_refused(folder: Path, model: PairRM) -> None:
     state = {name: value for name, value in model.state_dict().items() if "head_layer.4" not in name}
     model.save_pretrained(folder, state_dict=state)
-    with pytest.raises(ModelError, match=r"no trained pairwise model: it holds no head_layer.4.bias"):
+    with pytest.raises(ModelError, match=r"not a trained pairwise model: it has no head_layer.4.bias"):
         load_pairwise_model(str(folder))
 
 

@@ -373,14 +373,14 @@ def test_seconds_of_resumed_phases_are_named_as_those_of_their_last_attempt(tmp_
     run.state["iterations/0/generate"] = {"done": False, "attempts": 3}
     run.save()
     data = RunData.open(run.root)
-    note = "Interrupted and resumed, so counted with the last attempt alone: warmup."
+    note = "Interrupted and resumed; only the last attempt is counted: warmup."
     phases = phase_table(data)
     assert phases.note == note and iteration_table(data).note == ""
     assert {row[0]: row[1] for row in phases.rows}["warmup"] == "done, attempt 2"
     assert phases.rows[-1][1] == "unfinished, attempt 3"
     assert figure_specs(data)[-1].caption.endswith(note)
     assert write_report(run.root).read_text().count(note) == 3
-    assert ("wall time", duration(data.seconds()), "1 phase counted with its last attempt alone") in key_figures(data)
+    assert ("wall time", duration(data.seconds()), "1 phase counted with its last attempt only") in key_figures(data)
 
 
 def test_dropped_rows_are_grouped_by_reason_with_examples(run: Path) -> None:
@@ -523,7 +523,7 @@ def test_status_names_the_phase_in_which_a_run_stopped(tmp_path: Path) -> None:
     path = run.root / "metrics.jsonl"
     path.write_text(path.read_text() + '{"phase": "warmup", "lo')
     page = write_report(run.root).read_text()
-    assert "unfinished: warmup is begun but not done" in page
+    assert "unfinished: warmup has started but is not done" in page
     assert {"training", "time"} <= Links(page).ids
 
 
@@ -533,7 +533,7 @@ def test_out_chooses_the_folder(run: Path, tmp_path: Path) -> None:
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is no run folder.*adaptpo train"):
+    with pytest.raises(RunError, match=r"is not a run folder.*adaptpo train"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 

@@ -48,10 +48,10 @@ WRONG = {
     "{judge: m, mod: all}": "unknown key 'reward.mod': did you mean 'mode'?",
     "{judge: m, mode: every}": "'reward.mode': Input should be 'first', 'all' or 'score' (found 'every')",
     "[r, {judge: m, temprature: 1}]": "unknown key 'reward.1.temprature': did you mean 'temperature'?",
-    "{server: 'localhost:8000'}": "'reward.server': Value error, an address begins with http:// or https:// "
+    "{server: 'localhost:8000'}": "'reward.server': Value error, an address must begin with http:// or https:// "
     "(found 'localhost:8000')",
-    "[{reward_model: train}]": "'reward.0': `reward: train` stands alone; train the model in a run of its own and name "
-    "its folder here",
+    "[{reward_model: train}]": "'reward.0': `reward: train` must stand alone; train the model in a separate run and "
+    "name its folder here",
     "[3]": "'reward.0' is a int; give a path, or one of reward_model, function, pairwise, judge, server: ...",
     "[]": "reward is an empty list; name at least one of reward_model, function, pairwise, judge, server",
 }

@@ -276,7 +276,7 @@ def test_pairing_by_stage_follows_the_measurement() -> None:
     assert pairing.needs_stage(0) and pairing.needs_stage(5)
     assert pairing.at(Iteration(0, 2, reading(0.2))) == Offline()
     assert pairing.at(Iteration(1, 2, reading(0.7))) == Online(3)
-    with pytest.raises(ValueError, match="nobody measured"):
+    with pytest.raises(ValueError, match="was not measured"):
         pairing.at(Iteration(0, 2))
 
 
@@ -434,7 +434,7 @@ def test_command_says_and_writes_what_it_found(policy: str, folder: Path, capsys
     assert found["cost"]["responses"] == 120 and found["sampling"]["temperature"] == 0.7
     assert found["diagnostics"]["longer_wins"]["share"] == 1.0
     dropped = (folder / "out/dropped.jsonl").read_text()
-    assert "no answer of the preference model to 4 of 4" in dropped
+    assert "no answer from the preference model to 4 of 4" in dropped
     page = (folder / "out/report/report.html").read_text()
     assert found["decision"] in page and page.count("<figure") == 4
 

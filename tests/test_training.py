@@ -283,7 +283,7 @@ def test_pair_log_says_how_each_pair_counted(tokenizer: Any, groups: list[Prompt
 
 
 def test_models_with_missing_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no causal language model: it holds no lm_head\.weight"):
+    with pytest.raises(ModelError, match=r"not a causal language model: it has no lm_head\.weight"):
         load_causal_lm(save_reward_model(tmp_path / "reward"), {})
     with pytest.raises(ModelError, match="model_init_kwargs"):
         load_causal_lm(save_policy(tmp_path / "policy"), {"attn_implementation": "none such"})

@@ -1,4 +1,4 @@
-"""What every annotator does: one reward for each (prompt, response)."""
+"""The interface of annotators: one reward for each (prompt, response)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Request = tuple[Prompt, Response]
 
 
 class Annotator(ABC):
-    """`relative`: a reward says how a response compares with the others to its prompt in the same call, and nothing
-    beyond that; a response that is alone gets none."""
+    """Assigns rewards to responses. `relative`: a reward only compares a response with the others to its prompt in the
+    same call; a single response gets none."""
 
     relative = False
 
     @abstractmethod
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
-        """One reward per request, higher is better; None where the annotator has none to give."""
+        """Returns one reward per request, higher is better; None if the annotator has none."""
 
     def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
-        """The rewards of `count` objectives for each request; None where one of them is missing."""
+        """Returns the rewards of `count` objectives for each request; None if one of them is missing."""
         raise AnnotationError(
-            f"this annotator gives one reward, and the method ranks by {count}; set `reward` to a list of {count} "
+            f"this annotator gives one reward, but the method ranks by {count}; set `reward` to a list of {count} "
             f"annotators, or to a function that returns {count} floats per response"
         )
 
-    def probe(self) -> None:  # noqa: B027 (most have nothing to find out)
-        """Find out what would else come to light when there are responses to annotate; may ask one small question.
+    def probe(self) -> None:  # noqa: B027 (most have nothing to detect)
+        """Detects problems that would otherwise surface only with responses to annotate; may ask one small question.
 
         Raises AnnotationError.
         """
 
     def take_usage(self) -> dict[str, int]:
-        """What was used since the last call of this."""
+        """Returns the usage since the last call and resets it."""
         return {}
 
 
@@ -50,14 +50,14 @@ def valid_reward(value: Any) -> float | None:
 
 
 def as_completion(prompt: Prompt, response: Response) -> Any:
-    """The response in the form of its prompt: text, or a list with one assistant message (TRL's convention)."""
+    """The response in the format of its prompt: text, or a list with one assistant message (TRL's convention)."""
     if isinstance(response.text, str) and not isinstance(prompt.text, str):
         return [{"role": "assistant", "content": response.text}]
     return response.text
 
 
 def as_text(text: Text) -> str:
-    """A text as it is, a lone message as its content, several as a transcript `ROLE: content` with blank lines."""
+    """A text as it is, one message as its content, several as a transcript `ROLE: content` with blank lines."""
     if isinstance(text, str):
         return text
     if len(text) == 1:

@@ -1,4 +1,4 @@
-"""From the settings of `reward` to the annotator."""
+"""Builds the annotator from the settings of `reward`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ OPENAI = "https://api.openai.com/v1"
 
 
 class Workplace:
-    """What annotators share: where models compute, the most tokens of one forward pass, the store of answers, and how
-    many rewards a method asks a lone annotator for (0: one)."""
+    """Resources that annotators share: the device of models, the maximum number of tokens in a forward pass, the store
+    of answers, and the number of rewards that a method asks a single annotator for (0: one)."""
 
     def __init__(self, device: torch.device, max_tokens: int, cache: Path | None, num_rewards: int = 0) -> None:
         self.device, self.max_tokens, self.num_rewards = device, max_tokens, num_rewards
@@ -42,7 +42,7 @@ class Workplace:
 
 
 def build_annotator(parts: Sequence[RewardPart], place: Workplace) -> Annotator:
-    """Loads what it needs. Raises ModelError or ConfigError."""
+    """Builds the annotator and loads its models. Raises ModelError or ConfigError."""
     if len(parts) > 1:
         place.num_rewards = 0
     built = [(build(part, place), part.weight) for part in parts]

@@ -12,7 +12,7 @@ Weighted = tuple[Annotator, float]
 
 
 class CombinedAnnotator(Annotator):
-    """The weighted sum of rewards, on the scales they come with; None where one of them is missing."""
+    """The weighted sum of rewards, without rescaling; None if one of them is missing."""
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
         self.parts = parts
@@ -24,9 +24,9 @@ class CombinedAnnotator(Annotator):
         return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
 
     def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
-        """One objective per annotator, without the weights. Raises AnnotationError for another number."""
+        """Returns one objective per annotator, unweighted. Raises AnnotationError if `count` differs."""
         if count != len(self.parts):
-            raise AnnotationError(f"`reward` lists {len(self.parts)} annotators, and the method has {count} objectives")
+            raise AnnotationError(f"`reward` lists {len(self.parts)} annotators, but the method has {count} objectives")
         columns = [annotator.rewards(requests) for annotator, _ in self.parts]
         rows = [[reward for reward in row if reward is not None] for row in zip(*columns, strict=True)]
         return [row if len(row) == count else None for row in rows]

@@ -15,7 +15,7 @@ RewardFunction = Callable[..., list[float | None] | list[list[float]]]
 
 
 def import_function(spec: str) -> RewardFunction:
-    """The function that `python:package.module:function` names; the working directory is importable.
+    """Returns the function that `python:package.module:function` names; the working directory is importable.
 
     Raises ConfigError if it cannot be found.
     """
@@ -26,7 +26,7 @@ def import_function(spec: str) -> RewardFunction:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # Whatever the module does when it is imported.
+    except Exception as error:  # A module can raise anything when it is imported.
         problem = f"{type(error).__name__}: {error}"
         raise ConfigError(f"reward '{spec}': cannot import '{module_name}' ({problem})") from error
     if not hasattr(module, name):
@@ -40,9 +40,9 @@ def import_function(spec: str) -> RewardFunction:
 class FunctionAnnotator(Annotator):
     """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
 
-    Prompts and completions are texts, or lists of chat messages where the data is conversational; every further
-    column of the data set arrives as a keyword with one value per completion. For a method of several `objectives`
-    it returns a list of as many floats per completion, and `rewards` is their mean.
+    Prompts and completions are texts, or lists of chat messages if the data is conversational. Every other column of
+    the data set is passed as a keyword with one value per completion. For a method with several `objectives`, the
+    function returns a list of that many floats per completion, and `rewards` is their mean.
     """
 
     def __init__(self, function: RewardFunction, num_rewards: int = 0) -> None:
@@ -60,7 +60,7 @@ class FunctionAnnotator(Annotator):
         for value, request in zip(self._values(requests), requests, strict=True):
             if not isinstance(value, Sequence) or len(value) != count:
                 raise AnnotationError(
-                    f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}, and the method has "
+                    f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}, but the method has "
                     f"{count} objectives; it must return a list of {count} floats per completion"
                 )
             valid = [reward for one in value if (reward := self._valid(one, request)) is not None]
@@ -94,8 +94,8 @@ class FunctionAnnotator(Annotator):
         except Exception as error:
             raise AnnotationError(
                 f"reward function '{self.name}' raised {type(error).__name__}: {error} "
-                f"(prompts {requests[0][0].id} to {requests[-1][0].id}); mend it and start the same command again. "
-                "Rewards that are written already stay"
+                f"(prompts {requests[0][0].id} to {requests[-1][0].id}); fix it and start the same command again. "
+                "Rewards already written are kept"
             ) from error
 
     def _valid(self, value: Any, request: Request) -> float | None:

@@ -22,7 +22,7 @@ from adaptpo.remote.usage import Usage
 
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 Encode = Callable[[str, str, int], list[int]]
-"""Of marker, text and the most tokens."""
+"""Encodes a marker and a text within a maximum number of tokens."""
 MARKERS = {SOURCE: "source_prefix_id", FIRST: "cand1_prefix_id", SECOND: "cand2_prefix_id"}
 """Each marker's token and the key of `config.json` that holds its id."""
 
@@ -30,7 +30,7 @@ MARKERS = {SOURCE: "source_prefix_id", FIRST: "cand1_prefix_id", SECOND: "cand2_
 class PairRM(DebertaV2PreTrainedModel):
     """A DeBERTa-v2 encoder whose states at the three markers are scored: `score_i = head([h_source; h_candidate_i])`.
 
-    Names of parts are those in the published checkpoint.
+    Module names are those of the published checkpoint.
     """
 
     def __init__(self, config: DebertaV2Config) -> None:
@@ -46,7 +46,7 @@ class PairRM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, markers: Tensor) -> Tensor:
-        """Logit [rows] that the first candidate is better; `markers` [rows, 3] are places of source and candidates."""
+        """Logit [rows] that the first candidate is better; `markers` [rows, 3]: positions of source and candidates."""
         states = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.compare(states[torch.arange(len(states), device=states.device)[:, None], markers])
 
@@ -59,7 +59,7 @@ class PairRM(DebertaV2PreTrainedModel):
 
 
 def load_pairwise_model(path: str) -> tuple[PairRM, Tokenizer]:
-    """A model in the layout of `llm-blender/PairRM-hf`, and its tokenizer. Raises ModelError otherwise."""
+    """Loads a model in the layout of `llm-blender/PairRM-hf`, and its tokenizer; raises ModelError for any other."""
     try:
         config = DebertaV2Config.from_pretrained(path)
         check_pairwise_config(path, config)
@@ -68,7 +68,7 @@ def load_pairwise_model(path: str) -> tuple[PairRM, Tokenizer]:
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load a pairwise model from '{path}': {first_line(error)}") from error
     if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(f"the model at '{path}' is no trained pairwise model: it holds no {', '.join(missing[:3])}")
+        raise ModelError(f"the model at '{path}' is not a trained pairwise model: it has no {', '.join(missing[:3])}")
     check_markers(path, config, tokenizer)
     return model.eval(), tokenizer
 
@@ -77,9 +77,9 @@ def check_pairwise_config(path: str, config: DebertaV2Config) -> None:
     absent = [name for name in (*MARKERS.values(), "n_tasks", "drop_out") if not hasattr(config, name)]
     if absent:
         raise ModelError(
-            f"the model at '{path}' is no pairwise model of PairRM's kind: its config has no {', '.join(absent)}; "
-            "give llm-blender/PairRM-hf (not llm-blender/PairRM, whose layout is another), or for a reward model of "
-            "one label: reward: PATH"
+            f"the model at '{path}' is not a pairwise model like PairRM: its config has no {', '.join(absent)}; "
+            "give llm-blender/PairRM-hf (not llm-blender/PairRM, which has a different layout), or, for a reward model "
+            "with one label, set reward: PATH"
         )
 
 
@@ -103,7 +103,7 @@ class PairwiseModel:
     """Compares two responses with PairRM; the value is its logit.
 
     A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> response [SEP] [CLS] <|candidate2|> response [SEP]`.
-    Prompts are cut behind `source_tokens`; each candidate may take half of what the prompt leaves of
+    Prompts are cut after `source_tokens`; each candidate may take half of what the prompt leaves of
     `source_tokens + 2 candidate_tokens`.
     """
 
@@ -129,7 +129,7 @@ class PairwiseModel:
         return [logits[index] for index in range(len(rows))]
 
     def probe(self) -> None:
-        """It is loaded, and that was all."""
+        """Does nothing: loading has already checked the model."""
 
     def row(self, match: Match, encode: Encode | None = None) -> PairwiseRow:
         read = encode or self._encode

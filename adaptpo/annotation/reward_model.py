@@ -29,7 +29,7 @@ from adaptpo.types import Prompt, Response
 
 
 def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A reward model with one label and its tokenizer. Raises ModelError otherwise."""
+    """Loads a reward model with one label, and its tokenizer. Raises ModelError if `path` holds no such model."""
     arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
@@ -37,7 +37,7 @@ def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pr
         raise ModelError(f"cannot load a reward model from '{path}': {first_line(error)}") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
-            f"the model at '{path}' is no trained reward model: it holds no {', '.join(missing[:3])}; "
+            f"the model at '{path}' is not a trained reward model: it has no {', '.join(missing[:3])}; "
             "give the folder of a trained reward model, or set reward: train"
         )
     if model.config.num_labels != 1:
@@ -54,10 +54,10 @@ def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pr
 
 class RewardModelAnnotator(Annotator):
     """Scores prompt and response together, as TRL's `RewardTrainer` presents them: through the reward model's own chat
-    template, or as plain text with the end-of-sequence token where the response ended.
+    template, or as plain text, with the end-of-sequence token if the response ended.
 
     Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the tokens of a batch,
-    padding included. Responses to one prompt share its computation where the first prompt's rewards come out the same.
+    padding included. Responses to one prompt share its computation if this leaves a first prompt's rewards unchanged.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 16384) -> None:
@@ -73,7 +73,7 @@ class RewardModelAnnotator(Annotator):
         return [valid_reward(rewards.get(index)) for index in range(len(rows))]
 
     def _families(self, requests: Sequence[Request], rows: Sequence[list[int]]) -> list[Family]:
-        """The rows that fit, by prompt."""
+        """Groups the rows that fit into the model by prompt."""
         places: dict[int, list[int]] = defaultdict(list)
         for place, (prompt, _) in enumerate(requests):
             if len(rows[place]) <= self.limit:
@@ -82,7 +82,7 @@ class RewardModelAnnotator(Annotator):
         return [family_of([rows[i] for i in members], members, pad_id) for members in places.values()]
 
     def _may_share(self, families: Sequence[Family]) -> bool:
-        """Decided once, by the rewards of one prompt."""
+        """Whether sharing gives the same rewards; decided once, on one prompt."""
         if self.shares is None:
             probe = max(families, key=lambda family: len(family.prefix))
             self.shares = scores_last_token(self.model) and self._agrees(probe)
@@ -124,7 +124,7 @@ class RewardModelAnnotator(Annotator):
             return [*ids, eos] if response.ended and (not ids or ids[-1] != eos) else ids
         if self.tokenizer.chat_template is None:
             raise ModelError(
-                "the data is conversational and the reward model's tokenizer has no chat template; "
+                "the data is conversational, but the reward model's tokenizer has no chat template; "
                 "set `tokenizer.chat_template` of the reward model and save it beside the model"
             )
         messages = [*prompt.text, *as_completion(prompt, response)]

@@ -16,8 +16,8 @@ from adaptpo.remote.usage import Usage, take
 class RewardServer(Annotator):
     """Posts `{"items": [{"prompt": ..., "response": ...}, ...]}` and reads `{"rewards": [number or null, ...]}`.
 
-    Prompts and responses are texts, or lists of chat messages where the data is conversational. `options` are further
-    fields of the request.
+    Prompts and responses are texts, or lists of chat messages if the data is conversational. `options` are additional
+    request fields.
     """
 
     def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any], batch_size: int = 16) -> None:
@@ -43,9 +43,9 @@ class RewardServer(Annotator):
 
 
 class VllmRewardServer(RewardServer):
-    """vLLM's pooling endpoint (`vllm serve MODEL --runner pooling`, address `.../pooling`): one request a response,
-    `{"model": ..., "messages": [...]}` or, for plain text, `{"model": ..., "input": ...}`; the reward is the one number
-    in `data[0].data`."""
+    """vLLM's pooling endpoint (`vllm serve MODEL --runner pooling`, address `.../pooling`): one request per response,
+    `{"model": ..., "messages": [...]}` or, for plain text, `{"model": ..., "input": ...}`; the reward is the single
+    number in `data[0].data`."""
 
     def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
         super().__init__(access, store, options, batch_size=1)

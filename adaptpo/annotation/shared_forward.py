@@ -1,4 +1,4 @@
-"""A causal reward model's forward in which the responses to one prompt share it."""
+"""A forward pass of a causal reward model in which the responses to a prompt share that prompt."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adaptpo.models.shared_prompt.attention import forward_arguments
 from adaptpo.models.shared_prompt.layout import positions, shared_prompts
 
 WORTH_SHARING = 0.15
-"""Sharing must save this share of the tokens."""
+"""Share of the tokens that sharing must save."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Token rows that begin alike: `prefix`, and what follows in each of them (at least one token)."""
+    """Token rows with a common `prefix`; `endings` are the rest of each row (at least one token)."""
 
     prefix: list[int]
     endings: list[list[int]]
@@ -34,10 +34,10 @@ class Family:
 
 
 def family_of(rows: Sequence[list[int]], places: Sequence[int], pad_id: int) -> Family:
-    """`places` number the rows among all.
+    """Returns the family of `rows`; `places` are their indices among all rows.
 
-    Padding tokens at the end go: transformers scores a row at its last token that is not one of them, and with EOS as
-    padding token they are real.
+    Padding tokens at the end are removed: transformers scores a row at its last non-padding token, and rows do end with
+    padding tokens if EOS is the padding token.
     """
     rows = [without_padding(row, pad_id) for row in rows]
     alike = [len(set(tokens)) == 1 for tokens in zip(*rows, strict=False)]
@@ -53,12 +53,12 @@ def without_padding(row: list[int], pad_id: int) -> list[int]:
 
 
 def scores_last_token(model: Any) -> bool:
-    """Whether the model is a decoder with a linear score on top, as transformers' `ForSequenceClassification` are."""
+    """Whether the model is a decoder with a linear score on top, like transformers' `ForSequenceClassification`."""
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
 def shared_rewards(model: Any, families: Sequence[Family]) -> list[float]:
-    """The rewards of all rows, family by family."""
+    """Returns the rewards of all rows, family by family."""
     prefixes = [len(family.prefix) for family in families]
     lengths = [[len(ending) for ending in family.endings] for family in families]
     tokens: list[int] = []
@@ -81,7 +81,7 @@ def worth_sharing(families: Sequence[Family]) -> bool:
 
 
 def family_batches(families: Sequence[Family], max_tokens: int) -> list[list[Family]]:
-    """Families sorted by length, in batches of at most `max_tokens` tokens; a longer family is alone."""
+    """Families sorted by length, in batches of at most `max_tokens` tokens; a longer family is a batch by itself."""
     batches: list[list[Family]] = []
     for family in sorted(families, key=lambda family: family.tokens):
         if not batches or sum(f.tokens for f in batches[-1]) + family.tokens > max_tokens:

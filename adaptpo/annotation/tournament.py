@@ -1,4 +1,4 @@
-"""From comparisons of two responses to one reward per response."""
+"""Turns comparisons of two responses into one reward per response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptpo.types import Prompt, Response
 
 Opponents = Literal["all", "first"]
 Pairing = tuple[int, int]
-"""Two places among the requests."""
+"""The indices of two requests."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class Comparer(Protocol):
     usage: Usage
 
     def compare(self, matches: Sequence[Match]) -> list[float | None]:
-        """How much the first response is preferred to the second, negative for the second; None for no verdict."""
+        """How much the first response is preferred to the second; negative if the second is, None without a verdict."""
         ...
 
     def probe(self) -> None:
-        """As that of an annotator."""
+        """See `Annotator.probe`."""
         ...
 
 
 class Tournament(Annotator):
     """Compares the responses to each prompt in both orders.
 
-    `s_ij = (c(i, j) - c(j, i)) / 2` is antisymmetric whatever the comparer's liking for a place; the reward of response
-    i is the mean of `s_ij` over its opponents j. With `all` everyone meets everyone, K(K-1) comparisons; with `first`
-    everyone meets the first response, 2(K-1) comparisons, and the first response's own reward is 0. Equal texts are
-    a draw without being compared. Without a verdict in both orders a match does not count; a response without a match
-    that counts has no reward.
+    `s_ij = (c(i, j) - c(j, i)) / 2` is antisymmetric whatever the comparer's position bias; the reward of response i is
+    the mean of `s_ij` over its opponents j. With `all`, every response meets every other in K(K-1) comparisons. With
+    `first`, every other response meets the first one in 2(K-1) comparisons, and the first response's own reward is 0.
+    Equal texts are a draw without a comparison. A match without a verdict in both orders does not count; a response
+    without a match that counts has no reward.
     """
 
     relative = True
@@ -94,7 +94,7 @@ class Tournament(Annotator):
 
 
 def by_prompt(requests: Sequence[Request]) -> list[list[int]]:
-    """The places of each prompt's responses."""
+    """The indices of each prompt's responses."""
     places: dict[int, list[int]] = defaultdict(list)
     for place, (prompt, _) in enumerate(requests):
         places[prompt.id].append(place)

@@ -1,6 +1,6 @@
-"""What three of a method's four choices share: selection, pairing and weighting.
+"""The common base of selection, pairing and weighting, three of a method's four choices.
 
-Each of them also has `at(now)`: the choice as it is in an iteration, for those that change over a run.
+Each of them also has `at(now)`, which returns the choice for an iteration if it changes over a run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from adaptpo.choices.learners.base import Learner
 
 
 class Choice:
-    """By default without anything to measure and without anything that learns."""
+    """By default, a choice needs no measurement and holds no learner."""
 
     def needs_stage(self, iteration: int) -> bool:
         """Whether the alignment stage is measured before this iteration; `at` then finds it in `now.stage`."""

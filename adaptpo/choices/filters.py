@@ -1,6 +1,6 @@
-"""Before anything is trained: which offline pairs are used at all, or in which order.
+"""Filters, applied before any training: which offline pairs are used, or in which order.
 
-Adding one: the class here, and its line in `FILTERS`.
+To add one, write its class here and list it in `FILTERS`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from adaptpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What is known of n offline pairs, [n] each; None unless the filter needs it.
+    """What is known about n offline pairs, [n] each; None unless the filter needs it.
 
-    `perplexity`: of the chosen response under the initial model. `margin`: of a model trained on all pairs.
-    `held_out_margin`: of a model trained on the other half of the pairs. `reward_gap`: the annotator's reward of chosen
-    minus rejected, NaN where it has none.
+    `perplexity`: of the chosen response under the initial model. `margin`: under a model trained on all pairs.
+    `held_out_margin`: under a model trained on the other half of the pairs. `reward_gap`: the annotator's reward of
+    chosen minus rejected, NaN if it has none.
     """
 
     count: int
@@ -32,8 +32,8 @@ class PairFacts:
 
 
 class Filter(ABC):
-    """`needs` names the facts (fields of `PairFacts`); `orders`: pairs are trained in the order of `priority`;
-    `keeps_all`: there is nothing to filter."""
+    """Keeps the pairs of highest priority. `needs` names the fields of `PairFacts` that it reads. With `orders`, pairs
+    are trained in the order of `priority`; with `keeps_all`, there is nothing to filter."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     orders: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class Filter(ABC):
 
     @abstractmethod
     def priority(self, facts: PairFacts) -> Tensor:
-        """Pairs of higher priority are kept first (and trained first, where the filter orders), [n]."""
+        """The priority of each pair, [n]. Higher ones are kept first, and trained first if the filter orders."""
 
     def keep(self, facts: PairFacts) -> Tensor:
         """Which pairs are kept, [n] bool: the `share` of highest priority, at least one."""
@@ -71,7 +71,7 @@ class ShareFilter(Filter):
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ConfigError(f"share is {self.share}; it is the share of the pairs to keep, above 0 and at most 1")
+            raise ConfigError(f"share is {self.share}; set the share of the pairs to keep, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class LowHeldOutLoss(ShareFilter):
 
 @dataclass(frozen=True)
 class AgreeingMargins(ShareFilter):
-    """The share of pairs that explicit and implicit margin agree on most (BeeS, Deng et al., 2025).
+    """The share of pairs on which explicit and implicit margin agree most (BeeS, Deng et al., 2025).
 
-    Each standardized margin becomes a probability p that the label is right; the two are joined as independent
-    evidence: log-odds add up, so that one low margin is enough to lose.
+    Each standardized margin becomes a probability p that the label is right. The two are combined as independent
+    evidence: their log-odds add up, so one low margin is enough to exclude a pair.
     """
 
     share: float = 0.25
@@ -114,7 +114,7 @@ class AgreeingMargins(ShareFilter):
 
 @dataclass(frozen=True)
 class AlignmentPotential(ShareFilter):
-    """The share of pairs whose explicit margin exceeds the implicit one most (MAP, Huang et al., 2025)."""
+    """The share of pairs whose explicit margin exceeds the implicit one by the most (MAP, Huang et al., 2025)."""
 
     share: float = 0.4
     needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
@@ -141,7 +141,7 @@ def known(fact: Tensor | None) -> Tensor:
 
 
 def standardized(values: Tensor) -> Tensor:
-    """To mean 0 and standard deviation 1; unknown values become the mean."""
+    """The values with mean 0 and standard deviation 1; unknown values become the mean."""
     valid = values[~values.isnan()]
     if len(valid) < 2 or valid.std() == 0:
         return torch.zeros_like(values)

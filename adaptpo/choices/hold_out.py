@@ -1,4 +1,4 @@
-"""Which offline pairs are held out from training, for learners that look at what training does to others."""
+"""Which offline pairs are held out from training, for learners that measure the effect of training on them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Split = Literal["stratified", "random", "last"]
 
 @dataclass(frozen=True)
 class Validation:
-    """The given share of the pairs, one at least where there are two (MetaPO: 3 %, Table 13).
+    """The share of the pairs to hold out, at least one if there are two (MetaPO: 3 %, Table 13).
 
-    `split`: one pair from each of as many strata of equal size, sorted by difficulty; any pairs; or the last ones in
-    the order of the data (Table 14). Difficulty is how far the initial model prefers the rejected response, in nats a
-    token: the paper's "initial DPO loss" is the same for all pairs, because policy and reference start out equal.
+    `split`: one pair from each of equally sized strata, sorted by difficulty; random pairs; or the last pairs in the
+    order of the data (Table 14). Difficulty is how strongly the initial model prefers the rejected response, in nats
+    per token: the paper's "initial DPO loss" is the same for all pairs, because policy and reference start out equal.
 
     Raises ConfigError for a share outside (0, 1).
     """
@@ -30,14 +30,14 @@ class Validation:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ConfigError(f"validation share is {self.share}; it is a share of the pairs, between 0 and 1")
+            raise ConfigError(f"validation share is {self.share}; set a share of the pairs, between 0 and 1")
 
     @property
     def needs_reference(self) -> bool:
         return self.split == "stratified"
 
     def choose(self, difficulty: Tensor, seed: int) -> list[int]:
-        """Indices of the pairs held out of n, given their difficulties [n]."""
+        """Indices of the pairs to hold out, given the difficulties of all n pairs, [n]."""
         total = len(difficulty)
         count = min(max(round(self.share * total), 1), total - 1)
         if count < 1:

@@ -1,4 +1,4 @@
-"""What the choices of a method may know of the iteration that they are about to make."""
+"""What a method's choices know about the coming iteration."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 @dataclass(frozen=True)
 class StageReading:
     """The boundary measurement at an iteration's start: the boundary score in [0, 1], whether Algorithm 1 says
-    preference injection, and the score of each prompt's group by prompt id, where prompts are grouped."""
+    preference injection, and, if prompts are grouped, the score of each prompt's group by prompt id."""
 
     score: float
     injection: bool
     by_prompt: Mapping[int, float] = field(default_factory=dict)
 
     def of_prompts(self, prompt_id: Tensor) -> Tensor:
-        """The score for each of n prompts, [n], float32: that of its group, or the score of all."""
+        """The score for each of n prompts, [n], float32: that of its group, or the overall score."""
         scores = [self.by_prompt.get(number, self.score) for number in prompt_id.tolist()]
         return torch.tensor(scores, device=prompt_id.device)
 
 
 UNKNOWN_STAGE = StageReading(score=0.5, injection=False)
-"""Halfway: what a choice assumes outside a run."""
+"""The stage that a choice assumes outside a run: halfway."""
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """Iteration `number` (from 0) of `count`; `stage` where the method asked for a measurement."""
+    """Iteration `number` (from 0) of `count`; `stage` is set if the method needs a measurement."""
 
     number: int
     count: int
     stage: StageReading | None = None
 
     def measured(self) -> StageReading:
-        """Raises ValueError without a measurement: the choice did not declare `needs_stage`."""
+        """The measurement. Raises ValueError if there is none: the choice did not declare `needs_stage`."""
         if self.stage is None:
-            raise ValueError("this choice needs the stage of the policy, and nobody measured it")
+            raise ValueError("this choice needs the policy's alignment stage, which was not measured")
         return self.stage

@@ -1,4 +1,4 @@
-"""A method is four choices, selection, pairing, objective, weighting, and what trains the policy on what they make."""
+"""A method: four choices (selection, pairing, objective and weighting), and how the policy trains on their result."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ Reference = Literal["initial", "previous"]
 
 @dataclass(frozen=True)
 class Method:
-    """The four choices, plus how many epochs of offline training come before the first iteration, and whose log-probs
-    the loss compares with (those of the initial model, or of the policy that started the iteration), which offline
-    pairs are used at all, which of those are held out from training for learners that look ahead, and what trains the
-    policy: by default the objective on the pairs. Under another trainer the objective is that of a warm-up and of the
-    margins that selection and evaluation see.
+    """The four choices and the settings around them.
 
-    A method may hold learners (two choices may share one); the trainer copies it at the start of a run, so one
-    `Method` object can be used for many runs.
+    `warmup_epochs`: epochs of offline training before the first iteration. `reference`: whose log-probs the loss
+    compares with, those of the initial model or of the policy that started the iteration. `filter`: which offline pairs
+    are used. `validation`: which of those are held out from training, for learners that look ahead. `trainer`: what
+    trains the policy, by default the objective on the pairs. Under another trainer, the objective serves only a warm-up
+    and the margins that selection and evaluation see.
+
+    A method may hold learners, and two choices may share one. The trainer copies the method at the start of a run, so
+    one `Method` object can be used for many runs.
     """
 
     selection: Selection
@@ -45,46 +47,46 @@ class Method:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the trainer needs more responses than the pairing asks for."""
+        """Raises ConfigError if the trainer needs more responses than the pairing generates."""
         count, fewest = self.pairing.num_generations, self.trainer.fewest_responses
         if count < fewest:
-            raise ConfigError(f"num_generations is {count}, and this trainer of the policy needs {fewest} or more")
+            raise ConfigError(f"num_generations is {count}, but this policy trainer needs {fewest} or more")
 
     def learners(self) -> tuple[Learner, ...]:
-        """Each learner once, however many choices share it."""
+        """The learners of all choices; one that several choices share appears once."""
         parts = (self.selection, self.objective, self.weighting)
         found = {id(learner): learner for part in parts for learner in part.learners()}
         return tuple(found.values())
 
     def features(self) -> tuple[PairFeature, ...]:
-        """Each feature that a learner asks for once.
+        """The features that learners request, each once.
 
-        Raises ConfigError where two learners ask for different features of one name.
+        Raises ConfigError if two learners request different features of one name.
         """
         asked = [feature for learner in self.learners() for feature in learner.needed_features()]
         found = {feature.name: feature for feature in asked}
         for feature in asked:
             if feature != found[feature.name]:
                 raise ConfigError(
-                    f"two learners ask for different features '{feature.name}': {feature!r} and "
+                    f"two learners request different features '{feature.name}': {feature!r} and "
                     f"{found[feature.name]!r}; let them share one"
                 )
         return tuple(found.values())
 
     def refuse_impossible(self) -> None:
-        """Raises ConfigError where the objective needs a fresh response beside each pair and the pairing keeps none."""
+        """Raises ConfigError if the objective needs a fresh response beside each pair and the pairing keeps none."""
         if self.objective.needs_sample and not self.pairing.keep_sample:
             raise ConfigError(
-                f"the objective {self.objective!r} needs a fresh response beside each pair, and method "
+                f"the objective {self.objective!r} needs a fresh response beside each pair, but method "
                 f"'{self.name}' keeps none; use the method selm, or another objective"
             )
 
     def updates(self) -> dict[str, int]:
-        """How often each learner that counts its updates has learned, by its title."""
+        """The number of updates of each learner that counts them, by title."""
         return {learner.title: learner.updates for learner in self.learners() if learner.updates is not None}
 
     def doubts(self, schedule: Schedule) -> list[str]:
-        """Why the learners could learn little or nothing in this training."""
+        """Reasons why the learners could learn little or nothing in this training."""
         return [doubt for learner in self.learners() for doubt in learner.doubts(schedule)]
 
     @property
@@ -93,7 +95,7 @@ class Method:
         return any(learner.looks_ahead for learner in self.learners())
 
     def external_inputs(self) -> dict[str, str]:
-        """What the learners read beside the run's model and data: name -> path or hub id."""
+        """The learners' inputs beside the run's model and data: name -> path or hub id."""
         return {name: path for learner in self.learners() for name, path in learner.external_inputs().items()}
 
     def needs_stage(self, iteration: int) -> bool:
@@ -103,7 +105,7 @@ class Method:
         return any(asked) or any(learner.needs_stage(iteration) for learner in self.learners())
 
     def at(self, now: Iteration) -> Method:
-        """The method as it is in an iteration; its learners are the same objects."""
+        """The method for an iteration, with the same learner objects."""
         return replace(
             self, selection=self.selection.at(now), pairing=self.pairing.at(now), weighting=self.weighting.at(now)
         )
@@ -114,14 +116,14 @@ class Method:
         return self.objective.needs_reference or self.weighting.needs_reference_tokens or split
 
     def warmup(self) -> Method:
-        """Plain offline training with the same objective."""
+        """The warm-up: plain offline training with the same objective."""
         return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
 
     def choices(self) -> dict[str, str]:
         return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
 
     def opening(self) -> dict[str, Any]:
-        """What the phases before the first iteration take from the method, as text and numbers."""
+        """The properties that the phases before the first iteration depend on, as text and numbers."""
         return {
             "objective": repr(self.objective),
             "filter": repr(self.filter),

@@ -1,6 +1,6 @@
 """The pairing axis: which preference pairs a prompt contributes.
 
-Adding one: the class here, and its line in `PAIRINGS`.
+To add one, write its class here and list it in `PAIRINGS`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from adaptpo.types import PreferencePair, Response
 
 @dataclass(frozen=True)
 class Candidates:
-    """The annotated fresh responses to one prompt; a reward is None where annotation failed.
+    """The annotated fresh responses to one prompt; a reward is None if its annotation failed.
 
-    `offline_rewards` are those of the offline pair's chosen and rejected response, where the pairing ranks them too;
-    `reward_vectors` the rewards of each response for several objectives, where it ranks by those.
+    `offline_rewards` are those of the offline pair's chosen and rejected response, if the pairing ranks them too;
+    `reward_vectors` are each response's rewards for several objectives, if the pairing ranks by those.
     """
 
     prompt_id: int
@@ -35,13 +35,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class NoPair:
-    """Why the candidates of a prompt make no pair; counted and recorded by the loop."""
+    """The reason why a prompt's candidates form no pair. The loop counts and records it."""
 
     reason: str
 
 
 def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
-    """The best and the worst of K by reward (MetaAPO, section 4.1). The first of equals wins."""
+    """Pairs the best with the worst of K by reward (MetaAPO, section 4.1). Ties go to the first."""
     rated = [(i, r) for i, r in enumerate(candidates.rewards) if r is not None and not math.isnan(r)]
     if len(rated) < 2:
         return NoPair(f"{len(rated)} responses with a valid reward, a pair needs 2")
@@ -63,9 +63,10 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
 
 
 class Pairing(Choice, ABC):
-    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses; with
-    `ranks_offline` the responses of the offline pair are annotated as well; with `keep_sample` each pair keeps a fresh
-    response for objectives that need one; `num_rewards` is how many rewards a response is ranked by, 0 for the one."""
+    """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses. With
+    `ranks_offline`, the responses of the offline pair are annotated as well; with `keep_sample`, each pair keeps a
+    fresh response for objectives that need one. `num_rewards` is the number of rewards that rank each response, 0 if
+    the annotator's single reward does."""
 
     keep_sample: bool = False
     num_rewards: int = 0
@@ -77,19 +78,19 @@ class Pairing(Choice, ABC):
 
     def __post_init__(self) -> None:
         if self.num_generations == 1:
-            raise ConfigError("num_generations is 1, and a pair needs 2 responses; set it to 2 or more")
+            raise ConfigError("num_generations is 1, but a pair needs 2 responses; set it to 2 or more")
 
     def at(self, now: Iteration) -> Pairing:
         return self
 
     @abstractmethod
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
-        """The pairs of a prompt; `candidates` is None where the prompt was not selected."""
+        """The pairs of a prompt; `candidates` is None if the prompt was not selected."""
 
 
 @dataclass(frozen=True)
 class Offline(Pairing):
-    """The data set's pair, whatever was selected."""
+    """The data set's pair, whether or not the prompt was selected."""
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
         return (offline,)
@@ -97,7 +98,7 @@ class Offline(Pairing):
 
 @dataclass(frozen=True)
 class Online(Pairing):
-    """Best against worst of K fresh responses; unselected prompts leave this iteration."""
+    """The best against the worst of K fresh responses; unselected prompts are left out of the iteration."""
 
     num_generations: int = 8
 
@@ -110,10 +111,10 @@ class Online(Pairing):
 
 @dataclass(frozen=True)
 class OfflineAndOnline(Pairing):
-    """MetaAPO's tuple (section 4.1, Algorithm 1 line 12): the offline pair beside best against worst of K.
+    """MetaAPO's tuple (section 4.1, Algorithm 1 line 12): the offline pair, and the best against the worst of K.
 
-    Unselected prompts, and selected ones whose responses make no pair, leave this iteration's training, unless
-    `keep_unselected`: then their offline pair stays, with weight 1 (Table 7, "w/ All Offline Samples").
+    Unselected prompts, and selected ones whose responses form no pair, are left out of this iteration's training. With
+    `keep_unselected`, their offline pair stays, with weight 1 (Table 7, "w/ All Offline Samples").
     """
 
     num_generations: int = 8
@@ -131,11 +132,11 @@ class OfflineAndOnline(Pairing):
 
 @dataclass(frozen=True)
 class MixedPool(Pairing):
-    """Best against worst of K fresh responses and both offline responses together (SELM, Zhang et al., 2024).
+    """The best against the worst of K fresh responses and both offline responses (SELM, Zhang et al., 2024).
 
-    A prompt without fresh responses keeps its offline pair. The pair's source is `offline` where it is the offline pair
-    itself, and `mixed` where one of its responses is an offline one (or both are, the other way round). The sample that
-    `keep_sample` keeps is the first fresh response: whether it is ranked best, worst or between has no part in that.
+    A prompt without fresh responses keeps its offline pair. The pair's source is `offline` if it is the offline pair
+    itself, and `mixed` if one of its responses is an offline one (or both are, in reverse order). With `keep_sample`,
+    the sample is the first fresh response, whatever its rank.
     """
 
     num_generations: int = 8
@@ -162,7 +163,7 @@ class MixedPool(Pairing):
 
 @dataclass(frozen=True)
 class Rollouts(Pairing):
-    """No pair: every fresh response counts by its own reward, for trainers of the policy that use no pairs."""
+    """No pairs: every fresh response counts by its own reward, for policy trainers that use no pairs."""
 
     num_generations: int = 8
 
@@ -176,10 +177,10 @@ class Rollouts(Pairing):
 
 @dataclass(frozen=True)
 class OnePairPerObjective(Pairing):
-    """The offline pair beside best against worst of K by each of M rewards (MetaAPO, section 4.1: M objectives, each
-    with a partial preference relation of its own).
+    """The offline pair, and the best against the worst of K by each of M rewards (MetaAPO, section 4.1: M objectives,
+    each with its own partial preference relation).
 
-    A prompt whose responses make no pair for one of the objectives leaves this iteration's training.
+    A prompt whose responses form no pair for one of the objectives is left out of this iteration's training.
     """
 
     num_generations: int = 8
@@ -205,9 +206,9 @@ class OnePairPerObjective(Pairing):
 
 @dataclass(frozen=True)
 class PairingSchedule(Pairing):
-    """One pairing after another: the run's iterations are shared evenly among `plan` (Table 1 of the alignment-stages
-    paper has two iterations). Outside an iteration it is the first. `measured`: the stage is measured before each
-    iteration, as in the paper's Table 3, and the schedule kept all the same."""
+    """A fixed sequence of pairings: the run's iterations are divided evenly among `plan` (Table 1 of the
+    alignment-stages paper has two iterations). Outside an iteration, the first pairing applies. With `measured`, the
+    stage is measured before each iteration, as in the paper's Table 3, without effect on the schedule."""
 
     plan: tuple[Pairing, ...] = (Offline(), Online())
     measured: bool = False
@@ -232,8 +233,8 @@ class PairingSchedule(Pairing):
 
 @dataclass(frozen=True)
 class PairingByStage(Pairing):
-    """The offline pair while the policy is in the preference injection stage, best against worst of K fresh responses
-    once it is in the fine-tuning stage (the alignment-stages paper, section 5)."""
+    """The offline pair while the policy is in the preference injection stage, the best against the worst of K fresh
+    responses once it is in the fine-tuning stage (the alignment-stages paper, section 5)."""
 
     num_generations: int = 2
 

@@ -1,7 +1,7 @@
 """How an iteration trains the policy: on preference pairs, or on every response with its reward.
 
-Settings alone; the work behind each is in `adaptpo.pipeline.iteration`. Adding one: the class here with its line in
-`POLICY_TRAINERS`, and the phases of its iteration there.
+These classes hold only settings; `adaptpo.pipeline.iteration` does the work. To add one, write its class here, list it
+in `POLICY_TRAINERS`, and add the phases of its iteration there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from adaptpo.errors import ConfigError
 
 
 class PolicyTrainer:
-    """What a method does with the selected prompts of an iteration.
+    """How a method trains on the selected prompts of an iteration.
 
-    `trains_on`: the method's pairs, rollouts that are kept before training, or groups of responses that the trainer
-    generates itself. `samples_plainly`: its importance ratios hold
-    for responses that were drawn at temperature 1 from the whole distribution. `fewest_responses`: to one prompt.
+    `trains_on`: the method's pairs, rollouts that are stored before training, or groups of responses that the trainer
+    generates itself. `samples_plainly`: whether its importance ratios hold only for responses drawn at temperature 1
+    from the whole distribution. `fewest_responses`: minimum number of responses per prompt.
     """
 
     trains_on: ClassVar[Literal["pairs", "rollouts", "groups"]]
@@ -32,7 +32,7 @@ class PolicyTrainer:
 
 @dataclass(frozen=True)
 class OnPairs(PolicyTrainer):
-    """The method's objective and weighting on its pairs."""
+    """Trains on the method's pairs, with its objective and weighting."""
 
     trains_on = "pairs"
 
@@ -41,10 +41,10 @@ class OnPairs(PolicyTrainer):
 class PPO(PolicyTrainer):
     """Proximal policy optimization with a critic (Schulman et al., 2017; Ouyang et al., 2022).
 
-    `clip` and `value_clip`: epsilon of the policy's ratio and of the values. `kl_coef`: beta of the per-token KL to the
-    reference. `gamma` and `gae_lambda`: discount and trace of generalized advantage estimation. `epochs` over the
-    responses of an iteration, unless the recipe sets `training.num_train_epochs`. `critic_learning_rate`: None is ten
-    times the policy's. `cut_penalty` is taken from the reward of a response that did not end.
+    `clip` and `value_clip`: clipping epsilon of the policy's ratio and of the values. `kl_coef`: beta of the per-token
+    KL to the reference. `gamma` and `gae_lambda`: discount and lambda of generalized advantage estimation. `epochs`:
+    passes over an iteration's responses, unless the recipe sets `training.num_train_epochs`. `critic_learning_rate`:
+    None is ten times the policy's. `cut_penalty`: subtracted from the reward of a response that did not end.
     """
 
     clip: float = 0.2
@@ -63,17 +63,17 @@ class PPO(PolicyTrainer):
     def __post_init__(self) -> None:
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it is between 0 and 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
         if self.epochs < 1:
-            raise ConfigError(f"epochs is {self.epochs}; PPO passes over the responses once or more")
+            raise ConfigError(f"epochs is {self.epochs}; set it to 1 or more")
         refuse_negative(self)
 
 
 @dataclass(frozen=True)
 class GroupPolicyGradient(PolicyTrainer):
-    """A policy gradient whose baseline is the other responses to the prompt, by a trainer of TRL.
+    """A policy gradient whose baseline is the prompt's other responses, with one of TRL's trainers.
 
-    `epsilon`: the clip of the ratio. `beta`: of the KL to the reference. `algorithm`: TRL's name for it.
+    `epsilon`: clipping range of the ratio. `beta`: coefficient of the KL to the reference. `algorithm`: TRL's name.
     """
 
     algorithm: ClassVar[Literal["GRPO", "RLOO"]]
@@ -96,7 +96,7 @@ class GRPO(GroupPolicyGradient):
 
 @dataclass(frozen=True)
 class RLOO(GroupPolicyGradient):
-    """Advantages are rewards less the mean of the prompt's other responses (Ahmadian et al., 2024).
+    """Advantages are rewards minus the mean of the prompt's other responses (Ahmadian et al., 2024).
 
     The KL is part of the reward.
     """
@@ -108,7 +108,7 @@ def refuse_negative(trainer: PPO | GroupPolicyGradient) -> None:
     for field in fields(trainer):
         value = getattr(trainer, field.name)
         if value is not None and value < 0:
-            raise ConfigError(f"{field.name} is {value}; give 0 or more")
+            raise ConfigError(f"{field.name} is {value}; set it to 0 or more")
 
 
 POLICY_TRAINERS: dict[str, type[PolicyTrainer]] = {"pairs": OnPairs, "ppo": PPO, "grpo": GRPO, "rloo": RLOO}

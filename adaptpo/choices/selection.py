@@ -1,6 +1,6 @@
 """The selection axis: which prompts get fresh responses in this iteration.
 
-Adding one: the class here, and its line in `SELECTIONS`.
+To add one, write its class here and list it in `SELECTIONS`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from adaptpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class ScoredPrompts:
-    """The prompts of an iteration as selection sees them: their number n, and, where the selection needs margins, of
-    their offline pairs the policy's margins [n], log-ratios [n, 2] and features [n, width] (see `PairBatch`)."""
+    """The prompts of an iteration as selection sees them: their number n and, if the selection needs margins, the
+    policy's margins [n], log-ratios [n, 2] and features [n, width] of their offline pairs (see `PairBatch`)."""
 
     count: int
     margin: Tensor | None = None
@@ -32,7 +32,7 @@ class ScoredPrompts:
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def pieces(self, size: int) -> Iterator[ScoredPrompts]:
-        """The same prompts, `size` at a time."""
+        """Yields the same prompts, `size` at a time."""
         for start in range(0, self.count, size):
             part = slice(start, start + size)
             margin, ratios, ids = (None if x is None else x[part] for x in (self.margin, self.ratios, self.prompt_id))
@@ -41,15 +41,15 @@ class ScoredPrompts:
 
 
 TOGETHER = 2**14
-"""Prompts that a learner weighs at a time: a network holds hundreds of numbers for each."""
+"""Number of prompts that a learner weights at a time; a network holds hundreds of values for each."""
 
 
 PROBES = 1000
-"""Prompts without margins that a selection is asked about for its expected share."""
+"""Number of prompts without margins from which a selection computes its expected share."""
 
 
 class Selection(Choice, ABC):
-    """One of the four choices. The loop scores the offline pairs first only where `needs_margins` says so."""
+    """One of the four choices. The loop scores the offline pairs first only if `needs_margins` is set."""
 
     needs_margins: ClassVar[bool] = False
 
@@ -64,12 +64,12 @@ class Selection(Choice, ABC):
 
     @abstractmethod
     def probability(self, prompts: ScoredPrompts) -> Tensor:
-        """Probability in [0, 1] that a prompt gets fresh responses, [n]; the loop draws with the prompt's own seed."""
+        """Each prompt's probability in [0, 1] of fresh responses, [n]. The loop draws with the prompt's own seed."""
 
 
 @dataclass(frozen=True)
 class SelectNone(Selection):
-    """Offline training."""
+    """No prompts: offline training."""
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return torch.zeros(prompts.count)
@@ -77,7 +77,7 @@ class SelectNone(Selection):
 
 @dataclass(frozen=True)
 class SelectAll(Selection):
-    """Online training on every prompt."""
+    """All prompts: online training."""
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return torch.ones(prompts.count)
@@ -98,10 +98,10 @@ class SelectRandom(Selection):
 
 @dataclass(frozen=True)
 class SelectLowest(Selection):
-    """The given share of an iteration's prompts, those whose offline pair the policy agrees with least.
+    """The given share of an iteration's prompts: those whose offline pair the policy agrees with least.
 
-    MetaAPO's Table 2 ("w/ Threshold Sampling") has a fixed threshold that is not given and made for 53.3 % of the
-    prompts; here the share is fixed, so that it can be had with any model.
+    MetaAPO's Table 2 ("w/ Threshold Sampling") has a fixed threshold, which is not given and selected 53.3 % of the
+    prompts. Here the share is fixed, which works with any model.
     """
 
     share: float = 0.533
@@ -130,7 +130,7 @@ class SelectUncertain(Selection):
 
     def __post_init__(self) -> None:
         if self.threshold < 0:
-            raise ConfigError(f"threshold is {self.threshold}, and no margin is below 0 in absolute value; raise it")
+            raise ConfigError(f"threshold is {self.threshold}, but no absolute margin is below 0; raise it")
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return (known_margins(prompts).abs() <= self.threshold).float()
@@ -138,7 +138,7 @@ class SelectUncertain(Selection):
 
 def require_share(share: float) -> None:
     if not 0 <= share <= 1:
-        raise ConfigError(f"share is {share}; it is a share of the prompts, between 0 and 1")
+        raise ConfigError(f"share is {share}; set a share of the prompts, between 0 and 1")
 
 
 def known_margins(prompts: ScoredPrompts) -> Tensor:
@@ -149,14 +149,14 @@ def known_margins(prompts: ScoredPrompts) -> Tensor:
 
 @dataclass(frozen=True)
 class SelectByLearner(Selection):
-    """Generate when `u > h(l_off)`: with probability `1 - w` (MetaAPO, section 4.1; Algorithm 1, lines 7-9)."""
+    """Generates when `u > h(l_off)`: with probability `1 - w` (MetaAPO, section 4.1; Algorithm 1, lines 7-9)."""
 
     learner: Trust
     needs_margins: ClassVar[bool] = True
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         trust = torch.empty_like(known_margins(prompts))
-        # In place: results kept between the pieces would leave holes in memory that no later piece fits into.
+        # In place, because keeping each piece's result would fragment memory until no later piece fits.
         for number, piece in enumerate(prompts.pieces(TOGETHER)):
             trust[number * TOGETHER :][: piece.count] = self.learner.weight(piece)
         return 1 - trust
@@ -170,8 +170,8 @@ class SelectByLearner(Selection):
 
 @dataclass(frozen=True)
 class SelectAtSameRate(SelectByLearner):
-    """Every prompt with the mean probability that the learner has for all: as many fresh responses, to prompts taken
-    at random. What `SelectByLearner` has over it is due to which prompts it takes."""
+    """Every prompt with the learner's mean probability: as many fresh responses, for prompts chosen at random. Any
+    advantage of `SelectByLearner` over it is due to which prompts are selected."""
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return super().probability(prompts).mean().expand(prompts.count)
@@ -179,7 +179,7 @@ class SelectAtSameRate(SelectByLearner):
 
 @dataclass(frozen=True)
 class SelectByStage(Selection):
-    """Generate for a share of the prompts that is the boundary score: many where the policy's own responses win."""
+    """Generates for a share of the prompts equal to the boundary score: many if the policy's own responses win."""
 
     stage: StageReading = UNKNOWN_STAGE
 

@@ -1,6 +1,6 @@
 """The weighting axis: how much each pair counts.
 
-Adding one: the class here, and its line in `WEIGHTINGS`.
+To add one, write its class here and list it in `WEIGHTINGS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adaptpo.types import OFFLINE, PairBatch
 
 
 class Weighting(Choice, ABC):
-    """One of the four choices. Pure: weights are a function of detached values; learning is the learners' business.
+    """One of the four choices. Weights are a pure function of detached values; any learning happens in learners.
 
     With `needs_data_weight`, rows without a valid column `weight` are left out of the data.
     """
@@ -32,12 +32,12 @@ class Weighting(Choice, ABC):
 
     @property
     def needs_reference_tokens(self) -> bool:
-        """Whether the run keeps the reference's log-probs of every token, whatever the objective needs."""
+        """Whether the run stores the reference's log-probs of every token, regardless of the objective."""
         return False
 
     @property
     def measures(self) -> frozenset[Measure]:
-        """What each training step computes from the whole vocabulary for these weights."""
+        """The values that each training step computes from the whole vocabulary for these weights."""
         return frozenset()
 
     def at(self, now: Iteration) -> Weighting:
@@ -48,13 +48,13 @@ class Weighting(Choice, ABC):
         """The weight of each pair, [n], no gradient; the loss is divided by the number of prompts, not of pairs."""
 
     def facts(self, batch: PairBatch) -> dict[str, list[float]]:
-        """What else `pair_weights.jsonl` says about each of the n pairs: lists of n numbers by name."""
+        """Further columns of `pair_weights.jsonl` about the n pairs: lists of n numbers by name."""
         return {}
 
 
 @dataclass(frozen=True)
 class Uniform(Weighting):
-    """Every prompt counts 1, shared equally by its pairs."""
+    """A weight of 1 per prompt, shared equally by its pairs."""
 
     def weights(self, batch: PairBatch) -> Tensor:
         return 1.0 / batch.group_size
@@ -64,7 +64,7 @@ class Uniform(Weighting):
 class LearnedBlend(Weighting):
     """`w = h(l_off)` for the offline pair and `1 - w` for the online pair of a prompt (MetaAPO, Eq. 5).
 
-    `w` is recomputed from the current policy's margin at every step; a pair that is alone counts 1.
+    `w` is recomputed from the current policy's margin at every step; the only pair of a prompt counts 1.
     """
 
     learner: Trust
@@ -85,7 +85,7 @@ class LearnedBlend(Weighting):
 class LabelDegrees(Weighting):
     """`d_i / sum_j d_j` over the pairs of a prompt, `d_i = h(l_i)` (MetaAPO, section 4.1, for several objectives).
 
-    The degrees are recomputed from the current policy's margins at every step; a pair that is alone counts 1.
+    The degrees are recomputed from the current policy's margins at every step; the only pair of a prompt counts 1.
     """
 
     learner: Trust
@@ -103,15 +103,15 @@ class LabelDegrees(Weighting):
 class Focal(Weighting):
     """`p^gamma` with `p = sigmoid(margin)`, times the pair's share of its prompt (FocalPO; Eq. 2 of the MetaPO paper).
 
-    With gamma > 0 pairs that the policy ranks rightly count more. The factor is a weight and carries no gradient, as
-    the weights of MetaPO, which it is compared with.
+    With gamma > 0, pairs that the policy ranks correctly count more. The factor is a weight and carries no gradient,
+    like MetaPO's weights, with which it is compared.
     """
 
     gamma: float = 0.05
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
-            raise ConfigError(f"gamma is {self.gamma}; FocalPO's exponent is 0 (plain DPO) or more")
+            raise ConfigError(f"gamma is {self.gamma}; set FocalPO's exponent to 0 (plain DPO) or more")
 
     def weights(self, batch: PairBatch) -> Tensor:
         return torch.sigmoid(batch.margin) ** self.gamma / batch.group_size
@@ -119,10 +119,10 @@ class Focal(Weighting):
 
 @dataclass(frozen=True)
 class RewardDifference(Weighting):
-    """Annotated pairs count by their reward gap: `gap / mean gap`, cut at `limit`; pairs that nobody annotated count 1.
+    """Annotated pairs count by their reward gap, `gap / mean gap`, clipped at `limit`; other pairs count 1.
 
     After RDO (Wang et al., 2024), which weights by closed-form coefficients of reward differences. The mean is a
-    running one over optimizer steps, so that no weight depends on how a step is cut into micro-batches.
+    running mean over optimizer steps, so no weight depends on how a step is divided into micro-batches.
     """
 
     scale: RunningGap
@@ -152,7 +152,7 @@ class DataWeight(Weighting):
 @dataclass(frozen=True)
 class StageBlend(Weighting):
     """The boundary score for the online pair of a prompt, and the rest for its offline pair: the smooth form of the
-    switch between stages that the alignment-stages paper leaves open. A pair that is alone counts 1."""
+    switch between stages that the alignment-stages paper leaves open. The only pair of a prompt counts 1."""
 
     stage: StageReading = UNKNOWN_STAGE
 
@@ -171,7 +171,7 @@ class StageBlend(Weighting):
 @dataclass(frozen=True)
 class Temporal(Weighting):
     """`softplus(a . s + b)` of the features s of a pair's training history (MetaPO, Eq. 10), times its weight by
-    `within`: its share of the prompt, or the blend of MetaAPO."""
+    `within`: its share of the prompt, or MetaAPO's blend."""
 
     learner: TemporalLearner
     within: Weighting = field(default_factory=Uniform)

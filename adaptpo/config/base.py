@@ -15,9 +15,9 @@ class Settings(BaseModel):
 
 def without_secrets(url: str) -> str:
     if not re.match(r"https?://[^/]", url):
-        raise ValueError("an address begins with http:// or https://")
+        raise ValueError("an address must begin with http:// or https://")
     if re.match(r"https?://[^/]*@", url) or re.search(r"[?&][^=]*(key|token|secret)[^=]*=", url, re.IGNORECASE):
-        raise ValueError("an address must hold no key: name an environment variable in api_key_env")
+        raise ValueError("an address must hold no key; name an environment variable in api_key_env")
     return url
 
 

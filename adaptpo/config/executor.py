@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from adaptpo.config.base import Settings
 
-if TYPE_CHECKING:
-    pass
-
 
 class ExecutorSettings(Settings):
-    """`kind`: `local` is this process; `ray` hands the shards of every phase to workers of Ray Data.
+    """Settings of the executor. `kind`: `local` is this process; `ray` sends every phase's shards to Ray Data workers.
 
-    `address`: None starts Ray on this machine, for the run alone; `auto` or HOST:PORT joins a cluster. `workers`: None
-    takes as many as there is room for. A worker takes one GPU, or `num_cpus` cores where the run computes on CPUs.
+    `address`: None starts Ray on this machine for this run only; `auto` or HOST:PORT joins a cluster. `workers`: None
+    starts as many as fit. A worker takes one GPU, or `num_cpus` cores if the run computes on CPUs.
     """
 
     kind: Literal["local", "ray"] = "local"
@@ -26,13 +23,13 @@ class ExecutorSettings(Settings):
 
     @property
     def cores(self) -> int | None:
-        """Of all workers together, where their number is given."""
+        """The cores of all workers together, if their number is set."""
         return self.workers * self.num_cpus if self.workers else None
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> ExecutorSettings:
-        """A key that the executor would not read is a mistake."""
+        """Refuses keys that the executor would not read."""
         changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
         if self.kind == "local" and changed:
-            raise ValueError(f"{changed[0]} is read by executor ray alone; set kind to ray")
+            raise ValueError(f"{changed[0]} is read only by executor ray; set kind to ray")
         return self

@@ -1,4 +1,4 @@
-"""Which engine samples, and what it needs to know: the part of a recipe's `generation` beside the sampling itself."""
+"""The engine that samples, and its settings: the part of a recipe's `generation` beside the sampling parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adaptpo.config.base import Settings, Url
 
 Api = Literal["vllm", "sglang", "transformers", "openai"]
 SAID_BY_COMMAND: dict[str, Api] = {"vllm": "vllm", "sglang": "sglang", "transformers": "transformers"}
-"""What a command that holds the word speaks."""
+"""The API of a server whose command contains the word."""
 
 IN_PROCESS = ("batch_size", "memory_gb")
 REACHED = ("api_key_env", "concurrency", "retries", "timeout")
@@ -27,16 +27,16 @@ READ_BY: dict[str, tuple[str, ...]] = {
 
 
 class EngineSettings(Settings):
-    """`engine`: `transformers` in the process; a `server` that runs at `base_url` or is started by `command`; or
-    `vllm`, which is such a server with its command made from the keys here.
+    """Settings of the engine. `engine`: `transformers` in the process; a `server` that runs at `base_url` or is started
+    by `command`; or `vllm`, which is such a server with its command built from the keys here.
 
-    In the process `batch_size` counts prompts; None takes as many as fit into `memory_gb` (None: 40 % of an
+    In the process, `batch_size` counts prompts; None takes as many as fit into `memory_gb` (None: 40 % of an
     accelerator's memory, 1 GiB on a CPU).
 
-    `command` holds `{model}` and `{port}`. `api`: what the server speaks; None is read off the command, and is `openai`
-    for a `base_url`. `served_model`: its name there; None is the path of the policy. `timeout`: seconds for a whole
-    answer; `start_timeout`: until a started server is up; `restarts`: how often a server that died is started again in
-    a phase. `arguments`: more of `vllm serve`.
+    `command` contains `{model}` and `{port}`. `api`: the server's API; None is inferred from the command, and is
+    `openai` for a `base_url`. `served_model`: the policy's name there; None is its path. `timeout`: seconds for a whole
+    answer; `start_timeout`: seconds until a started server is up; `restarts`: how often a server that died is restarted
+    in a phase. `arguments`: further arguments of `vllm serve`.
     """
 
     engine: Literal["transformers", "server", "vllm"] = "transformers"
@@ -65,32 +65,32 @@ class EngineSettings(Settings):
 
     @property
     def spoken(self) -> Api:
-        """What the server speaks."""
+        """The server's API."""
         if self.engine == "vllm":
             return "vllm"
         return self.api or said_by(self.command) or "openai"
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> EngineSettings:
-        """A key that the engine would not read is a mistake."""
+        """Refuses keys that the engine would not read."""
         for name, field in EngineSettings.model_fields.items():
             engines = [engine for engine, names in READ_BY.items() if name in names]
             if engines and self.engine not in engines and getattr(self, name) != field.default:
-                raise ValueError(f"{name} is not read by engine {self.engine}, but by {' and '.join(engines)}")
+                raise ValueError(f"{name} is not read by engine {self.engine}, only by {' and '.join(engines)}")
         if self.engine == "server":
             self._check_server()
         return self
 
     def _check_server(self) -> None:
         if (self.base_url is None) == (self.command is None):
-            raise ValueError("engine server takes either base_url, where one runs, or command, which starts one")
+            raise ValueError("engine server needs either base_url, of a running server, or command, which starts one")
         for place in ("{model}", "{port}"):
             if self.command is not None and place not in self.command:
                 raise ValueError(f"command holds no {place}; write for instance 'vllm serve {{model}} --port {{port}}'")
         if self.command is not None and self.api is None and said_by(self.command) is None:
-            raise ValueError(f"set api to what the command's server speaks: {', '.join(SAID_BY_COMMAND)} or openai")
+            raise ValueError(f"set api to the API of the command's server: {', '.join(SAID_BY_COMMAND)} or openai")
         if self.command is None and (self.start_timeout, self.restarts) != (900.0, 2):
-            raise ValueError("start_timeout and restarts are for a server that command starts")
+            raise ValueError("start_timeout and restarts apply only to a server that command starts")
 
 
 def said_by(command: str | None) -> Api | None:

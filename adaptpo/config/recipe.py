@@ -1,4 +1,4 @@
-"""Settings of a run. One YAML file is one run; a key that does not exist is an error that names the nearest one."""
+"""Settings of a run. One YAML file is one run; an unknown key is an error that names the nearest valid one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OWNED_TRAINING_ARGUMENTS = {
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Reads 1e-6 as a number, as YAML 1.2 does; by YAML 1.1, which PyYAML follows, it is a string."""
+    """Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string."""
 
 
 RecipeLoader.add_implicit_resolver(
@@ -46,7 +46,7 @@ def read_yaml(text: str) -> Any:
 
 
 class DataSettings(Settings):
-    """`path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read."""
+    """A data set. `path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read."""
 
     path: str
     name: str | None = None
@@ -68,11 +68,11 @@ class GenerationSettings(EngineSettings):
 
 
 class StageSettings(Settings):
-    """The boundary measurement of methods that ask for one, and of `adaptpo stage`.
+    """Settings of the boundary measurement, for methods that need one and for `adaptpo stage`.
 
-    It looks at up to `prompts` prompts, or stops before that once half the width of the 95 % interval is at most
-    `precision`. `groups`: into how many groups of similar wording prompts are put, each with a score of its own; 1 is
-    one score for all.
+    It measures up to `prompts` prompts, and stops earlier once half the width of the 95 % interval is at most
+    `precision`. `groups`: number of groups of similarly worded prompts, each with its own score; 1 is one score for
+    all.
     """
 
     prompts: int = Field(2000, gt=0)
@@ -81,21 +81,21 @@ class StageSettings(Settings):
 
 
 class AlignmentConfig(Settings):
-    """Everything about a run but its model, data, reward and method. Names follow TRL where it has one.
+    """All settings of a run except model, data, reward and method. Names follow TRL where it has one.
 
-    `branch_of`: the folder of another run, whose opening (all before the first iteration) is taken over instead of
+    `branch_of`: the folder of another run, whose opening (everything before the first iteration) is reused instead of
     repeated. `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline
-    training before the first iteration; None is the method's own default. `reference`: the initial model, or the
-    policy that started the iteration; None is the method's own default. Prompts longer than `max_prompt_length`
-    tokens are left out and recorded; responses longer than `max_completion_length` (None:
-    `generation.max_new_tokens`) are cut and counted.
+    training before the first iteration; None is the method's default. `reference`: the initial model, or the policy
+    that started the iteration; None is the method's default. Prompts longer than `max_prompt_length` tokens are left
+    out and recorded; responses longer than `max_completion_length` (None: `generation.max_new_tokens`) are cut and
+    counted.
     `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
-    `max_tokens_per_batch`: the most tokens of one forward pass, padding included; a batch of more is computed in
-    several passes, prompt groups whole, with the same result. `shard_size` prompts are scored, generated or annotated
-    between two files; a kill costs at most one. `executor`: who computes these, `ray` alone or a section.
-    `annotation_cache`: folder for the answers of remote annotators, which several runs may share; None keeps them in
-    the run.
+    `max_tokens_per_batch`: maximum number of tokens of one forward pass, padding included; a larger batch is computed
+    in several passes of whole prompt groups, with the same result. `shard_size`: number of prompts that are scored,
+    generated or annotated per file; a kill loses at most one file. `executor`: what computes these, the word `ray` or a
+    section. `annotation_cache`: folder for the answers of remote annotators, which several runs may share; None stores
+    them in the run.
     """
 
     output_dir: str
@@ -119,7 +119,7 @@ class AlignmentConfig(Settings):
     show_progress: bool = True
 
     def __init__(self, **values: Any) -> None:
-        """Raises ConfigError naming every key that is wrong, and the nearest valid name."""
+        """Raises ConfigError that names every wrong key and the nearest valid one."""
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -171,14 +171,14 @@ class RecipeGenerationSettings(GenerationSettings):
 
 
 class MetaSettings(Settings):
-    """Of the meta-learner: its Adam learning rate, and the optimizer steps between its updates (T_meta)."""
+    """Settings of the meta-learner: its Adam learning rate, and the optimizer steps between its updates (T_meta)."""
 
     learning_rate: float = Field(5e-3, gt=0)
     update_interval: int = Field(8, gt=0)
 
 
 class Recipe(AlignmentConfig):
-    """A run as one YAML file: `AlignmentConfig` and the model, the data, the reward and the method."""
+    """A run as one YAML file: `AlignmentConfig` plus the model, data, reward and method."""
 
     model: str
     reward: str | dict[str, Any] | list[Any] | None = None
@@ -204,7 +204,7 @@ class Recipe(AlignmentConfig):
 
 
 def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
-    """Raise ConfigError for the first key of `values` that is no field (or argument) of `target`."""
+    """Raises ConfigError for the first key of `values` that is not a field (or argument) of `target`."""
     if is_dataclass(target):
         valid = [field.name for field in fields(target) if field.init]
     else:
@@ -217,7 +217,7 @@ def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]
 
 
 def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
-    """Raise ConfigError for the first value that is not of the type that `target` declares for it."""
+    """Raises ConfigError for the first value that is not of the type that `target` declares for it."""
     hints = get_type_hints(target)
     for name, value in values.items():
         try:
@@ -233,11 +233,11 @@ def refuse_owned(section: str, values: dict[str, Any]) -> None:
 
 
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
-"""The key that a text in the section's place gives; `path` of those of data."""
+"""The key that a string in place of a section sets; for data sections it is `path`."""
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Apply `a.b=value` (the value is YAML) to nested settings, in place."""
+    """Applies `a.b=value` (the value is YAML) to nested settings, in place."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise ConfigError(
@@ -260,13 +260,13 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
 
 
 def resolve_path(value: str, folder: Path) -> str:
-    """An input path: relative to the recipe's folder if it exists there, else as it is (a path, or a hub id)."""
+    """Resolves an input: relative to the recipe's folder if it exists there, else unchanged (a path, or a hub id)."""
     beside = folder / Path(value).expanduser()
     return str(beside.resolve()) if beside.exists() else value
 
 
 def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `--set` assignments. Raises ConfigError with what is wrong and the remedy."""
+    """Reads a recipe and applies `--set` assignments. Raises ConfigError with the problem and the remedy."""
     return make_recipe(read_recipe(path), assignments, path.parent)
 
 
@@ -286,7 +286,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def make_recipe(values: dict[str, Any], assignments: list[str] | tuple[str, ...], folder: Path) -> Recipe:
-    """A recipe of these keys with `--set` assignments; inputs are looked up in `folder` first."""
+    """Builds a recipe from these keys and `--set` assignments; inputs are looked up in `folder` first."""
     for assignment in assignments:
         set_value(values, assignment)
     for key in values:

@@ -14,16 +14,16 @@ CRITERIA = "how well it does what the request asks for: correct, helpful, comple
 
 
 class RewardPart(Settings):
-    """`weight`: how much the reward counts where there are several."""
+    """Settings of one annotator. `weight`: how much its reward counts if there are several."""
 
     holds_model: ClassVar[bool] = False
-    """It fills the accelerator's memory."""
+    """Whether it occupies the accelerator's memory."""
     unnamed: ClassVar[frozenset[str]]
-    """Keys that may change between the attempts of a run: how and where something is reached."""
+    """Keys that may change between the attempts of a run: how and where the annotator is reached."""
     weight: float = 1.0
 
     def identity(self) -> dict[str, Any]:
-        """What decides the rewards, but for the content of models."""
+        """The settings that determine the rewards, except for the content of models."""
         return self.model_dump(exclude=set(self.unnamed))
 
 
@@ -39,7 +39,7 @@ class FunctionReward(RewardPart):
 
 
 class PairwiseReward(RewardPart):
-    """PairRM's limits in tokens; see `adaptpo.annotation.pairwise_model`."""
+    """A pairwise model, with PairRM's limits in tokens; see `adaptpo.annotation.pairwise_model`."""
 
     holds_model: ClassVar[bool] = True
     unnamed: ClassVar[frozenset[str]] = frozenset({"pairwise"})
@@ -49,7 +49,8 @@ class PairwiseReward(RewardPart):
 
 
 class RemoteReward(RewardPart):
-    """`api_key_env` names the environment variable with the key. `options` are further fields of every request."""
+    """A remote annotator. `api_key_env` names the environment variable with the key; `options` are further fields of
+    every request."""
 
     unnamed: ClassVar[frozenset[str]] = frozenset({"concurrency", "retries", "timeout", "api_key_env"})
     api_key_env: str | None = None
@@ -60,8 +61,8 @@ class RemoteReward(RewardPart):
 
 
 class JudgeReward(RemoteReward):
-    """`mode`: `first` compares each response with the first of its prompt, `all` each with each, `score` rates each by
-    itself. Without `base_url` it is OpenAI's address with the key in OPENAI_API_KEY."""
+    """A judge model. `mode`: `first` compares each response with the first of its prompt, `all` compares every two,
+    `score` rates each by itself. Without `base_url`, OpenAI's address is used with the key in OPENAI_API_KEY."""
 
     unnamed: ClassVar[frozenset[str]] = RemoteReward.unnamed | {"base_url"}
     judge: str
@@ -73,7 +74,7 @@ class JudgeReward(RemoteReward):
 
 
 class ServerReward(RemoteReward):
-    """`api`: our own contract, or vLLM's pooling endpoint; see `adaptpo.annotation.server`."""
+    """A reward server. `api`: our own protocol, or vLLM's pooling endpoint; see `adaptpo.annotation.server`."""
 
     unnamed: ClassVar[frozenset[str]] = RemoteReward.unnamed | {"server", "batch_size"}
     server: Url
@@ -91,9 +92,9 @@ KINDS: dict[str, type[RewardPart]] = {
 
 
 def reward_parts(reward: Any) -> tuple[RewardPart, ...]:
-    """The annotators that `reward` names: a text, a function, a mapping, or a list of these.
+    """The annotators that `reward` names: a string, a function, a mapping, or a list of these.
 
-    Raises ConfigError naming the wrong key and the nearest valid one.
+    Raises ConfigError that names the wrong key and the nearest valid one.
     """
     if isinstance(reward, list | tuple):
         if not reward:
@@ -123,7 +124,7 @@ def part_of_mapping(values: Mapping[str, Any], where: str) -> RewardPart:
     kind = KINDS[kinds[0]]
     if values.get("reward_model") == "train":
         raise ConfigError(
-            f"'{where}': `reward: train` stands alone; train the model in a run of its own and name its folder here"
+            f"'{where}': `reward: train` must stand alone; train the model in a separate run and name its folder here"
         )
     try:
         return kind(**values)
@@ -132,7 +133,7 @@ def part_of_mapping(values: Mapping[str, Any], where: str) -> RewardPart:
 
 
 def resolved_reward(reward: Any, resolve: Callable[[str], str]) -> Any:
-    """The same with the paths of models resolved."""
+    """Returns the same reward with the paths of models resolved."""
     if isinstance(reward, str):
         return reward if is_special_reward(reward) else resolve(reward)
     if isinstance(reward, list):

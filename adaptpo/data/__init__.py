@@ -1,8 +1,8 @@
-"""Read preference data: every row becomes an example or a `Dropped` with its reason.
+"""Reads preference data: every row becomes an example or a `Dropped` with its reason.
 
 `open_rows` opens a source (hub id, file, folder, `datasets` object), `iter_examples` turns its rows into preference
-examples, `read_examples` does both; `read_prompts` reads prompts alone. `fingerprint` tells a resumed run whether its
-data changed.
+examples, and `read_examples` does both; `read_prompts` reads only prompts. With `fingerprint`, a resumed run detects
+changed data.
 """
 
 from adaptpo.data.examples import PromptExample, iter_examples, iter_prompts, read_examples, read_prompts, require_rows

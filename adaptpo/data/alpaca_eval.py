@@ -1,7 +1,7 @@
-"""Preference pairs from AlpacaEval: a model's output against the baseline's, as the annotator preferred.
+"""Preference pairs from AlpacaEval: a model's output against the baseline's, ordered by the annotator's preference.
 
 An output file has one record per instruction with `index`, `instruction`, `output`, `generator` and `preference` in
-[1, 2]: 2 means that the annotator is sure of the model's output, 1 that it is sure of the baseline's.
+[1, 2]: 2 means that the annotator surely prefers the model's output, 1 the baseline's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EQUAL_OUTPUTS = "the model's output equals the baseline's"
 def read_alpaca_eval_pairs(
     outputs: str | Path, baseline: str | Path, min_certainty: float = 0.05
 ) -> Iterator[PreferenceExample | Dropped]:
-    """Yield one chat-format pair or `Dropped` per record of `outputs`; `row` is the record's AlpacaEval index.
+    """Yields one chat-format pair or `Dropped` per record of `outputs`; `row` is the record's AlpacaEval index.
 
     `columns` holds `preference` and the generators of both outputs.
 
@@ -52,7 +52,7 @@ def _records(path: str | Path, fields: tuple[str, ...]) -> Iterator[Row]:
         if missing:
             raise DataError(
                 f"{path}: a record lacks {', '.join(missing)} (found {', '.join(record)}); "
-                "accepted are AlpacaEval's outputs with one annotation each."
+                "give AlpacaEval's outputs with one annotation each."
             )
         yield record
 

@@ -1,4 +1,4 @@
-"""Check once, on the first row, that a data set has the columns it needs."""
+"""Checks once, on the first row, that a data set has the required columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ USUAL_OTHER_NAMES = {
     "chosen": ("response_j", "chosen_response", "response_chosen", "preferred", "accepted", "winner", "positive"),
     "rejected": ("response_k", "rejected_response", "response_rejected", "dispreferred", "loser", "negative"),
 }
-ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` where they do not contain it"
+ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` if they do not contain it"
 
 
 def is_preference_row(row: Row) -> bool:
@@ -21,10 +21,10 @@ def is_preference_row(row: Row) -> bool:
 
 
 def check_preference_columns(row: Row, implicit_prompt_is_text: bool) -> None:
-    """Raise DataError unless `chosen` and `rejected` exist and no other column is evidently the prompt.
+    """Raises DataError unless `chosen` and `rejected` exist and no other column is evidently the prompt.
 
-    `implicit_prompt_is_text`: the responses are plain strings. Without a `prompt` column their common beginning would
-    be taken for the prompt, so a column `question` beside them is an error and not a further column.
+    `implicit_prompt_is_text`: the responses are plain strings. Without a `prompt` column, their common beginning would
+    be taken for the prompt. A column such as `question` beside them is therefore an error.
     """
     missing = [name for name in ("chosen", "rejected") if name not in row]
     if "prompt" not in row and (missing or implicit_prompt_is_text) and _meant_column("prompt", row):
@@ -33,7 +33,7 @@ def check_preference_columns(row: Row, implicit_prompt_is_text: bool) -> None:
 
 
 def check_prompt_columns(row: Row) -> None:
-    """Raise DataError unless the row of a prompt-only data set has a `prompt`."""
+    """Raises DataError unless the row of a prompt-only data set has a `prompt`."""
     missing = [] if "prompt" in row else ["prompt"]
     _raise_if_missing(missing, row, "accepted: `prompt`, or `chosen` and `rejected`")
 
@@ -45,7 +45,7 @@ def _raise_if_missing(missing: list[str], row: Row, accepted: str) -> None:
     advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items()) or "rename the columns"
     raise DataError(
         f"the data set lacks the column {', '.join(f'`{name}`' for name in missing)}: "
-        f"found {', '.join(map(str, row)) or 'none'}; {accepted}. To mend it, {advice}."
+        f"found {', '.join(map(str, row)) or 'none'}; {accepted}. To fix it, {advice}."
     )
 
 

@@ -1,4 +1,4 @@
-"""From rows to preference examples and prompts, whatever of the accepted formats a row has."""
+"""Turns rows of any accepted format into preference examples and prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
 @dataclass(frozen=True)
 class PromptExample:
-    """A prompt without responses; `columns` holds every further column of the row but `chosen` and `rejected`."""
+    """A prompt without responses; `columns` holds all other columns of the row except `chosen` and `rejected`."""
 
     row: int
     prompt: Text
@@ -28,33 +28,33 @@ class PromptExample:
 def read_examples(
     source: DataSource, split: str = "train", name: str | None = None, text_format: TextFormat = "messages"
 ) -> Iterator[PreferenceExample | Dropped]:
-    """Open a source and read its preference examples: `open_rows`, then `iter_examples`."""
+    """Opens a source and reads its preference examples: `open_rows`, then `iter_examples`."""
     return iter_examples(open_rows(source, split, name), text_format)
 
 
 def read_prompts(
     source: DataSource, split: str = "train", name: str | None = None, text_format: TextFormat = "messages"
 ) -> Iterator[PromptExample | Dropped]:
-    """Open a prompt-only or preference data set and read its prompts: `open_rows`, then `iter_prompts`."""
+    """Opens a prompt-only or preference data set and reads its prompts: `open_rows`, then `iter_prompts`."""
     return iter_prompts(open_rows(source, split, name), text_format)
 
 
 def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> Iterator[PreferenceExample | Dropped]:
-    r"""Yield one `PreferenceExample` or `Dropped` per row, in row order; rows count from 0.
+    r"""Yields one `PreferenceExample` or `Dropped` per row, in row order; rows count from 0.
 
-    Accepted are `chosen` and `rejected` as message lists or strings, with or without `prompt`:
+    `chosen` and `rejected` may be message lists or strings, with or without `prompt`:
 
     - Messages: the prompt is what both conversations share, and the response is one assistant message. The responses
-      may repeat the prompt or leave it out. A string `prompt` beside conversations that contain the prompt is only a
-      copy; beside bare replies it is the user's turn. Text parts are joined.
+      may repeat the prompt or leave it out. Next to conversations that contain the prompt, a string `prompt` is only a
+      copy; next to bare replies it is the user's turn. Text parts are joined.
     - HH-RLHF transcripts ("\n\nHuman: ...\n\nAssistant: ..."): the prompt ends with the last "\n\nAssistant:".
-      `text_format` "messages" gives chat messages with outer white space removed, "text" the strings as they are.
+      `text_format` "messages" gives chat messages without surrounding whitespace, "text" the strings as they are.
     - Strings with a `prompt` string are taken as they are.
     - Strings without `prompt` and without turns follow TRL's rule: the prompt is their common beginning, here never
-      cutting a word in two. Opening words that both responses share count as prompt; only a `prompt` column avoids it.
+      splitting a word. Opening words that both responses share count as prompt; only a `prompt` column avoids this.
 
     Raises:
-        DataError: the first row lacks a needed column; says what was found and which name was probably meant.
+        DataError: the first row lacks a required column; the message has the columns found and the name probably meant.
     """
     first, rows = _peek(rows)
     if first is not None:
@@ -64,7 +64,7 @@ def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> 
 
 
 def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> Iterator[PromptExample | Dropped]:
-    """Yield one `PromptExample` or `Dropped` per row of a prompt-only or preference data set (see `iter_examples`).
+    """Yields one `PromptExample` or `Dropped` per row of a prompt-only or preference data set (see `iter_examples`).
 
     Raises:
         DataError: the rows have neither `prompt` nor `chosen` and `rejected`.
@@ -80,12 +80,12 @@ def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> I
 
 
 def require_rows(kept: int, dropped: Mapping[str, int], source: DataSource) -> None:
-    """Raise DataError, with the count of every reason, when no row of `source` was kept."""
+    """Raises DataError, with the count of every reason, if no row of `source` was kept."""
     if kept:
         return
     what = describe(source)
     if not dropped:
-        raise DataError(f"{what}: holds no rows; check the path and the split.")
+        raise DataError(f"{what} holds no rows; check the path and the split.")
     counts = "; ".join(f"{count} x {reason}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
     raise DataError(f"{what}: none of {sum(dropped.values())} rows can be used. Reasons: {counts}.")
 

@@ -1,4 +1,4 @@
-"""Read data files row by row: JSON lines, JSON lists, CSV and Parquet."""
+"""Reads data files row by row: JSON lines, JSON lists, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def is_data_file(path: str | Path) -> bool:
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Yield the rows of one file in order. JSON lines, CSV and Parquet are streamed; a JSON list is read whole.
+    """Yields the rows of one file in order. JSON lines, CSV and Parquet are streamed; a JSON list is read whole.
 
     Raises:
-        DataError: unknown ending, or the content is not what the ending promises (with the 1-based line number).
+        DataError: the ending is unknown, or the content does not match it (with the 1-based line number).
     """
     suffix = _data_suffix(path)
     if suffix is None:
@@ -38,9 +38,7 @@ def read_file(path: Path) -> Iterator[Row]:
     try:
         yield from READERS[suffix.removesuffix(".gz")](path)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pyarrow.ArrowException) as error:
-        raise DataError(
-            f"{path}: not a readable {suffix} file ({error}); write it anew or give it its true ending."
-        ) from error
+        raise DataError(f"{path}: not a readable {suffix} file ({error}); rewrite it or correct its ending.") from error
 
 
 def _data_suffix(path: Path) -> str | None:
@@ -57,7 +55,7 @@ def _open_text(path: Path) -> TextIO:
 def _read_json(path: Path) -> Iterator[Row]:
     with _open_text(path) as file:
         is_list = _first_visible_character(file) == "["
-    # Many data sets call their JSON lines `.json`.
+    # Many data sets name their JSON lines files `.json`.
     yield from _read_json_list(path) if is_list else _read_json_lines(path)
 
 
@@ -73,7 +71,7 @@ def _read_json_list(path: Path) -> Iterator[Row]:
             rows = json.load(file)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend the file there."
+                f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix the file there."
             ) from error
     for number, row in enumerate(rows):
         yield _as_row(row, f"{path}, item {number}")
@@ -92,7 +90,7 @@ def _parse_line(line: str, path: Path, number: int) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); "
-            "mend or delete this line: every line holds one JSON object."
+            "fix or delete this line: every line holds one JSON object."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Content hashes of a run's input data, by which a resumed run sees that its data changed."""
+"""Content hashes of a run's input data, by which a resumed run detects changed data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SAMPLED_BLOCKS = 16
 
 
 def fingerprint(source: DataSource, split: str = "train", name: str | None = None) -> dict[str, str]:
-    """Name of every input -> hash of its content.
+    """Returns the name of every input with the hash of its content.
 
-    Files are hashed whole up to 256 MiB (`sha256:`); larger ones by their size and 16 evenly spaced blocks of 1 MiB
-    (`sampled-sha256:`), so that a change between the blocks that keeps the size goes unseen. A folder gives one entry
-    per file, an object in memory one over its rows, a hub id the hash of the revision that `datasets` knows. Split and
+    Files of up to 256 MiB are hashed whole (`sha256:`), larger ones by their size and 16 evenly spaced blocks of 1 MiB
+    (`sampled-sha256:`). A change between the blocks that preserves the size is not detected. A folder has one entry per
+    file, an object in memory one for all its rows, a hub id the hash of the revision that `datasets` reports. Split and
     configuration are part of the names of hub ids and objects.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Bring chat messages into one form and find the prompt that two conversations share."""
+"""Normalizes chat messages and finds the prompt that two conversations share."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking")
 
 
 def normalize_messages(messages: list[Any]) -> list[Message]:
-    """Check every message and join its text parts. Keys that are None (columnar files fill them in) go away.
+    """Checks every message and joins its text parts. Keys that are None (columnar files fill them in) are removed.
 
     Raises:
-        RowProblem: a message without role or content, with tool calls, an unknown role, or content other than text.
+        RowProblem: a message has no role or content, tool calls, an unknown role, or content other than text.
     """
     return [_normalize_message(message) for message in messages]
 
@@ -62,7 +62,7 @@ def _part_text(part: Any) -> str:
 
 
 def continue_conversation(prompt: list[Message], response: list[Message]) -> list[Message]:
-    """The whole conversation, whether `response` is the reply alone or repeats the prompt before it."""
+    """Returns the whole conversation, whether `response` is only the reply or repeats the prompt before it."""
     if shared_length(prompt, response) == len(prompt):
         return response
     if response and response[0]["role"] == "assistant":
@@ -73,10 +73,10 @@ def continue_conversation(prompt: list[Message], response: list[Message]) -> lis
 def split_conversations(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Cut two whole conversations into their longest shared beginning and one assistant message each.
+    """Splits two whole conversations into their longest shared beginning and one assistant message each.
 
     Raises:
-        RowProblem: they are equal, differ earlier than in the last message, or the parts have the wrong roles.
+        RowProblem: they are equal, differ before the last message, or the parts have the wrong roles.
     """
     length = shared_length(chosen, rejected)
     prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
@@ -99,7 +99,7 @@ def _check_replies(prompt: list[Message], chosen: list[Message], rejected: list[
 
 
 def check_prompt(prompt: list[Message]) -> None:
-    """Raise RowProblem unless the prompt ends with a user turn that says something.
+    """Raises RowProblem unless the prompt ends with a user turn that is not blank.
 
     The chat template's generation prompt opens an assistant turn, so what precedes it must call for one.
     """
@@ -112,7 +112,7 @@ def check_prompt(prompt: list[Message]) -> None:
 
 
 def shared_length(first: list[Message], second: list[Message]) -> int:
-    """Number of messages at the start that say the same."""
+    """Number of equal messages at the start of both conversations."""
     length = 0
     for one, other in zip(first, second, strict=False):
         if not _says_the_same(one, other):

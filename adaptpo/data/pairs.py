@@ -1,4 +1,4 @@
-"""Split one row into prompt, chosen and rejected, whatever of the accepted formats it has."""
+"""Splits one row of any accepted format into prompt, chosen and rejected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _check_modalities(row: Row) -> None:
 
 
 def split_pair(row: Row, text_format: TextFormat) -> Pair:
-    """Prompt, chosen and rejected of a row.
+    """Returns the prompt, chosen and rejected of a row.
 
     Raises:
         RowProblem: the row cannot be used; the message is the reason.
@@ -116,7 +116,7 @@ def _split_strings(
 def _are_transcripts(prompt: str | None, chosen: str, rejected: str) -> bool:
     if not (is_transcript(chosen) and is_transcript(rejected)):
         return False
-    # A reply may itself quote a dialogue: beside a prompt, only a dialogue that contains the prompt is the whole one.
+    # A reply may itself quote a dialogue: next to a prompt, only a dialogue that contains the prompt is a transcript.
     return prompt is None or (prompt.strip() in chosen and prompt.strip() in rejected)
 
 

@@ -1,4 +1,4 @@
-"""The reasons for which a row is left out. The texts are stable: runs count rows by them."""
+"""The reasons for leaving out a row. The texts are stable: runs count rows by them."""
 
 from __future__ import annotations
 

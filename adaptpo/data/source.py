@@ -1,4 +1,4 @@
-"""Open a data source of any supported kind and iterate over its rows."""
+"""Opens a data source of any supported kind and iterates over its rows."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Rows:
 
 
 def open_rows(source: DataSource, split: str = "train", name: str | None = None) -> Rows:
-    """Open a source without reading its rows yet.
+    """Opens a source without reading its rows yet.
 
     Args:
         source: hub id, data file (.jsonl, .json, .csv, each also .gz; .parquet), folder written by `save_to_disk`,
             folder of data files, a `datasets` object, or a list of rows. An existing path wins over a hub id.
-        split: the split to read. A single file has the split "train" only; a `Dataset` object is already one split.
+        split: the split to read. A single file has only the split "train"; a `Dataset` object is already one split.
         name: the configuration, for hub ids and folders that define several.
 
     Raises:
-        DataError: nothing found under this name, no such split (names the available ones), or the hub is out of reach.
+        DataError: no such source, no such split (the message lists the available ones), or the hub is unreachable.
     """
     if isinstance(source, list):
         return Rows("a list of rows", lambda: source)
@@ -60,7 +60,7 @@ def open_rows(source: DataSource, split: str = "train", name: str | None = None)
 
 
 def describe(source: DataSource) -> str:
-    """How error messages call this source."""
+    """The name of this source in error messages."""
     return str(source) if isinstance(source, str | PathLike) else f"the given {type(source).__name__}"
 
 
@@ -111,7 +111,7 @@ def _saved_rows(folder: Path, split: str) -> Rows:
 
 
 def folder_files(folder: Path, name: str | None) -> dict[str, list[str]]:
-    """The data files of a folder by split, found by the rules of `datasets.load_dataset`."""
+    """The data files of a folder by split, according to the rules of `datasets.load_dataset`."""
     builder = datasets.load_dataset_builder(str(folder), name)
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
@@ -124,8 +124,8 @@ def _hub_rows(source: str, split: str, name: str | None) -> Rows:
     except LOAD_ERRORS as error:
         raise DataError(
             f"{source}: no such file or folder here, and split {split!r} of a hub data set of this name "
-            f"cannot be loaded: {error}. Mend the path, id, name or split; "
-            "without a network use a local copy of the data."
+            f"cannot be loaded: {error}. Correct the path, id, name or split; "
+            "without a network, use a local copy of the data."
         ) from error
     return _dataset_rows(data, split, source)
 

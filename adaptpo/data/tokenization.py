@@ -1,15 +1,15 @@
-"""From preference examples to token ids, such that offline and generated responses look alike to the model.
+"""Tokenizes preference examples such that offline and generated responses look alike to the model.
 
-The rules, and where they depart from TRL's DPOTrainer (checked against 1.16):
+The rules, and their differences from TRL's DPOTrainer (checked against 1.16):
 
-- Both tokenize prompt and response together and cut behind the prompt. Where tokens merge across that border, TRL gives
-  up the prompt's last tokens; here the prompt keeps the exact ids that generation sees, and the response's text is
+- Both tokenize prompt and response together and cut after the prompt. If tokens merge across that border, TRL gives up
+  the prompt's last tokens; here the prompt keeps the exact ids that generation sees, and the response's text is
   tokenized by itself.
-- Where a chat template renders the prompt differently once a response follows, TRL cuts at the first difference and
-  warns; here the row is left out with a reason.
-- A response ends at its stop token. What a template writes behind it (often a line break) is cut, and a template that
-  writes no stop token gets the tokenizer's EOS; TRL keeps the one and does not add the other.
-- A tokenizer that appends EOS to every text does so neither to the prompt nor twice to a response; BOS comes once.
+- If a chat template renders the prompt differently once a response follows, TRL cuts at the first difference and warns;
+  here the row is left out with a reason.
+- A response ends at its stop token. Text that the template writes after it (often a line break) is cut, and if the
+  template writes no stop token, the tokenizer's EOS is added; TRL keeps the former and does not add the latter.
+- If a tokenizer appends EOS to every text, the prompt gets none and a response only one; BOS occurs once.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class TokenizedPair:
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -> frozenset[int]:
     """Ids that end a response: the tokenizer's EOS, the generation config's, and the chat template's end of turn.
 
-    The template's token matters for base models with a chat template, whose EOS is another one.
+    The template's token matters for base models with a chat template, whose EOS is a different token.
 
     Raises:
-        ModelError: there is none, so that no generation would ever end.
+        ModelError: there is none, and no generation would ever end.
     """
     configured = getattr(generation_config, "eos_token_id", None)
     ids = {*(configured if isinstance(configured, list | tuple) else [configured])}
@@ -69,16 +69,16 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = 
 def tokenize_prompt(
     tokenizer: PreTrainedTokenizerBase, text: Text, template_options: TemplateOptions | None = None
 ) -> list[int]:
-    """Ids of a prompt, ready for generation.
+    """Returns the ids of a prompt, ready for generation.
 
-    A string gets the special tokens that the tokenizer puts before a text (BOS once), and none behind it. Messages are
+    A string gets the special tokens that the tokenizer puts before a text (BOS once), and none after it. Messages are
     rendered by the chat template with its generation prompt.
 
     Args:
         template_options: keyword arguments for the chat template, such as `enable_thinking`.
 
     Raises:
-        ModelError: messages, but the tokenizer has no chat template or its template refuses them.
+        ModelError: `text` is messages, but the tokenizer has no chat template or its template refuses them.
     """
     if isinstance(text, str):
         return _encode_text(tokenizer, text)
@@ -96,18 +96,18 @@ def tokenize_pair(
     stop_ids: frozenset[int] | None = None,
     template_options: TemplateOptions | None = None,
 ) -> TokenizedPair | str:
-    """Tokenize an example, or return the reason why it has to be left out.
+    """Tokenizes an example, or returns the reason for leaving it out.
 
-    A response longer than `max_completion_length` is cut: it then has no stop token, its text is
-    cut alike, and `ended` is False.
+    A response longer than `max_completion_length` is cut. It then has no stop token, its text is cut as well, and
+    `ended` is False.
 
     Args:
-        max_prompt_length, max_completion_length: in tokens, special tokens counted; None is no limit.
-        stop_ids: from `stop_token_ids`; give it to save the work per example and to respect a generation config.
+        max_prompt_length, max_completion_length: in tokens, including special tokens; None for no limit.
+        stop_ids: from `stop_token_ids`; pass it to save the work per example and to respect a generation config.
         template_options: keyword arguments for the chat template, such as `enable_thinking`.
 
     Raises:
-        ModelError: messages, but the tokenizer has no chat template; or the tokenizer has no EOS.
+        ModelError: the example is messages, but the tokenizer has no chat template; or the tokenizer has no EOS.
     """
     stop_ids = stop_token_ids(tokenizer) if stop_ids is None else stop_ids
     try:
@@ -127,22 +127,22 @@ def tokenize_pair(
 def decode_response(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: frozenset[int] | None = None
 ) -> str:
-    """The text of response ids: up to the first stop token, without special tokens, with its white space as it is."""
+    """The text of response ids: up to the first stop token, without special tokens, with its whitespace unchanged."""
     stop_ids = stop_token_ids(tokenizer) if stop_ids is None else stop_ids
     end = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
     return tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def ending_token(tokenizer: PreTrainedTokenizerBase, prompt: Text, stop_ids: frozenset[int]) -> int:
-    """The stop token that ended a response of which only the text is known: the chat template's end of turn behind
-    messages, else EOS."""
+    """The stop token that ended a response known only as text: the chat template's end of turn after messages,
+    otherwise EOS."""
     turn = None if isinstance(prompt, str) else _template_end_of_turn(tokenizer)
     likely = (turn, tokenizer.eos_token_id, min(stop_ids))
     return next(token for token in likely if token in stop_ids)
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
-    """Raise ModelError when the tokenizer has ids for which the model has no embedding."""
+    """Raises ModelError if the tokenizer has ids for which the model has no embedding."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     needed = max(tokenizer.get_vocab().values(), default=-1) + 1
     if needed > text_config.vocab_size:
@@ -213,17 +213,17 @@ def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 
 def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that goes on where another one ended."""
+    """Returns the ids of a text that continues another one."""
     ids = _encode_rendered(tokenizer, text)
     if text[:1].isspace() or not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
         return ids
-    # SentencePiece puts a space before every text; behind an anchor it does not.
+    # SentencePiece puts a space before every text, but not after an anchor.
     anchor, anchored = _encode_rendered(tokenizer, ANCHOR), _encode_rendered(tokenizer, ANCHOR + text)
     return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else ids
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """With the special tokens that the tokenizer puts before a text, without those it puts behind it."""
+    """Returns ids with the special tokens that the tokenizer puts before a text, without those it puts after it."""
     ids, plain = list(tokenizer(text)["input_ids"]), _encode_rendered(tokenizer, text)
     before = next((start for start in range(len(ids) - len(plain) + 1) if ids[start : start + len(plain)] == plain), 0)
     ids = ids[: before + len(plain)]
@@ -233,7 +233,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _end_response(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop_ids: frozenset[int]) -> list[int]:
-    """End the response at the first stop token of its tail of stop tokens and white space, or append EOS."""
+    """Ends the response at the first stop token of its tail of stop tokens and whitespace, or appends EOS."""
     start = len(ids)
     while start and (ids[start - 1] in stop_ids or _is_blank(tokenizer, ids[start - 1])):
         start -= 1
@@ -263,7 +263,7 @@ def _cut_response(tokenizer: PreTrainedTokenizerBase, text: Text, ids: list[int]
 
 
 def _template_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes right behind an assistant's words, if it writes one."""
+    """The special token that the chat template writes directly after an assistant's words, if any."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": TEMPLATE_PROBE}]

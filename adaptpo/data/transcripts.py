@@ -1,4 +1,4 @@
-"""Parse HH-RLHF dialogues: one string in which "Human:" and "Assistant:" each open a turn after an empty line."""
+"""Parses HH-RLHF dialogues: one string in which "Human:" and "Assistant:" each open a turn after an empty line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLE_OF_SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True)
 class Transcript:
-    """A dialogue cut before its last reply. `prompt` ends with the final "Assistant:", `response` keeps its spaces."""
+    """A dialogue split before its last reply. `prompt` ends with "Assistant:"; `response` keeps its spaces."""
 
     prompt: str
     response: str
@@ -28,10 +28,10 @@ def is_transcript(text: str) -> bool:
 
 
 def split_last_reply(text: str) -> Transcript:
-    """Cut a transcript behind its final "Assistant:".
+    """Splits a transcript after its final "Assistant:".
 
     Raises:
-        RowProblem: the last turn is a Human one.
+        RowProblem: the last turn is a Human turn.
     """
     text = _with_marker_at_start(text)
     markers = list(TURN_MARKER.finditer(text))
@@ -48,7 +48,7 @@ def calls_for_reply(prompt: str) -> bool:
 
 
 def prompt_messages(prompt: str) -> list[Message]:
-    """The turns of a prompt that calls for a reply, as chat messages; turns of one speaker in a row stay apart."""
+    """The turns of a prompt that calls for a reply, as chat messages; consecutive turns of one speaker stay apart."""
     turns = _turns(prompt)
     if turns[-1][0] == "Assistant":
         turns.pop()

@@ -1,4 +1,4 @@
-"""Who computes the shards of a phase: this process, or workers that it hands them to."""
+"""Executors, which compute the shards of a phase in this process or on workers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Result = TypeVar("Result")
 
 class Executor(Protocol):
     def start(self, device: torch.device, release: Callable[[], None]) -> None:
-        """Before anything is computed. `device`: what the run computes on; `release` frees this process's hold on it.
+        """Prepares the executor. `device` is what the run computes on; `release` frees what this process holds there.
 
-        Raises ConfigError where the executor cannot be had."""
+        Raises ConfigError if the executor is not available."""
         ...
 
     def compute(self, work: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
-        """Each number with what `work` makes of it, as they are done. Raises what `work` raises."""
+        """Yields each number with the result of `work`, as they finish. Raises what `work` raises."""
         ...
 
     def close(self) -> None: ...
 
 
 class ThisProcess:
-    """One after the other, here."""
+    """Computes shards one after the other in this process."""
 
     def start(self, device: torch.device, release: Callable[[], None]) -> None:
         pass
@@ -45,7 +45,7 @@ HERE = ThisProcess()
 
 
 def executor_of(settings: ExecutorSettings) -> Executor:
-    """Raises ConfigError where Ray is asked for and not installed."""
+    """The executor of these settings. Raises ConfigError if Ray is requested but not installed."""
     if settings.kind == "local":
         return HERE
     try:

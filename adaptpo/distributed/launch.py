@@ -1,4 +1,4 @@
-"""What the launcher of several processes (torchrun, accelerate) said in the environment."""
+"""What the launcher of several processes (torchrun, accelerate) set in the environment."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def is_first_process() -> bool:
 
 
 def name_of_process() -> str:
-    """For messages: empty for a process that was started alone."""
+    """The process's name for messages; empty if it was started alone."""
     return "" if process_count() == 1 else f" (process {os.environ.get('RANK', '?')} of {process_count()})"

@@ -1,4 +1,4 @@
-"""Silence the libraries below: messages that do not help the reader of a run, and reports of use over the network."""
+"""Silences the underlying libraries: messages that do not help the user of a run, and telemetry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Progress bars and messages of our own stay; warnings of the libraries below go, errors stay."""
+    """Hides progress bars and warnings of the underlying libraries. Their errors and our own messages stay visible."""
     import datasets
     import transformers
 
@@ -21,7 +21,7 @@ def quiet_libraries() -> None:
 
 
 def turn_off_telemetry() -> None:
-    """For this process and its children. Call before a TRL trainer is made, or Ray started."""
+    """Turns telemetry off for this process and its children. Call before creating a TRL trainer or starting Ray."""
     from huggingface_hub import constants
 
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}

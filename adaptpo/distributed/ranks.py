@@ -1,7 +1,7 @@
-"""Runs over several processes: who decides, who waits, and what they tell each other.
+"""Runs over several processes: which rank decides, which ranks wait, and what they exchange.
 
-Every rank goes through the same phases. What a rank decides comes from the files of the run or from rank 0, so that all
-decide the same.
+Every rank goes through the same phases. Each decides from the files of the run or receives decisions from rank 0, so
+all decide alike.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from adaptpo.errors import ConfigError, RunError
 Value = TypeVar("Value")
 
 LONGEST_WAIT = timedelta(hours=24)
-"""One rank may annotate or evaluate for hours while the others wait. A rank that dies is noticed at once all the same:
+"""One rank may annotate or evaluate for hours while the others wait. A rank that dies is still noticed at once:
 its connections close, and the launcher ends the others."""
 TRAINING_TIMEOUT = 1800
-"""Seconds, as transformers' `ddp_timeout`: no step of training takes that long."""
+"""In seconds, like transformers' `ddp_timeout`; no training step takes that long."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process as one of the `count` of a run; rank 0 owns the run directory.
+    """This process as one of the `count` ranks of a run; rank 0 owns the run directory.
 
-    Every method but `share` is collective: all ranks call it at the same place, or they wait for one another.
+    Every method except `share` is collective: all ranks must call it at the same point, or they wait for one another.
     """
 
     index: int = 0
@@ -42,11 +42,11 @@ class Ranks:
         return self.index == 0
 
     def share(self, items: Sequence[Value]) -> Sequence[Value]:
-        """Those of the items that are this rank's."""
+        """This rank's share of the items."""
         return items[self.index :: self.count]
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks have arrived."""
         if self.count > 1:
             dist.barrier(self.group)
 
@@ -59,9 +59,9 @@ class Ranks:
         return values
 
     def on_first(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns on rank 0, which alone does it, on every rank.
+        """Runs `work` on rank 0 alone and returns its result on every rank.
 
-        Where it fails, rank 0 raises its error and the others a RunError.
+        If it fails, rank 0 raises its error and the others raise a RunError.
         """
         if self.count == 1:
             return work()
@@ -71,7 +71,7 @@ class Ranks:
         dist.broadcast_object_list(outcome, src=0, group=self.group)
         succeeded, value = outcome
         if not succeeded:
-            raise RunError("stopped, because process 0 failed; its message says why")
+            raise RunError("stopped, because process 0 failed; its message has the reason")
         return value
 
     def _told(self, work: Callable[[], Value]) -> Value:
@@ -89,7 +89,7 @@ ALONE = Ranks()
 def join_ranks(training: dict[str, Any]) -> Ranks:
     """This process among those that the launcher started; `training` is the recipe's section of that name.
 
-    Raises ConfigError where accelerate would let each process train by itself, or would train otherwise than asked.
+    Raises ConfigError if accelerate would let each process train separately, or would not train as requested.
     """
     count = process_count()
     if count == 1:
@@ -101,10 +101,10 @@ def join_ranks(training: dict[str, Any]) -> Ranks:
     try:
         state = PartialState(cpu=cpu, timeout=timeout)
     except ImportError as error:
-        raise ConfigError(f"the launcher asks for what is not installed: {error}") from error
+        raise ConfigError(f"the launcher needs a package that is not installed: {error}") from error
     if state.num_processes != count:
         raise ConfigError(
-            f"{count} processes were started and there is no accelerator to connect them; set training.use_cpu to true "
+            f"{count} processes were started without an accelerator to connect them; set training.use_cpu to true "
             "to train on CPUs, or start one process"
         )
     check_sharding(state.distributed_type.value, training)
@@ -112,16 +112,16 @@ def join_ranks(training: dict[str, Any]) -> Ranks:
 
 
 def check_sharding(kind: str, training: dict[str, Any]) -> None:
-    """Raises ConfigError where accelerate would not share out weights as asked, and for settings under which ranks
-    would score with weights that they do not have, or checkpoints would not be ordinary model folders."""
+    """Raises ConfigError if accelerate would not shard weights as requested, if ranks would score with weights that
+    they do not have, or if checkpoints would not be ordinary model folders."""
     for key in ("fsdp", "deepspeed"):
         if training.get(key):
-            raise ConfigError(f"training.{key} is not read here; start with accelerate launch and a file that sets it")
+            raise ConfigError(f"training.{key} is not read here; set it in the configuration file of accelerate launch")
     sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
     if sharded and kind == "MULTI_CPU":
         raise ConfigError(
             "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
-            "it off"
+            "sharding off"
         )
     if not is_set("ACCELERATE_USE_FSDP"):
         return

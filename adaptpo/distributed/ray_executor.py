@@ -1,8 +1,8 @@
 """Ray Data as executor: workers that hold a phase's model, wherever Ray has room for them.
 
-What a phase computes is a function of a shard's number. It travels to each worker once, with settings and paths and
-without models, which the worker loads by itself; what it returns travels back, and the process that owns the run writes
-it. So a shard that is computed twice, by a worker that was given up too early, is written once.
+What a phase computes is a function of a shard's number. The function is sent to each worker once, with settings and
+paths but without models, which the worker loads by itself. Results are sent back, and the process that owns the run
+writes them. A shard that is computed twice, because a worker was given up too early, is therefore written once.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""How often a shard whose worker died is given to another; one that kills every worker ends the run."""
+"""Maximum number of times a shard is given to another worker after its own died; then the run ends."""
 REACHED_WITHIN = 10
-"""Seconds."""
+"""Timeout for reaching a cluster, in seconds."""
 PYTHON_ERRORS = (pickle.PicklingError, TypeError, AttributeError, ImportError)
-"""Of an object that cannot be pickled, or unpickled elsewhere."""
+"""Errors of an object that cannot be pickled, or cannot be unpickled elsewhere."""
 LOST = (
-    "Ray lost a worker {} times over the same shard, or could not start one: {}\nWhat is written stays; start the same "
-    "command again to go on. A worker that was ended for its memory needs a lower max_tokens_per_batch or "
-    "generation.memory_gb, or fewer workers beside it (executor.workers)"
+    "Ray lost a worker {} times on the same shard, or could not start one: {}\nFinished shards are saved; start the "
+    "same command again to resume. If a worker was killed for its memory use, lower max_tokens_per_batch or "
+    "generation.memory_gb, or run fewer workers per machine (executor.workers)"
 )
 
 
 class RayExecutor:
-    """Hands shards to a pool of workers that lives as long as the phase, so that training finds the machine free."""
+    """Distributes shards to a pool of workers that ends with the phase, so that training has the machine to itself."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
         self.settings = settings
         self.joined = False
-        """Whether Ray was connected here, and is left again at the end."""
+        """Whether this executor connected to Ray, and disconnects at the end."""
 
     def start(self, device: torch.device, release: Callable[[], None]) -> None:
         self.release = release
@@ -65,11 +65,11 @@ class RayExecutor:
         if not 0 < self.workers <= room:
             raise ConfigError(
                 f"Ray has room for {room} workers with {self.share} {self.resource} each; lower executor.workers or "
-                "executor.num_cpus, or join a larger cluster by executor.address"
+                "executor.num_cpus, or join a larger cluster with executor.address"
             )
 
     def _room(self) -> int:
-        """How many workers Ray's machines take at a time."""
+        """Number of workers that fit on Ray's machines at a time."""
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(int(resources.get(self.resource, 0) // self.share) for resources in machines)
 
@@ -89,11 +89,11 @@ class RayExecutor:
             Worker,
             batch_size=1,
             batch_format="pyarrow",
-            # In a list, or Ray would hand the worker the content itself.
+            # In a list, because Ray would otherwise pass the content itself to the worker.
             fn_constructor_args=([packed], str(Path.cwd())),
             compute=ray.data.ActorPoolStrategy(
                 size=min(self.workers, len(numbers)),
-                max_tasks_in_flight_per_actor=1,  # A shard waits for whoever is free first.
+                max_tasks_in_flight_per_actor=1,  # The next shard goes to the first free worker.
             ),
             max_restarts=RETRIES,
             max_task_retries=RETRIES,
@@ -107,7 +107,7 @@ class RayExecutor:
 
 
 class Worker:
-    """In a process of Ray: computes shards, and keeps what the first of them loaded for the others."""
+    """Computes shards in a Ray process, and keeps what the first one loaded for the others."""
 
     def __init__(self, packed: list[ray.ObjectRef], folder: str) -> None:
         self.packed, self.folder = packed[0], folder
@@ -127,7 +127,7 @@ class Worker:
 
 
 def enter(folder: str) -> None:
-    """Paths of the run may be relative to where it was started."""
+    """Enters the folder that the run was started in, because the run's paths may be relative to it."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -138,7 +138,7 @@ def enter(folder: str) -> None:
 
 
 def opened(outcome: bytes) -> Any:
-    """What a worker computed. Raises the error that it ended with."""
+    """The result of a worker. Raises the error with which the worker ended, if any."""
     value = pickle.loads(outcome)
     if isinstance(value, AdaptpoError):
         raise value
@@ -146,31 +146,31 @@ def opened(outcome: bytes) -> Any:
 
 
 def pack(work: Callable[[int], Any]) -> bytes:
-    """Raises ConfigError for work that holds what cannot leave this process."""
+    """Pickles the work. Raises ConfigError if it holds something that cannot leave this process."""
     try:
         return ray.cloudpickle.dumps(work)
     except PYTHON_ERRORS as error:
         raise ConfigError(
-            f"executor ray sends workers what they compute, and part of it cannot be sent: {error}; name a reward "
+            f"executor ray sends the computation to workers, but part of it cannot be sent: {error}; name a reward "
             "function as python:module:function, or set executor to local"
         ) from error
 
 
 def unpack(packed: bytes) -> Callable[[int], Any]:
-    """Raises RunError for a module that this machine does not have."""
+    """Unpickles the work. Raises RunError if this machine lacks a module that it needs."""
     try:
         return ray.cloudpickle.loads(packed)
     except PYTHON_ERRORS as error:
         raise RunError(
-            f"a worker on {socket.gethostname()} cannot import what the run computes with: {error}; install it there, "
+            f"a worker on {socket.gethostname()} cannot import what the run needs: {error}; install it there, "
             "or put it into the folder where the run is started"
         ) from error
 
 
 def connect(settings: ExecutorSettings) -> None:
-    """Start Ray here, or join the cluster at the address. Raises ConfigError where there is none."""
+    """Starts Ray here, or joins the cluster at the address. Raises ConfigError if that fails."""
     turn_off_telemetry()
-    # Else Ray's core complains about each pool of workers that Ray Data makes.
+    # Otherwise Ray's core warns about each pool of workers that Ray Data creates.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own = {"address": "local", "include_dashboard": False, "num_cpus": settings.cores}
     options = {"address": settings.address} if settings.address else own
@@ -179,18 +179,18 @@ def connect(settings: ExecutorSettings) -> None:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"join Ray at executor.address {settings.address}" if settings.address else "start Ray here"
-        raise ConfigError(f"cannot {where}: {error}; docs/scale.md has the commands of a cluster") from error
+        raise ConfigError(f"cannot {where}: {error}; docs/scale.md has the commands for a cluster") from error
 
 
 def reach(address: str | None) -> None:
-    """Raises OSError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    """Raises OSError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     if address not in (None, "auto"):
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
 
 
 def quiet_ray() -> None:
-    """The run has a progress bar of its own, and raises what Ray Data would print."""
+    """Silences Ray Data: the run has its own progress bar, and raises the errors that Ray Data would print."""
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -199,7 +199,7 @@ def quiet_ray() -> None:
 
 @contextmanager
 def system_failures() -> Iterator[None]:
-    """Turn a lost worker into a RunError; an error of the work itself passes, with the worker's traceback."""
+    """Turns a lost worker into a RunError; an error in the work itself passes through with the worker's traceback."""
     try:
         yield
     except RayTaskError:

@@ -1,4 +1,4 @@
-"""Whether a server answers as the policy in training would: greedy answers of both to the same prompts."""
+"""Checks that a server answers like the policy in training: greedy answers of both to the same prompts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.types import Prompt, Response
 
 PROBES, PROBE_TOKENS = 2, 16
-"""Prompts asked before a server is trusted, and tokens of each answer."""
+"""Number of prompts asked before a server is trusted, and of tokens per answer."""
 NEAR_TIE = {torch.float32: 0.05, torch.float64: 0.05}
 LOW_PRECISION = 0.5
-"""Nats by which the server's token may be less likely than our best one: another kernel rounds differently."""
+"""Nats by which the server's token may be less likely than the policy's best: another kernel rounds differently."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Our greedy answer to a prompt, and the log-probs of all tokens at each of its steps, [tokens, vocabulary]."""
+    """The policy's greedy answer to a prompt, and the log-probs of all tokens at each step, [tokens, vocabulary]."""
 
     prompt: Prompt
     response: Response
@@ -45,7 +45,7 @@ def expected_answers(
     precision: Callable[[], AbstractContextManager],
     dtype: torch.dtype,
 ) -> list[Expected]:
-    """`dtype`: of the matrix products."""
+    """Returns the policy's greedy answer to each prompt; `dtype` is that of the matrix products."""
     generator = TransformersGenerator(model, tokenizer, greedily(sampling), precision=precision)
     answers = [several[0] for several in generator.generate(prompts, 1, [0] * len(prompts))]
     near_tie = NEAR_TIE.get(dtype, LOW_PRECISION)
@@ -63,9 +63,9 @@ def step_logps(model: nn.Module, prompt: Prompt, answer: Response) -> Tensor:
 
 
 def disagreement(expected: Expected, answer: Response) -> str | None:
-    """What is wrong with a server's greedy answer, or None.
+    """Describes the mismatch of a server's greedy answer, or returns None.
 
-    Where the answers part, both tokens must be about as likely under the policy; behind that they may differ.
+    Where the answers diverge, both tokens must be about equally likely under the policy; after that they may differ.
     """
     ours = expected.response
     if answer.text == ours.text:
@@ -77,6 +77,6 @@ def disagreement(expected: Expected, answer: Response) -> str | None:
         if gap <= expected.near_tie:
             return None
     return (
-        f"to prompt {expected.prompt.id} the policy's own most likely answer begins {ours.text!r}, and the server's "
-        f"{answer.text!r}"
+        f"for prompt {expected.prompt.id}, the policy's own most likely answer begins {ours.text!r}, but the server's "
+        f"begins {answer.text!r}"
     )

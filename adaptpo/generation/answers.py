@@ -1,4 +1,4 @@
-"""From a server's answer to responses with the token ids that training needs."""
+"""Turns a server's answer into responses with the token ids that training needs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from adaptpo.remote.usage import Usage
 from adaptpo.types import Prompt, Response
 
 READS_PROMPTS_DIFFERENTLY = (
-    "the server's tokenizer is another one, or adds BOS differently: serve the checkpoint's own folder with its own "
-    "tokenizer, without a chat template or tokenizer of the server's, or set generation.api to vllm where the server "
+    "the server's tokenizer is another one, or adds BOS differently; serve the checkpoint's own folder with its own "
+    "tokenizer, without a chat template or tokenizer of the server's, or set generation.api to vllm if the server "
     "takes token ids"
 )
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
-    """A text of which the tokenizer, as a server applies it, makes exactly the prompt's ids; None if there is none.
+    """A text that the tokenizer, as a server applies it, turns into exactly the prompt's ids; None if there is none.
 
-    The tokenizer may put BOS before every text, so that a rendered prompt goes without its own.
+    If the tokenizer puts BOS before every text, a rendered prompt is sent without its own.
     """
     candidates = [prompt.text] if isinstance(prompt.text, str) else []
     candidates += [
@@ -40,19 +40,19 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | Non
 class AnswerReader:
     """Reads `count` responses from each answer.
 
-    Where a server tells no token ids they are those of its text; `usage["retokenized_differently"]` counts the
-    responses of which the server had another number of tokens.
+    If a server returns no token ids, its text is tokenized; `usage["retokenized_differently"]` counts the responses for
+    which the server had a different number of tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
     usage: Usage
 
     def responses(self, answer: Json, prompt: Prompt, count: int, sampling: Sampling) -> list[Response]:
-        """Raises UnusableAnswerError for what may be better the next time, GenerationError where the server read
-        another prompt than ours."""
+        """Raises UnusableAnswerError if a repeated request may succeed, GenerationError if the server read a prompt
+        other than training's."""
         choices = field(answer, "choices")
         if not isinstance(choices, list) or len(choices) != count:
-            raise UnusableAnswerError(f"it holds {len(choices)} responses; {count} were asked for")
+            raise UnusableAnswerError(f"it holds {len(choices)} responses; the request asked for {count}")
         check_prompt(answer, choices, prompt)
         found = [self._response(choice, prompt, sampling) for choice in choices]
         self._count(answer, found)
@@ -66,7 +66,7 @@ class AnswerReader:
         if finish == "stop" and (not ids or ids[-1] not in stops):
             ids.append(ending_token(self.tokenizer, prompt.text, stops))
         if not ids or len(ids) > sampling.max_new_tokens or any(token in stops for token in ids[:-1]):
-            raise UnusableAnswerError(f"a response of {len(ids)} tokens is empty, too long, or goes on after its end")
+            raise UnusableAnswerError(f"a response of {len(ids)} tokens is empty, too long, or continues after its end")
         text = decode_response(self.tokenizer, ids, stops)
         return Response(text=text, ids=ids, ended=ids[-1] in stops)
 
@@ -88,7 +88,7 @@ class AnswerReader:
 
 
 def check_prompt(answer: Json, choices: Sequence[Json], prompt: Prompt) -> None:
-    """Raises GenerationError where the server's prompt is not ours, token for token or at least in their number."""
+    """Raises GenerationError if the server's prompt tokens, or at least their number, are not those of training."""
     for choice in choices:
         read = choice.get("prompt_token_ids")
         if read is not None and list(read) != prompt.ids:
@@ -99,8 +99,8 @@ def check_prompt(answer: Json, choices: Sequence[Json], prompt: Prompt) -> None:
     counted = (answer.get("usage") or {}).get("prompt_tokens")
     if counted is None:
         raise GenerationError(
-            "the server does not say how many tokens a prompt has (usage.prompt_tokens), so that nobody would notice "
-            "if it read prompts differently from training; use a server that says it"
+            "the server does not report the number of prompt tokens (usage.prompt_tokens). Without it, a prompt that "
+            "the server reads differently from training would go unnoticed; use a server that reports it"
         )
     if counted != len(prompt.ids):
         raise GenerationError(

@@ -1,4 +1,4 @@
-"""What every generation engine does: sample K responses to each prompt, reproducibly per prompt."""
+"""The interface of generation engines: K responses to each prompt, reproducible per prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaptpo.types import Prompt, Response
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy; `top_k` 0 is off; `stop_ids` end a response and belong to it."""
+    """Sampling settings. `temperature` 0 is greedy; `top_k` 0 is off; `stop_ids` end a response and are part of it."""
 
     temperature: float
     top_p: float
@@ -22,8 +22,8 @@ class Sampling:
 
 class Generator(Protocol):
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
-        """`count` responses to each prompt; those to prompt i depend on `seeds[i]` and not on its neighbours, up to
-        the rounding of a differently composed batch. A response that reached `max_new_tokens` has `ended=False`.
+        """Returns `count` responses to each prompt. Those to prompt i depend on `seeds[i]` and not on its neighbours,
+        up to the rounding of a differently composed batch. A response that reached `max_new_tokens` has `ended=False`.
 
-        An engine that could not get all of them returns fewer; the caller records what is missing."""
+        An engine that could not get all responses returns fewer; the caller records the missing ones."""
         ...

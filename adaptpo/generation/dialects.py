@@ -1,4 +1,4 @@
-"""How the servers of one API differ: what a request may say, and what may be believed of it."""
+"""Differences between the servers of one API: the fields that a request may have, and those that a server respects."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Fields = dict[str, Json]
 
 @dataclass(frozen=True)
 class Dialect:
-    """One server's form of `/v1/completions`.
+    """One server's variant of `/v1/completions`.
 
-    `sampling_fields`: a request's fields for the sampling. `takes_ids`: prompts may be token ids; otherwise they are
-    texts. `several`: `n` responses of a seed are different ones. `shared_seed`: a request's seed is that of the whole
-    server, so that only one request at a time can be reproduced. `samples_top_k`: it can be told `top_k`.
+    `sampling_fields`: makes a request's sampling fields. `takes_ids`: prompts may be token ids; otherwise they are
+    texts. `several`: the `n` responses to one seed differ. `shared_seed`: a request's seed is that of the whole server,
+    and only one request at a time is reproducible. `samples_top_k`: the server accepts `top_k`.
     """
 
     sampling_fields: Callable[[Sampling], Fields]
@@ -55,8 +55,8 @@ def sglang_fields(sampling: Sampling) -> Fields:
 
 
 def transformers_fields(sampling: Sampling) -> Fields:
-    """`transformers serve` samples as a whole generation config says, whose defaults hold for what it leaves out: a
-    `top_k` of 50 among them."""
+    """The sampling fields of `transformers serve`: a whole generation config, as defaults (such as a `top_k` of 50)
+    apply to every field that it leaves out."""
     config = {
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or None,

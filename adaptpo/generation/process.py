@@ -1,4 +1,4 @@
-"""Generation servers: one that runs somewhere, or one that we start, restart when it dies, and end."""
+"""Generation servers: one that already runs, or one that the run starts, restarts when it dies, and ends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation import watch
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks whether a server is up."""
+"""Seconds between two checks whether a server is up."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-"""The model lies on disk, and nobody needs to hear of it."""
+"""The model is on disk: a server needs no downloads, and sends no usage statistics."""
 SHOWN_OF_LOG = 1500
 
 
 class Server(Protocol):
-    """`url` is its address up to `/v1`; `model` the name of the model there."""
+    """A generation server. `url` is its address up to `/v1`; `model` is the name of the model there."""
 
     @property
     def url(self) -> str: ...
@@ -35,7 +35,7 @@ class Server(Protocol):
     def model(self) -> str: ...
 
     def revive(self) -> None:
-        """Bring it back where it died. Raises GenerationError when that does not help."""
+        """Restarts the server if it died. Raises GenerationError if that does not help."""
         ...
 
     def stop(self) -> None: ...
@@ -43,16 +43,16 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that others run."""
+    """A server that the run did not start."""
 
     url: str
     model: str
 
     def revive(self) -> None:
-        """Whoever runs it does that."""
+        """Does nothing: the server's operator restarts it."""
 
     def stop(self) -> None:
-        """It goes on."""
+        """Does nothing: the server keeps running."""
 
 
 def free_port() -> int:
@@ -62,7 +62,7 @@ def free_port() -> int:
 
 
 def words_of(command: str, model: str, port: int) -> list[str]:
-    """The command with its places filled. Raises ConfigError where it cannot be taken apart."""
+    """The words of the command, with `{model}` and `{port}` filled in. Raises ConfigError if it cannot be split."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -74,8 +74,8 @@ def words_of(command: str, model: str, port: int) -> list[str]:
 class StartedServer:
     """Runs `command` for the policy in the folder `model`, with its output in `log`.
 
-    `start_timeout`: seconds until `/health` answers. `restarts`: how often it may be started again. The server ends
-    with this process, however that ends; see `adaptpo.generation.watch`.
+    `start_timeout`: maximum seconds until `/health` answers. `restarts`: maximum number of restarts. The server ends
+    with this process, however this process ends; see `adaptpo.generation.watch`.
     """
 
     command: str
@@ -96,7 +96,7 @@ class StartedServer:
         return f"{self.address}/v1"
 
     def start(self) -> None:
-        """Returns when the server is up. Raises GenerationError where it ends or takes too long."""
+        """Returns when the server is up. Raises GenerationError if it ends or takes too long."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = words_of(self.command, self.model, self.port)
         with self.log.open("ab") as log:
@@ -123,15 +123,15 @@ class StartedServer:
                 raise GenerationError(f"the generation server ended before it was up; {self._end_of_log()}")
             if time.monotonic() > until:
                 raise GenerationError(
-                    f"the generation server was not up within {self.start_timeout:g} s; set generation.start_timeout "
-                    f"higher, or mend the command; {self._end_of_log()}"
+                    f"the generation server was not up within {self.start_timeout:g} s; set a higher "
+                    f"generation.start_timeout, or correct the command; {self._end_of_log()}"
                 )
             time.sleep(LOOK_EVERY)
 
     def _is_up(self) -> bool:
         try:
             urllib.request.urlopen(f"{self.address}/health", timeout=5).close()
-        except OSError:  # Refused, reset, timed out, or a state that is not 200.
+        except OSError:  # Refused, reset, timed out, or a status other than 200.
             return False
         return self._is_alive()
 
@@ -153,7 +153,7 @@ class StartedServer:
             self.start()
 
     def stop(self) -> None:
-        """End it and wait for that."""
+        """Ends the server and waits until it has ended."""
         if self.process is None:
             return
         assert self.process.stdin is not None

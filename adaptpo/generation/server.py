@@ -21,14 +21,15 @@ from adaptpo.types import Prompt, Response
 
 Reach = Callable[[str], Access]
 OTHER_POLICY = (
-    "the server serves another model than the policy of this phase, or computes it differently. A server at base_url "
-    "must serve the folder {folder}; one that is started, in the precision of training (for instance --dtype bfloat16)"
+    "the server serves a model other than the policy of this phase, or computes it differently. A server at base_url "
+    "must serve the folder {folder}; a server that the run starts must use the precision of training (for instance "
+    "--dtype bfloat16)"
 )
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request: `count` responses to the prompt at this place of the call."""
+    """A request for `count` responses to the prompt at index `place` of the call."""
 
     place: int
     prompt: Prompt
@@ -38,10 +39,10 @@ class Question:
 
 
 class ServerGenerator:
-    """Asks a server, which `opening` starts at the first call; `close` ends it.
+    """Generates with a server, which `opening` starts at the first call and `close` ends.
 
-    Before anything else the server answers two prompts greedily, as `expect` says the policy at `folder` does. Every
-    answer's prompt is checked. A response that does not come within the attempts is left out and counted in
+    First, the server must answer two prompts greedily, as `expect` predicts for the policy at `folder`. Every answer's
+    prompt is checked. A response that does not arrive within the attempts is left out and counted in
     `usage["missing"]`.
     """
 
@@ -63,7 +64,7 @@ class ServerGenerator:
         self.server: Server | None = None
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
-        """Raises GenerationError where the server fails, disagrees with training, or answers nothing at all."""
+        """Raises GenerationError if the server fails, disagrees with training, or answers no request at all."""
         if not prompts:
             return []
         server = self._opened(prompts[:PROBES])
@@ -96,8 +97,8 @@ class ServerGenerator:
                 raise GenerationError(f"{problem}; {OTHER_POLICY.format(folder=self.folder)}")
 
     def _questions(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[Question]:
-        """One for each prompt where the server gives several responses at once, else one for each response. Prompts
-        that cannot be said to the server are counted."""
+        """One question per prompt if the server gives several responses at once, otherwise one per response. Prompts
+        that cannot be sent to the server are counted."""
         questions = []
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             said = prompt.ids if self.dialect.takes_ids else prompt_text(self.tokenizer, prompt)
@@ -109,13 +110,13 @@ class ServerGenerator:
                 questions += [Question(place, prompt, said, 1, request_seed(seed, i)) for i in range(count)]
         if not questions:
             raise GenerationError(
-                "no text gives the prompts' tokens with this tokenizer, and the server takes texts alone; use a server "
+                "no text gives the prompts' tokens with this tokenizer, and the server takes only texts; use a server "
                 "that takes token ids (generation.api: vllm), or engine transformers"
             )
         return questions
 
     def _ask(self, server: Server, questions: Sequence[Question], sampling: Sampling) -> list[list[Response]]:
-        """The responses to each question; none where they did not come."""
+        """The responses to each question; an empty list if none arrived."""
         found: list[list[Response]] = [[] for _ in questions]
         problems: list[str] = []
 
@@ -140,5 +141,5 @@ class ServerGenerator:
 
 
 def request_seed(seed: int, index: int) -> int:
-    """Of a prompt's response; servers take 32 bits, and vLLM adds the index of a response to it."""
+    """The seed of a request for a response; servers take 32 bits, and vLLM adds the index of a response to it."""
     return seed_for("request", seed, index) % 2**31

@@ -1,4 +1,4 @@
-"""Generation in process: one prefill a prompt, its cache expanded to K rows, finished rows dropped."""
+"""In-process generation: one prefill per prompt, its cache expanded to K rows, finished rows dropped."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from adaptpo.models.collate import pad
 from adaptpo.types import Prompt, Response
 
 COMPACT_BELOW = 0.75
-"""Rows are dropped once less than this share of them is unfinished: dropping copies the cache."""
+"""Finished rows are dropped once less than this share is unfinished: dropping copies the cache."""
 
 
 def expands_cache(model: Any) -> bool:
-    """Whether a prompt's cache can be repeated for its responses; state-space and hybrid models have others."""
+    """Whether a prompt's cache can be repeated for its responses; that of state-space and hybrid models cannot."""
     stateful = getattr(model, "_is_stateful", False)
     layers = [] if stateful else DynamicCache(config=model.config).layers
     return not stateful and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
 
 
 def default_memory() -> int:
-    """Bytes that a batch may take: 40 % of an accelerator's memory, beside the model; 1 GiB on a CPU.
+    """Maximum bytes of a batch, besides the model: 40 % of an accelerator's memory; 1 GiB on a CPU.
 
-    Of all the memory and not of what happens to be free, so that a resumed run makes the same batches.
+    The share is of total memory, not of free memory: a resumed run must make the same batches.
     """
     if torch.cuda.is_available():
         return int(0.4 * torch.cuda.get_device_properties(0).total_memory)
@@ -44,8 +44,8 @@ def default_memory() -> int:
 
 
 def row_bytes(model: nn.Module, tokens: int) -> int:
-    """Bytes of one response row of that many tokens: its cache, twice while a step extends it, and the float32 and
-    float64 copies of its next-token distribution."""
+    """Number of bytes of a response row of `tokens` tokens: its cache, twice while a step extends it, and the float32
+    and float64 copies of its next-token distribution."""
     config: Any = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -64,7 +64,7 @@ def prompt_batches(costs: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def logits_warpers(sampling: Sampling) -> LogitsProcessorList:
-    """In the order of transformers' `generate`."""
+    """The warpers of `sampling`, in the order of transformers' `generate`."""
     warpers = LogitsProcessorList()
     if sampling.temperature not in (0.0, 1.0):
         warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -76,7 +76,7 @@ def logits_warpers(sampling: Sampling) -> LogitsProcessorList:
 
 
 def uniform_draws(seeds: Sequence[int], count: int, steps: int) -> Tensor:
-    """[len(seeds) * count, steps] uniform numbers in [0, 1), each prompt's from its own generator."""
+    """Uniform numbers in [0, 1), [len(seeds) * count, steps], each prompt's from its own generator."""
     draws = [
         torch.rand(count, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds
     ]
@@ -84,15 +84,15 @@ def uniform_draws(seeds: Sequence[int], count: int, steps: int) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF sampling, [rows]: the token at which the cumulated probability passes `uniforms` [rows]."""
+    """Samples tokens [rows] by inverse CDF: those at which the cumulative probability passes `uniforms` [rows]."""
     cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    # Strictly below the total, so that rounding never picks a token of probability 0 behind the last one.
+    # Strictly below the total: rounding must never pick a token of probability 0 after the last possible one.
     target = uniforms.to(cumulated.device) * (cumulated[:, -1] * (1 - 1e-12))
     return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
 
 
 class DecodingRows:
-    """The unfinished rows of a batch: which row each one is, and the cache that holds its past."""
+    """The unfinished rows of a batch: their original indices, and the cache that holds their past."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Prompt], count: int, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
@@ -119,7 +119,7 @@ class DecodingRows:
         return output.logits[:, -1].float()
 
     def advance(self, tokens: Tensor) -> None:
-        """Append one token to every row and compute the logits of the next."""
+        """Appends one token to every row and computes the logits of the next."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.logits = self._forward(tokens[:, None], self.mask, self.position[:, None])
         self.position = self.position + 1
@@ -130,7 +130,7 @@ class DecodingRows:
 
 
 class UncachedRows:
-    """The same for models whose cache cannot be expanded (state-space and hybrid models): all tokens every step."""
+    """Like `DecodingRows`, for models whose cache cannot be expanded: every step computes all tokens."""
 
     def __init__(self, model: nn.Module, prompt: Prompt, count: int) -> None:
         self.model = model
@@ -151,7 +151,7 @@ class UncachedRows:
 
 
 def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tensor) -> list[list[int]]:
-    """Token ids of every row until a stop token (kept) or `max_new_tokens`."""
+    """Returns the token ids of every row, up to and including a stop token, or up to `max_new_tokens`."""
     warpers, stops = logits_warpers(sampling), torch.tensor(sorted(sampling.stop_ids), dtype=torch.long)
     outputs: list[list[int]] = [[] for _ in range(len(uniforms))]
     alive = torch.ones(len(rows.row), dtype=torch.bool)
@@ -178,7 +178,7 @@ class TransformersGenerator:
     """Samples from a transformers causal language model in this process.
 
     The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts;
-    None takes as many as fit into `memory` bytes. `precision` makes the context that the model runs in, such as
+    None takes as many as fit into `memory` bytes. `precision` creates the context in which the model runs, such as
     autocast.
     """
 
@@ -211,7 +211,7 @@ class TransformersGenerator:
         return [responses[i] for i in range(len(prompts))]
 
     def batches(self, prompts: Sequence[Prompt], count: int) -> list[list[int]]:
-        """Indices of the prompts that are sampled together, sorted by length."""
+        """Indices of the prompts that are sampled together, batch by batch, sorted by length."""
         lengths = [len(prompt.ids) for prompt in prompts]
         if not self.expands_cache:
             return [[index] for index in range(len(prompts))]

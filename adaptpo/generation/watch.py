@@ -1,7 +1,7 @@
-"""`python watch.py COMMAND...`: run a command and end it, with all its processes, when standard input closes.
+"""`python watch.py COMMAND...`: runs a command and ends it, with all its processes, when standard input closes.
 
-Whoever started this holds the other end of that pipe. The system closes it with them, however they end, SIGKILL
-included, so that no server outlives its run. Alone in its file, and started by its path: it imports nothing of ours.
+The process that started this holds the other end of that pipe. The system closes the pipe when that process ends, even
+by SIGKILL: no server outlives its run. This file is started by its path and imports nothing from adaptpo.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 import time
 
 LOOK_EVERY, GRACE = 0.1, 10.0
-"""Seconds between two looks, and for the command to end by itself."""
+"""Seconds between two checks, and for the command to end by itself."""
 
 
 def watch(command: list[str]) -> int:
-    """The command's exit code."""
+    """Runs the command until it ends or standard input closes; returns its exit code."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -31,7 +31,7 @@ def watch(command: list[str]) -> int:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the command to end, then kill what is left of its process group."""
+    """Asks the command to end, then kills the rest of its process group."""
     until = time.monotonic() + GRACE
     if process.poll() is None:
         process.terminate()

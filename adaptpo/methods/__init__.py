@@ -1,7 +1,7 @@
 """The named methods: each body is one `return Method(...)` with the published settings as defaults.
 
-Adding one: a function under `@named` in the file of its paper, and its row in `METHODS`. The four choices that it names
-are all there is to read.
+To add one, write a function under `@named` in the file of its paper and add its row here. The four choices that it
+names define it completely.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from adaptpo.methods.offline import (
 from adaptpo.methods.online import adpo, bees, grpo, iterative_dpo, map, online_dpo, ppo, rdo, rloo, selm
 from adaptpo.methods.stages import metaapo_stage, off_off, off_on, on_off, on_on, stage_blend, two_stage
 
-NAMED: tuple[Callable[..., Method], ...] = (
+ROWS: tuple[Callable[..., Method], ...] = (
     dpo,
     simpo,
     ipo,
@@ -105,4 +105,5 @@ NAMED: tuple[Callable[..., Method], ...] = (
     stage_blend,
     metaapo_stage,
 )
-METHODS = {build.__name__: build for build in NAMED}
+METHODS = {build.__name__: build for build in ROWS}
+"""Every named method by its name."""

@@ -1,4 +1,4 @@
-"""From a recipe's `method` entry to a `Method`."""
+"""Builds a `Method` from a recipe's `method` entry."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from adaptpo.methods import METHODS
 
 
 def named_entry(section: str, entry: Any) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments of `name`, or of `{name: name, argument: value}`."""
+    """Returns the name and the arguments of an entry: `name`, or `{name: name, argument: value}`."""
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise ConfigError(f"'{section}' is a name, or a mapping with `name` and arguments (found {entry!r})")
+        raise ConfigError(f"'{section}' must be a name, or a mapping with `name` and arguments (found {entry!r})")
     return entry["name"], {key: value for key, value in entry.items() if key != "name"}
 
 
 def build_objective(entry: str | dict[str, Any]) -> Objective:
-    """`simpo`, or `{name: simpo, beta: 2.5, gamma: 0.6}`."""
+    """Returns the objective of `simpo`, or of `{name: simpo, beta: 2.5, gamma: 0.6}`."""
     name, values = named_entry("method.objective", entry)
     if name not in OBJECTIVES:
         raise ConfigError(f"unknown objective '{name}': {nearest(name, list(OBJECTIVES))}")
@@ -47,7 +47,7 @@ def build_method(recipe: Recipe) -> Method:
 
 
 def shared_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What the recipe's other sections say, as far as this method takes it; the rest is for other methods."""
+    """The settings of the recipe's other sections that this method takes; the rest are for other methods."""
     settings = recipe.meta.model_dump() | {"num_generations": recipe.generation.num_generations}
     parameters = inspect.signature(METHODS[name]).parameters
     return {key: value for key, value in settings.items() if key in parameters}

@@ -25,12 +25,12 @@ def metaapo(
     keep_unselected: bool = False,
     constant_fill: bool = False,
 ) -> Method:
-    """MetaAPO: a meta-learner picks the prompts to generate for and blends offline and online loss per prompt.
+    """MetaAPO: a meta-learner selects the prompts to generate for and blends offline and online loss per prompt.
 
     Paper: Yang et al., 2025 (MetaAPO), Algorithm 1, Eqs. 4-6, Table 3.
     Deviations: the meta-learner starts from random instead of constant weights (`constant_fill` restores the
-    constant), scores carry beta as in Eq. 4 (`unscaled` drops it, as the released code does), prompts whose fresh
-    responses are all equal leave the iteration, and the learner sees the scores of the training forward passes.
+    constant), scores include beta as in Eq. 4 (`unscaled` omits it, like the released code), prompts whose fresh
+    responses are all equal are left out, and the learner sees the scores of the training forward passes.
     """
     scale = 1 / objective.beta if unscaled else 1.0
     learner = MetaLearner(learning_rate, update_interval, scale, constant_fill)
@@ -56,7 +56,7 @@ def metaapo_simpo(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO on the SimPO objective: scores by Eq. A.9, no reference and no warm-up.
+    """MetaAPO with the SimPO objective: scores by Eq. A.9, no reference and no warm-up.
 
     Paper: Yang et al., 2025 (MetaAPO), A.3 and C.2.
     """
@@ -86,9 +86,9 @@ def metaapo_same_rate(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO that generates for as many prompts as its meta-learner would, taken at random.
+    """MetaAPO that generates for as many prompts as its meta-learner would, chosen at random.
 
-    Paper: none; the control for MetaAPO's selection at the same number of annotations.
+    Paper: none; a control for MetaAPO's selection at the same number of annotations.
     """
     learner = MetaLearner(learning_rate, update_interval)
     method = metaapo(objective, num_generations)
@@ -145,7 +145,7 @@ def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) ->
     """MetaAPO with a fixed sigmoid of the score in place of the meta-learner.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/o Meta-Learner".
-    Deviation: the paper does not give the sigmoid; here it has the range in which the meta-learner starts.
+    Deviation: the paper does not give the sigmoid; here it has the range of the meta-learner at its start.
     """
     return trusting(SigmoidTrust(), objective, num_generations)
 
@@ -156,11 +156,11 @@ def metaapo_fixed(
     num_generations: int = 8,
     learner: str | None = None,
 ) -> Method:
-    """MetaAPO whose meta-learner never learns: that of an earlier run, or one that stays as it started.
+    """MetaAPO whose meta-learner never learns: that of an earlier run, or one frozen at its start.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Fixed Meta-Learner".
-    Deviation: the paper freezes a meta-learner that MetaAPO had trained, which is `learner`, the folder of that run or
-    of one of its checkpoints; without it, the meta-learner is frozen at its start.
+    Deviation: the paper freezes a meta-learner that MetaAPO had trained. Here `learner` is the folder of that run or of
+    one of its checkpoints; without it, the meta-learner is frozen at its start.
     """
     return trusting(MetaLearner(frozen=True, trained=learner), objective, num_generations)
 
@@ -172,7 +172,7 @@ def metaapo_all_offline(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO that keeps the offline pairs of prompts that were not selected, with weight 1.
+    """MetaAPO that keeps the offline pairs of unselected prompts, with weight 1.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 7, "w/ All Offline Samples".
     """
@@ -217,11 +217,11 @@ def metaapo_semantic(
     update_interval: int = 8,
     encoder: str | None = None,
 ) -> Method:
-    """MetaAPO whose meta-learner sees the score and how alike the two offline responses are.
+    """MetaAPO whose meta-learner sees the score and the similarity of the two offline responses.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/ Semantic Similarity", and C.5.
-    Deviations: without an `encoder` (a model's path or hub id), the likeness is one of mean-pooled hidden states of the
-    initial policy; the paper has Qwen/Qwen3-Embedding-0.6B. With one, its hidden states are mean-pooled as well.
+    Deviations: without an `encoder` (a model's path or hub id), the similarity is that of mean-pooled hidden states of
+    the initial policy; the paper uses Qwen/Qwen3-Embedding-0.6B. An encoder's hidden states are mean-pooled as well.
     """
     return trusting(
         MetaLearner(learning_rate, update_interval, pair_features=(Similarity(encoder),)), objective, num_generations
@@ -235,7 +235,7 @@ def metaapo_gradient_norm(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO whose meta-learner sees the score and the norm of the offline pair's gradient by the head's weight.
+    """MetaAPO whose meta-learner sees the score and the norm of the offline pair's gradient at the language-model head.
 
     Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
     """
@@ -252,7 +252,7 @@ def metaapo_hidden_state(
     update_interval: int = 8,
     dimensions: int = 4,
 ) -> Method:
-    """MetaAPO whose meta-learner sees the score and a few projections of the policy's hidden states of the pair.
+    """MetaAPO whose meta-learner sees the score and a few projections of the policy's hidden states.
 
     Paper: none; an open question of Yang et al., 2025 (MetaAPO, section 6).
     """
@@ -271,7 +271,7 @@ def metaapo_multi_objective(
     update_interval: int = 8,
     objectives: int = 2,
 ) -> Method:
-    """MetaAPO over several rewards: a pair for each beside the offline one, weighted by normalized label degrees.
+    """MetaAPO with several rewards: one pair per reward beside the offline pair, weighted by normalized label degrees.
 
     Paper: Yang et al., 2025 (MetaAPO), section 4.1.
     Deviations: the paper does not say where the objectives' preferences come from, nor how the degrees enter the loss
@@ -309,7 +309,7 @@ def metaapo_unscaled(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO whose scores leave beta out.
+    """MetaAPO whose scores omit beta.
 
     Paper: the authors' released code of MetaAPO.
     """
@@ -323,7 +323,7 @@ def metaapo_previous(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO whose reference is, in each iteration, the policy that started it.
+    """MetaAPO whose reference in each iteration is the policy that started it.
 
     Paper: the authors' released code of MetaAPO, from the second iteration on.
     """

@@ -37,13 +37,13 @@ def metapo(
     validation_split: Split = "stratified",
     divergence: Divergence = "k3",
 ) -> Method:
-    """MetaPO: each pair's training history makes its weight, by a meta-learner that is learned on held-out pairs.
+    """MetaPO: a meta-learner trained on held-out pairs computes each pair's weight from its training history.
 
     Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
-    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) and is measured on as many held-out
-    pairs as a step trains on, not on all; difficulty is a preference of the initial model, whose loss is the same for
-    all pairs; the divergence is that at the tokens of the data, estimated from their kept log-probs (`divergence:
-    exact` computes it over the whole vocabulary).
+    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) and is evaluated on as many held-out
+    pairs as a step trains on, not on all; difficulty is the initial model's preference, because its loss is the same
+    for all pairs; the divergence is estimated from the stored log-probs of the data's tokens (`divergence: exact`
+    computes it over the whole vocabulary).
     """
     learner = TemporalLearner(
         features=FeatureSet(tuple(features), decay, centre),
@@ -66,7 +66,7 @@ def iterative_dpo_metapo(
     meta_interval: int | None = 100,
     meta_learning_rate: float = 1e-4,
 ) -> Method:
-    """Iterative DPO whose fresh pairs count by MetaPO's weights, learned on held-out offline pairs.
+    """Iterative DPO whose fresh pairs have MetaPO's weights, learned on held-out offline pairs.
 
     Paper: Li et al., 2026 (MetaPO), Table 21.
     Deviation: a fresh pair has a history only if it is trained on for more than one epoch.
@@ -86,7 +86,7 @@ def metaapo_metapo(
 ) -> Method:
     """MetaAPO whose blend of offline and online pair is multiplied by MetaPO's weight of each.
 
-    Paper: none; MetaAPO (Yang et al., 2025) and MetaPO (Li et al., 2026) together.
+    Paper: none; MetaAPO (Yang et al., 2025) and MetaPO (Li et al., 2026) combined.
     """
     method = metaapo(objective, num_generations, learning_rate, update_interval)
     temporal = TemporalLearner(interval=meta_interval, learning_rate=meta_learning_rate)

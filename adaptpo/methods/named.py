@@ -11,7 +11,7 @@ from adaptpo.choices.method import Method
 
 
 def named(build: Callable[..., Method]) -> Callable[..., Method]:
-    """The same function, whose methods carry its name."""
+    """Returns the same function, whose methods carry its name."""
 
     @wraps(build)
     def build_named(*args: Any, **kwargs: Any) -> Method:

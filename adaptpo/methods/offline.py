@@ -33,17 +33,17 @@ def simpo(objective: Objective = SimPO()) -> Method:  # noqa: B008
 
 @named
 def ipo(objective: Objective = IPO()) -> Method:  # noqa: B008
-    """IPO on the offline pairs: the margin is drawn to a target instead of growing.
+    """IPO on the offline pairs: the margin is pulled to a target instead of growing without limit.
 
     Paper: Azar et al., 2024; a baseline of the MetaAPO paper.
-    Deviation: log-ratios are divided by token counts as in TRL; the publication sums them.
+    Deviation: log-ratios are divided by token counts as in TRL; the paper sums them.
     """
     return Method(SelectNone(), Offline(), objective, Uniform())
 
 
 @named
 def hinge(objective: Objective = Hinge()) -> Method:  # noqa: B008
-    """A hinge on DPO's margin, as TRL's loss type of that name.
+    """A hinge on DPO's margin, like TRL's loss type of that name.
 
     Paper: Zhao et al., 2023 (SLiC), with DPO's margin.
     """
@@ -62,17 +62,17 @@ def slic_hf(objective: Objective = SLiCHF()) -> Method:  # noqa: B008
 
 @named
 def dpo_shift(objective: Objective = DPOShift()) -> Method:  # noqa: B008
-    """DPO-Shift: the rejected reward counts f, which rises from 0.95 to 1.0 over the run.
+    """DPO-Shift: the rejected reward is multiplied by f, which rises from 0.95 to 1.0 over the run.
 
     Paper: Yang et al., 2025 (DPO-Shift); B.3 of the MetaAPO paper.
-    Deviation: margin and score are DPO's, whatever f.
+    Deviation: margin and score are DPO's, regardless of f.
     """
     return Method(SelectNone(), Offline(), objective, Uniform())
 
 
 @named
 def conservative_dpo(objective: Objective = DPO(label_smoothing=0.1)) -> Method:  # noqa: B008
-    """DPO that takes a share of the labels for wrong.
+    """DPO that assumes a share of the labels to be wrong.
 
     Paper: Mitchell, 2023 (conservative DPO).
     """
@@ -94,7 +94,7 @@ def kto(objective: Objective | None = None) -> Method:
     """KTO on pairs: chosen responses are desirable, rejected ones are not.
 
     Paper: Ethayarajh et al., 2024; a baseline of the MetaAPO and MetaPO papers.
-    Deviation: the reference point is the mean log-ratio of the optimizer step before, not that of mismatched pairs.
+    Deviation: the reference point is the mean log-ratio of the previous optimizer step, not that of mismatched pairs.
     """
     # Not a default argument: its reference point is state, and belongs to one method.
     return Method(SelectNone(), Offline(), objective or KTO(), Uniform())
@@ -125,25 +125,25 @@ def loss_curriculum(objective: Objective = DPO()) -> Method:  # noqa: B008
     """DPO on all pairs, easy ones first.
 
     Paper: Table 17 of the MetaPO paper.
-    Deviation: DPO's initial loss is the same for all pairs; here it is that of a model trained on the other half.
+    Deviation: DPO's initial loss is the same for all pairs; here the loss is that of a model trained on the other half.
     """
     return replace(dpo(objective), filter=EasyFirst())
 
 
 @named
 def focalpo(objective: Objective = DPO(), gamma: float = 0.05) -> Method:  # noqa: B008
-    """DPO whose pairs count `p^gamma`, more where the policy ranks them rightly.
+    """DPO whose pairs have the weight `p^gamma`, higher if the policy ranks them correctly.
 
     Paper: Liu et al., 2025 (FocalPO); Eq. 2 of the MetaPO paper.
-    Deviation: the factor carries no gradient, as MetaPO's weights.
+    Deviation: the factor carries no gradient, like MetaPO's weights.
     """
     return Method(SelectNone(), Offline(), objective, Focal(gamma))
 
 
 @named
 def weighted_dpo(objective: Objective = DPO()) -> Method:  # noqa: B008
-    """DPO whose pairs count as the data set's column `weight` says.
+    """DPO whose pairs are weighted by the data set's column `weight`.
 
-    Paper: none; the column is the user's.
+    Paper: none; the user provides the column.
     """
     return Method(SelectNone(), Offline(), objective, DataWeight())

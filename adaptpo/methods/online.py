@@ -17,7 +17,7 @@ from adaptpo.methods.named import named
 
 @named
 def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
-    """Best against worst of K fresh responses to every prompt; the reference is the recipe's choice.
+    """The best against the worst of K fresh responses to every prompt; the recipe chooses the reference.
 
     Paper: Xiong et al., 2023, as described in B.3 of the MetaAPO paper.
     Deviation: there the reference follows the policy after each iteration; here that is `reference: previous`, and
@@ -28,7 +28,7 @@ def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method
 
 @named
 def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.25) -> Method:  # noqa: B008
-    """Online DPO on the prompts of the pairs on which reward model and a trained policy agree most.
+    """Online DPO on the prompts of the pairs on which the reward model and a trained policy agree most.
 
     Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
     Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
@@ -38,7 +38,7 @@ def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 
 
 @named
 def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.4) -> Method:  # noqa: B008
-    """Online DPO on the prompts of the pairs whose reward gap exceeds the policy's own margin most.
+    """Online DPO on the prompts of the pairs whose reward gap exceeds the policy's margin by the most.
 
     Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
     Deviation: both margins are standardized; the implicit ones are those of one epoch of DPO.
@@ -48,7 +48,7 @@ def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0
 
 @named
 def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
-    """Online DPO whose reference is, in each iteration, the policy that started it.
+    """Online DPO whose reference in each iteration is the policy that started it.
 
     Paper: Xiong et al., 2023; Table 21 of the MetaPO paper.
     """
@@ -57,11 +57,11 @@ def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Met
 
 @named
 def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
-    """Best against worst of K fresh responses and the two offline ones in one ranking pool.
+    """The best against the worst of K fresh responses and the two offline ones in one ranking pool.
 
     Paper: Zhang et al., 2024 (SELM), as described in B.3 of the MetaAPO paper.
-    Deviation: without SELM's optimism term, which B.3 does not use either; the objective `optimistic_dpo` has it. SELM
-    draws one response, not K, and its reference follows the policy, which is `reference: previous` here.
+    Deviation: SELM's optimism term is omitted, as in B.3; the objective `optimistic_dpo` has it. SELM draws one
+    response, not K, and its reference follows the policy, which is `reference: previous` here.
     """
     pairing = MixedPool(num_generations, keep_sample=objective.needs_sample)
     return Method(SelectAll(), pairing, objective, Uniform(), warmup_epochs=1)
@@ -69,11 +69,11 @@ def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # n
 
 @named
 def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: float = 1.0) -> Method:  # noqa: B008
-    """Fresh responses for prompts on which the policy is undecided, trained on beside the offline pair.
+    """Fresh responses for prompts on which the policy is undecided, used for training beside the offline pairs.
 
     Paper: Ji et al., 2024 (ADPO), as described in B.3 of the MetaAPO paper.
     Deviation: ADPO asks for labels of given pairs, B.3 for new pairs; the threshold on the absolute margin is ours, as
-    B.3 gives none. Offline pairs of prompts that are not selected stay.
+    B.3 gives none. Offline pairs of unselected prompts stay.
     """
     pairing = OfflineAndOnline(num_generations, keep_unselected=True)
     return Method(SelectUncertain(threshold), pairing, objective, Uniform(), warmup_epochs=1)
@@ -97,8 +97,8 @@ def ppo(
 
     Paper: Schulman et al., 2017; Ouyang et al., 2022; a baseline of the MetaAPO paper.
     Deviation: the critic starts as a copy of the policy, not of the reward model, which may be a function. All prompts
-    of an iteration are one batch of responses: set num_iterations so that it is small (B.3 has 1024 prompts). The
-    objective serves a warm-up, of which there is none by default, and evaluation.
+    of an iteration form one batch of responses; set num_iterations to keep it small (B.3 has 1024 prompts). The
+    objective serves evaluation and a warm-up, which is off by default.
     """
     trainer = PPO(clip, value_clip, value_coef, kl_coef, gamma, gae_lambda, epochs, critic_learning_rate, cut_penalty)
     return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=trainer)
@@ -114,8 +114,8 @@ def grpo(
     """GRPO: a policy gradient on rewards standardized within each prompt's responses, by TRL's `GRPOTrainer`.
 
     Paper: Shao et al., 2024 (DeepSeekMath).
-    Deviation: TRL's loss, a mean over all tokens, where the paper has the mean over each response's. Responses are
-    generated at every optimizer step, by TRL; prompts that fill no whole step are left out.
+    Deviation: TRL's loss is a mean over all tokens; the paper first averages over each response. TRL generates
+    responses at every optimizer step; prompts that do not fill a whole step are left out.
     """
     return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=GRPO(epsilon, beta))
 
@@ -130,17 +130,17 @@ def rloo(
     """RLOO: REINFORCE whose baseline is the mean reward of the prompt's other responses, by TRL's `RLOOTrainer`.
 
     Paper: Ahmadian et al., 2024.
-    Deviation: as `grpo`; beta is TRL's default.
+    Deviation: as for `grpo`; beta is TRL's default.
     """
     return Method(SelectAll(), Rollouts(num_generations), objective, Uniform(), trainer=RLOO(epsilon, beta))
 
 
 @named
 def rdo(objective: Objective = DPO(), num_generations: int = 8, limit: float = 3.0) -> Method:  # noqa: B008
-    """Online DPO whose pairs count by their reward gap.
+    """Online DPO whose pairs are weighted by their reward gap.
 
     Paper: Wang et al., 2024 (RDO); Table 3 of the MetaPO paper.
-    Deviation: the gap over its running mean in place of RDO's closed form, and on fresh pairs, whose rewards are known.
+    Deviation: the gap over its running mean replaces RDO's closed form, on fresh pairs, whose rewards are known.
     """
     weighting = RewardDifference(RunningGap(), limit)
     return Method(SelectAll(), Online(num_generations), objective, weighting, warmup_epochs=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adaptpo.choices.learners.meta_learner import MetaLearner
 from adaptpo.choices.method import Method
-from adaptpo.choices.objectives import DPO, Objective
+from adaptpo.choices.objectives import DPO, Objective, SimPO
 from adaptpo.choices.pairing import Offline, OfflineAndOnline, Online, Pairing, PairingByStage, PairingSchedule
 from adaptpo.choices.selection import SelectAll, SelectByStage
 from adaptpo.choices.weighting import StageBlend, Uniform
@@ -13,7 +15,7 @@ from adaptpo.methods.named import named
 
 
 def scheduled(objective: Objective, measured: bool, *plan: Pairing) -> Method:
-    """Pairings that share the iterations of a run evenly; each iteration's reference is the policy that started it."""
+    """Pairings that divide a run's iterations evenly; each iteration's reference is the policy that started it."""
     return Method(SelectAll(), PairingSchedule(plan, measured), objective, Uniform(), reference="previous")
 
 
@@ -75,9 +77,14 @@ def two_stage(objective: Objective = DPO(), num_generations: int = 2) -> Method:
 
     Paper: the alignment-stages paper, Algorithm 1.
     Deviation: an undecided measurement follows Algorithm 1's rule, V_off > V_on; the paper's own runs are fixed
-    schedules, and no run of it switches by the measurement.
+    schedules, and none switches by the measurement.
     """
     return Method(SelectAll(), PairingByStage(num_generations), objective, Uniform(), reference="previous")
+
+
+def boundary_measurement() -> Method:
+    """The method of `adaptpo stage`: only the measurement. The objective needs no reference, and nothing is trained."""
+    return replace(two_stage(SimPO()), name="boundary measurement")
 
 
 @named
@@ -98,7 +105,7 @@ def metaapo_stage(
     learning_rate: float = 5e-3,
     update_interval: int = 8,
 ) -> Method:
-    """MetaAPO whose meta-learner starts from the stage: under injection it first trusts offline pairs more.
+    """MetaAPO whose meta-learner starts from the stage: under injection, it trusts offline pairs more at first.
 
     Paper: none; MetaAPO (Yang et al., 2025) with the boundary score of the alignment-stages paper.
     """

@@ -1,4 +1,4 @@
-"""From prompt groups to the tensors of a forward pass."""
+"""Collates prompt groups into the tensors of a forward pass."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Batch = dict[str, Any]
 """Tensors, and the `SharedPrompts` of a row with shared prompts.
 
 `input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
-tokens that they predict; `target_mask` [rows, c], where there is one; `response_mask` [n, longest], which tokens
-each of the n responses has. The mask's true places in reading order are those of `response_mask`.
+tokens that they predict; `target_mask` [rows, c], true where there is such a token; `response_mask` [n, longest], true
+for the tokens of each of the n responses. In reading order, the true entries of both masks mark the same tokens.
 """
 
 
@@ -28,7 +28,7 @@ FEATURE = "feature/"
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
-    """[rows, longest] int64."""
+    """Pads rows with `value` to a tensor [rows, longest], int64."""
     width = max(len(row) for row in rows)
     padded = torch.full((len(rows), width), value, dtype=torch.long)
     for target, row in zip(padded, rows, strict=True):
@@ -38,15 +38,15 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
 
 
 def token_mask(lengths: Sequence[int]) -> Tensor:
-    """[rows, longest] bool, true where a row has a token."""
+    """A mask [rows, longest], bool, true where a row has a token."""
     counts = torch.tensor(lengths)
     return torch.arange(int(counts.max())) < counts[:, None]
 
 
 def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """One row a response, padded on the right.
+    """One row per response, padded on the right.
 
-    No token sees what is behind it, so that no mask is needed, and models that ignore masks are exact as well.
+    No token sees what follows it. No mask is needed, and models that ignore masks are exact as well.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     input_ids = pad(rows, pad_id)
@@ -110,7 +110,7 @@ def response_rows(
 
 
 def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
-    """`reference_chosen` and `reference_rejected` [n] float32, or nothing where the objective needs none."""
+    """`reference_chosen` and `reference_rejected` [n] float32, or nothing if the objective needs no reference."""
     logps = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
     if len(logps) < len(pairs):
         return {}
@@ -119,7 +119,7 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
 
 
 def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
-    """`reference_tokens` [2n, longest] float32, laid out as `response_mask`, 0 behind the end of a response."""
+    """`reference_tokens` [2n, longest] float32, laid out like `response_mask`, 0 after the end of a response."""
     kept = [pair.reference_tokens for pair in pairs if pair.reference_tokens is not None]
     if len(kept) < len(pairs):
         return {}
@@ -128,13 +128,13 @@ def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
 
 
 def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
-    """`feature/NAME` [n, width] for n pairs, given the group of each."""
+    """`feature/NAME` [n, width] for n pairs, given the group of each pair."""
     names = groups[0].features
     return {f"{FEATURE}{name}": torch.tensor([group.features[name] for group in groups]) for name in names}
 
 
 def data_weight(columns: dict[str, Any]) -> float | None:
-    """The column `weight` of a row: 1 where there is none, None where it is no finite number of 0 or more."""
+    """The column `weight` of a row: 1 if the row has none, None unless it is a finite number of at least 0."""
     value = columns.get("weight", 1.0)
     valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
     return float(value) if valid else None
@@ -142,8 +142,8 @@ def data_weight(columns: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class GroupCollator:
-    """Turns whole prompt groups into one batch; its responses are all chosen ones, then all rejected ones, then the
-    samples of those pairs that have one."""
+    """Turns whole prompt groups into one batch. Its responses are all chosen ones, then all rejected ones, then the
+    samples of the pairs that have one."""
 
     pad_id: int
     rows: RowPacking = PADDED
@@ -174,7 +174,7 @@ class GroupCollator:
 
 
 def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
-    """What weights and learners see of a batch; `measured` are fields that a `VocabularyProbe` found."""
+    """The fields of a batch that weightings and learners see; `measured` are those that a `VocabularyProbe` adds."""
     names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
     return PairBatch(
         **{name: batch[name] for name in names},

@@ -1,4 +1,4 @@
-"""Hidden states of the responses of pairs: of a policy after the prompt, or of an encoder on the responses alone."""
+"""Hidden states of the responses of pairs, from a policy after the prompt or from an encoder on the responses alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.types import PromptGroup, Text
 
 ENCODED_TOGETHER = 16
-"""Responses of one forward pass of an encoder."""
+"""Responses per forward pass of an encoder."""
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def policy_states(
     rows: RowPacking,
     objective: Objective,
 ) -> Iterator[tuple[int, PairStates]]:
-    """The states of each pair under a policy with the pair's index in `items`; similar lengths come together."""
+    """Yields each pair's index in `items` and its states under a policy, grouped by similar length."""
     model.eval()
     collate, head = GroupCollator(pad_id, rows), base_model(model).get_output_embeddings()
     groups = [PromptGroup(prompt, (pair,)) for prompt, pair in items]
@@ -59,7 +59,7 @@ def response_states(model: nn.Module, head: nn.Module, batch: Batch) -> Tensor:
 def encoder_states(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptedPair], device: torch.device
 ) -> Iterator[tuple[int, PairStates]]:
-    """The same under an encoder; what is longer than its positions is cut at the end."""
+    """Yields each pair's index in `items` and its states under an encoder; responses beyond its positions are cut."""
     texts = [response_text(side.text) for _, pair in items for side in (pair.chosen, pair.rejected)]
     encoded = [found for start in range(0, len(texts), ENCODED_TOGETHER)
                for found in encode(model, tokenizer, texts[start : start + ENCODED_TOGETHER], device)]  # fmt: skip
@@ -70,7 +70,7 @@ def encoder_states(
 def encode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], device: torch.device
 ) -> list[tuple[Tensor, bool]]:
-    """The last hidden states [tokens, hidden] of each text, and whether it was cut."""
+    """Returns the last hidden states [tokens, hidden] of each text, and whether the text was cut."""
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     limit = min(positions, tokenizer.model_max_length)
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]

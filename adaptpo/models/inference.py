@@ -1,4 +1,4 @@
-"""Forward passes without training: log-probs of pairs for scoring and for the kept reference."""
+"""Forward passes without training: log-probs of pairs for scoring and for the stored reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PromptedPair = tuple[Prompt, PreferencePair]
 
 
 def autocast(args: TrainingArguments) -> AbstractContextManager:
-    """The precision of training: the reference must be computed as the policy is, or the first margin is not 0."""
+    """The autocast context of training. The reference must be computed in it too, or the first margin is not 0."""
     if args.bf16 or args.fp16:
         return torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16)
     return nullcontext()
@@ -50,9 +50,9 @@ def evaluate_tokens(
     rows: RowPacking = PADDED,
     keep: bool = True,
 ) -> tuple[PairLogps, list[TokenLogps]]:
-    """`PairLogps` of n pairs, and with `keep` the log-probs of their tokens, in the order of `items`.
+    """Returns the `PairLogps` of n pairs and, with `keep`, the log-probs of their tokens, in the order of `items`.
 
-    Computed in batches of similar length within `rows.max_tokens`.
+    Pairs of similar length are batched together, within `rows.max_tokens`.
     """
     columns: list[Tensor] = []
     kept: list[TokenLogps] = []
@@ -69,7 +69,7 @@ def evaluate_tokens(
 def token_passes(
     model: nn.Module, pad_id: int, items: Sequence[PromptedPair], args: TrainingArguments, rows: RowPacking
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """Indices of items, their batch, and its `token_logps`."""
+    """Yields, per batch, the indices of its items, the batch itself, and its `token_logps`."""
     model.eval()
     collate = GroupCollator(pad_id, rows)
     groups = [PromptGroup(prompt=prompt, pairs=(replace(pair, sample=None),)) for prompt, pair in items]
@@ -87,7 +87,7 @@ def by_pair(tokens: Tensor, batch: Batch) -> list[TokenLogps]:
 
 
 def as_matrix(logps: PairLogps) -> Tensor:
-    """[n, 6] on the CPU; NaN for a missing reference."""
+    """The fields as columns of a matrix [n, 6] on the CPU; NaN for a missing reference."""
     nan = torch.full_like(logps.chosen, float("nan"))
     references = [nan if r is None else r for r in (logps.reference_chosen, logps.reference_rejected)]
     fields = [logps.chosen, logps.rejected, logps.chosen_tokens, logps.rejected_tokens, *references]

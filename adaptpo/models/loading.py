@@ -17,7 +17,7 @@ from adaptpo.models.shared_prompt.attention import base_model
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Raises ModelError where there is none, or one without a token to end or pad with."""
+    """Loads a tokenizer; raises ModelError if there is none, or one without a token to end or pad with."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -30,7 +30,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a response of the model at `path`."""
+    """Ids of the tokens that end a response of the model at `path`."""
     try:
         generation_config = GenerationConfig.from_pretrained(path)
     except OSError:  # A model folder without generation_config.json.
@@ -39,7 +39,7 @@ def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
 
 
 def text_mode_of(tokenizer: PreTrainedTokenizerBase, text_format: Literal["auto", "messages", "text"]) -> TextFormat:
-    """Dialogues in plain text become chat messages where the tokenizer can render them."""
+    """Resolves `auto`: plain-text dialogues become chat messages if the tokenizer can render them."""
     if text_format != "auto":
         return text_format
     return "messages" if tokenizer.chat_template else "text"
@@ -50,9 +50,9 @@ def first_line(error: Exception) -> str:
 
 
 def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
-    """A causal language model in float32 unless `options` (arguments of `from_pretrained`) name another dtype.
+    """Loads a causal language model, in float32 unless `options` (arguments of `from_pretrained`) set another dtype.
 
-    Raises ModelError where there is none, or one with weights missing, which would otherwise be random.
+    Raises ModelError if there is none, or if weights are missing, which would otherwise be random.
     """
     arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
     try:
@@ -65,16 +65,16 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
         ) from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
-            f"the model at '{path}' is no causal language model: it holds no {', '.join(missing[:3])}; "
-            "give a model that generates text (a reward model goes to `reward`)"
+            f"the model at '{path}' is not a causal language model: it has no {', '.join(missing[:3])}; "
+            "give a model that generates text (a reward model belongs under `reward`)"
         )
     return model
 
 
 def load_encoder(path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A model from texts to hidden states, in float32, and its tokenizer.
+    """Loads a model from texts to hidden states, in float32, and its tokenizer.
 
-    Raises ModelError where there is none, or one with weights missing (but for a pooler, which nothing reads).
+    Raises ModelError if there is none, or if weights are missing (other than the pooler's, which are unused).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -96,9 +96,9 @@ def is_adapter(path: str) -> bool:
 
 
 def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict[str, Any], seed: int) -> nn.Module:
-    """The policy at `path`: the initial model itself, a checkpoint of the run, or its adapter on `base`.
+    """Loads the policy at `path`: the initial model itself, a checkpoint of the run, or the run's adapter on `base`.
 
-    With `peft` (arguments of `LoraConfig`) and no adapter at `path` yet, a fresh one is put on the model; its
+    With `peft` (arguments of `LoraConfig`) and no adapter at `path` yet, the model gets a new adapter, whose
     initialization depends on `seed` alone.
     """
     if peft is None:
@@ -115,8 +115,10 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
 
 
 def base_is_untouched(policy: nn.Module, peft: dict[str, Any]) -> bool:
-    """Whether this policy without its adapter is the model that the adapter was put on, and its head the same with it:
-    some settings of LoRA change weights of the model itself."""
+    """Whether the policy without its adapter is the original model, and the adapter leaves the head unchanged.
+
+    Some LoRA settings change weights of the model itself.
+    """
     config = lora_config(peft)
     head = base_model(policy).get_output_embeddings()
     adapted_head = any(parameter.requires_grad for parameter in head.parameters())

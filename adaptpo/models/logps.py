@@ -1,4 +1,4 @@
-"""Log-probabilities of responses: the one path that policy and reference share."""
+"""Log-probabilities of responses, computed the same way for policy and reference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adaptpo.models.shared_prompt.attention import base_model, forward_arguments
 from adaptpo.types import PairLogps
 
 LOGIT_BYTES = 2**27
-"""Float32 logits of one forward pass beyond this are computed in chunks of this size, and again in the backward."""
+"""Maximum bytes of float32 logits at once. Larger logits are computed in chunks, and again in the backward pass."""
 
 MOST = 10.0
-"""Nats that one token can add to the divergence."""
+"""Maximum nats that one token adds to the divergence."""
 
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
@@ -37,12 +37,12 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def all_logps(logits: Tensor) -> Tensor:
-    """Log-probs of every token under `logits` [..., vocabulary], in float32 at least."""
+    """Log-probs of every token under `logits` [..., vocabulary], in at least float32."""
     return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
 def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs of `targets` [...] under `logits` [..., vocabulary], in float32 at least."""
+    """Log-probs of `targets` [...] under `logits` [..., vocabulary], in at least float32."""
     return all_logps(logits).gather(-1, targets[..., None])[..., 0]
 
 
@@ -57,7 +57,7 @@ def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the hidden states that reach the language-model head, which computes one position of them only."""
+    """Collects the hidden states that reach the language-model head; the head itself computes only one position."""
     inputs: list[Tensor] = []
 
     def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -72,7 +72,7 @@ def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
-    """The same as `whole_logps` with logits of `size` tokens at a time, for models whose logits are the head's."""
+    """Same as `whole_logps`, with logits of `size` tokens at a time; for models whose logits are the head's output."""
     head = base_model(model).get_output_embeddings()
     with head_inputs(head) as inputs:
         model(**model_arguments(model, batch))
@@ -86,21 +86,21 @@ def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
 
 
 def tokens_at_once(model: nn.Module) -> int:
-    """Tokens per chunk of the head."""
+    """Number of tokens per chunk of the head."""
     return max(1, LOGIT_BYTES // (4 * base_model(model).config.get_text_config().vocab_size))
 
 
 def chunk_size(model: nn.Module, batch: Batch) -> int | None:
-    """Tokens per chunk of the head; None where all logits fit into the budget."""
+    """Number of tokens per chunk of the head, or None if all logits fit into the budget."""
     row = 4 * base_model(model).config.get_text_config().vocab_size
     return tokens_at_once(model) if batch["targets"].numel() * row > LOGIT_BYTES else None
 
 
 def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Tensor:
-    """log pi(token | prompt, tokens before), [n, longest] in nats, 0 behind the end of a response.
+    """Returns log pi(token | prompt, preceding tokens), [n, longest] in nats, 0 after the end of a response.
 
-    The language-model head runs on response positions only where the model knows `logits_to_keep`. Log-softmax and
-    sum are computed in float32 at least, whatever the model's dtype: in bfloat16 they are off by more than a nat.
+    If the model accepts `logits_to_keep`, the language-model head runs on response positions only. Log-softmax and
+    sum are computed in at least float32, whatever the model's dtype: in bfloat16 they are off by more than a nat.
     """
     size = chunk_size(model, batch) if chunked_head else None
     logps = whole_logps(model, batch) if size is None else chunked_logps(model, batch, size)
@@ -109,17 +109,17 @@ def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> T
 
 
 def response_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> tuple[Tensor, Tensor]:
-    """Log-probs summed over response tokens (nats) and token counts, both [n]."""
+    """Returns log-probs summed over response tokens (nats) and token counts, both [n]."""
     return token_logps(model, batch, chunked_head).sum(dim=1), batch["response_mask"].sum(dim=1)
 
 
 def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> PairLogps:
-    """`PairLogps` of a collated batch of groups, with the kept reference log-probs where the batch carries them."""
+    """`PairLogps` of a collated batch of groups, with the stored reference log-probs if the batch carries them."""
     return sum_pairs(token_logps(model, batch, chunked_head), batch)
 
 
 def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
-    """From what `token_logps` returned for this batch: rows of the n chosen, the n rejected, and the samples."""
+    """Sums the output of `token_logps` for this batch: rows of the n chosen, the n rejected, then the samples."""
     both = 2 * len(batch["prompt_id"])
     sums, counts = tokens.sum(dim=1), batch["response_mask"].sum(dim=1)
     chosen, rejected = sums[:both].chunk(2)
@@ -137,18 +137,18 @@ def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
 
 
 def sample_logps(batch: Batch, logps: Tensor) -> Tensor | None:
-    """The log-prob of each pair's sample [n], 0 for a pair without one; None where no pair has one."""
+    """The log-prob of each pair's sample [n], 0 for a pair without one; None if no pair has one."""
     present = batch.get("has_sample")
     return None if present is None else logps.new_zeros(present.shape).masked_scatter(present, logps)
 
 
 def divergence(tokens: Tensor, batch: Batch) -> Tensor | None:
-    """KL(policy | reference) of n pairs in nats a token, [n], by the k3 estimator (Schulman, 2020) `exp(g) - 1 - g`.
+    """KL(policy | reference) of n pairs in nats per token, [n], by the k3 estimator (Schulman, 2020) `exp(g) - 1 - g`.
 
-    g is log pi_ref - log pi; the mean is over the tokens of both responses. None where the batch carries no
-    `reference_tokens`. It is 0 where the two agree and never negative. The tokens are those of the data, not samples of
-    the policy. One token counts `MOST` at most, or a single one that the policy has ruled out would be all there is to
-    see.
+    g is log pi_ref - log pi; the mean is over the tokens of both responses. None if the batch carries no
+    `reference_tokens`. The estimate is 0 if the two models agree, and never negative. Its tokens come from the data,
+    not from samples of the policy. Each token counts at most `MOST`: otherwise a single token that the policy has ruled
+    out would dominate.
     """
     if "reference_tokens" not in batch:
         return None
@@ -160,6 +160,6 @@ def divergence(tokens: Tensor, batch: Batch) -> Tensor | None:
 
 
 def mean_of_pairs(sums: Tensor, counts: Tensor) -> Tensor:
-    """From sums over the tokens of n chosen and n rejected responses [2n] to means over both of each pair, [n]."""
+    """Turns sums over the tokens of n chosen and n rejected responses [2n] into means over both of each pair, [n]."""
     sides = torch.stack([sums, counts]).unflatten(1, (2, -1)).sum(dim=1)
     return sides[0] / sides[1]

@@ -1,4 +1,4 @@
-"""How prompt groups become rows of a forward pass: the same way for policy and reference."""
+"""Packs prompt groups into the rows of a forward pass, the same way for policy and reference."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from adaptpo.types import Prompt, Response
 
 @dataclass(frozen=True)
 class RowPacking:
-    """`shared_prompts`: one row in which a prompt stands once; else one right-padded row per response.
+    """The layout of a forward pass.
 
-    `chunked_head`: compute logits in recomputed chunks where they would take much memory. `max_tokens`: the most
-    tokens, padding included, of one forward pass; a group that is longer is computed alone.
+    `shared_prompts`: one row in which each prompt occurs once; otherwise one right-padded row per response.
+    `chunked_head`: compute logits in recomputed chunks if they would take much memory. `max_tokens`: maximum number of
+    tokens, padding included, in a forward pass; a longer group is computed alone.
     """
 
     shared_prompts: bool = False
@@ -23,11 +24,11 @@ class RowPacking:
 
 
 PADDED = RowPacking()
-"""What is right for every causal model."""
+"""The packing that is correct for every causal model."""
 
 
 class ResponseGroup(Protocol):
-    """A prompt with the responses to it that are computed together."""
+    """A prompt and the responses to it that are computed together."""
 
     @property
     def prompt(self) -> Prompt: ...
@@ -41,7 +42,7 @@ def response_lengths(group: ResponseGroup) -> list[int]:
 
 
 def row_tokens(groups: Sequence[ResponseGroup], rows: RowPacking) -> int:
-    """Tokens, padding included, that a forward pass over these groups computes."""
+    """Number of tokens, padding included, that a forward pass over these groups computes."""
     lengths = [(len(group.prompt.ids), response_lengths(group)) for group in groups]
     if rows.shared_prompts:
         return sum(prompt + sum(length - 1 for length in responses) for prompt, responses in lengths)

@@ -1,4 +1,4 @@
-"""Before a run trusts a fast path with its model: log-probs and gradients of one real group against separate rows."""
+"""Checks fast paths on a run's own model: log-probs and gradients of one real group against separate rows."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from adaptpo.models.shared_prompt.attention import base_model, sharing_prompts
 from adaptpo.types import PromptGroup
 
 WORTH_SHARING = 0.15
-"""Sharing must save this share of the tokens; below it, its own cost can eat what it saves on small models."""
+"""Share of the tokens that sharing must save. On small models, its overhead can exceed a smaller saving."""
 
 LONGEST_CHECKED = 4096
 TOLERANCES = {torch.float32: (1e-3, 1e-3), torch.float64: (1e-3, 1e-3)}
 LOW_PRECISION = (0.1, 0.1)
-"""Nats, and norm of the difference over the norm of the gradient."""
+"""Tolerances: nats, and norm of the difference over the norm of the gradient."""
 
 SMALL_PARAMETER = 2**20
-"""Gradients are compared for trainable parameters of at most this size: norms and biases in every layer of a large
-model, adapters, everything in a small one."""
+"""Maximum size of the trainable parameters whose gradients are compared: norms and biases in every layer of a large
+model, adapters, all parameters of a small model."""
 
 Facts = dict[str, Any]
 TokenLogps = Callable[[nn.Module, Batch], Tensor]
@@ -40,7 +40,7 @@ Precision = Callable[[], AbstractContextManager]
 
 @dataclass(frozen=True)
 class Measured:
-    """`logps` [n] nats of the n responses of the group, `gradients` of a fixed combination of them."""
+    """Log-probs of the n responses of a group (`logps` [n], nats), and `gradients` of a fixed combination of them."""
 
     logps: Tensor
     gradients: list[Tensor]
@@ -48,13 +48,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """`logps`: the largest, in nats; `gradients`: norm of the difference over the norm."""
+    """Difference of two measurements: `logps`, the largest in nats; `gradients`, its norm over the gradient's norm."""
 
     logps: float
     gradients: float
 
     def within(self, tolerance: Difference) -> bool:
-        # A NaN is within nothing.
+        # A NaN is within no tolerance.
         return self.logps <= tolerance.logps and self.gradients <= tolerance.gradients
 
 
@@ -74,15 +74,15 @@ def tolerance_for(dtype: torch.dtype) -> Difference:
 
 
 def representative(tokens: NDArray[np.integer]) -> int:
-    """The number of the longest group that is not so long that its gradient may not fit into memory; `tokens` [n]."""
+    """Index of the longest group whose gradient should still fit into memory; `tokens` [n] are the groups' lengths."""
     short = np.flatnonzero(tokens <= LONGEST_CHECKED)
     return int(short[tokens[short].argmax()] if len(short) else tokens.argmin())
 
 
 class SelfCheck:
-    """Chooses how a run computes log-probs with a model, by trying the ways on one of its groups.
+    """Chooses how a run computes log-probs with a model, by trying each way on one of the run's groups.
 
-    `dtype` is that of the matrix products; `precision` makes the context that the model runs in, such as autocast.
+    `dtype` is that of the matrix products; `precision` creates the context in which the model runs, such as autocast.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SelfCheck:
         self.limit = tolerance_for(dtype)
 
     def separate_rows(self) -> list[Batch]:
-        """One batch of one row for each response, in the collator's order."""
+        """One batch with a single row per response, in the collator's order."""
         pairs = self.group.pairs
         responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
         return [padded_rows([self.group.prompt.ids], [response], self.pad_id) for response in responses]
@@ -104,7 +104,7 @@ class SelfCheck:
         return GroupCollator(self.pad_id, rows)([self.group])
 
     def measure(self, batches: Sequence[Batch], token_logps: TokenLogps) -> Measured:
-        """Batches in the order of the responses; gradients of `sum_i c_i logp_i` with coefficients of both signs."""
+        """Measures batches in the order of the responses; gradients of `sum_i c_i logp_i` with c_i of both signs."""
         parameters = checked_parameters(self.model)
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         logps: list[Tensor] = []
@@ -125,25 +125,25 @@ class SelfCheck:
         return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(dim=1)
 
     def accepts(self, found: Difference) -> bool:
-        # Rounding of low precision differs between any two shapes: what padding does to it is no error.
+        # In low precision, rounding differs between any two shapes: a difference that padding also makes is no error.
         logps, gradients = 2 * self.padded.logps, 2 * self.padded.gradients
         return found.within(Difference(max(self.limit.logps, logps), max(self.limit.gradients, gradients)))
 
     def refuse_dependence_on_padding(self) -> None:
-        """Raises ModelError for a model whose log-probs depend on the padding behind a response."""
+        """Raises ModelError for a model whose log-probs depend on the padding after a response."""
         if not self.padded.within(Difference(10 * self.limit.logps, 10 * self.limit.gradients)):
             raise ModelError(
                 f"{self.name}: log-probs of a response change by {self.padded.logps:.2g} nats (and gradients by "
-                f"{self.padded.gradients:.1%}) when rows are padded on the right, so that it cannot be trained in "
+                f"{self.padded.gradients:.1%}) when rows are padded on the right. The model cannot be trained in "
                 "batches; use a causal model, or another attn_implementation (model_init_kwargs)"
             )
 
     def sharing(self) -> Facts:
-        """`rows`: `shared` or `padded`; how far off shared prompts are, and why they are not used."""
+        """Returns `rows` (`shared` or `padded`), the error of shared prompts, and the reason if they are not used."""
         try:
             with sharing_prompts(self.model) as possible:
                 if not possible:
-                    return padded_because(f"{self.name} has layers or an attention that cannot share a prompt")
+                    return padded_because(f"{self.name} has layers or attention that cannot share a prompt")
                 found = difference(self.exact, self.measure([self.batch(RowPacking(shared_prompts=True))], whole_logps))
         except torch.OutOfMemoryError:
             raise
@@ -177,9 +177,9 @@ def padded_because(reason: str) -> Facts:
 def choose_rows(
     model: nn.Module, group: PromptGroup, saved: float, pad_id: int, dtype: torch.dtype, precision: Precision
 ) -> Facts:
-    """How a run computes log-probs (`rows`, `chunked_head`), and what was found on the way, ready for JSON.
+    """Returns how a run computes log-probs (`rows`, `chunked_head`) and the findings of the check, ready for JSON.
 
-    `saved`: the share of the data's tokens that sharing prompts saves, against padding each group by itself.
+    `saved`: the share of the data's tokens that sharing prompts saves, compared with padding each group by itself.
     """
     check = SelfCheck(model, group, pad_id, dtype, precision)
     check.refuse_dependence_on_padding()

@@ -1,4 +1,4 @@
-"""Log-probs and lengths of the responses of a measurement, under the policy that was measured."""
+"""Log-probs and lengths of a measurement's responses under the measured policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptpo.types import PairLogps, PreferencePair, Response, Row
 
 
 def keep_candidates(context: Context, subject: Subject) -> Row:
-    """One forward pass over the four responses of each measured prompt, in shards."""
+    """Stores log-probs and lengths of the four responses of each measured prompt, in shards."""
     fresh = fresh_responses(context, subject)
     measured = [item for item in draw(context, subject) if len(fresh[item[0].id]) == FRESH]
 
@@ -29,7 +29,7 @@ def keep_candidates(context: Context, subject: Subject) -> Row:
 
 
 def fresh_pair(prompt_id: int, responses: Sequence[Response]) -> PreferencePair:
-    """The two responses as a pair, in the order of sampling: nobody compared them."""
+    """The two responses as a pair, in sampling order; the order expresses no preference."""
     first, second = responses
     return PreferencePair(prompt_id, "online", first, second)
 

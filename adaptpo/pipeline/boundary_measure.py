@@ -1,5 +1,5 @@
-"""Algorithm 1 in a run directory: two fresh responses a prompt, four comparisons, a score; in shards, so that a killed
-measurement goes on."""
+"""Algorithm 1 in a run directory: two fresh responses per prompt, four comparisons, one score. It works in shards, so
+a killed measurement resumes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from adaptpo.types import PreferencePair, Prompt, Response, Row
 FRESH = 2
 OFFLINE_SIDES = ("chosen", "rejected")
 SHARDS_PER_LOOK = 4
-"""Between two looks at the interval's width: policy and preference model take turns in memory once a look."""
+"""Shards between two checks of the interval's width. Policy and preference model swap in memory once per check."""
 NO_ANSWER = (
-    "no answer of the preference model to {} of 4 comparisons (missing or invalid reward, too long for it, or a "
-    "response that never came)"
+    "no answer from the preference model to {} of 4 comparisons (missing or invalid reward, too long for it, or a "
+    "missing response)"
 )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: the policy at this path, on the offline pairs of these prompts, in a folder of the run."""
+    """The subject of a measurement: the policy at this path, the prompts with these ids, and a folder of the run."""
 
     folder: str
     policy: str
@@ -42,7 +42,7 @@ class Subject:
 
 
 def draw(context: Context, subject: Subject) -> Lazy[PromptedPair]:
-    """The prompts to measure on, in random order: a beginning of them is a random sample."""
+    """The prompts to measure on, in random order, so that any prefix is a random sample."""
     ids = as_array(subject.ids)
     numbers = (uniform_for(context.config.seed, subject.folder, int(id_)) for id_ in ids)
     order = np.fromiter(numbers, np.float64, len(ids)).argsort(kind="stable")
@@ -50,7 +50,7 @@ def draw(context: Context, subject: Subject) -> Lazy[PromptedPair]:
 
 
 def measure(context: Context, subject: Subject) -> Tally:
-    """Sample and compare until all prompts are seen, or the interval is as narrow as `stage.precision` asks.
+    """Samples and compares until all prompts are used, or the interval is as narrow as `stage.precision` requires.
 
     Prompts without an answer to all four comparisons are recorded and left out.
     """
@@ -69,7 +69,7 @@ def measure(context: Context, subject: Subject) -> Tally:
 
 
 def looks(prompts: int, settings: StageSettings, shard_size: int) -> Iterator[int]:
-    """After how many prompts the interval is looked at; whole shards but for the last."""
+    """Numbers of prompts after which the interval is checked; whole shards except for the last."""
     if settings.precision is not None:
         yield from range(SHARDS_PER_LOOK * shard_size, prompts, SHARDS_PER_LOOK * shard_size)
     yield prompts
@@ -91,7 +91,7 @@ def sample(context: Context, subject: Subject, items: Sequence[PromptedPair]) ->
 
 
 def fresh_responses(context: Context, subject: Subject) -> dict[int, list[Response]]:
-    """By prompt id."""
+    """The fresh responses by prompt id."""
     fresh: dict[int, list[Response]] = defaultdict(list)
     for row in context.run.read_shards(f"{subject.folder}/responses"):
         fresh[row["prompt_id"]].append(read_generated(row))
@@ -115,7 +115,7 @@ Contest = tuple[Prompt, PreferencePair, Sequence[Response]]
 
 
 def compared(model: PreferenceModel, contests: Sequence[Contest]) -> list[Row]:
-    """Each fresh response against each offline one; `preference` is the probability that the fresh one is better."""
+    """Compares each fresh response with each offline one; `preference` is the probability that the fresh one wins."""
     places: list[Row] = []
     comparisons: list[Comparison] = []
     for prompt, pair, fresh in contests:
@@ -129,13 +129,13 @@ def compared(model: PreferenceModel, contests: Sequence[Contest]) -> list[Row]:
 
 
 def unanswered(prompt_id: int, received: int) -> list[Row]:
-    """The comparisons of responses that never came."""
+    """The comparisons of missing responses, which have no preference."""
     missing = [(index, side) for index in range(received, FRESH) for side in OFFLINE_SIDES]
     return [{"prompt_id": prompt_id, "fresh": index, "offline": side, "preference": None} for index, side in missing]
 
 
 def summary(tally: Tally) -> Summary:
-    """What `state.json` keeps of a measurement."""
+    """The summary of a measurement in `state.json`."""
     boundary = tally.boundary
     low, high = boundary.interval
     return {

@@ -1,6 +1,6 @@
-"""What the phases of a run share: settings, models, data, and where things lie.
+"""What the phases of a run share: settings, models, data and paths.
 
-One model is in memory at a time, but for a reference that training takes along (`Context.live_reference`).
+One model is in memory at a time, except for a reference that is needed in training (`Context.live_reference`).
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ class ModelSlot:
 
 
 def load_whole_models() -> None:
-    """Under DeepSpeed's ZeRO-3 transformers loads a share of a model on each process, from the first training settings
-    on. Here a process may be alone with a model; training shares its weights out later."""
+    """Makes transformers load whole models. Under DeepSpeed's ZeRO-3, it would load one shard per process once training
+    settings exist, but here a single process may load a model. Training shards the weights later."""
     unset_hf_deepspeed_config()
 
 
 @dataclass
 class Context:
-    """`initial` is the folder or hub id of the policy that the run starts from; `reward` is `train`, what
-    `adaptpo.config.reward.reward_parts` reads, or None for methods that never annotate."""
+    """What the phases of a run share. `initial` is the folder or hub id of the policy that the run starts from;
+    `reward` is `train`, what `adaptpo.config.reward.reward_parts` reads, or None for methods that never annotate."""
 
     run: RunDirectory
     config: AlignmentConfig
@@ -112,10 +112,10 @@ class Context:
     source: str = "the data set"
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
-    """The annotator, where it takes no memory of the accelerator."""
+    """The annotator, if it takes no accelerator memory."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker of the executor gets: settings and where things lie. It loads models, and connects, itself."""
+        """The state sent to a worker of the executor: settings and paths. It loads models and connects by itself."""
         left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
         return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
 
@@ -125,10 +125,10 @@ class Context:
 
     @property
     def shows(self) -> bool:
-        """Whether this process tells the terminal how the run goes on."""
+        """Whether this process shows progress on the terminal."""
         return self.config.show_progress and self.ranks.is_first
 
-    # Where things lie
+    # Paths
 
     def folder(self, iteration: int) -> str:
         return f"iterations/{iteration}"
@@ -137,7 +137,7 @@ class Context:
         return self.run.path / self.folder(iteration) / "checkpoint"
 
     def start_policy(self, iteration: int) -> str:
-        """The policy that iteration starts from."""
+        """The path of the policy that the iteration starts from."""
         if iteration > 0:
             return str(self.checkpoint(iteration - 1))
         return str(self.run.path / "warmup" / "checkpoint") if self.warmup_epochs else self.initial
@@ -161,11 +161,11 @@ class Context:
         return self.config.reference or self.method.reference
 
     def reference_path(self, iteration: int) -> str:
-        """The model whose log-probs the loss of an iteration compares with."""
+        """The path of the model whose log-probs the loss of an iteration compares with."""
         return self.start_policy(iteration) if self.reference_choice == "previous" else self.initial
 
     def iteration(self, number: int) -> Iteration:
-        """What the method's choices may know of it; the stage once it is measured."""
+        """What the method's choices may know about an iteration; includes the stage once it is measured."""
         folder = self.stage_folder(number)
         if not self.run.done(folder):
             return Iteration(number, self.config.num_iterations)
@@ -223,14 +223,14 @@ class Context:
 
     @cached_property
     def compute_dtype(self) -> torch.dtype:
-        """Of the matrix products: that of mixed precision, else that of the weights."""
+        """The dtype of matrix products: that of mixed precision, else that of the weights."""
         if self.inference_arguments.bf16 or self.inference_arguments.fp16:
             return torch.bfloat16 if self.inference_arguments.bf16 else torch.float16
         return next(self.policy(self.initial).parameters()).dtype
 
     @property
     def rows(self) -> RowPacking:
-        """How log-probs are computed: what the self-check at the run's start found, for all of the run."""
+        """How log-probs are computed throughout the run, as decided by the self-check at its start."""
         found = self.run.state["phases"]["check"]
         return RowPacking(found["rows"] == "shared", found["chunked_head"], self.config.max_tokens_per_batch)
 
@@ -255,12 +255,12 @@ class Context:
         return load_causal_lm(path, self.config.model_init_kwargs)
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
-        """The reference at `path` beside a policy that is being trained, and that the slot has forgotten: that policy
-        without its adapter where this is the same, else a second model."""
+        """The reference at `path`, for use beside a policy in training, which has left the slot: the policy without its
+        adapter if the two are the same model, else a second model."""
         peft = self.config.peft
         if path == self.initial and peft is not None and not is_adapter(path) and base_is_untouched(policy, peft):
             return LiveReference(policy, policy.disable_adapter)
-        # Autocast would keep copies in low precision of weights that could have gradients.
+        # Autocast would cache low-precision copies of weights that require gradients.
         load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
         return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
 
@@ -270,13 +270,13 @@ class Context:
         return model
 
     def take_policy(self, path: str) -> nn.Module:
-        """The policy for training, which changes it: the slot forgets it."""
+        """The policy for training, which changes it, so the slot releases it."""
         model = self.policy(path)
         self.slot.key = self.slot.value = None
         return model
 
     def critic(self, iteration: int) -> Critic:
-        """PPO's critic that iteration starts from: the one before left, or a copy of the policy with a head of 0."""
+        """PPO's critic at the start of the iteration: the previous one's, or a copy of the policy with a zero head."""
         return self.slot.get(("critic", str(iteration)), lambda: self._placed(self._load_critic(iteration)))
 
     def _load_critic(self, iteration: int) -> Critic:
@@ -288,7 +288,7 @@ class Context:
         return critic
 
     def take_critic(self, iteration: int) -> Critic:
-        """The critic for training, which changes it: the slot forgets it."""
+        """The critic for training, which changes it, so the slot releases it."""
         critic = self.critic(iteration)
         self.slot.key = self.slot.value = None
         return critic
@@ -299,7 +299,7 @@ class Context:
     def annotator(self) -> Annotator:
         if self.reward is None:
             raise ConfigError(
-                f"method '{self.method.name}' annotates fresh responses and the run has no reward; "
+                f"method '{self.method.name}' annotates fresh responses, but the run has no reward; "
                 "set `reward` to a reward model, to `train`, or to python:module:function"
             )
         parts = reward_parts(str(self.reward_folder) if self.reward == "train" else self.reward)
@@ -316,18 +316,18 @@ class Context:
         return build_annotator(parts, place)
 
     def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
-        """Their rewards; what they took goes to the metrics of the phase."""
+        """The rewards of the requests; their usage goes to the metrics of the phase."""
         with self.annotating(phase) as annotator:
             return annotator.rewards(requests)
 
     def annotate_objectives(self, phase: str, requests: Sequence[Request], count: int) -> list[list[float] | None]:
-        """As `annotate`, with `count` rewards for each request."""
+        """Like `annotate`, with `count` rewards per request."""
         with self.annotating(phase) as annotator:
             return annotator.reward_vectors(requests, count)
 
     @contextmanager
     def annotating(self, phase: str) -> Iterator[Annotator]:
-        """The annotator; what it takes meanwhile goes to the metrics of the phase."""
+        """Yields the annotator; its usage goes to the metrics of the phase."""
         annotator = self.annotator()
         try:
             yield annotator
@@ -336,7 +336,7 @@ class Context:
                 self.run.log_own(phase, {f"annotation/{name}": count for name, count in usage.items()})
 
     def encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        """A model of texts and its tokenizer, for features of the offline pairs."""
+        """A text encoder and its tokenizer, for features of the offline pairs."""
         return self.slot.get(("encoder", path), lambda: self._load_encoder(path))
 
     def _load_encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -347,16 +347,16 @@ class Context:
 
     @cached_property
     def offline_rows(self) -> MappedRows:
-        """All tokenized rows; a prompt's id is the number of its row."""
+        """All tokenized rows; a prompt's id is its row number."""
         return MappedRows(self.run.path / "data" / "offline.arrow")
 
     def offline(self, part: int | None = None) -> Lazy[PromptedPair]:
-        """The tokenized offline pairs of one part, or of all; only what the filter kept and what is not held out, once
-        these are done."""
+        """The tokenized offline pairs of one part, or of all. Excludes pairs that were filtered or held out, once those
+        phases are done."""
         return self.pairs_of(self.offline_ids(part))
 
     def validation(self) -> Lazy[PromptedPair]:
-        """The offline pairs that are held out from training."""
+        """The offline pairs held out from training."""
         ids = as_array(self._filtered())
         return self.pairs_of(ids[self._held_out[ids]])
 
@@ -383,7 +383,7 @@ class Context:
 
     @property
     def _held_out(self) -> NDArray[np.bool_]:
-        """Whether each prompt is held out; none until that is decided."""
+        """Whether each prompt is held out; none is until the phase that decides it is done."""
         held_out = np.zeros(len(self.offline_rows), dtype=bool)
         if self.run.done("validation"):
             (ids,) = read_columns(self.run.path / "data" / "validation.parquet", "prompt_id")
@@ -400,7 +400,7 @@ class Context:
         return chosen[rank[chosen].argsort()] if self.method.filter.orders else chosen
 
     def scratch(self, phase: str, name: str) -> Path:
-        """A file that is needed until the phase, or the iteration that it stands for, is over."""
+        """The path of a file that is needed only until the phase, or its iteration, is over."""
         return self.run.path / phase / SCRATCH / f"{name}.arrow"
 
 

@@ -1,4 +1,4 @@
-"""The generation engine of a phase: made for one policy, and gone when the phase is over."""
+"""The generation engine of a phase: made for one policy, and closed when the phase ends."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from adaptpo.types import Prompt, Response
 
 MISSING = (
     "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
-    "texts and no text gives the prompt's tokens"
+    "text and no text tokenizes to the prompt's tokens"
 )
 SERVED, LOGS = "served", "servers"
-"""Folders of the run: the policy with its adapter merged while it is served, and what servers printed."""
+"""Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @contextmanager
 def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]:
-    """The recipe's engine with the policy at this path; what a server takes goes to the metrics of the phase."""
+    """Yields the recipe's engine with the policy at this path; a server's usage goes to the metrics of the phase."""
     if context.config.generation.engine == "transformers":
         yield InProcess(context, policy)
         return
@@ -53,7 +53,7 @@ def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]
 
 @dataclass(frozen=True)
 class InProcess:
-    """The policy in the process that generates, which need not be the one that entered the phase."""
+    """Loads the policy in the process that generates, which need not be the one that entered the phase."""
 
     context: Context
     policy: str
@@ -93,7 +93,7 @@ def access(context: Context, url: str) -> Access:
 
 
 def expected(context: Context, policy: str, prompts: Sequence[Prompt]) -> list[Expected]:
-    dtype = context.compute_dtype  # Before the policy: it may load the initial one.
+    dtype = context.compute_dtype  # Before the policy, because this may load the initial one.
     return expected_answers(
         model=context.policy(policy),
         tokenizer=context.tokenizer,
@@ -112,7 +112,7 @@ def opening(context: Context, policy: str, phase: str) -> Callable[[], Server]:
 
 
 def start_server(context: Context, policy: str, phase: str) -> Server:
-    """With the accelerator's memory free for it."""
+    """Starts a server after freeing the accelerator's memory for it."""
     command, settings = server_command(context), context.config.generation
     model = merged(context, policy) if is_adapter(policy) else policy
     context.slot.clear()
@@ -128,7 +128,7 @@ def server_command(context: Context) -> str:
 
 
 def vllm_command(context: Context) -> str:
-    """Nothing of the model's generation_config.json acts on the sampling, and the precision is that of training."""
+    """vLLM's command. Sampling ignores the model's generation_config.json; the precision is that of training."""
     settings = context.config.generation
     longest = context.config.max_prompt_length + settings.max_new_tokens
     memory = settings.gpu_memory_utilization
@@ -146,32 +146,32 @@ def vllm_command(context: Context) -> str:
 
 
 def merged(context: Context, policy: str) -> str:
-    """A folder with the policy as one model: every server takes that, and none rounds adapters in its own way."""
+    """A folder with the policy as one model, which every server can load without rounding an adapter its own way."""
     folder = context.run.path / SERVED
     shutil.rmtree(folder, ignore_errors=True)
     model = context.take_policy(policy)
     if not hasattr(model, "merge_and_unload"):
-        raise ConfigError(f"'{policy}' is an adapter alone; merge it into its model and name that as the run's model")
+        raise ConfigError(f"'{policy}' is an adapter alone; merge it into its model and set `model` to the result")
     model.merge_and_unload().save_pretrained(folder)
     context.tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def check_generation(context: Context) -> None:
-    """What would be wrong with a server before any is started. Raises ConfigError."""
+    """Checks the settings of a generation server before one is started. Raises ConfigError."""
     settings, method = context.config.generation, context.method
     if settings.engine == "transformers":
         return
     if method.trainer.trains_on == "groups":
         raise ConfigError(
-            f"method '{method.name}' generates inside TRL's trainer and would not ask the server; set "
+            f"method '{method.name}' generates inside TRL's trainer and would not use the server; set "
             "generation.engine to transformers"
         )
     require_openai()
     key_from_environment(settings.api_key_env)
     if settings.top_k and not DIALECTS[settings.spoken].samples_top_k:
-        raise ConfigError(f"generation.top_k cannot be told to an {settings.spoken} server; set it to 0, or set api")
+        raise ConfigError(f"generation.top_k cannot be passed to an {settings.spoken} server; set it to 0, or set generation.api")
     if settings.base_url is None:
         program = words_of(settings.command or "vllm", "", 0)[0]
         if shutil.which(program) is None:
-            raise ConfigError(f"generation needs the program '{program}', and it is not on PATH; install it")
+            raise ConfigError(f"generation needs the program '{program}', which is not on PATH; install it")

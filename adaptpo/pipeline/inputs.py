@@ -1,4 +1,4 @@
-"""The inputs of a run in the forms users have them, and the hashes by which a resumed run knows them again."""
+"""The inputs of a run in the forms that users pass, and the hashes by which a resumed run recognizes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DataInput:
 
     @classmethod
     def of(cls, data: Any) -> DataInput | None:
-        """From recipe settings, a path or hub id, or a data set in memory; None stays None."""
+        """Makes it from recipe settings, a path or hub id, or a data set in memory; None stays None."""
         if isinstance(data, DataSettings):
             return cls(data.path, data.split, data.name, data.text_format)
         return None if data is None else cls(data)
@@ -37,18 +37,18 @@ class DataInput:
         return open_rows(self.source, self.split, self.name)
 
     def digest(self) -> str:
-        """Raises DataError at once where nothing can be opened; a fingerprint alone would first wait for the hub."""
+        """Hash of the data. Raises DataError at once if it cannot be opened; `fingerprint` would wait for the hub."""
         self.rows()
         return combined(fingerprint(self.source, self.split, self.name))
 
 
 def combined(hashes: dict[str, str]) -> str:
-    """One hash of several that does not change when the files move."""
+    """Combines several hashes into one that does not change when the files move."""
     return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()[:16]
 
 
 def model_digest(path: str) -> str:
-    """Of a folder's content, or the commit of a hub model."""
+    """Hash of a folder's content, or the commit of a hub model."""
     if Path(path).is_dir():
         return combined(fingerprint(path))
     from transformers import AutoConfig
@@ -63,12 +63,12 @@ def model_digest(path: str) -> str:
 
 
 def input_digest(path: str) -> str:
-    """Of a file's content, or of a model."""
+    """Hash of a file's content, or of a model."""
     return combined(fingerprint(path)) if Path(path).is_file() else model_digest(path)
 
 
 def reward_digest(reward: Any) -> str | None:
-    """Of what decides the rewards, but for the address of a remote annotator."""
+    """Hash of what determines the rewards, except for the address of a remote annotator."""
     if reward is None or reward == "train":
         return reward
     if isinstance(reward, str) or callable(reward):
@@ -78,8 +78,8 @@ def reward_digest(reward: Any) -> str | None:
 
 
 def part_digest(part: RewardPart) -> str:
-    """Of a model's content. Of a function its name alone: one that failed may be mended and the run goes on, and its
-    source would not show what it calls."""
+    """Hash of a model's content, but only the name of a function: a run may resume after its function was fixed, and
+    the source would not show what the function calls."""
     if isinstance(part, FunctionReward):
         return function_name(part.function)
     path = getattr(part, "reward_model", None) or getattr(part, "pairwise", None)

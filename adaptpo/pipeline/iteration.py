@@ -24,7 +24,7 @@ Phases = dict[str, Work]
 
 
 def once(context: Context, work: Callable[[Context, int], dict[str, Any]], iteration: int) -> Work:
-    """Done by rank 0 while the others wait."""
+    """Work that rank 0 does while the other ranks wait."""
     return partial(context.ranks.on_first, partial(work, context, iteration))
 
 
@@ -65,7 +65,7 @@ def on_rollouts(context: Context, iteration: int, trainer: PPO) -> Phases:
 
 
 def on_groups(context: Context, iteration: int, trainer: GroupPolicyGradient) -> Phases:
-    """TRL's trainer generates and annotates while it trains."""
+    """The phases for TRL's trainer, which generates and annotates while it trains."""
     return selecting(context, iteration) | {"train": partial(train_on_groups, context, iteration, trainer)}
 
 
@@ -74,10 +74,10 @@ PHASES: dict[str, Callable[[Context, int, Any], Phases]] = {
     "rollouts": on_rollouts,
     "groups": on_groups,
 }
-"""By what the policy's trainer trains on."""
+"""The phases of an iteration, by what the policy's trainer trains on."""
 
 
 def iteration_phases(context: Context, iteration: int) -> Phases:
-    """The work of an iteration by the name of its phase, in order."""
+    """The work of an iteration by phase name, in order."""
     trainer = context.method.trainer
     return PHASES[trainer.trains_on](context, iteration, trainer)

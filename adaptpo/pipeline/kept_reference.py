@@ -1,4 +1,4 @@
-"""Join pairs with the reference log-probs that a run has kept."""
+"""Joins pairs with the reference log-probs stored in the run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adaptpo.types import PreferencePair, Row
 
 
 def with_reference(context: Context, folder: str, items: Lazy[PromptedPair]) -> Lazy[PromptedPair]:
-    """The pairs with the reference log-probs kept in `folder`; as they are where the method needs none."""
+    """The pairs with the reference log-probs stored in `folder`; unchanged if the method needs none."""
     return items.map(partial(joined, context, folder)) if context.method.needs_reference else items
 
 
 def joined(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
-    """`folder` must hold the offline pairs of all prompts, in the order of their ids."""
+    """The pairs with their reference log-probs. `folder` must hold the offline pairs of all prompts, ordered by id."""
     ids = (prompt.id for prompt, _ in items)
     rows = context.run.read_shards_of(folder, ids, context.config.shard_size)
     kept = {row_key(row): reference_fields(row) for row in rows}
@@ -30,7 +30,7 @@ def joined(context: Context, folder: str, items: Sequence[PromptedPair]) -> list
 def with_ordered_reference(
     context: Context, folder: str, items: Iterable[PromptedPair], first: int = 0
 ) -> Iterable[PromptedPair]:
-    """As `with_reference` for a folder that holds some of the items, in their order, from its row `first` on."""
+    """Like `with_reference`, for a folder that holds some of the items in the same order, starting at row `first`."""
     if not context.method.needs_reference:
         return items
     rows = islice(context.run.read_shards(folder), first, None)
@@ -50,7 +50,7 @@ def row_key(row: Row) -> Key:
 
 
 def reference_fields(row: Row) -> Row:
-    """Of a `PreferencePair`."""
+    """The reference fields of a `PreferencePair`."""
     fields: Row = {"reference_logps": (row["chosen"], row["rejected"])}
     if "chosen_tokens" in row:
         fields["reference_tokens"] = (array("f", row["chosen_tokens"]), array("f", row["rejected_tokens"]))

@@ -31,9 +31,9 @@ NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
 
 
 def align(context: Context) -> Path:
-    """Run every phase that is not done yet; returns the folder of the aligned model."""
+    """Runs every phase that is not done yet and returns the folder of the aligned model."""
     if context.run.done("final"):
-        say(f"{context.run.path} is finished already", context.shows)
+        say(f"{context.run.path} is already finished", context.shows)
         return context.run.path / "final"
     run_opening(context)
     for iteration in range(context.config.num_iterations):
@@ -43,7 +43,7 @@ def align(context: Context) -> Path:
 
 
 def run_opening(context: Context) -> None:
-    """Everything before the first iteration; other runs may share it (see `adaptpo.run.branch`)."""
+    """Runs everything before the first iteration; other runs may share it (see `adaptpo.run.branch`)."""
     context.ranks.on_first(partial(refuse_impossible, context))
     context.method.reset(context.config.seed)
     snapshot(context, "start")
@@ -78,7 +78,7 @@ def prepare(context: Context) -> None:
 
 
 def run_iteration(context: Context, iteration: int) -> None:
-    """The method's phases on one sequential part of the data, then an evaluation."""
+    """Runs the method's phases on one sequential part of the data, then evaluates."""
     folder = context.folder(iteration)
     start_method(context, iteration)
     for name, work in iteration_phases(context, iteration).items():
@@ -90,7 +90,7 @@ def run_iteration(context: Context, iteration: int) -> None:
 
 
 def warn(context: Context) -> None:
-    """Say, and keep for the report, why the learners could learn little or nothing."""
+    """Prints why the learners may learn little or nothing, and stores it for the report."""
     doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
@@ -103,7 +103,7 @@ def do(context: Context, phase: str, work: Work) -> None:
 
 
 def do_once(context: Context, phase: str, work: Work) -> None:
-    """A phase that rank 0 does while the others wait."""
+    """Runs a phase on rank 0 while the other ranks wait."""
     do(context, phase, partial(context.ranks.on_first, work))
 
 
@@ -118,8 +118,8 @@ def uses_offline_pairs(context: Context) -> bool:
 
 
 def start_method(context: Context, iteration: int) -> None:
-    """The learners as the iteration before left them, or at their start, whatever this process did until now, and the
-    stage of the policy where the method asks for it."""
+    """Restores the learners as the previous iteration left them, or resets them, whatever this process did before.
+    Measures the policy's stage if the method needs it."""
     if iteration > 0:
         load_method(context.method, context.checkpoint(iteration - 1))
     else:
@@ -136,7 +136,7 @@ def snapshot(context: Context, name: str) -> None:
 
 
 def remove_training_folder(context: Context, phase: str) -> None:
-    """Intermediate checkpoints and scratch files go once the phase's own checkpoint counts as done."""
+    """Removes intermediate checkpoints and scratch files; call it once the phase is done."""
     if context.ranks.is_first:
         for name in ("training", SCRATCH):
             shutil.rmtree(context.run.path / phase / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checks before the first phase: what would otherwise fail hours later."""
+"""Checks before the first phase for what would otherwise fail hours later."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def needs_annotation(context: Context) -> bool:
 
 
 def refuse_impossible(context: Context) -> None:
-    """What would otherwise fail hours later."""
+    """Raises an error for what would otherwise fail hours later."""
     check_ranks(context)
     check_executor(context)
     if context.reward is None and needs_annotation(context):
         raise ConfigError(
-            f"method '{context.method.name}' annotates fresh responses and the run has no reward; "
+            f"method '{context.method.name}' annotates fresh responses, but the run has no reward; "
             "set `reward` to a reward model, to `train`, or to python:module:function"
         )
     check_sampling(context)
@@ -45,7 +45,7 @@ def refuse_impossible(context: Context) -> None:
 
 
 def expected_schedule(context: Context) -> Schedule:
-    """The steps of the training ahead, once the data is prepared; fewer where prompts leave an iteration."""
+    """The training steps ahead, once the data is prepared; there will be fewer if prompts leave an iteration."""
     args, epochs = context.inference_arguments, float(context.config.training.get("num_train_epochs", 1))
     together = args.per_device_train_batch_size * args.gradient_accumulation_steps * context.ranks.count
     prompts = [len(context.offline_ids(iteration)) for iteration in range(context.config.num_iterations)]
@@ -54,7 +54,7 @@ def expected_schedule(context: Context) -> Schedule:
 
 
 def check_ranks(context: Context) -> None:
-    """What was not made for several processes."""
+    """Raises ConfigError for what does not support several processes."""
     if context.ranks.count == 1:
         return
     method = context.method
@@ -62,26 +62,26 @@ def check_ranks(context: Context) -> None:
         raise ConfigError(f"method '{method.name}' trains on rewards, which needs a single process; start one")
     if method.looks_ahead:
         raise ConfigError(
-            f"method '{method.name}' learns weights by looking through the policy's optimizer steps, which needs a "
-            "single process; start one, or give another method"
+            f"method '{method.name}' learns weights by differentiating the policy's optimizer steps, which needs a "
+            "single process; start one, or choose another method"
         )
     if (engine := context.config.generation.engine) != "transformers":
         raise ConfigError(
-            f"generation.engine {engine} needs a single process, because every rank would start servers of its own; "
+            f"generation.engine {engine} needs a single process, because every rank would start its own servers; "
             "start one, or set generation.engine to transformers"
         )
 
 
 def check_executor(context: Context) -> None:
-    """What workers could not compute; the executor is ready afterwards."""
+    """Raises ConfigError for what the executor's workers cannot compute, and starts the executor."""
     kind, engine = context.config.executor.kind, context.config.generation.engine
     if kind != "local" and context.ranks.count > 1:
         raise ConfigError(
-            f"executor {kind} needs a single process, whose shards it hands out; start one, or set executor to local"
+            f"executor {kind} needs a single process, which distributes the shards; start one, or set executor to local"
         )
     if kind != "local" and engine != "transformers":
         raise ConfigError(
-            f"generation.engine {engine} needs executor local, because every worker would start servers of its own; "
+            f"generation.engine {engine} needs executor local, because every worker would start its own servers; "
             "set executor to local, or generation.engine to transformers"
         )
     context.run.executor.start(context.inference_arguments.device, context.slot.clear)
@@ -105,13 +105,13 @@ def check_sampling(context: Context) -> None:
     whole = (settings.temperature, settings.top_p, settings.top_k) == (1, 1, 0)
     if context.method.trainer.samples_plainly and not whole:
         raise ConfigError(
-            f"method '{context.method.name}' compares with the probabilities that its responses were drawn with; set "
+            f"method '{context.method.name}' compares with the sampling probabilities of its responses; set "
             "generation.temperature to 1, generation.top_p to 1 and generation.top_k to 0"
         )
 
 
 def check_training(context: Context) -> None:
-    """Trackers, optimizer and adapter, which would otherwise be missed only when training starts."""
+    """Checks trackers, optimizer and adapter, which would otherwise fail only when training starts."""
     args = context.inference_arguments
     if args.per_device_train_batch_size < 1:
         raise ConfigError("training.per_device_train_batch_size counts prompts; set it to 1 or more")
@@ -125,7 +125,7 @@ def check_training(context: Context) -> None:
         check_optimizer(optimizer, settings)
         if args.fp16:
             raise ConfigError(
-                f"method '{context.method.name}' learns by looking through the policy's optimizer steps, which "
+                f"method '{context.method.name}' learns by differentiating the policy's optimizer steps, which "
                 "training.fp16 scales; set training.bf16, or neither"
             )
     if context.config.peft is not None:
@@ -138,13 +138,13 @@ def check_lengths(context: Context, model_config: Any) -> None:
     needed = context.config.max_prompt_length + longest
     if positions is not None and needed > positions:
         raise ConfigError(
-            f"max_prompt_length and the response limit make {needed} tokens, and the model has {positions} positions; "
+            f"max_prompt_length plus the response limit is {needed} tokens, but the model has {positions} positions; "
             "lower max_prompt_length, max_completion_length or generation.max_new_tokens"
         )
 
 
 def check_reward(context: Context) -> None:
-    """Load the annotator once and probe it, so that a wrong one is an error before anything is spent."""
+    """Loads the annotator once and probes it, so that a wrong one fails before any work is done."""
     trained_later = context.reward == "train" and not context.reward_folder.exists()
     if context.reward is not None and needs_annotation(context) and not trained_later:
         context.annotator().probe()

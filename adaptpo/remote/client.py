@@ -13,9 +13,9 @@ FromAnswer = Callable[[Json], list[Json]]
 
 
 class Remote:
-    """Asks an endpoint, `batch_size` questions a request, and keeps each answer by the hash of address and question.
+    """Asks an endpoint, `batch_size` questions per request, and stores each answer by the hash of address and question.
 
-    `body` makes the request of some questions; `read` takes one answer per question from the response.
+    `body` makes the request for a batch of questions; `read` takes one answer per question from the response.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Remote:
         self.usage, self.batch_size = usage, batch_size
 
     def ask(self, questions: Sequence[Json]) -> list[Json]:
-        """One answer per question; None where the endpoint refused it."""
+        """Returns one answer per question; None if the endpoint refused it."""
         keys = [content_key(self.address, self.body([question])) for question in questions]
         self.store.refresh()
         open_questions = {k: q for k, q in zip(keys, questions, strict=True) if k not in self.store}
@@ -57,7 +57,7 @@ class Remote:
 
 
 def field(answer: Json, *path: str | int) -> Json:
-    """The value at a path of an answer; raises UnusableAnswerError where there is none."""
+    """The value at a path of an answer; raises UnusableAnswerError if there is none."""
     for name in path:
         try:
             answer = answer[name]

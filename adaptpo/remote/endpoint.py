@@ -1,4 +1,4 @@
-"""Calls to an HTTP endpoint: many at a time, repeated with back-off, each with one deadline."""
+"""Calls to an HTTP endpoint: concurrent, retried with back-off, each with one deadline."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Lose = Callable[[int, str], None]
 Result = TypeVar("Result")
 
 REFUSED = frozenset({400, 413, 422})
-"""States that blame this request alone, such as a text that is too long for the server's model."""
+"""Status codes that blame only this request, such as a text that is too long for the server's model."""
 PASSING = frozenset({408, 409, 425, 429})
-"""States that pass, beside those of 500 and more."""
+"""Transient status codes, besides those of 500 and above."""
 MANY_REFUSALS = 8
-START_AGAIN = "when it is up again, start the same command again. Answers that came stay"
+START_AGAIN = "when it is up again, start the same command again. Answers already received are kept"
 LONGEST_WAIT, LONGEST_ASKED_WAIT = 60.0, 600.0
-"""Seconds between two attempts: by our own back-off, and where the server asks for more."""
+"""Maximum seconds between two attempts: by the client's own back-off, and if the server asks for more."""
 JITTER = random.Random()
-"""A generator of its own: waiting must not move the one that a run's results depend on."""
+"""A separate generator: waiting must not advance the one that a run's results depend on."""
 
 
 class UnusableAnswerError(Exception):
-    """The server answered, and not with what the endpoint promises."""
+    """The server answered, but not in the form that the endpoint promises."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How an endpoint is reached. `timeout`: seconds for a whole answer, however slowly it trickles in; `retries`:
+    """How an endpoint is reached. `timeout`: maximum seconds for a whole answer, however slowly it arrives; `retries`:
     attempts after the first; `first_wait`: seconds before the second attempt, doubled for each further one."""
 
     url: str
@@ -53,7 +53,7 @@ class Access:
 
 
 def key_from_environment(name: str | None) -> str | None:
-    """Raises ConfigError where the variable is not set."""
+    """The key in the environment variable `name`, if any. Raises ConfigError if the variable is not set."""
     if name is None:
         return None
     if not os.environ.get(name):
@@ -62,26 +62,26 @@ def key_from_environment(name: str | None) -> str | None:
 
 
 def nothing_to_revive() -> None:
-    """For servers that are not ours to start."""
+    """Does nothing; for servers that the run did not start."""
 
 
 class Endpoint:
-    """`revive` is called in a thread before a request is repeated, and brings back a server that died; what it raises
-    ends all requests."""
+    """Posts requests to an endpoint. `revive` is called in a thread before a request is repeated, and restarts a server
+    that died; an error that it raises ends all requests."""
 
     def __init__(self, access: Access, path: str, usage: Usage, revive: Callable[[], None] = nothing_to_revive) -> None:
         require_openai()
         self.access, self.path, self.usage, self.revive = access, path, usage, revive
         self.refusal = ""
-        """What the server said about the last request that it refused."""
+        """The server's message about the last request that it refused."""
 
     def post(self, bodies: Sequence[Json], take: Take, lose: Lose | None = None) -> None:
-        """Post every body; `take(number, answer)` gets each answer's JSON as soon as it is there, and may raise
-        UnusableAnswerError to have it asked for again.
+        """Posts every body. `take(number, answer)` receives each answer's JSON as soon as it arrives, and may raise
+        UnusableAnswerError to repeat the request.
 
-        A body that the server refuses has no answer and is counted. Raises AnnotationError for what would fail again,
-        and when the attempts are used up; calls under way are finished before. With `lose`, a body that is refused or
-        whose attempts are used up ends nothing: `lose(number, problem)` is told.
+        A body that the server refuses has no answer and is counted. Raises AnnotationError for permanent failures, and
+        when the attempts are used up; calls in progress are finished first. With `lose`, a body that is refused or
+        whose attempts are used up raises nothing: `lose(number, problem)` is called instead.
         """
         if bodies:
             run_in_loop(self._post(bodies, take, lose))
@@ -121,7 +121,7 @@ class Endpoint:
     def _client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        # The client insists on a key; servers without one ignore it.
+        # The client requires a key; servers without one ignore it.
         key = self.access.api_key or "none"
         return AsyncOpenAI(base_url=self.access.url, api_key=key, max_retries=0, timeout=self.access.timeout)
 
@@ -131,7 +131,7 @@ class Endpoint:
             try:
                 return take(await self._attempt(client, body))
             except UnusableAnswerError as error:
-                problem = PassingFault(f"an answer that cannot be used: {error}")
+                problem = PassingFault(f"an unusable answer: {error}")
             except PassingFault as fault:
                 problem = fault
             if attempt < self.access.retries:
@@ -145,20 +145,20 @@ class Endpoint:
         return max(wait, min(asked or 0.0, LONGEST_ASKED_WAIT))
 
     async def _attempt(self, client: AsyncOpenAI, body: Json) -> Json:
-        """Raises PassingFault for what may go well the next time, Refusal for a body the server will not take."""
+        """Raises PassingFault for a failure that may not recur, Refusal for a body that the server refuses."""
         import openai
 
         try:
             call = client.post(self.path, body=body, cast_to=object)
             return await asyncio.wait_for(call, self.access.timeout)
         except TimeoutError as error:
-            raise PassingFault(f"no whole answer within {self.access.timeout:g} s") from error
+            raise PassingFault(f"no complete answer within {self.access.timeout:g} s") from error
         except openai.APIStatusError as error:
             raise fault_of(error, self.access) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             raise PassingFault(f"{error} {error.__cause__ or ''}".strip()) from error
         except ValueError as error:
-            raise PassingFault(f"an answer that is no JSON: {error}") from error
+            raise PassingFault(f"an answer that is not JSON: {error}") from error
 
 
 class Refusal(Exception):  # noqa: N818 - it is an outcome of one request, not a failure.
@@ -189,7 +189,7 @@ def fault_of(error: APIStatusError, access: Access) -> Exception:
 
 
 def seconds(retry_after: str | None) -> float | None:
-    """Of a header `Retry-After`; dates, its other form, are not read."""
+    """The seconds of a header `Retry-After`; dates, its other form, are not read."""
     try:
         return None if retry_after is None else float(retry_after)
     except ValueError:
@@ -204,7 +204,7 @@ def require_openai() -> None:
 
 
 def run_in_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """Also where a loop runs already, as in a notebook."""
+    """Runs a coroutine to its end, even if a loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept by the content of what was asked."""
+"""A store of paid answers, keyed by the content of the question."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from adaptpo.errors import RunError
 from adaptpo.run.files import JsonLines
 
 Json = Any
-"""A value as `json.loads` gives it."""
+"""A value as `json.loads` returns it."""
 
 
 def content_key(*parts: Json) -> str:
-    """A hash that is the same for the same content, in every process."""
+    """A hash of the content that is the same in every process."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class AnswerStore:
-    """Answers by key in `FOLDER/answers.jsonl`, or in memory alone without a folder.
+    """Answers by key in `FOLDER/answers.jsonl`, or only in memory without a folder.
 
-    The file only grows. Several processes may share it: a lock orders their writes, a line that a kill has torn is cut
-    off by the next write, and `refresh` reads what others have added.
+    The file only grows. Several processes may share it: a lock orders their writes, the next write cuts off a line left
+    incomplete by a kill, and `refresh` reads the answers that others have added.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -39,7 +39,7 @@ class AnswerStore:
         return key in self.answers
 
     def get(self, key: str) -> Json:
-        """None where there is none."""
+        """Returns the answer, or None if there is none."""
         return self.answers.get(key)
 
     def add(self, key: str, answer: Json) -> None:

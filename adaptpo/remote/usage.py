@@ -1,11 +1,11 @@
-"""Count what calls to a remote service take."""
+"""Counts the usage of a remote service."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 Usage = Counter[str]
-"""What annotation took: requests, tokens, answers that were no use."""
+"""Counts by name: requests, tokens, unusable answers."""
 
 
 def take(usage: Usage) -> dict[str, int]:

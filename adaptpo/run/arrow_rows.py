@@ -1,4 +1,4 @@
-"""Rows for random access: an Arrow file whose pages the system reads when they are needed, and drops when it must."""
+"""Rows for random access: a memory-mapped Arrow file, whose pages the system loads on demand and drops if it must."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adaptpo.run.lazy_sequence import Indices, as_array, batched
 from adaptpo.types import Row
 
 BATCH = 256
-"""Rows that are Python objects at a time while a file is written."""
+"""Maximum number of rows held as Python objects while a file is written."""
 GROUP = 32
-"""Batches of a Parquet row group: its footer has an entry for every column of every group."""
+"""Batches per Parquet row group; the file's footer has an entry for every column of every group."""
 
 
 def write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> MappedRows:
-    """Write the rows as they come, and map the file."""
+    """Writes the rows as they arrive, and maps the file."""
     with whole_file(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for piece in batched(rows, BATCH):
             writer.write_batch(pa.RecordBatch.from_pylist(piece, schema=schema))
@@ -29,23 +29,23 @@ def write_rows(path: Path, rows: Iterable[Row], schema: pa.Schema) -> MappedRows
 
 
 def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    """Write a Parquet file with no more than a row group in memory."""
+    """Writes a Parquet file with no more than one row group in memory."""
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for group in batched(batches, GROUP):
             writer.write_table(pa.Table.from_batches(group, schema))
 
 
 class MappedRows:
-    """The rows of a file that `write_rows` wrote, by their numbers.
+    """The rows of a file that `write_rows` wrote, by row number.
 
-    Raises RunError where the file is missing.
+    Raises RunError if the file is missing.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise RunError(
-                f"{path} is missing: the run was begun by another version of adaptpo, or the file was removed; go on "
-                "with that version, or choose another output_dir"
+                f"{path} is missing: the run was started by another version of adaptpo, or the file was removed; "
+                "resume with that version, or choose another output_dir"
             )
         self.path = path
         self.file = pa.ipc.open_file(pa.memory_map(str(path)))

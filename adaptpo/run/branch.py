@@ -1,7 +1,7 @@
-"""Runs that share their opening: everything before the first iteration, the warm-up above all.
+"""Runs that share their opening: everything before the first iteration, above all the warm-up.
 
-The opening depends on model, data, objective, filter and settings, but not on what selection, pairing and weighting
-make of them later. Methods that are compared need it once.
+The opening depends on model, data, objective, filter and settings, but not on selection, pairing and weighting, which
+are used later. A comparison of methods needs it only once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWN_FILES = frozenset(
 
 
 def opening_facts(config: dict[str, Any]) -> dict[str, Any]:
-    """What the opening of a run with this resolved config depends on."""
+    """The settings that the opening of a run with this resolved config depends on."""
     settings = {
         key: value
         for key, value in flatten(plain(config)).items()
@@ -48,9 +48,9 @@ def opening_facts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> None:
-    """Copy the opening of the run in `source`, unless this run has begun.
+    """Copies the opening of the run in `source`, unless this run has begun.
 
-    Raises RunError where `source` holds no run that is through its opening, or one whose opening is another.
+    Raises RunError if `source` holds no run that has finished its opening, or one with a different opening.
     """
     if any(facts["done"] for facts in run.state["phases"].values()):
         return
@@ -67,18 +67,18 @@ def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> Non
 
 
 def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The phases of the source's opening, checked to be the one that this config asks for."""
+    """The phases of the source's opening, checked to match the one that this config needs."""
     if not (source / "config.yaml").is_file():
         raise RunError(f"branch_of: no run at {source}; give the folder of a run (an output_dir)")
     stored = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
     if lines := differences(opening_facts(stored), opening_facts(config)):
         raise RunError(
-            f"branch_of: the run in {source} began otherwise:\n{lines}\n"
-            "Start with its settings, or leave branch_of out."
+            f"branch_of: the run in {source} started with different settings:\n{lines}\n"
+            "Use that run's settings, or remove branch_of."
         )
     state = read_state(source)
     if not state.get("opened"):
-        raise RunError(f"branch_of: the run in {source} has not reached its first iteration; go on with it first")
+        raise RunError(f"branch_of: the run in {source} has not reached its first iteration; resume it first")
     phases = {name: facts for name, facts in state["phases"].items() if in_opening(name)}
     return {"phases": phases, "opened": True}
 

@@ -1,6 +1,6 @@
-"""The run directory: what is done, what is kept, and how a killed run goes on.
+"""The run directory: what is done, what is stored, and how a killed run resumes.
 
-A run is a sequence of phases. A phase is done when `state.json` says so, which is written after everything that the
+A run is a sequence of phases. A phase is done when `state.json` records it, which happens after everything that the
 phase produced is on disk. Long phases write shards of a fixed composition; a shard is a file that exists whole or not
 at all. Training phases write checkpoints (see `adaptpo.training.preference_trainer`).
 """
@@ -33,7 +33,7 @@ from adaptpo.types import Row
 
 Item = TypeVar("Item")
 Summary = dict[str, Any]
-"""What `state.json` keeps of a finished phase."""
+"""What `state.json` stores about a finished phase."""
 
 NOT_COMPARED = frozenset(
     {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}
@@ -44,24 +44,24 @@ NOT_COMPARED = frozenset(
     | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
 )
-"""Where inputs lie and what is shown may change between attempts; what inputs contain is compared by their hashes.
+"""Keys that may change between attempts: where inputs lie and what is shown. The content of inputs is compared by hash.
 
-`training` stands for an empty section: beside a section with keys, these are compared one by one.
+`training` stands for an empty section; the keys of a section that has any are compared one by one.
 """
 
 DEFAULT_BATCH = 8
-"""`per_device_train_batch_size` where a recipe names none, as in transformers."""
+"""`per_device_train_batch_size` if a recipe does not set it, as in transformers."""
 
 WRITTEN_TOGETHER = 1024
-"""Records of what is left out that wait to be written."""
+"""Number of records of dropped items that are buffered and written together."""
 
 
 class RunDirectory:
     """One run on disk; holds the lock on it until closed.
 
-    Of the processes that work on a run together, rank 0 locks and records; the others read, and write their shards.
+    Among the processes that work on a run together, rank 0 locks and records; the others read, and write their shards.
 
-    Raises RunError when another process works on the run.
+    Raises RunError if another process is working on the run.
     """
 
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
@@ -93,7 +93,7 @@ class RunDirectory:
             self._lock_file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker of the executor gets: it reads and logs, and holds no lock."""
+        """The state sent to a worker of the executor, which reads and logs but holds no lock."""
         return {name: value for name, value in vars(self).items() if name != "_lock_file"} | {"executor": HERE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -110,18 +110,18 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What this run is
+    # Identity of the run
 
     @property
     def config_path(self) -> Path:
         return self.path / "config.yaml"
 
     def claim(self, config: dict[str, Any]) -> bool:
-        """Make this the directory of the run with this resolved config; True if it is being resumed.
+        """Makes this the directory of the run with this resolved config; returns True if the run is being resumed.
 
-        A run that has done no work yet can still change: its recipe or data may just have been mended.
+        A run that has done no work yet can still change, because its recipe or data may just have been fixed.
 
-        Raises RunError if the directory holds a run with another config or other inputs, or no run at all.
+        Raises RunError if the directory holds a run with another config or other inputs, or files but no run.
         """
         if not self.config_path.exists():
             self._refuse_strangers()
@@ -155,8 +155,8 @@ class RunDirectory:
         return bool(self.state["phases"].get(phase, {}).get("done"))
 
     def phase(self, name: str, work: Callable[[], Row]) -> Row:
-        """Do `work` on every rank unless it is done; its summary on rank 0 (counts, for instance) is kept in
-        `state.json` with its wall and CPU time there."""
+        """Runs `work` on every rank unless the phase is done. Stores rank 0's summary (counts, for instance) in
+        `state.json`, with its wall and CPU time."""
         if not self.done(name):
             attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
             self._record(name, {"done": False, "attempts": attempts})
@@ -170,7 +170,7 @@ class RunDirectory:
         return self.state["phases"][name]
 
     def mark_opened(self) -> None:
-        """All before the first iteration is done; other runs may take it over."""
+        """Records that everything before the first iteration is done; other runs may then copy it."""
         if self.ranks.is_first:
             write_json(self.path / "state.json", self.state | {"opened": True})
 
@@ -181,24 +181,24 @@ class RunDirectory:
         state["phases"][name] = facts
         write_json(self.path / "state.json", state)
 
-    # What phases write: rank 0 alone, but for shards and what a rank has spent
+    # What phases write: rank 0 alone, except for shards and each rank's usage
 
     def log(self, phase: str, values: Row, iteration: int | None = None, step: int | None = None) -> None:
         if self.ranks.is_first:
             self.log_own(phase, values, iteration, step)
 
     def log_own(self, phase: str, values: Row, iteration: int | None = None, step: int | None = None) -> None:
-        """As `log`, for what the other ranks do not know."""
+        """Like `log`, but on every rank, for values that the other ranks do not know."""
         where = {"phase": phase, "iteration": iteration, "step": step, "time": round(time.time(), 3)}
         self.metrics.append(where | values)
 
     def forget_after(self, phase: str, step: int) -> None:
-        """Take back what a phase logged after this step (0: all of it), because it is about to be repeated."""
+        """Discards what a phase logged after this step (0: all of it), because it is about to be repeated."""
         if self.ranks.is_first:
             self.metrics.discard(lambda r: r["phase"] == phase and (r["step"] or 0) >= (step + 1 if step else 0))
 
     def drop(self, phase: str, records: Iterable[Row]) -> LeftOut:
-        """Record what the phase left out; a repeated phase replaces its records."""
+        """Records what the phase left out; a repeated phase replaces its records."""
         with self.dropping(phase) as left_out:
             for record in records:
                 left_out.add(record)
@@ -206,7 +206,7 @@ class RunDirectory:
 
     @contextmanager
     def dropping(self, phase: str) -> Iterator[LeftOut]:
-        """As `drop`, for a phase that finds out as it goes."""
+        """Like `drop`, for a phase that adds records as it runs."""
         left_out = LeftOut(self.dropped if self.ranks.is_first else None, phase)
         try:
             yield left_out
@@ -221,11 +221,11 @@ class RunDirectory:
         work: Callable[[Sequence[Item]], pa.Table],
         show_progress: bool = True,
     ) -> None:
-        """Apply `work` to consecutive shards of `size` items and keep each result as one Parquet file.
+        """Applies `work` to consecutive shards of `size` items and stores each result as one Parquet file.
 
-        Ranks take the missing shards in turn, and the executor computes them. The composition depends on `items` and
-        `size` alone, so that a resumed run, or one of more ranks or workers, computes each shard exactly as an
-        uninterrupted one.
+        Ranks take the missing shards in turn, and the executor computes them. The composition of a shard depends only
+        on `items` and `size`. A resumed run, or one with more ranks or workers, therefore computes each shard exactly
+        like an uninterrupted run.
         """
         starts = range(0, len(items), size)
         missing = self.ranks.on_first(
@@ -247,7 +247,7 @@ class RunDirectory:
         return self.path / folder / f"{number:05d}.parquet"
 
     def _shards(self, folder: str) -> list[Path]:
-        # By number: the names of more than 100,000 shards are not in the order of the alphabet.
+        # By number, because beyond 100,000 shards the names do not sort alphabetically.
         return sorted((self.path / folder).glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
 
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
@@ -257,17 +257,17 @@ class RunDirectory:
     def read_shards_of(
         self, folder: str, items: Iterable[int], size: int, columns: list[str] | None = None
     ) -> Iterator[Row]:
-        """The rows of those shards that hold the items with these numbers."""
+        """Yields the rows of the shards that hold the items with these numbers."""
         for number in dict.fromkeys(int(item) // size for item in items):
             yield from read_rows(self._shard(folder, number), columns)
 
     def read_columns(self, folder: str, *names: str) -> tuple[np.ndarray, ...]:
-        """Columns of numbers of all shards."""
+        """Numeric columns of all shards."""
         return read_columns(self._shards(folder), *names)
 
 
 class LeftOut:
-    """What a phase leaves out, written some records at a time; `reasons` counts it."""
+    """What a phase leaves out, written in batches; `reasons` counts the records by reason."""
 
     def __init__(self, log: JsonLines | None, phase: str) -> None:
         self.log, self.phase = log, phase
@@ -277,7 +277,7 @@ class LeftOut:
             log.discard(lambda record: record["phase"] == phase)
 
     def add(self, record: Row) -> None:
-        """`record` has a `reason`."""
+        """Adds a record, which must have a `reason`."""
         self.reasons[record["reason"]] += 1
         self.waiting.append({"phase": self.phase, **record})
         if len(self.waiting) == WRITTEN_TOGETHER:
@@ -301,7 +301,7 @@ def open_run(path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> Ite
 
 
 def plain(value: Any) -> Any:
-    """The value as YAML would give it back."""
+    """The value after a round trip through YAML."""
     return yaml.safe_load(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
@@ -313,15 +313,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """A line for each of the first keys of two flat mappings in which they differ; empty where they do not."""
+    """One line for each of the first keys in which two flat mappings differ; empty if they are equal."""
     differing = [key for key in sorted(stored.keys() | wanted.keys()) if stored.get(key) != wanted.get(key)]
     lines = [f"  {key}: {stored.get(key)!r} in the run, {wanted.get(key)!r} now" for key in differing]
     return "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
 
 
 def compared(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run, flat. How many processes and passes share an optimizer step does not: their product
-    with the batch size stands for all three."""
+    """The settings that identify a run, flat. Batch size, accumulation passes and processes count only as a product:
+    the batch of an optimizer step."""
     settings = {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
     processes = settings.pop("processes", 1)
     sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)

@@ -21,13 +21,13 @@ from adaptpo.errors import RunError
 TEMPORARY = ".writing-"
 REPLACED = ".replaced-"
 FULL_DISK_MESSAGES = ("No space left on device", "unexpected pos", "file write failed")
-"""Of the operating system, and of `torch.save`, which hides the system's own."""
+"""Messages of the operating system, and of `torch.save`, which hides the system's message."""
 BLOCK = 2**16
-"""Bytes read at a time where the end of a file is looked for."""
+"""Bytes read at a time in the backward search for a line break."""
 
 
 def flush(path: Path) -> None:
-    """Force a file's content, or a folder's entries, to disk."""
+    """Forces a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,9 +37,9 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a folder one may not write to into a RunError that names the remedy.
+    """Turns a full disk or a folder without write permission into a RunError that names the remedy.
 
-    Libraries wrap the operating system's error in types of their own, so the message is read as well.
+    Libraries wrap the operating system's error in their own types, so the message is checked as well.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def full_disk(path: Path) -> RunError:
     return RunError(
         f"the disk is full: {path} was not written, and nothing half-written counts as done. "
-        "Free some space and start the same command again; it goes on where it stopped."
+        "Free some space and start the same command again; it resumes where it stopped."
     )
 
 
@@ -89,7 +89,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             flush_tree(temporary)
             shutil.rmtree(replaced, ignore_errors=True)
             if path.exists():
-                path.replace(replaced)  # Deleting in place, a kill would leave half of the old folder.
+                path.replace(replaced)  # A kill while deleting in place would leave half of the old folder.
             temporary.replace(path)
             flush(path.parent)
             shutil.rmtree(replaced, ignore_errors=True)
@@ -117,7 +117,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_columns(paths: Path | Sequence[Path], *names: str) -> tuple[np.ndarray, ...]:
-    """Columns of numbers of one Parquet file, or of several behind one another."""
+    """Numeric columns of one Parquet file, or of several concatenated ones."""
     files = [paths] if isinstance(paths, Path) else paths
     if not files:
         return tuple(np.zeros(0) for _ in names)
@@ -128,13 +128,13 @@ def read_columns(paths: Path | Sequence[Path], *names: str) -> tuple[np.ndarray,
 def read_rows(
     path: Path, columns: list[str] | None = None, where: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, or those whose columns have the values of `where`."""
+    """The rows of a Parquet file, or only those whose columns have the values in `where`."""
     filters = [(name, "=", value) for name, value in where.items()] if where else None
     return pq.read_table(path, columns=columns, filters=filters).to_pylist()
 
 
 def cut_torn_line(file: BinaryIO) -> None:
-    """Remove what stands behind the last line break; the file is then at its end."""
+    """Removes what follows the last line break and leaves the file positioned at its end."""
     size = end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - BLOCK)
@@ -149,9 +149,9 @@ def cut_torn_line(file: BinaryIO) -> None:
 
 
 class JsonLines:
-    """An append-only log that survives a kill: a torn last line is dropped, and lines can be taken back.
+    """An append-only log that survives a kill: a torn last line is dropped, and records can be discarded.
 
-    Several processes may append at a time; only one may take lines back, and not meanwhile.
+    Several processes may append at the same time; only one may discard, and only while none appends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,16 +168,16 @@ class JsonLines:
         return list(self.records())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One after the other."""
+        """Yields the records one by one."""
         return map(json.loads, self._lines())
 
     def _lines(self) -> Iterator[bytes]:
         if self.path.exists():
-            with self.path.open("rb") as file:  # Not as text: a line may be torn inside a character.
+            with self.path.open("rb") as file:  # In binary mode, because a line may be torn inside a character.
                 yield from (line for line in file if line.endswith(b"\n"))
 
     def discard(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the records for which `unwanted` is true, and a torn last line."""
+        """Removes the records for which `unwanted` is true, and a torn last line."""
         if self.path.exists():
             with whole_file(self.path) as temporary, temporary.open("wb") as file:
                 file.writelines(line for line in self._lines() if not unwanted(json.loads(line)))

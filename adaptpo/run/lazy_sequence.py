@@ -1,4 +1,4 @@
-"""Sequences as long as a data set, whose items are read from disk when they are asked for."""
+"""Sequences as long as a data set, whose items are read from disk on access."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Item = TypeVar("Item")
 Other = TypeVar("Other")
 
 Indices = range | NDArray[np.int64]
-"""Numbers of items. A range takes no memory; an array takes 8 bytes an item."""
+"""Item numbers. A range takes no memory; an array takes 8 bytes per item."""
 
 
 def as_array(indices: Indices) -> NDArray[np.int64]:
-    """Of whole numbers also where there are none."""
+    """The indices as an integer array, even if there are none."""
     return np.asarray(indices, dtype=np.int64)
 
 
 def pick(indices: Indices, chosen: Indices) -> Indices:
-    """`indices[i]` for each i of `chosen`: a range where both are."""
+    """`indices[i]` for each i of `chosen`: a range if both are."""
     if isinstance(chosen, range):
         return indices[chosen.start : chosen.stop : chosen.step]
     return as_array(indices)[chosen]
 
 
 class Lazy(Sequence[Item]):
-    """`length` items; `read` gives those with the numbers that it is told, in their order.
+    """A sequence of `length` items; `read` returns the items with the given numbers, in that order.
 
-    Items are read `block` at a time, and no more than the block read last is kept. A slice is read at once, as a list.
+    Items are read `block` at a time, and only the last block is kept in memory. A slice is read at once, as a list.
     """
 
     def __init__(self, length: int, read: Callable[[Indices], list[Item]], block: int) -> None:
@@ -72,14 +72,14 @@ class Lazy(Sequence[Item]):
         return Lazy(len(chosen), lambda indices: self.read(pick(chosen, indices)), self.block)
 
     def map(self, change: Callable[[list[Item]], list[Other]]) -> Lazy[Other]:
-        """The items as `change` makes them of some at a time."""
+        """The items transformed by `change`, which gets a list of some at a time."""
         return Lazy(self.length, lambda indices: change(self.read(indices)), self.block)
 
 
 def matched(
     items: Iterable[Item], others: Iterable[Other], belong: Callable[[Item, Other], bool]
 ) -> Iterator[tuple[Item, Other | None]]:
-    """Each item with the one of `others` that belongs to it, if one does; `others` are in the order of the items."""
+    """Yields each item with the one of `others` that belongs to it, or None; `others` are in the order of the items."""
     rest = iter(others)
     ahead = next(rest, None)
     for item in items:
@@ -91,7 +91,7 @@ def matched(
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yields lists of `size` items; the last one may be shorter."""
     rest = iter(items)
     while piece := list(islice(rest, size)):
         yield piece

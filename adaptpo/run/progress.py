@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar for the phase at work, one line for each finished phase."""
+"""What a run shows on the terminal: a bar for the current phase, one line for each finished phase."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = {
     "annotation/prompt_tokens": "{} prompt tokens",
     "annotation/completion_tokens": "{} completion tokens",
     "annotation/invalid": "{} invalid verdicts",
-    "missing": "{} responses never came (see dropped.jsonl)",
+    "missing": "{} responses missing (see dropped.jsonl)",
     "pairs": "{} pairs",
     "rollouts": "{} rollouts",
     "no_pair": "{} prompts without a pair",
@@ -53,15 +53,15 @@ def announce(phase: str, facts: dict[str, Any], visible: bool) -> None:
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
-    """What a finished iteration failed to do, although nothing failed."""
+    """Warnings about a finished iteration that trained nothing, or did not update a learner."""
     if facts["prompts"] == 0:
-        return ["no prompt had anything to train on, so the policy is as before; dropped.jsonl says why"]
+        return ["no prompt had anything to train on, so the policy is unchanged; dropped.jsonl has the reasons"]
     idle = [title for title, count in facts.get("learner_updates", {}).items() if not count]
     return [f"{title} was not updated" for title in idle]
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The known counts of a phase that are not zero, and its seconds."""
+    """The known nonzero counts of a phase, and its duration in seconds."""
     shown = [text.format(facts[name]) for name, text in SHOWN.items() if facts.get(name)]
     return ", ".join([*shown, f"{facts['seconds']:.1f} s"])
 

@@ -1,4 +1,4 @@
-"""Between the objects of `adaptpo.types` and the tables of a run directory."""
+"""Converts between the objects of `adaptpo.types` and the tables of a run directory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The policy and the critic that PPO trains together.
 
-The critic has layers of its own, as in Stiennon et al. (2020): value gradients through the policy's layers would change
-what it says. It starts as a copy of the policy that the first iteration starts from, and goes on from iteration to
-iteration. It takes the memory of a second policy while training; with an adapter, of a second adapter and the frozen
-layers below it.
+The critic has its own layers, as in Stiennon et al. (2020): value gradients through the policy's layers would change
+its responses. It starts as a copy of the policy that the first iteration starts from, and carries over from
+iteration to iteration. In training it takes the memory of a second policy; with an adapter, that of a second adapter
+and the frozen layers below it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATE = "actor_critic.pt"
 
 
 class Critic(nn.Module):
-    """The expected return before each response token: a linear head, 0 at first, on the last hidden state."""
+    """Predicts the expected return before each response token: a linear head, initially 0, on the last hidden state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: Batch) -> Tensor:
-        """V(prompt, tokens before), [n, longest] float32, 0 behind the end of a response."""
+        """V(prompt, previous tokens), [n, longest] float32, 0 after the end of a response."""
         arguments = {name: value for name, value in model_arguments(self.model, batch).items() if name != LOGITS}
         hidden = base_model(self.model).base_model(**arguments).last_hidden_state
         states = hidden[:, batch["columns"]][batch["target_mask"]]
@@ -73,7 +73,7 @@ class ActorCritic(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name in trained}
 
     def save_state(self, folder: Path) -> None:
-        """What training changes, for a checkpoint inside a phase."""
+        """Saves what training changes, for a checkpoint inside a phase."""
         torch.save(self.trained_state(), folder / STATE)
 
     def load_state(self, folder: Path) -> None:
@@ -81,6 +81,6 @@ class ActorCritic(nn.Module):
         self.load_state_dict(torch.load(folder / STATE, weights_only=True, map_location=device), strict=False)
 
     def save(self, folder: Path) -> None:
-        """The policy as an ordinary model folder, and the critic in a folder inside it."""
+        """Saves the policy as an ordinary model folder, and the critic in a folder inside it."""
         self.policy.save_pretrained(folder)
         self.critic.save(folder / CRITIC)

@@ -1,4 +1,4 @@
-"""Checkpoints inside a training phase: the newest complete one is kept, and only a complete one is resumed from."""
+"""Checkpoints inside a training phase: the newest complete one is kept, and only a complete one is resumed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path, layout: str = "") -> None:
-    """Call when everything is written: from now on this checkpoint counts, and older ones go.
+    """Marks a checkpoint as complete and removes older ones. Call it when everything is written.
 
-    `layout`: of the optimizer's state, where it is not as one process has it.
+    `layout` is that of the optimizer's state if it differs from that of a single process.
     """
     flush_tree(checkpoint)
     write_text(checkpoint / COMPLETE, layout)
@@ -43,6 +43,6 @@ def refuse_other_layout(checkpoint: Path, layout: str) -> None:
     if found != layout:
         raise RunError(
             f"{checkpoint} was written by training with {found or 'whole models'}, and this is training with "
-            f"{layout or 'whole models'}; go on as before (the number of processes may differ), or remove "
+            f"{layout or 'whole models'}; resume as before (the number of processes may differ), or remove "
             f"{checkpoint.parent} to repeat this phase's training"
         )

@@ -1,13 +1,13 @@
-"""Through an optimizer step of the policy: what each pair's weight did to held-out pairs.
+"""Looks through an optimizer step of the policy: how each pair's weight affected held-out pairs.
 
 With `theta' = theta - U(sum_i weight_i * g_i / N)`, g_i the gradient of pair i's loss and U the optimizer's update of
 the clipped gradient, and with J the derivative of U there,
 
     d goal(theta') / d weight_i = -<g_i, d> / N,   d = J^T grad goal(theta').
 
-`<g_i, d>` is the derivative of pair i's loss along d, which two forward passes give for all pairs. The step itself is
-the one that training takes anyway, and `theta` is computed back from what it left: beside the policy, its gradient and
-the optimizer's state, one copy of the weights is all that this takes. The policy's own weights are only read.
+`<g_i, d>` is the derivative of pair i's loss along d, which two forward passes give for all pairs. The step is the one
+that training takes anyway, and `theta` is reconstructed from the state after it. Besides the policy, its gradient and
+the optimizer's state, this takes only one copy of the weights. The policy's own weights are only read.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from adaptpo.training.optimizer_rules import UpdateRule, update_rule
 from adaptpo.types import PairBatch
 
 REACH = 1e-3
-"""The central difference moves the weights by this share of their norm to either side: less drowns in float32's
-rounding, more in the curvature."""
+"""The central difference moves the weights by this share of their norm to either side: a smaller step drowns in float32
+rounding, a larger one in the curvature."""
 
 Trained = tuple[Batch, PairBatch, Tensor]
 """A micro-batch, its pairs, and their weights [n]."""
 
 
 class PairLosses(nn.Module):
-    """Losses and margins [n] of the pairs of a batch, as a module, so that they can be computed in other weights."""
+    """Losses and margins [n] of the pairs of a batch, as a module, so that they can be computed with other weights."""
 
     def __init__(self, model: nn.Module, objective: Objective, chunked_head: bool = False) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class PairLosses(nn.Module):
 
 @dataclass(frozen=True)
 class Weight:
-    """One trainable tensor of the policy, and a copy of the optimizer's `state` of it before the step, where asked."""
+    """One trainable tensor of the policy and, if needed, a copy of its optimizer `state` before the step."""
 
     name: str
     tensor: nn.Parameter
@@ -67,16 +67,16 @@ def host_copy(tensor: Tensor) -> Tensor:
 
 
 class LookAhead:
-    """A `TakenStep`: made when the gradient of the step is complete, asked once the step is taken.
+    """A `TakenStep`: created when the gradient of the step is complete, queried once the step is taken.
 
     Args:
         losses: the policy's pairs under the objective of this step.
-        optimizer: torch's own, as it is before the step.
+        optimizer: torch's own optimizer, before the step.
         trained: the micro-batches of the step.
         prompts: the divisor N of the training loss.
-        max_norm: what the gradient is clipped to; 0 is not at all.
+        max_norm: the norm that the gradient is clipped to; 0 means no clipping.
         validation: batches of held-out pairs.
-        precision: that of training, for the gradient on the held-out pairs.
+        precision: returns the precision context of training, for the gradient on the held-out pairs.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class LookAhead:
         self.prompts, self.max_norm, self.validation = prompts, max_norm, validation
         self.estimator, self.precision = estimator, precision
         self.weights = kept_weights(losses, optimizer, with_state=estimator == "exact")
-        # Of the training loss, before clipping; on the host where the policy is on a device.
+        # Of the training loss, before clipping; on the host even if the policy is on a device.
         self.gradients = [host_copy(weight.tensor.grad) for weight in self.weights]
 
     @property
@@ -109,7 +109,7 @@ class LookAhead:
             return self._exact(goal)
         value = self._backward(goal)
         gradients = [gradient_of(weight.tensor) for weight in self.weights]
-        # Also of weights that the step did not touch, such as experts: they would count in the next step.
+        # Also for weights that the step did not touch, such as experts: their gradients would count in the next step.
         self.losses.zero_grad()
         self._pull_back(gradients, norm)
         estimate = self._central if self.estimator == "central" else self._forward_mode
@@ -117,21 +117,21 @@ class LookAhead:
 
     @torch.no_grad()
     def _clip(self) -> float:
-        """The gradient of the training loss becomes what the optimizer was given; returns its norm before that."""
+        """Clips the gradient of the training loss as the optimizer received it; returns the norm before clipping."""
         norm = float(get_total_norm(self.gradients))
         share = clipped_share(norm, self.max_norm)
         for gradient in self.gradients:
             gradient *= share
         return norm
 
-    # The gradient of the goal after the step, and what of it reaches the gradient of the step
+    # The gradient of the goal after the step, pulled back to the gradient of the step
 
     def _backward(self, goal: Goal) -> float:
-        """The goal after the step. Its gradient is then in `.grad` in place of that of the step."""
+        """Returns the goal after the step, and leaves its gradient in `.grad` in place of that of the step."""
         self.losses.zero_grad()
         positives, pairs = self._count()
         total = 0.0
-        # Dropout draws from a generator that training goes on with.
+        # Dropout must not advance the generator that training uses.
         with torch.random.fork_rng():
             for batch in self.validation:
                 with self.precision():
@@ -143,19 +143,19 @@ class LookAhead:
 
     @torch.no_grad()
     def _count(self) -> tuple[int, int]:
-        """How many held-out pairs have a positive margin, and how many there are."""
+        """Number of held-out pairs with a positive margin, and of all held-out pairs."""
         with evaluating(self.losses), self.precision():
             margins = torch.cat([self.losses(batch)[1] for batch in self.validation])
         return int((margins > 0).sum()), len(margins)
 
     @torch.no_grad()
     def _pull_back(self, gradients: list[Tensor], norm: float) -> None:
-        """`J^T v` for the gradient v of the goal, in place: through the optimizer, then through the clipping."""
+        """Turns the gradient v of the goal into `J^T v`, in place: through the optimizer, then through the clipping."""
         for weight, step, gradient in zip(self.weights, self.gradients, gradients, strict=True):
             step = step.to(gradient.device)
             gradient *= weight.rule.slope(self.optimizer.state[weight.tensor], step)
-            # Where the whole step has no gradient, no pair has: embeddings of tokens that it does not contain. Adam's
-            # slope is largest there, and a direction of a given length would be spent on them.
+            # Where the step's gradient is 0, so is that of every pair, as in embeddings of tokens that do not occur.
+            # Adam's slope is largest there, and would take up most of the direction's length.
             gradient[step == 0] = 0
         share = clipped_share(norm, self.max_norm)
         if share < 1:
@@ -163,7 +163,7 @@ class LookAhead:
 
     @torch.no_grad()
     def _before(self) -> list[Tensor]:
-        """The weights before the step, up to rounding, in place of its gradient, which is of no more use."""
+        """The weights before the step, up to rounding. They replace its gradient, which is no longer needed."""
         gradients, self.gradients = self.gradients, []
         for index, weight in enumerate(self.weights):
             gradients[index] = gradients[index].to(weight.tensor.device)
@@ -200,10 +200,10 @@ class LookAhead:
         named = {weight.name: tensor for weight, tensor in zip(self.weights, tensors, strict=True)}
         return functional_call(self.losses, named, (batch,))
 
-    # The same by differentiating the step
+    # The same by differentiating through the step
 
     def _exact(self, goal: Goal) -> Influence:
-        """Double backward through the whole step: what the estimators are tested against."""
+        """Double backward through the whole step: the reference that the estimators are tested against."""
         positives, pairs = self._count()
         weights = torch.cat([weights for _, _, weights in self.trained]).detach().requires_grad_()
         with differentiable_attention(), evaluating(self.losses):
@@ -224,21 +224,21 @@ class LookAhead:
 
 
 def moved(weights: list[Tensor], direction: list[Tensor], reach: float) -> list[Tensor]:
-    """In place."""
+    """Moves the weights along the direction, in place, and returns them."""
     for weight, along in zip(weights, direction, strict=True):
         weight.add_(along, alpha=reach)
     return weights
 
 
 def pull_back_clipping(gradients: list[Tensor], clipped: list[Tensor], norm: float, share: float) -> None:
-    """Through `g * max_norm / (|g| + 1e-6)`, in place: its change along g itself is nearly nothing."""
+    """Pulls gradients back through `g * max_norm / (|g| + 1e-6)`, in place; changes along g itself nearly vanish."""
     along = sum(float((step.to(v.device) * v).sum()) for step, v in zip(clipped, gradients, strict=True))
     for gradient, step in zip(gradients, clipped, strict=True):
         gradient.add_(step.to(gradient.device), alpha=-along / (share**2 * norm * (norm + 1e-6))).mul_(share)
 
 
 def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state: bool) -> list[Weight]:
-    """Raises ConfigError where weights are trained in a precision in which a small change of them would be lost."""
+    """The trained weights. Raises ConfigError if they have a precision in which small changes would be lost."""
     rules = {tensor: update_rule(optimizer, group) for group in optimizer.param_groups for tensor in group["params"]}
     kept = []
     for name, tensor in losses.named_parameters():
@@ -246,7 +246,7 @@ def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state
             continue
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ConfigError(
-                f"this method learns by small changes of the policy's weights, and these are {tensor.dtype}; "
+                f"this method learns from small changes of the policy's weights, but these are {tensor.dtype}; "
                 "load the model in float32 (model_init_kwargs.dtype) with training.bf16, or train an adapter (peft)"
             )
         state = copy.deepcopy(dict(optimizer.state.get(tensor, {}))) if with_state else {}
@@ -259,13 +259,13 @@ def gradient_of(tensor: nn.Parameter) -> Tensor:
 
 
 def clipped_share(norm: float, max_norm: float) -> float:
-    """What `torch.nn.utils.clip_grad_norm_` multiplies gradients of this norm by."""
+    """The factor by which `torch.nn.utils.clip_grad_norm_` multiplies gradients of this norm."""
     return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout: two passes must differ in their weights alone."""
+    """Turns dropout off, so that two passes differ only in their weights."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -276,5 +276,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def differentiable_attention() -> AbstractContextManager:
-    """Fused attention has neither second derivatives nor a forward mode."""
+    """Attention that is not fused: fused kernels have neither second derivatives nor a forward mode."""
     return sdpa_kernel(SDPBackend.MATH)

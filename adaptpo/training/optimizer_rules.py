@@ -1,4 +1,4 @@
-"""Optimizers as functions of the gradient: what a step made of a weight, and what another gradient would have made."""
+"""Optimizer steps as functions of the gradient: their derivative, their inverse, and a differentiable form."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from adaptpo.errors import ConfigError
 
 State = dict[str, Any]
-"""An optimizer's own state of one parameter; empty before its first step."""
+"""An optimizer's state of one parameter; empty before its first step."""
 
 
 class UpdateRule(ABC):
-    """The step of one parameter, elementwise, with the settings that were in force."""
+    """The elementwise step of one parameter, with the settings in force at that step."""
 
     @abstractmethod
     def slope(self, after: State, gradient: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ class UpdateRule(ABC):
 
     @abstractmethod
     def undo(self, parameter: Tensor, gradient: Tensor, after: State) -> None:
-        """Puts in place of the gradient, up to rounding, the weight before the step that made `parameter` and the state
-        `after`."""
+        """Overwrites the gradient, up to rounding, with the weight before the step. `parameter` and `after` are the
+        weight and the state after it."""
 
     @abstractmethod
     def step(self, parameter: Tensor, gradient: Tensor, before: State) -> Tensor:
@@ -34,7 +34,7 @@ class UpdateRule(ABC):
 
 @dataclass(frozen=True)
 class AdamWRule(UpdateRule):
-    """`theta - lr * (decay * theta + mhat / (sqrt(vhat) + eps))`, the moments with the gradient g in them."""
+    """`theta - lr * (decay * theta + mhat / (sqrt(vhat) + eps))`, where the moments include the gradient g."""
 
     learning_rate: float
     betas: tuple[float, float]
@@ -46,8 +46,8 @@ class AdamWRule(UpdateRule):
         (b1, b2), count = self.betas, float(after["step"])
         c1, c2 = 1 - b1**count, 1 - b2**count
         root = (after["exp_avg_sq"] / c2).sqrt_()
-        # Where the root is 0, so are the gradient and all before it. In place: the largest weight is a good part of a
-        # model. Ratios first: the square of the last divisor underflows.
+        # Where the root is 0, so are this gradient and all earlier ones. In place, because the largest weight is a
+        # large part of a model. Ratios first, because the square of the last divisor underflows.
         slope = (gradient / root).masked_fill_(root == 0, 0.0).mul_((1 - b2) / c2)
         below = root.add_(self.eps)
         slope.mul_(after["exp_avg"]).div_(below).mul_(-1 / c1).add_((1 - b1) / c1)
@@ -63,7 +63,7 @@ class AdamWRule(UpdateRule):
         (b1, b2), count = self.betas, float(before.get("step", 0)) + 1
         mean = b1 * before.get("exp_avg", 0.0) + (1 - b1) * gradient
         square = b2 * before.get("exp_avg_sq", 0.0) + (1 - b2) * gradient**2
-        # The root of 0 has no derivative; that of the smallest number has one, and times a gradient of 0 it is 0.
+        # The root has no derivative at 0. At the smallest number it has one, which times a gradient of 0 is 0.
         root = (square / (1 - b2**count) + torch.finfo(square.dtype).tiny).sqrt()
         move = mean / (1 - b1**count) / (root + self.eps)
         return parameter * (1 - self.learning_rate * self.decay) - self.learning_rate * move
@@ -98,9 +98,9 @@ UNKNOWN_SETTINGS = ("amsgrad", "maximize", "nesterov", "dampening")
 
 
 def update_rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> UpdateRule:
-    """The rule of one of the optimizer's parameter groups as it is now.
+    """The rule of one of the optimizer's parameter groups with its current settings.
 
-    Raises ConfigError for an optimizer whose step is not known here.
+    Raises ConfigError for an optimizer whose step is not supported.
     """
     check_optimizer(type(optimizer), group)
     if isinstance(optimizer, torch.optim.SGD):
@@ -112,7 +112,7 @@ def check_optimizer(kind: type, settings: dict[str, Any]) -> None:
     unknown = [name for name in UNKNOWN_SETTINGS if settings.get(name)]
     if not issubclass(kind, KNOWN) or unknown:
         raise ConfigError(
-            f"this method differentiates the optimizer's step, and that of {kind.__name__}"
-            f"{' with ' + ', '.join(unknown) if unknown else ''} is not known here; set training.optim to adamw_torch, "
+            f"this method differentiates the optimizer's step, but that of {kind.__name__}"
+            f"{' with ' + ', '.join(unknown) if unknown else ''} is not supported; set training.optim to adamw_torch, "
             "adamw_torch_fused or sgd without these settings"
         )

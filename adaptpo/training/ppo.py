@@ -1,6 +1,6 @@
 """The mathematics of PPO on responses, as pure functions. Every tensor is [n, longest], 0 where `mask` is false.
 
-Position t is the response's t-th token: `values` are those of the state before it, its action is the token itself.
+Position t is the response's t-th token: `values` are those of the state before it, and the token is the action.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from adaptpo.choices.policy_update import PPO
 
 
 def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """`-kl_coef * (log pi_old - log pi_ref)` at every token, and the response's score [n] at its last one.
+    """`-kl_coef * (log pi_old - log pi_ref)` at every token, plus the response's score [n] at its last one.
 
-    The estimator k1 of the KL, as in Stiennon et al., 2020 (its reward R) and Ouyang et al., 2022 (Eq. 2).
+    The KL term is the estimator k1, as in Stiennon et al., 2020 (its reward R) and Ouyang et al., 2022 (Eq. 2).
     """
     rewards = -kl_coef * (old - reference) * mask
     last = mask.sum(dim=1, keepdim=True) - 1
@@ -25,7 +25,7 @@ def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, mask: Tensor, 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """`A_t = delta_t + gamma * gae_lambda * A_(t+1)`, `delta_t = r_t + gamma * V_(t+1) - V_t` (Schulman et al., 2017,
-    Eqs. 11 and 12). Behind a response's last token both V and A are 0."""
+    Eqs. 11 and 12). After a response's last token both V and A are 0."""
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     next_value = torch.zeros_like(following)
@@ -38,7 +38,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over all tokens; of equal values, all 0."""
+    """The values with mean 0 and variance 1 over all tokens; all 0 if they are equal."""
     present = values[mask]
     deviation = present.std(correction=0)
     return (values - present.mean()) / (deviation + 1e-8) * mask
@@ -51,14 +51,14 @@ def policy_losses(logps: Tensor, old: Tensor, advantages: Tensor, clip: float) -
 
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error of each token's value, or of the value kept within `clip` of the old one: the larger."""
+    """Half the squared error of each token's value, or, if larger, of the value clipped to within `clip` of the old."""
     near = old + (values - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
 
 
 @dataclass(frozen=True)
 class PPOTokens:
-    """What is fixed while the policy trains on these responses: no gradient, float32. `returns` are A + V."""
+    """The quantities that stay fixed in training on these responses: no gradient, float32. `returns` are A + V."""
 
     old: Tensor
     advantages: Tensor

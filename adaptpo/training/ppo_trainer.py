@@ -23,7 +23,7 @@ FASTER_CRITIC = 10
 
 
 class PPOTrainer(GroupTrainer):
-    """The divisor of the loss is the number of response tokens of the optimizer step."""
+    """Trains policy and critic. The divisor of the loss is the number of response tokens of the optimizer step."""
 
     optimizer: torch.optim.Optimizer | None
 
@@ -52,7 +52,7 @@ class PPOTrainer(GroupTrainer):
         return BatchLoss(loss / divisor, metrics, batch["prompt_id"])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The recipe's optimizer; the critic has a learning rate of its own."""
+        """The recipe's optimizer; the critic has its own learning rate."""
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.actor_critic))
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)

@@ -1,4 +1,4 @@
-"""The training of one phase on preference pairs, around the method-blind step."""
+"""Trains one phase on preference pairs; the step itself does not depend on the method."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from adaptpo.types import SOURCES, PromptGroup
 class PreferenceTrainer(GroupTrainer):
     """Trains on prompt groups with a `Method`.
 
-    More prompts than fit into `rows.max_tokens` are computed in several passes. The divisor of the loss is the number
-    of prompts of the optimizer step. With `rows.shared_prompts`, the model must have been through `share_prompts`.
-    `stretch` is the part of the run's training that this is, as shares of the whole: the first and the last progress
-    that the objective sees. `validation` are the prompts held out for learners that look ahead; a step is measured on
-    as many of them as it trains on. `probe` measures what the method's weighting asks for.
+    Prompts that together exceed `rows.max_tokens` are computed in several passes. The divisor of the loss is the number
+    of prompts of the optimizer step. With `rows.shared_prompts`, `share_prompts` must have been applied to the model.
+    `stretch` is the start and end of this training as shares of the run's training: the first and the last progress
+    that the objective sees. `validation` holds the prompts held out for learners that look ahead; a step is measured
+    on as many of them as it trains on. `probe` measures what the method's weighting needs.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PreferenceTrainer(GroupTrainer):
 
     @property
     def progress(self) -> float:
-        """The share of the run's training before the current optimizer step."""
+        """The share of the run's training that is done before the current optimizer step."""
         start, end = self.stretch
         return start + (end - start) * self.state.global_step / max(self.state.max_steps, 1)
 
@@ -89,7 +89,7 @@ class PreferenceTrainer(GroupTrainer):
         return BatchLoss(step.loss, step.metrics, step.pairs.prompt_id)
 
     def look_ahead(self, prompts: int) -> LookAhead:
-        """The step that the optimizer is about to take; its gradient is complete."""
+        """The look-ahead of the step that the optimizer is about to take, whose gradient is complete."""
         estimator = self.method.look_ahead()
         assert estimator is not None
         chunked_head = self.rows.chunked_head and estimator == "central"
@@ -105,8 +105,8 @@ class PreferenceTrainer(GroupTrainer):
         )
 
     def validation_batches(self, prompts: int) -> list[Batch]:
-        """As many held-out prompts, drawn for this step, in batches a quarter of those of training: the one kept copy
-        of the weights takes the memory of the rest."""
+        """Batches of up to `prompts` held-out prompts, drawn for this step. They are a quarter the size of training
+        batches, because the copy of the weights takes the rest of the memory."""
         drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
         groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
         size = max(1, self.args.per_device_train_batch_size // 4)
@@ -114,7 +114,7 @@ class PreferenceTrainer(GroupTrainer):
         return [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
 
     def finish_step(self) -> None:
-        """Let the learners learn, and write how each pair counted."""
+        """Updates the learners and logs how much each pair counted."""
         if self.taken is not None:
             self.method.learn_ahead(self.taken, self.gather_rows)
         self.trained, self.taken = [], None
@@ -128,7 +128,7 @@ class PreferenceTrainer(GroupTrainer):
         return torch.cat(self.ranks.gather(rows))
 
     def gather_records(self) -> list[dict[str, Any]]:
-        """Those of the step, of its micro-batches one after the other."""
+        """The records of the step over all ranks, one micro-batch after the other."""
         own, self.pair_records = self.pair_records, []
         together = zip(*self.ranks.gather(own), strict=True)
         return [record for micro_batch in together for records in micro_batch for record in records]

@@ -1,6 +1,6 @@
-"""transformers' `Trainer` on whole prompt groups, whatever the loss.
+"""transformers' `Trainer` on whole prompt groups, for any loss.
 
-`Trainer` brings schedulers, optimizers, mixed precision, accumulation, checkpointing and trackers; the loss, its
+`Trainer` provides schedulers, optimizers, mixed precision, accumulation, checkpointing and trackers; the loss, its
 divisor and the learners are ours.
 """
 
@@ -35,7 +35,7 @@ Collate = Callable[[Sequence[Any]], list[Batch]]
 
 
 FILLER = "filler"
-"""Key of a batch that counts nothing: a rank computes it while others have more to compute than it has."""
+"""Key of a batch that counts for nothing: a rank computes it while other ranks have more batches left."""
 
 
 def save_method(method: Method, folder: Path) -> None:
@@ -43,13 +43,13 @@ def save_method(method: Method, folder: Path) -> None:
 
 
 def load_method(method: Method, folder: Path) -> None:
-    # Mapped: a history of all pairs is copied from file to file.
+    # Memory-mapped, because a history of all pairs is copied from file to file.
     method.load_state_dict(torch.load(folder / METHOD_STATE, weights_only=True, mmap=True))
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """`loss`: scalar with graph, divided by the divisor of the optimizer step. `prompt_id`: of the batch, [any]."""
+    """`loss`: scalar with graph, divided by the optimizer step's divisor. `prompt_id`: prompts of the batch, [any]."""
 
     loss: Tensor
     metrics: dict[str, float]
@@ -69,7 +69,7 @@ class MeanMetrics:
             self.weights[name] += weight
 
     def drain(self, ranks: Ranks) -> dict[str, float]:
-        """Over all ranks."""
+        """Returns the means over all ranks and resets them."""
         sums, weights = defaultdict[str, float](float), defaultdict[str, float](float)
         for own_sums, own_weights in ranks.gather((dict(self.sums), dict(self.weights))):
             for name in own_sums:
@@ -81,13 +81,13 @@ class MeanMetrics:
 
 
 class GroupTrainer(Trainer):
-    """Trains on prompt groups, which `collate` makes batches of; their number is the number of passes of a micro-batch.
+    """Trains on prompt groups. `collate` turns those of a micro-batch into batches, each computed in one pass.
 
     `per_device_train_batch_size` counts prompts. The divisor of the loss is that of the whole optimizer step over
-    passes, accumulation and ranks, so that 1 x 8 and 8 x 1 are the same step. All ranks make the same number of passes
-    (their collective operations must meet): one that has less to do makes passes that count nothing.
+    passes, accumulation and ranks, so 1 x 8 and 8 x 1 are the same step. All ranks make the same number of passes,
+    because their collective operations must match; a rank with fewer batches adds passes that count for nothing.
 
-    Raises TrainingError before the optimizer would write weights from a loss or gradient that is not finite.
+    Raises TrainingError before the optimizer would update weights from a loss or gradient that is not finite.
     """
 
     loss_is_scaled_for_ga = True
@@ -133,10 +133,10 @@ class GroupTrainer(Trainer):
         """Called after every optimizer step."""
 
     def forget_after(self, step: int) -> None:
-        """Take back what was written after this step, because it is about to be repeated."""
+        """Discards what was written after this step, because it is about to be repeated."""
 
     def passes(self, groups: Sequence[Any | None]) -> list[Batch]:
-        """The batches of the groups of a micro-batch; None fills it up."""
+        """The batches of a micro-batch's groups; None is padding."""
         real = [group for group in groups if group is not None]
         return self.collate(real) if real else [self.filler]
 
@@ -163,7 +163,7 @@ class GroupTrainer(Trainer):
         return batches, sum(own for own, _ in told)
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
-        """Forward and backward of the passes that make a batch, one after the other."""
+        """Runs forward and backward for the passes of a micro-batch, one after the other."""
         losses = [super(GroupTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
         return torch.stack(losses).sum()
 
@@ -193,12 +193,12 @@ class GroupTrainer(Trainer):
             logs = logs | self.means.drain(self.ranks) | self.method.metrics()
             self.write_log(self.state.global_step, logs)
         super().log(logs, start_time)
-        # It is in metrics.jsonl; all steps of a run would weigh on memory and on every checkpoint.
+        # The log is in metrics.jsonl; keeping all steps here would cost memory and enlarge every checkpoint.
         del self.state.log_history[:-1]
 
     @property
     def layout(self) -> str:
-        """How the optimizer's state lies in a checkpoint: as one process has it, or by a name of accelerate's."""
+        """Layout of the optimizer's state in a checkpoint: empty for that of one process, else accelerate's name."""
         kind = self.accelerator.distributed_type.value
         return kind if kind in ("FSDP", "DEEPSPEED") else ""
 
@@ -206,7 +206,7 @@ class GroupTrainer(Trainer):
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # With loss scaling, infinite gradients are the scaler's business: it skips the step.
+        # With loss scaling, the scaler handles infinite gradients: it skips the step.
         if not self.args.fp16 and not torch.isfinite(whole):
             raise not_finite("gradient", self.state.global_step)
 
@@ -217,7 +217,7 @@ class StepHooks(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         if self.trainer.order is not None:
-            # Where a resumed epoch skips batches, the order lies too deep for transformers to find.
+            # When a resumed epoch skips batches, the order is nested too deep for transformers to find.
             self.trainer.order.set_epoch(int(state.epoch))
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -238,6 +238,6 @@ def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> Trainin
     prompts = f" (prompts {prompt_id.unique().tolist()[:8]})" if prompt_id is not None else ""
     return TrainingError(
         f"the {what} is not finite after step {step}{prompts}; the weights of that step were not written, and the last "
-        "checkpoint of the run is good. Lower training.learning_rate, check the rewards and the data of these "
+        "checkpoint of the run is intact. Lower training.learning_rate, check the rewards and the data of these "
         "prompts, or train in bfloat16 or float32 instead of float16."
     )

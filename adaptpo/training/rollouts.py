@@ -1,4 +1,4 @@
-"""The responses of an iteration as PPO learns from them: every one is a rollout with its reward, token by token."""
+"""The responses of an iteration as PPO trains on them: each is a rollout with its reward, token by token."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adaptpo.training.ppo import PPOTokens, generalized_advantages, token_reward
 from adaptpo.types import Prompt, Response
 
 TokenValues = list[list[float]]
-"""One list a response, one number a token."""
+"""One list per response, one number per token."""
 
 
 @dataclass(frozen=True)
 class RatedPrompt:
-    """A prompt with those of its fresh responses that have a reward, and their indices among all."""
+    """A prompt with its fresh responses that have a reward, and their indices among all its responses."""
 
     prompt: Prompt
     indices: list[int]
@@ -32,7 +32,7 @@ class RatedPrompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A response with one number a token of each of the fields of `PPOTokens`."""
+    """A response with one number per token for each field of `PPOTokens` in `FIELDS`."""
 
     response: Response
     old: list[float]
@@ -71,7 +71,7 @@ def evaluate_tokens(
     args: TrainingArguments,
     rows: RowPacking = PADDED,
 ) -> list[TokenValues]:
-    """What `compute` says of the tokens of each response, [n, longest] for a batch, by prompt in the given order."""
+    """The values that `compute` returns ([n, longest] per batch) for each response, by prompt in the given order."""
     found: dict[int, TokenValues] = {}
     for indices in token_batches(prompts, rows):
         chosen = [prompts[i] for i in indices]
@@ -84,13 +84,13 @@ def evaluate_tokens(
 
 
 def padded_floats(lists: Sequence[Sequence[float]]) -> Tensor:
-    """[n, longest] float32, 0 behind the end of each list."""
+    """[n, longest] float32, 0 after the end of each list."""
     tensors = [torch.tensor(values, dtype=torch.float32) for values in lists]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
 def scores(prompts: Sequence[RatedPrompt], cut_penalty: float) -> Tensor:
-    """The reward of each response, less the penalty where it did not end, [n]."""
+    """The reward of each response, minus the penalty if it did not end, [n]."""
     rated = [pair for prompt in prompts for pair in zip(prompt.responses, prompt.rewards, strict=True)]
     return torch.tensor([reward - (0.0 if response.ended else cut_penalty) for response, reward in rated])
 
@@ -120,7 +120,7 @@ def rollout_groups(prompts: Sequence[RatedPrompt], tokens: PPOTokens) -> list[Ro
 
 @dataclass(frozen=True)
 class RolloutCollator:
-    """Turns prompts with their rollouts into one batch, all rollouts of a prompt behind one another."""
+    """Turns prompts with their rollouts into one batch, with all rollouts of a prompt next to each other."""
 
     pad_id: int
     rows: RowPacking = PADDED

@@ -1,4 +1,4 @@
-"""The order in which a phase goes through the prompts: the same for any number of ranks, made to come out even."""
+"""The order in which a phase goes through the prompts: the same for any number of ranks, padded to whole batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import RandomSampler, Sampler
 
 TOGETHER = 2**16
-"""Numbers of a permutation that are Python objects at a time."""
+"""Maximum number of indices held as Python objects at a time."""
 
 
 class Shuffled(Sampler[int]):
-    """A permutation in every epoch, 8 bytes an item: that of accelerate's `SeedableRandomSampler`, which takes 40."""
+    """The permutations of accelerate's `SeedableRandomSampler`, one per epoch, in 8 bytes per item instead of 40."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
@@ -29,10 +29,10 @@ class Shuffled(Sampler[int]):
 
 
 class EvenOrder(Sampler[int]):
-    """The indices of `order`, and behind them as often the first index that it does not have as it takes until their
-    number is a multiple of `together`, what all ranks take at a time.
+    """The indices of `order`, padded to a multiple of `together`, the number that all ranks take at a time. The padding
+    repeats the first index that `order` does not have.
 
-    Accelerate would fill up with prompts of the epoch's beginning, which would then count twice.
+    Accelerate would pad with prompts from the start of the epoch, which would then count twice.
     """
 
     def __init__(self, order: Sampler[int], size: int, together: int) -> None:
@@ -41,7 +41,7 @@ class EvenOrder(Sampler[int]):
 
     @classmethod
     def of(cls, order: Sampler[int], size: int, together: int, data_seed: int | None) -> EvenOrder:
-        """Shuffled as accelerate shuffles, which it does in loaders of one process that it makes itself."""
+        """Makes the order, shuffled as accelerate shuffles in the single-process loaders that it creates itself."""
         if isinstance(order, RandomSampler):
             order = Shuffled(size, torch.random.initial_seed() if data_seed is None else data_seed)
         return cls(order, size, together)

@@ -16,7 +16,7 @@ from adaptpo.types import ONLINE, PairBatch, PairLogps
 
 @dataclass(frozen=True)
 class Step:
-    """`loss`: scalar with graph; the rest is detached. `weights` [n] belong to the pairs of `pairs`."""
+    """The result of a step. `loss`: scalar with graph; the rest is detached. `weights` [n]: one per pair of `pairs`."""
 
     loss: Tensor
     pairs: PairBatch
@@ -36,7 +36,7 @@ def preference_step(
     """The weighted loss of a micro-batch of whole groups: `sum_i weight_i * loss_i / num_prompts` (Eq. 5).
 
     `num_prompts` is the number of prompts of the whole optimizer step, over all micro-batches (and ranks).
-    `progress` is the share of the run's training that is done, in [0, 1]. `probe` measures what the weighting asks for.
+    `progress` is the share of the run's training that is done, in [0, 1]. `probe` measures what the weighting needs.
     """
     objective = method.objective.at(progress)
     measured: dict[str, Tensor] = {}
@@ -53,7 +53,7 @@ def preference_step(
 
 @torch.no_grad()
 def step_metrics(method: Method, logps: PairLogps, pairs: PairBatch, weights: Tensor) -> dict[str, float]:
-    """TRL's names, as means over pairs; weights as means over the pairs of a source."""
+    """Metrics under TRL's names, as means over pairs; weights as means over the pairs of each source."""
     chosen, rejected = method.objective.rewards(logps)
     values = {
         "rewards/chosen": chosen,

@@ -1,7 +1,7 @@
-"""What weights may ask of a training step that log-probs of tokens do not tell: it takes all of the head's output.
+"""Measurements of a training step that weights may need and that take the head's output for the whole vocabulary.
 
-The policy's own forward pass leaves the states that reached its head. From them logits are computed again without a
-graph, of a few tokens at a time, as those of all tokens would fill the memory.
+The policy's own forward pass provides the states that reach its head. Logits are recomputed from them without a graph,
+for a few tokens at a time, because those of all tokens would fill the memory.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from adaptpo.types import PairLogps
 @dataclass(frozen=True)
 class HeadStates:
     """The last hidden states [tokens, hidden] that predict the response tokens of a batch, in their order, and the head
-    from states to logits, which runs on `at_once` of them at a time."""
+    that maps `at_once` of them at a time to logits."""
 
     head: nn.Module
     states: Tensor
     at_once: int
 
     def logps(self, tokens: Tensor) -> Tensor:
-        """Log-probs of every token of the vocabulary at these tokens of the batch, [n, vocabulary]."""
+        """Log-probs of the whole vocabulary at these tokens of the batch, [n, vocabulary]."""
         return all_logps(self.head(self.states[tokens]))
 
 
 @dataclass(frozen=True)
 class LiveReference:
-    """The reference in a training step: what `model` is in the context that `as_reference` makes."""
+    """The reference in a training step: `model` inside the context that `as_reference` returns."""
 
     model: nn.Module
     as_reference: Callable[[], AbstractContextManager] = nullcontext
@@ -52,7 +52,7 @@ class LiveReference:
 
 
 def watched_logps(model: nn.Module, batch: Batch, chunked_head: bool) -> tuple[PairLogps, HeadStates]:
-    """`pair_logps`, and the states that it computed on the way, without their graph."""
+    """Returns `pair_logps` and the states that it computes on the way, without their graph."""
     head = base_model(model).get_output_embeddings()
     with first_input(head) as inputs:
         logps = pair_logps(model, batch, chunked_head)
@@ -61,7 +61,7 @@ def watched_logps(model: nn.Module, batch: Batch, chunked_head: bool) -> tuple[P
 
 @contextmanager
 def first_input(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the head is first called with; a chunked head is called again for each chunk."""
+    """Yields a list that collects the head's first input; a chunked head is called again for each chunk."""
     inputs: list[Tensor] = []
 
     def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -77,8 +77,8 @@ def first_input(head: nn.Module) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class VocabularyProbe:
-    """Measures in each training step what a weighting asks for: the exact divergence from `reference`, where there is
-    one, and the norm of the head's gradient if `gradient`. `precision` makes the context that training computes in."""
+    """Measures in each training step what a weighting needs: the exact divergence from `reference`, if there is one,
+    and the norm of the head's gradient if `gradient`. `precision` returns the precision context of training."""
 
     reference: LiveReference | None
     gradient: bool
@@ -87,8 +87,8 @@ class VocabularyProbe:
     def logps(
         self, model: nn.Module, batch: Batch, chunked_head: bool, objective: Objective
     ) -> tuple[PairLogps, dict[str, Tensor]]:
-        """`pair_logps`, and what was measured on the way: fields of `PairBatch`, [n] each."""
-        # Before the policy's pass, whose activations stay for the backward one.
+        """Returns `pair_logps` and the measurements, as fields of `PairBatch`, [n] each."""
+        # Before the policy's forward pass, whose activations stay in memory for the backward pass.
         with self.precision():
             theirs = None if self.reference is None else self.reference.states(batch)
         logps, ours = watched_logps(model, batch, chunked_head)
@@ -102,7 +102,7 @@ class VocabularyProbe:
 
 
 def pair_mask(batch: Batch) -> Tensor:
-    """`response_mask` of the n chosen and the n rejected responses, [2n, longest]: samples come behind them."""
+    """`response_mask` of the n chosen and the n rejected responses, [2n, longest]; samples come after them."""
     return batch["response_mask"][: 2 * len(batch["prompt_id"])]
 
 
@@ -110,8 +110,8 @@ def pair_mask(batch: Batch) -> Tensor:
 
 
 def exact_divergence(policy: HeadStates, reference: HeadStates, batch: Batch) -> Tensor:
-    """KL(policy | reference) of n pairs in nats a token, [n]: at each token of both responses the sum over the
-    vocabulary of `pi (log pi - log pi_ref)` (Eq. 7 of the MetaPO paper), as a mean over these tokens."""
+    """KL(policy | reference) of n pairs in nats per token, [n]: the sum over the vocabulary of
+    `pi (log pi - log pi_ref)` (Eq. 7 of the MetaPO paper), averaged over the tokens of both responses."""
     mask = pair_mask(batch)
     pieces = torch.arange(int(mask.sum()), device=mask.device).split(policy.at_once)
     tokens = torch.cat([token_divergences(policy.logps(piece), reference.logps(piece)) for piece in pieces])
@@ -128,7 +128,7 @@ def token_divergences(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def slopes(objective: Objective, logps: PairLogps) -> Tensor:
-    """Derivatives of each pair's loss by the log-probs of its chosen and its rejected response, [2, n]."""
+    """Derivatives of each pair's loss with respect to the log-probs of its chosen and rejected response, [2, n]."""
     with torch.enable_grad():
         sides = torch.stack([logps.chosen, logps.rejected]).detach().requires_grad_()
         losses = objective.loss(replace(logps, chosen=sides[0], rejected=sides[1]))
@@ -136,10 +136,10 @@ def slopes(objective: Objective, logps: PairLogps) -> Tensor:
 
 
 def head_gradient_norms(policy: HeadStates, batch: Batch, slopes: Tensor) -> Tensor:
-    """`log(1 + |dL/dW|)` of n pairs, [n]: L the pair's loss, not multiplied by its weight, W the weight of the head.
+    """`log(1 + |dL/dW|)` of n pairs, [n]: L is the pair's loss, not multiplied by its weight, and W the head's weight.
 
-    `slopes` [2, n] are derivatives of L by the log-probs of the two responses. By `HeadGradient`, without a backward
-    pass.
+    `slopes` [2, n] are derivatives of L with respect to the log-probs of the two responses. Uses `HeadGradient` instead
+    of a backward pass.
     """
     lengths = pair_mask(batch).sum(dim=1)
     tokens, steep = batch["targets"][batch["target_mask"]], slopes.flatten().repeat_interleave(lengths)
@@ -154,7 +154,7 @@ def head_gradient_norms(policy: HeadStates, batch: Batch, slopes: Tensor) -> Ten
 
 
 def squared_norm(parts: Sequence[Tensor], gradient: Callable[[Tensor], HeadGradient]) -> Tensor:
-    """Of the sum of the gradients of these parts of a pair's tokens, of which no more than two are made at a time."""
+    """The squared norm of the summed gradients of parts of a pair's tokens; holds at most two gradients at a time."""
     products: list[Tensor] = []
     for number, part in enumerate(parts):
         own = gradient(part)

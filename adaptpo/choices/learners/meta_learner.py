@@ -1,4 +1,4 @@
-"""MetaAPO's meta-learner: a small network from a pair's preference score to its weight (section 4.3)."""
+"""MetaAPO's meta-learner: a small network that maps a pair's preference score to its weight (section 4.3)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def new_network(seed: int, constant_fill: bool = False, layers: int = 2, inputs:
     """Linear - Tanh - ... - Linear - Sigmoid with 100 hidden units, rising from about 0 at very negative scores to 0.5
     at 0; the score is the first input.
 
-    The score's weights and the last layer's are uniform on (0, 0.2), hence of mean 0.1, as in the authors' released
-    code; those of layers between are uniform on (0, 0.02), which hands the mean of a layer on; those of further inputs
+    The score's weights and the last layer's are uniform on (0, 0.2), with mean 0.1 as in the authors' released code;
+    those of intermediate layers are uniform on (0, 0.02), which passes on the mean of a layer; those of further inputs
     are small and of either sign; biases are 0. `constant_fill` sets the score's and the last layer's weights to 0.1, as
-    the released code does: then all hidden units stay equal for ever and act as one.
+    the released code does: all hidden units then stay equal and act as one.
     """
     generator = torch.Generator().manual_seed(seed)
     linears = [nn.Linear(inputs if n == 0 else HIDDEN, HIDDEN) for n in range(layers - 1)] + [nn.Linear(HIDDEN, 1)]
@@ -55,16 +55,18 @@ def new_network(seed: int, constant_fill: bool = False, layers: int = 2, inputs:
 class MetaLearner(Trust):
     """h of MetaAPO: `w = h(l_off)`, learned by one Adam step on Eq. 6 every `update_interval` optimizer steps.
 
-    The buffer holds the scores of the interval as the policy's own forward passes saw them (the policy is frozen while
-    h learns, Algorithm 1 lines 18-21), over all ranks and accumulation steps; it is emptied by every update and at the
-    start of every iteration. `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the
-    scale of the authors' released code. `features` adds the two log-ratios to the score, `layers` makes the network
-    deeper (both Table 7), `pair_features` adds what the run computes about the offline pair. `frozen` keeps the network
-    as it is, which is what an earlier run made of it where `trained` names that run's folder. With `drift`, an update
-    comes as soon as the buffer's mean score is that many standard deviations away from its mean at the update before,
-    and after four intervals at the latest (the adaptive interval that the paper leaves open). With `stage_start`, the
-    boundary score of the policy that starts the first iteration sets the output's bias: a policy in the injection stage
-    starts by trusting offline pairs.
+    The buffer holds the interval's scores from the policy's own forward passes (the policy is frozen while h learns,
+    Algorithm 1 lines 18-21), over all ranks and accumulation steps. It is emptied by every update and at the start of
+    every iteration.
+
+    `score_scale` multiplies the margin before `log sigmoid`: 1 is Eq. 4, `1 / beta` is the scale of the authors'
+    released code. `features` adds the two log-ratios to the score, `layers` makes the network deeper (both Table 7),
+    `pair_features` adds features that the run computes of the offline pair. `frozen` keeps the network as it is;
+    `trained` names the folder of an earlier run whose network it starts from. With `drift`, an update comes as soon as
+    the buffer's mean score is that many standard deviations away from its mean at the previous update, and after four
+    intervals at the latest (the adaptive interval that the paper leaves open). With `stage_start`, the boundary score
+    of the policy that starts the first iteration sets the output's bias: a policy in the injection stage starts by
+    trusting offline pairs.
     """
 
     title = "the meta-learner"
@@ -102,21 +104,21 @@ class MetaLearner(Trust):
             "stage_start": False,
         }
         shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
-        shown |= {"trained": True} if self.trained else {}  # Where its weights lie may change; see `external_inputs`.
+        shown |= {"trained": True} if self.trained else {}  # The weights' path may change; see `external_inputs`.
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def expected_share(self) -> Share:
         if self.frozen:
             return Share(0.606, "assumed: the annotation ratio of a fixed meta-learner in the MetaAPO paper (Table 2)")
-        return Share(0.58, "assumed: what the learner took in the MetaAPO paper (section 5.2)")
+        return Share(0.58, "assumed: the share selected in the MetaAPO paper (section 5.2)")
 
     def doubts(self, schedule: Schedule) -> list[str]:
         most = max(schedule.steps, default=0)
         if self.frozen or most >= self.update_interval:
             return []
         return [
-            f"the meta-learner will never be updated: an iteration has {most} optimizer steps, an update comes every "
-            f"{self.update_interval}; lower meta.update_interval, or use smaller batches"
+            f"the meta-learner will never be updated: an iteration has {most} optimizer steps, and an update comes "
+            f"every {self.update_interval}; lower meta.update_interval, or use smaller batches"
         ]
 
     @property
@@ -157,7 +159,7 @@ class MetaLearner(Trust):
             self.start_at(1 - now.measured().score)
 
     def start_at(self, trust: float) -> None:
-        """Let h rise to `trust` instead of 0.5 at score 0; at most 0.95, so that it still learns."""
+        """Makes h rise to `trust` instead of 0.5 at score 0, clipped to [0.05, 0.95] so that it still learns."""
         share = min(max(trust, 0.05), 0.95)
         nn.init.constant_(self.network[-2].bias, math.log(share / (1 - share)))
 
@@ -165,14 +167,14 @@ class MetaLearner(Trust):
         self.steps, self.buffer, self.shared = 0, self.empty_buffer(), 0
 
     def empty_buffer(self) -> Tensor:
-        """[0, inputs + 1]: the inputs of an offline pair, and the score of the online pair of its prompt."""
+        """An empty buffer, [0, inputs + 1]: a row is an offline pair's inputs and its prompt's online score."""
         return torch.zeros(0, self.inputs + 1)
 
     def scores(self, margins: Tensor) -> Tensor:
         return score(self.score_scale * margins.detach().float().cpu())
 
     def inputs_of(self, pairs: ScoredPairs) -> Tensor:
-        """[n, inputs] on the CPU; the score comes first."""
+        """The network's inputs, [n, inputs] on the CPU; the score comes first."""
         assert pairs.margin is not None
         columns = [self.scores(pairs.margin)[:, None]]
         if "ratios" in self.features:
@@ -182,7 +184,7 @@ class MetaLearner(Trust):
         return torch.cat(columns, dim=1)
 
     def weight(self, pairs: ScoredPairs) -> Tensor:
-        """`h(l_off)` in (0, 1) for n offline pairs: the trust in each, [n]. No gradient."""
+        """`h(l_off)` in (0, 1) for n offline pairs: the trust in each, [n], without gradient."""
         assert pairs.margin is not None
         with torch.no_grad():
             return self.network(self.inputs_of(pairs))[:, 0].to(pairs.margin.device)
@@ -211,7 +213,7 @@ class MetaLearner(Trust):
 
     def update(self, gather: Gather) -> None:
         self.steps += 1
-        # What was seen before this step is on all ranks already.
+        # Rows from earlier steps are on all ranks already.
         buffer = self.buffer = torch.cat([self.buffer[: self.shared], gather(self.buffer[self.shared :])])
         self.shared = len(buffer)
         if self.drift is None and self.steps % self.update_interval:
@@ -223,7 +225,7 @@ class MetaLearner(Trust):
             self._learn(buffer)
 
     def drifted(self, scores: Tensor) -> bool:
-        """Whether these offline scores call for an update; those of the first update are the measure of the next."""
+        """Whether these offline scores call for an update; the baseline is their mean at the previous update."""
         assert self.drift is not None
         if len(scores) < 2:
             return False
@@ -264,7 +266,7 @@ class MetaLearner(Trust):
         return counts | ({"meta/loss": self.last_loss} if self.updates else {})
 
     def snapshot(self) -> dict[str, Any]:
-        """The learner's curve over margins from -40 to 10 (Figure 3, middle); what else it is told is 0."""
+        """The learner's curve over margins from -40 to 10 (Figure 3, middle); its other inputs are 0."""
         margins = torch.linspace(-40, 10, 501) / max(self.score_scale, 1.0)
         scores = self.scores(margins)
         others = torch.zeros(len(scores), self.inputs - 1)
@@ -274,9 +276,9 @@ class MetaLearner(Trust):
 
 
 def learner_file(path: str) -> Path:
-    """The learners' state in a checkpoint, or in the last checkpoint of a run.
+    """The file of the learners' state in a checkpoint, or in the last checkpoint of a run.
 
-    Raises ConfigError where the folder is neither.
+    Raises ConfigError if the folder is neither.
     """
     folder = Path(path).expanduser()
     if (folder / METHOD_STATE).is_file():
@@ -292,12 +294,12 @@ def learner_file(path: str) -> Path:
 
 
 def trained_network(path: str) -> dict[str, Tensor]:
-    """The weights of the meta-learner of a run. Raises ConfigError where the run had none, or more than one."""
+    """The weights of a run's meta-learner. Raises ConfigError if the run has none, or more than one."""
     state = torch.load(learner_file(path), map_location="cpu", weights_only=True)
     networks = [learner["network"] for learner in state["learners"] if "network" in learner]
     if len(networks) != 1:
         raise ConfigError(
-            f"the run at '{path}' has {len(networks)} meta-learners, and one is needed; "
+            f"the run at '{path}' has {len(networks)} meta-learners, but one is needed; "
             "give a run of the method metaapo"
         )
     return networks[0]
@@ -306,8 +308,8 @@ def trained_network(path: str) -> dict[str, Tensor]:
 class DegreeLearner(MetaLearner):
     """`d_i = h(l_i)` for the M + 1 pairs of a prompt, the offline one and one for each of M objectives.
 
-    The paper gives the degrees and that they are normalized. Here h learns by Eq. 6 over all pairs of a prompt,
-    `-mean sum_i d_i / (sum_j d_j) * l_i`, from the scores that the training forward passes of the interval saw.
+    The paper defines the degrees and their normalization. Here h learns by Eq. 6 over all pairs of a prompt,
+    `-mean sum_i d_i / (sum_j d_j) * l_i`, from the scores of the interval's training forward passes.
     """
 
     def __init__(self, objectives: int = 2, learning_rate: float = 5e-3, update_interval: int = 8) -> None:
@@ -321,7 +323,7 @@ class DegreeLearner(MetaLearner):
         )
 
     def empty_buffer(self) -> Tensor:
-        """[0, M + 1]: the scores of a prompt's pairs."""
+        """An empty buffer, [0, M + 1]: a row is the scores of a prompt's pairs."""
         return torch.zeros(0, self.objectives + 1)
 
     def paired_rows(self, batch: PairBatch) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a learner can know about an offline pair beside its score and its log-ratios.
+"""Features of an offline pair that a learner can use beside its score and its log-ratios.
 
-A run computes the features that a method's learners ask for, keeps them on disk, and hands them to selection and to the
-training step. Adding one: the class here.
+A run computes the features that a method's learners request, stores them, and passes them to selection and to the
+training step. To add one, write its class here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adaptpo.types import PairLogps
 @dataclass(frozen=True)
 class Predictions:
     """How a policy's states of a pair become its loss: the tokens [t] that the states of each side predict, the head
-    from states to logits, the objective's loss of `PairLogps`, and the kept reference log-probs."""
+    from states to logits, the objective's loss of `PairLogps`, and the stored reference log-probs."""
 
     chosen: Tensor
     rejected: Tensor
@@ -45,8 +45,8 @@ class Predictions:
 class PairStates:
     """A model's last hidden states of both responses of a pair, [tokens, hidden] each.
 
-    Of a policy they are the states that predict the response's tokens, after the prompt; of an encoder those of the
-    response's own tokens, and `predictions` is None. `truncated`: a response was longer than the encoder can read.
+    For a policy, they are the states that predict the response's tokens, after the prompt; for an encoder, those of the
+    response's own tokens, and `predictions` is None. `truncated`: whether a response exceeded the encoder's length.
     """
 
     chosen: Tensor
@@ -56,11 +56,12 @@ class PairStates:
 
 
 class PairFeature(ABC):
-    """`width` numbers about each offline pair.
+    """A feature: `width` numbers about each offline pair.
 
-    `follows_policy`: computed in every iteration, with the policy that starts it, and fixed within it; else computed
-    once with the initial model, or with `encoder`, a model's path or hub id. `standardized`: given to learners with
-    mean 0 and standard deviation 1 over the prompts of the iteration. `needs_head`: logits must be the head's output.
+    `follows_policy`: computed in every iteration, with the policy that starts it, and fixed within it; otherwise
+    computed once with the initial model, or with `encoder`, a model's path or hub id. `standardized`: passed to
+    learners with mean 0 and standard deviation 1 over the iteration's prompts. `needs_head`: logits must be the head's
+    output.
     """
 
     name: ClassVar[str]
@@ -72,15 +73,16 @@ class PairFeature(ABC):
 
     @abstractmethod
     def values(self, pair: PairStates) -> Tensor:
-        """[width]"""
+        """The numbers for a pair, [width]."""
 
 
 @dataclass(frozen=True)
 class Similarity(PairFeature):
     """Cosine of the mean-pooled last hidden states of the chosen and the rejected response.
 
-    Under `encoder`, any model that `transformers.AutoModel` loads, of the responses alone; else under the initial
-    policy, of the responses after their prompt (MetaAPO, Table 2 and C.5, "w/ Semantic Similarity").
+    With `encoder`, any model that `transformers.AutoModel` loads, the states are those of the responses alone;
+    otherwise those of the initial policy for the responses after their prompt (MetaAPO, Table 2 and C.5, "w/ Semantic
+    Similarity").
     """
 
     name: ClassVar[str] = "similarity"
@@ -92,9 +94,9 @@ class Similarity(PairFeature):
 
 @dataclass(frozen=True)
 class HiddenState(PairFeature):
-    """The difference of the mean-pooled last hidden states, chosen minus rejected, in a few random directions.
+    """The difference of the mean-pooled last hidden states, chosen minus rejected, along a few random directions.
 
-    The directions are normal, scaled by 1 / sqrt(hidden size), and the same in every run.
+    The directions are normally distributed, scaled by 1 / sqrt(hidden size), and the same in every run.
     """
 
     name: ClassVar[str] = "hidden_state"
@@ -104,27 +106,27 @@ class HiddenState(PairFeature):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ConfigError(f"the hidden state is to have {self.width} dimensions; set 1 or more")
+            raise ConfigError(f"the hidden-state feature has {self.width} dimensions; set 1 or more")
 
     def values(self, pair: PairStates) -> Tensor:
         difference = pair.chosen.float().mean(dim=0) - pair.rejected.float().mean(dim=0)
         return difference @ self.directions(len(difference)).to(difference.device)
 
     def directions(self, hidden: int) -> Tensor:
-        """[hidden, width]"""
+        """The random directions, [hidden, width]."""
         generator = torch.Generator().manual_seed(seed_for("directions of the hidden state", hidden))
         return torch.randn(hidden, self.width, generator=generator) / hidden**0.5
 
 
 @dataclass(frozen=True)
 class HeadGradient:
-    """What some tokens of a pair add to dL/dW, L the pair's loss and W the weight of the language-model head, in
-    factors, which are far smaller than W.
+    """The contribution of some tokens of a pair to dL/dW, with L the pair's loss and W the weight of the language-model
+    head, as factors that are far smaller than W.
 
-    With logits `W h_t`, probabilities p_t and tokens y_t, dL/dW is `sum_t a_t (e_{y_t} - p_t) h_t^T`, a_t the
-    derivative of L by the log-prob of the response that t belongs to. `residuals` [tokens, vocabulary] are the
-    `e_{y_t} - p_t`, `states` [tokens, hidden] the h_t, `slopes` [tokens] the a_t. What h depends on is not followed,
-    and an embedding tied to the head counts as the head alone.
+    With logits `W h_t`, probabilities p_t and tokens y_t, dL/dW is `sum_t a_t (e_{y_t} - p_t) h_t^T`, with a_t the
+    derivative of L with respect to the log-prob of the response that t belongs to. `residuals` [tokens, vocabulary] are
+    the `e_{y_t} - p_t`, `states` [tokens, hidden] the h_t, `slopes` [tokens] the a_t. The states h are constants, and
+    an embedding tied to the head counts as the head alone.
     """
 
     residuals: Tensor
@@ -133,7 +135,7 @@ class HeadGradient:
 
     @classmethod
     def of(cls, logps: Tensor, tokens: Tensor, states: Tensor, slopes: Tensor) -> HeadGradient:
-        """From log-probs [tokens, vocabulary] of which `tokens` [tokens] were chosen."""
+        """Builds it from log-probs [tokens, vocabulary] of which `tokens` [tokens] were chosen."""
         residuals = -logps.exp()
         residuals[torch.arange(len(tokens)), tokens] += 1
         return cls(residuals, states.to(logps.dtype), slopes)
@@ -146,15 +148,15 @@ class HeadGradient:
 
 
 def log_norm(squared: Tensor) -> Tensor:
-    """`log(1 + norm)`; rounding may have made the square a little negative."""
+    """`log(1 + norm)`; rounding may have made the square slightly negative."""
     return squared.clamp(min=0).sqrt().log1p()
 
 
 @dataclass(frozen=True)
 class GradientNorm(PairFeature):
-    """`log(1 + |dL/dW|)`, L the objective's loss of the pair and W the weight of the language-model head.
+    """`log(1 + |dL/dW|)`, with L the objective's loss of the pair and W the weight of the language-model head.
 
-    In closed form, without a backward pass: see `HeadGradient`.
+    It is computed in closed form, without a backward pass; see `HeadGradient`.
     """
 
     name: ClassVar[str] = "gradient_norm"
@@ -175,13 +177,13 @@ class GradientNorm(PairFeature):
 
 
 def slopes_of(predictions: Predictions, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:
-    """Derivatives of the pair's loss by its two log-probs."""
+    """Derivatives of the pair's loss with respect to its two log-probs."""
     with torch.enable_grad():
         leaves = [logp.detach().requires_grad_() for logp in (chosen, rejected)]
         return torch.autograd.grad(predictions.loss(*leaves), leaves)
 
 
 def standardize(values: Tensor) -> Tensor:
-    """[n, width] with mean 0 and standard deviation 1 in every column; 0 where all n are equal."""
+    """The values [n, width] with mean 0 and standard deviation 1 in every column; 0 if all n are equal."""
     centred = values - values.mean(dim=0)
     return centred / centred.square().mean(dim=0).sqrt().clamp(min=1e-8)

@@ -1,4 +1,4 @@
-"""Running means that weightings scale with."""
+"""The running mean of reward gaps, by which a weighting scales."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaptpo.types import PairBatch
 
 
 class RunningGap(Learner):
-    """The mean reward gap of annotated pairs, as a moving average over optimizer steps; 1 until one was seen.
+    """The mean reward gap of annotated pairs, as a moving average over optimizer steps; 1 until a gap is observed.
 
     Updated once per optimizer step over all its micro-batches and ranks.
     """

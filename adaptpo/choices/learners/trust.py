@@ -1,4 +1,4 @@
-"""What selection and weighting ask of a learner: how far to trust an offline pair."""
+"""How far to trust an offline pair: what selection and weighting need from a learner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptpo.choices.objectives import score
 
 
 class ScoredPairs(Protocol):
-    """Of n pairs: the policy's margins [n], log-ratios [n, 2] of chosen and rejected, and features by name."""
+    """What a learner reads of n pairs: margins [n], log-ratios [n, 2] of chosen and rejected, and features by name."""
 
     @property
     def margin(self) -> Tensor | None: ...
@@ -28,14 +28,14 @@ class ScoredPairs(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the prompts in [0, 1], and why a plan takes it to be that."""
+    """A share of the prompts in [0, 1], and why a plan assumes it."""
 
     value: float
     why: str
 
 
 class Trust(Learner, ABC):
-    """A learner that says how far it trusts offline pairs."""
+    """A learner of how far to trust offline pairs."""
 
     def expected_share(self) -> Share:
         """The share of prompts that get fresh responses with probability `1 - w`, before any margin is known."""
@@ -64,9 +64,9 @@ class ConstantTrust(Trust):
 
 
 class SigmoidTrust(Trust):
-    """`w = sigmoid(l_off)`: rises from 0 to 0.5, as the meta-learner starts, and never learns.
+    """`w = sigmoid(l_off)`: rises from 0 to 0.5, like the meta-learner at its start, and never learns.
 
-    MetaAPO's Table 2 ("w/o Meta-Learner") has a fixed sigmoid of the offline score; its form is not given.
+    MetaAPO's Table 2 ("w/o Meta-Learner") has a fixed sigmoid of the offline score, whose form is not given.
     """
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The objective axis. Adding one: the class in a file of this folder, and its line in `OBJECTIVES`."""
+"""The objective axis. To add one, write its class in a file of this folder and list it in `OBJECTIVES`."""
 
 from adaptpo.choices.objectives.base import Objective, score
 from adaptpo.choices.objectives.dpo import DPO

@@ -1,4 +1,4 @@
-"""What an objective is: the margin of a pair, its score `log sigmoid(margin)`, and its loss."""
+"""The interface of objectives: a pair's margin, its score `log sigmoid(margin)`, and its loss."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
 
 
 class Objective(ABC):
-    """One of the four choices: how well the policy agrees with a pair, and what it pays if it does not.
+    """One of the four choices: how well the policy agrees with a pair, and the loss if it does not.
 
-    `beta` is the scale of log-probs in the margin; 1 where the objective has none. With `needs_sample` the pairing has
-    to keep a fresh response beside each pair.
+    `beta` is the scale of log-probs in the margin, 1 if the objective has none. With `needs_sample`, the pairing must
+    keep a fresh response beside each pair.
     """
 
     beta: float = 1.0
@@ -35,16 +35,16 @@ class Objective(ABC):
         """Implicit rewards of the chosen and of the rejected responses, each [n]."""
 
     def margin(self, logps: PairLogps) -> Tensor:
-        """Implicit reward of chosen minus rejected (and minus a target margin, where there is one), [n]."""
+        """Implicit reward of chosen minus rejected, and minus a target margin if there is one, [n]."""
         chosen, rejected = self.rewards(logps)
         return chosen - rejected
 
     def loss(self, logps: PairLogps) -> Tensor:
-        """The loss of each pair, [n]; `-log sigmoid(margin)` unless the objective says otherwise."""
+        """The loss of each pair, [n]; `-log sigmoid(margin)` unless the objective defines another."""
         return -score(self.margin(logps))
 
     def at(self, progress: float) -> Objective:
-        """The objective when this share of the run's training is done, for those that change over it."""
+        """The objective after this share of the run's training, for objectives that change during training."""
         return self
 
     def learners(self) -> tuple[Learner, ...]:
@@ -52,5 +52,5 @@ class Objective(ABC):
 
 
 def score(margin: Tensor) -> Tensor:
-    """Preference score `log sigmoid(margin)` of MetaAPO's Eq. 4 (Eq. A.9 with SimPO's margin); same shape, <= 0."""
+    """The preference score `log sigmoid(margin)` of MetaAPO's Eq. 4 (Eq. A.9 with SimPO's margin); same shape, <= 0."""
     return logsigmoid(margin)

@@ -1,4 +1,4 @@
-"""DPO-Shift (Yang et al., 2025): DPO that pays less attention to rejected responses, at first."""
+"""DPO-Shift (Yang et al., 2025): DPO that at first gives rejected responses less weight."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adaptpo.types import PairLogps
 
 @dataclass(frozen=True)
 class DPOShift(Objective):
-    """`-log sigmoid(beta * [(logp_w - ref_w) - f * (logp_l - ref_l)])`, f rising linearly from `start` to `end`.
+    """`-log sigmoid(beta * [(logp_w - ref_w) - f * (logp_l - ref_l)])`, with f rising linearly from `start` to `end`.
 
     f = `start + (end - start) * (share of the run's optimizer steps done)`, 0.95 to 1.0 as in B.3 of the MetaAPO
     paper. With s the sigmoid, d loss / d logp_w = -beta * (1 - s) and d loss / d logp_l = +f * beta * (1 - s).
-    Deviation: `margin` is DPO's, so that scores of different times can be compared; f is in the loss alone.
+    Deviation: `margin` is DPO's, so scores of different times can be compared; only the loss contains f.
     """
 
     beta: float = 0.1

@@ -15,9 +15,9 @@ from adaptpo.types import PairLogps
 class IPO(Objective):
     """`(h - 1 / (2 * beta))^2` with `h = (logp_w - ref_w) / |y_w| - (logp_l - ref_l) / |y_l|`, their Eq. 17.
 
-    beta is their tau, 0.1 as in TRL. The margin is beta * h, at its goal when it is 1/2. d loss / d logp_w =
-    2 * (h - 1 / (2 * beta)) / |y_w|. Deviation: Eq. 17 has sums of log-probs; the division by token counts is TRL's,
-    which its authors confirmed to TRL as the form behind their results.
+    beta is their tau, 0.1 as in TRL. The margin is beta * h, and its target is 1/2. d loss / d logp_w =
+    2 * (h - 1 / (2 * beta)) / |y_w|. Deviation: Eq. 17 sums log-probs; the division by token counts is TRL's, and the
+    paper's authors confirmed to TRL that their results used it.
     """
 
     beta: float = 0.1

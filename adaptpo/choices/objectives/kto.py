@@ -15,10 +15,10 @@ from adaptpo.types import PairBatch, PairLogps
 
 
 class ReferencePoint(Learner):
-    """z0, an estimate of KL(policy | reference): `max(0, mean log-ratio)` of the responses of the step before.
+    """z0, an estimate of KL(policy | reference): `max(0, mean log-ratio)` of the previous step's responses.
 
-    It is one number for a whole optimizer step, whatever the micro-batches. Every iteration starts at 0, which is
-    exact where the policy starts as the reference, and one step behind elsewhere.
+    It is one number for a whole optimizer step, regardless of micro-batches. Every iteration starts at 0, which is
+    exact if the policy starts as the reference; elsewhere the estimate is one step behind.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class ReferencePoint(Learner):
 class KTO(Objective):
     """Half of `D * [1 - sigmoid(beta * (r_w - z0))] + U * [1 - sigmoid(beta * (z0 - r_l))]`, `r = logp - ref`.
 
-    D and U are `desirable_weight` and `undesirable_weight` (lambda_D and lambda_U), 1 as in TRL, beta 0.1 as for DPO;
-    half, because TRL takes the mean over responses, not over pairs. With s the first sigmoid, d loss / d logp_w =
-    -D / 2 * beta * s * (1 - s); z0 has no gradient and cancels in the margin. Deviation: the paper and TRL estimate
-    z0 from prompts with other prompts' responses, in each micro-batch; see `ReferencePoint`.
+    D and U are `desirable_weight` and `undesirable_weight` (lambda_D and lambda_U), 1 as in TRL; beta is 0.1 as for
+    DPO. The loss is halved because TRL takes the mean over responses, not over pairs. With s the first sigmoid,
+    d loss / d logp_w = -D / 2 * beta * s * (1 - s); z0 has no gradient and cancels in the margin. Deviation: the paper
+    and TRL estimate z0 in each micro-batch, from prompts with other prompts' responses; see `ReferencePoint`.
     """
 
     beta: float = 0.1

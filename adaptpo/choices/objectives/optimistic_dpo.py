@@ -13,12 +13,12 @@ from adaptpo.types import PairLogps
 
 @dataclass(frozen=True)
 class OptimisticDPO(DPO):
-    """DPO's loss `+ optimism * beta * log pi(y | x)`, y a fresh response of the policy that started the iteration.
+    """DPO's loss `+ optimism * beta * log pi(y | x)`, y a fresh response from the policy that started the iteration.
 
-    Eq. 4.2 of SELM (arXiv 2405.19332): the policy is drawn away from what it commonly says, so that responses of high
-    implicit reward are explored. d loss / d log pi(y | x) = optimism * beta; the pair's own derivatives are DPO's. The
-    authors' code subtracts the reference's log-prob of y, a constant. `optimism` (alpha) is 0.001 in their
-    configuration of Zephyr and 0.0001 in that of Llama 3, both with beta 0.01. A pair without a sample pays DPO's loss.
+    Eq. 4.2 of SELM (arXiv 2405.19332): the term moves the policy away from its common responses, so that it explores
+    responses of high implicit reward. d loss / d log pi(y | x) = optimism * beta; the pair's own derivatives are DPO's.
+    The authors' code subtracts the reference's log-prob of y, a constant. `optimism` (alpha) is 0.001 in their Zephyr
+    configuration and 0.0001 in that for Llama 3, both with beta 0.01. A pair without a sample has DPO's loss.
     """
 
     optimism: float = 0.001

@@ -13,7 +13,7 @@ from adaptpo.types import PairLogps
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of p = exp(logp), the same shape; p at most 1 - eps, beyond which it would be infinite."""
+    """`log(p / (1 - p))` of p = exp(logp), same shape. p is clamped to 1 - eps, beyond which the result is infinite."""
     below = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     # Each form loses all digits where the other is exact.
     near_one = below > -math.log(2)

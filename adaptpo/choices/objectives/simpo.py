@@ -14,7 +14,7 @@ from adaptpo.types import PairLogps
 class SimPO(Objective):
     """`-log sigmoid(beta / |y_w| * logp_w - beta / |y_l| * logp_l - gamma)`, Eq. A.8 of the MetaAPO paper.
 
-    Defaults from its Table 3. `gamma` is subtracted from the beta-scaled margin, as in A.8 and in TRL.
+    The defaults are those of its Table 3. `gamma` is subtracted from the beta-scaled margin, as in A.8 and in TRL.
     """
 
     beta: float = 2.5

@@ -17,8 +17,9 @@ class SLiCHF(Objective):
     """`max(0, delta - logp_w + logp_l) - sft_weight * logp_w`: a hinge on log-probs, without a reference model.
 
     Inside the hinge d loss / d logp_w = -(1 + sft_weight) and d loss / d logp_l = 1; outside, -sft_weight and 0. The
-    margin is logp_w - logp_l. Defaults are ours, for want of published ones: the hinge of one nat, and an SFT weight
-    that leaves it in charge. Deviation: the regularizer's target is the chosen response, not a separate SFT target.
+    margin is logp_w - logp_l. The defaults are ours, because none are published: a hinge of one nat, and an SFT weight
+    under which the hinge dominates. Deviation: the regularizer's target is the chosen response, not a separate SFT
+    target.
     """
 
     delta: float = 1.0
@@ -33,7 +34,7 @@ class SLiCHF(Objective):
 
 @dataclass(frozen=True)
 class Hinge(Objective):
-    """`max(0, 1 - beta * [(logp_w - ref_w) - (logp_l - ref_l)])`: SLiC's hinge on DPO's margin, as TRL's `hinge`.
+    """`max(0, 1 - beta * [(logp_w - ref_w) - (logp_l - ref_l)])`: SLiC's hinge on DPO's margin, like TRL's `hinge`.
 
     d loss / d logp_w = -beta and d loss / d logp_l = +beta while the margin is below 1, and 0 beyond. beta is DPO's.
     """

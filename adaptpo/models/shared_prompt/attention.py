@@ -27,11 +27,11 @@ def shared_prompt_attention(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, per bucket of segments where the model's forward got `shared_prompts`.
+    """Scaled dot-product attention, per bucket of segments if the model's forward received `shared_prompts`.
 
     `query`, `key`, `value`: [1, heads, tokens, head dimension]. Without the keyword this is transformers' own SDPA.
-    The layout comes with the call, not through a module or a global, so that recomputation in the backward pass sees
-    the same one.
+    The layout comes with the call, not through a module or a global: recomputation in the backward pass must see the
+    same one.
     """
     sdpa = AttentionInterface()["sdpa"]
     if shared_prompts is None:
@@ -57,15 +57,15 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def base_model(model: Any) -> Any:
-    """The transformers model inside wrappers of accelerate and peft."""
+    """The transformers model inside the wrappers of accelerate and peft."""
     model = model.module if hasattr(model, "module") else model
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def share_prompts(model: nn.Module) -> bool:
-    """Let the model accept `shared_prompts`; False where its attention or its layers cannot do so.
+    """Makes the model accept `shared_prompts`; returns False if its attention or its layers cannot do so.
 
-    A model whose attention is `eager`, by the user's choice or because it needs it, keeps that.
+    A model with `eager` attention, by the user's choice or because it needs it, keeps it.
     """
     inner = base_model(model)
     config = inner.config.get_text_config()
@@ -79,7 +79,7 @@ def share_prompts(model: nn.Module) -> bool:
 
 @contextmanager
 def sharing_prompts(model: nn.Module) -> Iterator[bool]:
-    """Within the context, `share_prompts`; behind it, the model's attention is what it was."""
+    """Applies `share_prompts` within the context and restores the model's attention afterwards."""
     inner = base_model(model)
     before = inner.config.get_text_config()._attn_implementation
     try:
@@ -89,11 +89,11 @@ def sharing_prompts(model: nn.Module) -> Iterator[bool]:
 
 
 def forward_arguments(layout: SharedPrompts, position_ids: Tensor) -> dict[str, Any]:
-    """What a model's forward needs beside the tokens of the row."""
+    """The arguments of a model's forward besides the tokens of the row."""
     return {
         "position_ids": position_ids,
         "shared_prompts": layout,
-        # A mask of four dimensions passes through unread; with none, transformers would take restarting positions for
+        # A four-dimensional mask passes through unread. Without one, transformers would take restarting positions for
         # packed sequences and build a tokens x tokens mask.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device),
     }

@@ -1,6 +1,6 @@
-"""Where the tokens of a row `[prompt | response | response | ... | prompt | ...]` lie, and who may see whom.
+"""The layout of a row `[prompt | response | response | ... | prompt | ...]`: token places and visibility.
 
-Every prompt is in the row once. A prompt sees itself; a response sees its prompt and itself, both causally.
+Every prompt occurs once. A prompt sees itself; a response sees its prompt and itself, both causally.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 UNSEEN = torch.iinfo(torch.long).max
-"""The position of a padding key: behind every query, hence never seen."""
+"""The position of a padding key: after every query, hence never seen."""
 
 PADDING_LIMIT = 1.15
 SMALL_AREA = 2**14
-"""Segments are attended to together while padding adds less than 15 % to their query-key pairs, or while there are so
-few of these that calls cost more than arithmetic (both measured with `benchmarks/training.py`)."""
+"""Segments share an attention call if padding adds less than 15 % to their query-key pairs, or if these are so few that
+a call costs more than the arithmetic (both measured with `benchmarks/training.py`)."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bucket:
-    """n segments of similar size. `queries` [n, q] and `keys` [n, k] index the row; the positions, of one row where
-    all segments have the same shape, say what is visible: no key behind its query."""
+    """n segments of similar size. `queries` [n, q] and `keys` [n, k] index the row. The positions, a single row if all
+    segments have the same shape, define visibility: no query sees a key after it."""
 
     queries: Tensor
     keys: Tensor
@@ -47,7 +47,7 @@ class Bucket:
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask [n or 1, 1, q, k]; None where plain causal attention is right."""
+        """Additive mask [n or 1, 1, q, k]; None if plain causal attention is correct."""
         if not self.has_prefix and (window is None or window >= self.queries.shape[1]):
             return None
         key = (window, dtype)
@@ -66,7 +66,7 @@ def additive_mask(queries: Tensor, keys: Tensor, window: int | None, dtype: torc
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """The layout of one row: its buckets, and `places` [tokens], each token's index in the buckets' joined outputs."""
+    """The layout of a row: its buckets, and `places` [tokens], each token's index in their concatenated outputs."""
 
     buckets: tuple[Bucket, ...]
     places: Tensor
@@ -84,7 +84,7 @@ class SharedPrompts:
 
 
 def segments(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> list[Segment]:
-    """Each prompt followed by its responses, in the order of the row; responses without a token get no segment."""
+    """The segments of each prompt and its responses, in the order of the row; an empty response has no segment."""
     result: list[Segment] = []
     end = 0
     for prompt_length, response_lengths in zip(prompt_lengths, lengths, strict=True):
@@ -99,7 +99,7 @@ def segments(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) ->
 
 
 def buckets_of(parts: Sequence[Segment]) -> list[list[Segment]]:
-    """Similar segments together, so that few attention calls compute little padding."""
+    """Groups similar segments, for few attention calls with little padding."""
     buckets: list[list[Segment]] = []
     for part in sorted(parts, key=lambda s: (s.prefix_length > 0, s.prefix_length + s.length, s.length)):
         if buckets and fits(buckets[-1], part):
@@ -151,7 +151,7 @@ def shared_prompts(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int
 
 
 def positions(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> Tensor:
-    """[tokens] position ids: every response continues its prompt."""
+    """Position ids [tokens]; every response continues its prompt."""
     return torch.cat(
         [torch.arange(s.prefix_length, s.prefix_length + s.length) for s in segments(prompt_lengths, lengths)]
     )

@@ -1,1 +1,1 @@
-"""The phases of a run. Each reads what earlier phases left in the run directory, writes its own, and returns counts."""
+"""The phases of a run. Each reads earlier phases' files from the run directory, writes its own, and returns counts."""

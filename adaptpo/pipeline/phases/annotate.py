@@ -1,4 +1,4 @@
-"""Give each fresh response of an iteration its reward."""
+"""Annotates the fresh responses of an iteration with rewards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Judged = tuple[Prompt, list[tuple[int, Response]]]
 
 
 CHOSEN, REJECTED = -2, -1
-"""Indices of the offline pair's responses among those of a prompt; fresh ones count from 0."""
+"""Indices of the offline pair's responses among a prompt's responses; fresh ones count from 0."""
 
 
 def judged_prompts(context: Context, iteration: int) -> Lazy[Judged]:
-    """The responses to annotate with their indices: the fresh ones, and the offline ones where they are ranked too."""
+    """The responses to annotate, with their indices: the fresh ones, and the offline ones if they are ranked too."""
     ranks_offline = context.method_in(iteration).pairing.ranks_offline
 
     def judged(answered: AnsweredPrompt) -> Judged:
@@ -34,7 +34,7 @@ def judged_prompts(context: Context, iteration: int) -> Lazy[Judged]:
 
 
 def annotate_responses(context: Context, iteration: int) -> Summary:
-    """One reward per response; responses without a valid one are recorded and left out."""
+    """Stores one reward per response; responses without a valid reward are recorded and left out."""
     folder = annotations_folder(context, iteration)
 
     def work(shard: Sequence[Judged]) -> pa.Table:
@@ -64,7 +64,7 @@ def without_reward(context: Context, folder: str) -> Iterator[Row]:
 
 
 def annotation_usage(context: Context, iteration: int) -> Summary:
-    """What annotating took, over all attempts."""
+    """The usage counts of annotation, summed over all attempts."""
     phase = f"{context.folder(iteration)}/annotate"
     lines = (line for line in context.run.metrics.records() if line["phase"] == phase)
     counts = (Counter({k: v for k, v in line.items() if k.startswith("annotation/")}) for line in lines)
@@ -74,7 +74,7 @@ def annotation_usage(context: Context, iteration: int) -> Summary:
 def rewards_of(
     context: Context, iteration: int, requests: Sequence[Request]
 ) -> list[tuple[float | None, list[float] | None]]:
-    """The reward of each response, and those of its objectives where the pairing ranks by several."""
+    """The reward of each response, and its reward per objective if the pairing ranks by several."""
     phase, count = f"{context.folder(iteration)}/annotate", context.method.pairing.num_rewards
     if not count:
         return [(reward, None) for reward in context.annotate(phase, requests)]

@@ -1,4 +1,4 @@
-"""Whether the fast paths are exact for this run's model and data."""
+"""Checks that the fast paths are exact for this run's model and data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def check_model(context: Context) -> Summary:
-    """Decided once, with the initial policy, so that policy and reference are computed alike in all phases."""
+    """Decides once, with the initial policy, so that all phases compute policy and reference in the same way."""
     shared, padded = token_counts(context.offline_rows)
     prompt, pair = context.offline()[representative(shared)]
     return choose_rows(
@@ -32,7 +32,7 @@ def check_model(context: Context) -> Summary:
 
 
 def token_counts(rows: MappedRows) -> tuple[Counts, int]:
-    """What `row_tokens` counts: for each offline pair with a shared prompt, [n], and for all of them padded."""
+    """The counts of `row_tokens`: for each offline pair with a shared prompt, [n], and for all pairs padded."""
     shared, padded = np.zeros(len(rows), dtype=np.int32), 0
     start = 0
     for batch in rows.batches():

@@ -1,4 +1,4 @@
-"""Read, validate and tokenize the data, once."""
+"""Reads, validates and tokenizes the data, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "pa
 
 
 def prepare_data(context: Context) -> Summary:
-    """Read, validate, tokenize and cut into T sequential parts; every row left out is recorded with its reason."""
+    """Reads, validates and tokenizes the data, cuts it into T sequential parts, and records why rows are left out."""
     folder = context.run.path / "data"
     with context.run.dropping("data") as left_out:
         kept = write_rows(folder / "offline.arrow", tokenized_rows(context, left_out), WITHOUT_PART)
@@ -57,12 +57,12 @@ def weight_problem(context: Context, example: PreferenceExample) -> str | None:
     if not context.method.weighting.needs_data_weight:
         return None
     if "weight" not in example.columns:
-        return "no column 'weight', which the method weights by"
+        return "no column 'weight', which the method uses as weights"
     return None if data_weight(example.columns) is not None else "weight is not a finite number of 0 or more"
 
 
 def in_parts(rows: MappedRows, parts: int) -> Iterator[pa.RecordBatch]:
-    """The rows with the iteration that uses them, which takes knowing how many there are."""
+    """The rows with the iteration that uses them (`part`), which depends on their total number."""
     for batch in rows.batches():
         part = batch["prompt_id"].to_numpy() * parts // len(rows)
         columns = {**dict(zip(batch.schema.names, batch.columns, strict=True)), "part": pa.array(part, pa.int32())}

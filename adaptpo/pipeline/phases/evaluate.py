@@ -1,4 +1,4 @@
-"""Held-out prompts: one response each from a policy of the run, annotated and compared with the initial policy's."""
+"""Evaluates a policy on held-out prompts: one response each, annotated and compared with the initial policy's."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Re
 
 REFERENCE = "evaluation/reference"
 Heldout = tuple[Prompt, PreferencePair | None]
-"""A held-out prompt, and its offline pair where the data has one."""
+"""A held-out prompt, and its offline pair if the data has one."""
 NEVER_CAME = Response("", [], ended=False)
-"""Stands where a generation server gave no response; it has no length and no reward."""
+"""Placeholder for a response that the generation server did not return; it has no length and no reward."""
 
 
 def heldout(context: Context) -> list[Heldout]:
-    """The first usable prompts of the evaluation data; their ids count from 0, apart from those of the training data.
+    """The first usable prompts of the evaluation data; their ids count from 0, independently of the training data.
 
-    Rows left out on the way are recorded. Raises DataError if no prompt is left.
+    Rows left out are recorded. Raises DataError if no prompt is left.
     """
     kept: list[Heldout] = []
     dropped: list[Row] = []
@@ -74,7 +74,7 @@ def tokenized(context: Context, number: int, example: PreferenceExample | Prompt
 
 
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
-    """Sample, annotate and score; the table goes to `evaluation/STAGE.parquet`, its means to the metrics."""
+    """Samples, annotates and scores; writes the table to `evaluation/STAGE.parquet` and its means to the metrics."""
     items = heldout(context)
     if pairs := with_pairs(items):
         keep_initial_reference(context, REFERENCE, pairs)
@@ -108,7 +108,7 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
 
 
 def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) -> list[float | None]:
-    """Of a relative annotator: how much better each response is than the initial policy's to the same prompt."""
+    """The reward of each response; with a relative annotator, minus that of the initial policy's response."""
     phase = f"annotate/{stage}"
     if not context.annotator().relative:
         return context.annotate(phase, requests)
@@ -123,7 +123,7 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
 
 
 def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]) -> dict[int, float]:
-    """Margins of the held-out offline pairs by prompt id, against the initial model's kept log-probs."""
+    """Margins of the held-out offline pairs by prompt id, relative to the initial model's stored log-probs."""
     if not items:
         return {}
     if context.method.needs_reference:

@@ -1,4 +1,4 @@
-"""What a method's learners want to know about the offline pairs: computed in shards, kept, and read again."""
+"""Features of the offline pairs for a method's learners: computed in shards, stored and read back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptpo.run.schemas import FEATURES_SCHEMA, table
 
 
 def feature_folder(context: Context, feature: PairFeature, iteration: int) -> str:
-    """Where a feature lies: those that follow the policy have values of their own in every iteration."""
+    """The folder of a feature; features that follow the policy have a separate one in every iteration."""
     return f"{context.folder(iteration)}/features/{feature.name}" if feature.follows_policy else kept_folder(feature)
 
 
@@ -31,12 +31,12 @@ def kept_folder(feature: PairFeature) -> str:
 
 
 def keep_feature(context: Context, feature: PairFeature) -> Summary:
-    """A feature that is the same all through the run, of all offline pairs."""
+    """Computes a feature that stays the same throughout the run, for all offline pairs."""
     return compute(context, feature, kept_folder(feature), context.initial, context.offline())
 
 
 def compute_feature(context: Context, feature: PairFeature, iteration: int) -> Summary:
-    """A feature under the policy that starts the iteration, of this part's offline pairs."""
+    """Computes a feature under the policy that starts the iteration, for the offline pairs of this part."""
     items = with_reference(context, "reference", context.offline(iteration))
     folder = feature_folder(context, feature, iteration)
     return compute(context, feature, folder, context.start_policy(iteration), items)
@@ -64,21 +64,21 @@ def pair_states(
         return encoder_states(model, tokenizer, shard, args.device)
     if feature.needs_head and not context.rows.chunked_head:
         raise ModelError(
-            f"the feature {feature.name} needs a model whose logits are its head's output, and those of "
-            f"{context.initial} are not; use a method without it"
+            f"the feature {feature.name} needs a model whose logits are its head's output, but those of "
+            f"{context.initial} are not; use a method without this feature"
         )
     pad_id, objective = context.tokenizer.pad_token_id, context.method.objective
     return policy_states(context.policy(policy), pad_id, shard, args, context.rows, objective)
 
 
 def read_features(context: Context, iteration: int) -> dict[str, Tensor]:
-    """Each feature's values [n, width] by its name, in the order of `context.offline(iteration)`."""
+    """The values [n, width] of each feature by name, in the order of `context.offline(iteration)`."""
     ids = as_array(context.offline_ids(iteration))
     return {feature.name: values_of(context, feature, iteration, ids) for feature in context.method.features()}
 
 
 def values_of(context: Context, feature: PairFeature, iteration: int, ids: NDArray[np.int64]) -> Tensor:
-    """[n, width] for n prompts."""
+    """The values of a feature for n prompts, [n, width]."""
     kept = np.zeros((len(context.offline_rows), feature.width), dtype=np.float32)
     for row in context.run.read_shards(feature_folder(context, feature, iteration), ["prompt_id", "values"]):
         kept[row["prompt_id"]] = row["values"]
@@ -87,11 +87,11 @@ def values_of(context: Context, feature: PairFeature, iteration: int, ids: NDArr
 
 
 Features = tuple[int, dict[str, list[float]]]
-"""What learners know about the offline pair of a prompt: its id, and the values by the feature's name."""
+"""The id of a prompt, and the features of its offline pair by name."""
 
 
 def features_of_prompts(context: Context, iteration: int) -> Iterator[Features]:
-    """In the order of `context.offline(iteration)`."""
+    """Yields the features of each prompt, in the order of `context.offline(iteration)`."""
     columns = read_features(context, iteration)
     for place, id_ in enumerate(context.offline_ids(iteration) if columns else ()):
         yield int(id_), {name: values[place].tolist() for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""Finds out about the offline pairs what a method's filter needs, and which of them it keeps."""
+"""Computes what a method's filter needs to know about the offline pairs, and records which ones it keeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def filter_pairs(context: Context) -> Summary:
 
 
 def proxies(context: Context) -> list[str]:
-    """The folders of the models that were trained to find out."""
+    """The folders of the proxy models that were trained for the filter."""
     return [f"{PHASE}/{path.parent.name}" for path in (context.run.path / PHASE).glob("*/checkpoint")]
 
 
@@ -60,7 +60,7 @@ def gather_facts(context: Context, items: Lazy[PromptedPair]) -> PairFacts:
 def in_pieces(
     context: Context, items: Lazy[PromptedPair], evaluate: Callable[[Sequence[PromptedPair]], Tensor]
 ) -> Tensor:
-    """What `evaluate` says of some pairs at a time, [n]."""
+    """The results of `evaluate`, which is called on one shard of pairs at a time, [n]."""
     size = context.config.shard_size
     pieces = (items[start : start + size] for start in range(0, len(items), size))
     return torch.cat([torch.zeros(0), *map(evaluate, pieces)])

@@ -1,4 +1,4 @@
-"""Generate fresh responses to the selected prompts."""
+"""Generates fresh responses to the selected prompts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from adaptpo.types import PreferencePair, Prompt, Response, Row
 
 
 def generate_responses(context: Context, iteration: int) -> Summary:
-    """K fresh responses to each selected prompt from the policy that starts the iteration; those that never came are
-    recorded."""
+    """Generates K fresh responses to each selected prompt with the policy that starts the iteration, and records the
+    missing ones."""
     count = context.method_in(iteration).pairing.num_generations
     ids = selected_ids(context, iteration)[: None if count else 0]
     folder = responses_folder(context, iteration)
@@ -56,7 +56,7 @@ def incomplete(context: Context, folder: str, ids: NDArray[np.int64], count: int
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A selected prompt with its offline pair and its fresh responses; none where they never came."""
+    """A selected prompt with its offline pair and its fresh responses; the list is empty if all are missing."""
 
     prompt: Prompt
     offline: PreferencePair
@@ -64,7 +64,7 @@ class AnsweredPrompt:
 
 
 def answered_prompts(context: Context, iteration: int) -> Lazy[AnsweredPrompt]:
-    """In the order of generation."""
+    """The selected prompts with their responses, in the order of generation."""
     folder, size = responses_folder(context, iteration), context.config.shard_size
     pairs = context.pairs_of(selected_ids(context, iteration))
 

@@ -1,4 +1,4 @@
-"""GRPO and RLOO: TRL's trainers, which generate while they train, on the prompts selected for an iteration."""
+"""GRPO and RLOO with TRL's trainers, which generate while they train, on the prompts selected for an iteration."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import Prompt, Response
 
 PLAIN: dict[str, Any] = {"num_train_epochs": 1, "bf16": False, "gradient_checkpointing": False}
-"""What the recipe's `training` means where it says nothing; TRL's defaults are others."""
+"""Defaults for keys that the recipe's `training` does not set; TRL's own defaults differ."""
 
 
 def train_on_groups(context: Context, iteration: int, settings: GroupPolicyGradient) -> Summary:
-    """Train with TRL and write the checkpoint. Responses and rewards go to the files that other methods write.
+    """Trains with TRL and writes the checkpoint. Responses and rewards go to the same files as with other methods.
 
-    TRL leaves out prompts that fill no whole optimizer step; they are recorded.
+    TRL leaves out the last prompts if they do not fill an optimizer step; they are recorded.
     """
     phase = context.folder(iteration)
     prompts = list(context.prompts_of(selected_ids(context, iteration)))
     args = trl_arguments(context, iteration, settings)
     trained = len(prompts) - len(prompts) % prompts_per_step(context, args)
-    left_out = [{"prompt_id": p.id, "reason": "fills no whole optimizer step"} for p in prompts[trained:]]
+    left_out = [{"prompt_id": p.id, "reason": "too few prompts to fill an optimizer step"} for p in prompts[trained:]]
     context.run.drop(f"{phase}/train", left_out)
     model = prepared(context, context.take_policy(context.start_policy(iteration)), recomputes_activations(args))
     steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
@@ -56,7 +56,7 @@ def prompts_per_step(context: Context, args: Any) -> int:
 
 
 def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradient) -> Any:
-    """The recipe's training arguments; a batch counts prompts there and responses in TRL."""
+    """The recipe's training arguments for TRL, whose batch size counts responses; the recipe's counts prompts."""
     import trl
 
     training = PLAIN | context.config.training
@@ -85,7 +85,7 @@ def train_with_trl(
     model: nn.Module,
     prompts: Sequence[Prompt],
 ) -> int:
-    """Train `model` in place; returns the number of optimizer steps."""
+    """Trains `model` in place and returns the number of optimizer steps."""
     import trl
 
     turn_off_telemetry()
@@ -109,22 +109,22 @@ def train_with_trl(
 
 
 def choose_reference(context: Context, iteration: int, model: nn.Module) -> None:
-    """TRL loads the reference from the folder that the model says it came from."""
+    """Sets the model's `_name_or_path`, from which TRL loads the reference."""
     previous = context.reference_choice == "previous"
     model.config._name_or_path = context.start_policy(iteration) if previous else context.initial
 
 
 def forget_copied_adapter(context: Context, model: Any) -> None:
-    """TRL keeps a copy of the adapter that the iteration starts with as reference; without it, that is the initial
-    model."""
+    """Deletes TRL's copy of the adapter that the iteration starts with. TRL uses that copy as the reference; without
+    it, the reference is the initial model."""
     if context.reference_choice == "initial" and "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")
 
 
 class Rewarding:
-    """The run's annotator as a reward function of TRL. Every call is written as one shard of responses and rewards.
+    """The run's annotator as a reward function for TRL. Every call writes one shard of responses and rewards.
 
-    A shard is named after its step: one that a resumed run repeats replaces itself.
+    A shard is named after its step, so a resumed run replaces the shards of the steps that it repeats.
     """
 
     __name__ = "reward"
@@ -175,7 +175,7 @@ class GroupHooks(TrainerCallback):
             return
         if not torch.isfinite(torch.tensor(float(logs["loss"]))):
             raise TrainingError("the loss is not finite; lower training.learning_rate or check the rewards")
-        # TRL's token count starts again at 0 in a resumed process, and its times differ from run to run.
+        # TRL's token count restarts at 0 in a resumed process, and its times differ between runs.
         values = {name: value for name, value in logs.items() if name not in ("num_tokens", "step_time")}
         self.context.run.log(f"{self.context.folder(self.iteration)}/train", values, self.iteration, state.global_step)
 

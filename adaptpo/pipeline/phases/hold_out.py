@@ -1,4 +1,4 @@
-"""Holds pairs out from training, for methods whose weights are learned on them."""
+"""Holds pairs out from training, for methods that learn their weights on held-out pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptpo.run.schemas import VALIDATION_SCHEMA, table
 
 
 def hold_out(context: Context, validation: Validation) -> Summary:
-    """Writes `data/validation.parquet`: the prompts held out, with their difficulty where the split goes by it."""
+    """Writes `data/validation.parquet`: the held-out prompts, with their difficulty if the split depends on it."""
     ids = as_array(context.offline_ids())
     hardness = difficulties(context) if validation.needs_reference else torch.zeros(len(ids), dtype=torch.float64)
     chosen = validation.choose(hardness, context.config.seed)
@@ -27,7 +27,7 @@ def hold_out(context: Context, validation: Validation) -> Summary:
 
 
 def difficulties(context: Context) -> Tensor:
-    """Mean log-prob a token of the rejected response less that of the chosen one, [n]; 0 where it is not known."""
+    """Mean log-prob per token of the rejected response minus that of the chosen one, [n]; 0 if unknown."""
     items = with_reference(context, "reference", context.offline())
     return torch.from_numpy(np.fromiter(map(difficulty, items), np.float64, len(items)))
 

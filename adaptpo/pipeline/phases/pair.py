@@ -1,4 +1,4 @@
-"""Build the pairs of an iteration from offline pairs and annotated responses."""
+"""Builds the pairs of an iteration from offline pairs and annotated responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adaptpo.types import PreferencePair, Row
 
 
 def build_pairs(context: Context, iteration: int) -> Summary:
-    """What each prompt of this part contributes; selected prompts whose responses make no pair are recorded."""
+    """Writes the pairs from the prompts of this part; records selected prompts whose responses make no pair."""
     with context.run.dropping(f"{context.folder(iteration)}/pair") as left_out:
         rows = map(pair_row, contributed(context, iteration, left_out))
         pairs = write_rows(pairs_file(context, iteration), rows, PAIRS_SCHEMA)
@@ -51,7 +51,7 @@ def contributed(context: Context, iteration: int, left_out: LeftOut) -> Iterator
 
 
 def read_candidates(context: Context, iteration: int) -> Sequence[Candidates]:
-    """Of the selected prompts, in the order of generation."""
+    """The candidates of the selected prompts, in the order of generation."""
     if not context.run.done(f"{context.folder(iteration)}/generate"):
         return []
     answered = answered_prompts(context, iteration)
@@ -65,7 +65,7 @@ def read_candidates(context: Context, iteration: int) -> Sequence[Candidates]:
 
 
 def candidates_of(iteration: int, answered: AnsweredPrompt, annotations: Mapping[tuple[int, int], Row]) -> Candidates:
-    """`annotations`: rows by prompt id and index of the response."""
+    """The candidates of a prompt. `annotations` are rows by prompt id and response index."""
     id_ = answered.prompt.id
     fresh = [annotations[id_, index] for index in range(len(answered.responses))]
     chosen, rejected = (annotations.get((id_, index), {}).get("reward") for index in (CHOSEN, REJECTED))
@@ -92,7 +92,7 @@ def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
 
 
 def fresh_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
-    """Those that are not the data set's own."""
+    """The pairs of the iteration that are not from the data set."""
     sources = [batch["source"] for batch in MappedRows(pairs_file(context, iteration)).batches()]
     fresh = [pc.not_equal(source, "offline").to_numpy(zero_copy_only=False) for source in sources]
     return iteration_pairs(context, iteration).take(np.flatnonzero(np.concatenate([np.zeros(0, bool), *fresh])))

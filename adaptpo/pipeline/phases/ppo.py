@@ -1,4 +1,4 @@
-"""PPO's part of an iteration: what its losses compare with, and the training of policy and critic."""
+"""PPO's phases of an iteration: the quantities its losses compare with, and the training of policy and critic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rated_prompts(context: Context, iteration: int) -> list[RatedPrompt]:
 
 
 def keep_rollouts(context: Context, iteration: int) -> Summary:
-    """Per-token log-probs of the policy that answered and of the reference, and the critic's values."""
+    """Stores per-token log-probs of the sampling policy and of the reference, and the critic's values."""
     start = context.start_policy(iteration)
     reference = context.reference_path(iteration)
     prompts = rated_prompts(context, iteration)
@@ -78,12 +78,12 @@ def token_rows(prompts: Sequence[RatedPrompt], found: Sequence[TokenValues]) -> 
 
 
 def read_tokens(context: Context, iteration: int, name: str) -> TokenValues:
-    """In the order of `rated_prompts`, which is that of the shards."""
+    """The stored values of each response, in the order of `rated_prompts`, which is that of the shards."""
     return [row["values"] for row in context.run.read_shards(tokens_folder(context, iteration, name), ["values"])]
 
 
 def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summary:
-    """Train policy and critic, and write the checkpoint: an ordinary model folder with the critic beside it."""
+    """Trains policy and critic, and writes the checkpoint: an ordinary model folder that also holds the critic."""
     phase = context.folder(iteration)
     prompts = rated_prompts(context, iteration)
     old, reference, values = (read_tokens(context, iteration, name) for name in ("old", "reference", "values"))

@@ -1,4 +1,4 @@
-"""Keep the reference's log-probs of pairs, once, and join them to the pairs."""
+"""Computes and stores the reference's log-probs of pairs, which later phases join to the pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptpo.types import PairLogps, Row
 
 
 def keep_reference(context: Context, folder: str, path: str, items: Sequence[PromptedPair]) -> Summary:
-    """Log-probs of pairs under the reference at `path`, once, in shards; by token as well where the method needs it."""
+    """Stores log-probs of pairs under the reference at `path`, in shards; also per token if the method needs that."""
     by_token = context.method.weighting.needs_reference_tokens
 
     def work(shard: Sequence[PromptedPair]) -> pa.Table:
@@ -54,8 +54,9 @@ def keep_initial_reference(context: Context, folder: str, items: Sequence[Prompt
 
 
 def keep_iteration_reference(context: Context, iteration: int) -> Summary:
-    """Reference log-probs of this iteration's pairs: of the online ones under the initial model (the offline ones are
-    kept already), or of all, those held out included, under the policy that started the iteration."""
+    """Stores reference log-probs of this iteration's pairs. If the reference is the initial model, only online pairs
+    are computed (the offline ones are stored already). If it is the policy that started the iteration, all pairs are,
+    including those held out."""
     folder = f"{context.folder(iteration)}/reference"
     if context.reference_choice == "previous":
         items = iteration_pairs(context, iteration) + context.validation()

@@ -31,14 +31,14 @@ PHASE = "reward"
 
 
 def reward_rows(context: Context) -> Dataset:
-    """The offline pairs in TRL's explicit preference format, memory-mapped; what TRL makes of them lies beside them."""
+    """The offline pairs in TRL's explicit preference format, memory-mapped; TRL's caches lie beside the file."""
     path = context.scratch(PHASE, "pairs")
     context.ranks.on_first(partial(write_texts, context, path))
     return Dataset.from_file(str(path))
 
 
 def write_texts(context: Context, path: Path) -> None:
-    """In the types that all pairs together ask for: some messages have keys that others lack."""
+    """Writes the pairs in one schema that fits all of them: some messages have keys that others lack."""
     schema = reduce(widened, (pa.Table.from_pylist(piece).schema for piece in text_pieces(context)))
     with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), schema) as writer:
         for piece in text_pieces(context):
@@ -58,7 +58,7 @@ def preference_row(prompt: Prompt, pair: PreferencePair) -> dict[str, Any]:
 
 
 def train_reward_model(context: Context) -> Summary:
-    """One epoch of TRL's `RewardTrainer`; the model goes to `reward/model` of the run."""
+    """Trains the reward model with TRL's `RewardTrainer` for one epoch and saves it in `reward/model` of the run."""
     context.slot.clear()
     trainer = reward_trainer(context)
     checkpoint = context.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
@@ -76,15 +76,15 @@ def reward_trainer(context: Context) -> Any:
 
     turn_off_telemetry()
     try:
-        with torch.random.fork_rng():  # The head is random, and the same whatever was drawn before.
+        with torch.random.fork_rng():  # The random head must not depend on earlier draws.
             torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
             model = AutoModelForSequenceClassification.from_pretrained(
                 context.initial, num_labels=1, dtype=torch.float32
             )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"reward: train cannot make a reward model of '{context.initial}': {first_line(error)}; "
-            "give a reward model or a Python function instead"
+            f"reward: train cannot make a reward model from '{context.initial}': {first_line(error)}; "
+            "set `reward` to a reward model or to a Python function instead"
         ) from error
     tokenizer = load_tokenizer(context.initial)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -112,7 +112,7 @@ def reward_arguments(context: Context) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
         "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
-        "max_length": limit + 64,  # Room for what the chat template puts behind a response.
+        "max_length": limit + 64,  # Room for what the chat template adds after a response.
     }
     return RewardConfig(
         **settings | context.config.reward_training,
@@ -131,7 +131,7 @@ class RewardHooks(TrainerCallback):
             return
         if not torch.isfinite(torch.tensor(float(logs["loss"]))):
             raise TrainingError("the reward model's loss is not finite; lower reward_training.learning_rate")
-        # TRL's token count starts again at 0 in a resumed process.
+        # TRL's token count restarts at 0 in a resumed process.
         values = {f"reward_model/{name}": value for name, value in logs.items() if name != "num_tokens"}
         self.context.run.log(PHASE, values, step=state.global_step)
 

@@ -1,4 +1,4 @@
-"""Log-probs of pairs: the kept reference, and the policy's scores of the offline pairs."""
+"""Scores the offline pairs with the policy, relative to the stored reference log-probs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptpo.types import PairLogps, Row
 
 
 def score_offline(context: Context, iteration: int) -> Summary:
-    """The policy's margin and score (Eq. 4) of each offline pair of this part."""
+    """Stores the policy's margin and score (Eq. 4) of each offline pair of this part."""
     items = with_reference(context, "reference", context.offline(iteration))
     folder = f"{context.folder(iteration)}/scores"
 

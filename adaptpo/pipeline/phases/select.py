@@ -1,4 +1,4 @@
-"""Select the prompts of an iteration that get fresh responses."""
+"""Selects the prompts of an iteration that get fresh responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adaptpo.seeds import uniform_for
 
 
 def select_prompts(context: Context, iteration: int) -> Summary:
-    """Draw which prompts get fresh responses, each with its own uniform number."""
+    """Selects the prompts that get fresh responses, each by its own uniform random number."""
     ids = as_array(context.offline_ids(iteration))
     chances = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, ids))
     probability = chances.detach().double().numpy()
@@ -33,7 +33,7 @@ def select_prompts(context: Context, iteration: int) -> Summary:
 
 
 def drawn(probability: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Algorithm 1's u > w, for w = 1 - p: always for p = 1, never for p = 0. The numbers u are in [0, 1)."""
+    """Whether Algorithm 1's u > w holds, for w = 1 - p and u in [0, 1): always for p = 1, never for p = 0."""
     return u >= 1 - probability
 
 

@@ -13,7 +13,7 @@ from adaptpo.stage.tally import Tally
 
 
 def measure_stage(context: Context, iteration: int) -> Summary:
-    """On prompts of the iteration's own part; with `stage.groups` also a score for each group of prompts."""
+    """Measures on prompts of the iteration's part; with `stage.groups`, also computes a score per group of prompts."""
     folder = context.stage_folder(iteration)
     subject = Subject(folder, context.start_policy(iteration), context.offline_ids(iteration))
     tally = measure(context, subject)

@@ -1,4 +1,4 @@
-"""Train the policy on prompt groups: the warm-up and the iterations."""
+"""Trains the policy on prompt groups: the warm-up and the iterations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from adaptpo.types import PromptGroup
 
 
 def warm_up(context: Context) -> Summary:
-    """Offline training with the method's objective before the first iteration (B.4)."""
+    """Trains offline with the method's objective before the first iteration (B.4)."""
     items = with_reference(context, "reference", context.offline())
     return train(context, "warmup", items, context.initial, warmup=True)
 
@@ -49,7 +49,7 @@ def train_iteration(context: Context, iteration: int) -> Summary:
 
 
 def validation_groups(context: Context, iteration: int | None) -> Sequence[PromptGroup]:
-    """The held-out pairs with the reference of an iteration; none for a warm-up, which learns nothing beside."""
+    """The held-out pairs with the reference of an iteration; none for a warm-up, which trains no learner."""
     if iteration is None or context.method.validation is None:
         return []
     folder, trained = context.folder(iteration), len(iteration_pairs(context, iteration))
@@ -62,7 +62,7 @@ def validation_groups(context: Context, iteration: int | None) -> Sequence[Promp
 def kept_groups(
     context: Context, phase: str, name: str, items: Iterable[PromptedPair], features: Iterable[Features] = ()
 ) -> Lazy[PromptGroup]:
-    """The pairs by prompt, in a file for random access; pairs of one prompt stand together in `items`."""
+    """The pairs grouped by prompt, in a file for random access; pairs of one prompt must be adjacent in `items`."""
     path = context.scratch(phase, name)
 
     def write() -> None:
@@ -83,7 +83,7 @@ def grouped(items: Iterable[PromptedPair], features: Iterable[Features] = ()) ->
 
 
 def pair_count(path: Path) -> int:
-    """Of a file of groups."""
+    """Number of pairs in a file of groups."""
     return sum(len(batch["pairs"].flatten()) for batch in MappedRows(path).batches())
 
 
@@ -97,9 +97,9 @@ def train(
     warmup: bool = False,
     proxy: bool = False,
 ) -> Summary:
-    """Train the policy on these pairs and write the checkpoint: an ordinary model folder with the learners' state.
+    """Trains the policy on these pairs and writes the checkpoint: an ordinary model folder with the learners' state.
 
-    `warmup` is offline training with the method's objective for the warm-up's epochs, `proxy` the same for one epoch.
+    `warmup` trains offline with the method's objective for the warm-up's epochs; `proxy` does so for one epoch.
     """
     groups = kept_groups(context, phase, "training", items, features)
     offline = warmup or proxy
@@ -131,7 +131,7 @@ def train(
     with own_folder(context, f"{phase}/checkpoint") as folder:
         trainer.save_model(str(folder))
         save_method(method, folder)
-    context.ranks.wait()  # A filter goes on to evaluate what was written.
+    context.ranks.wait()  # A filter evaluates the checkpoint next.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
     learned = {title: count - before[title] for title, count in method.updates().items()}
@@ -139,7 +139,7 @@ def train(
 
 
 def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:
-    """For what the weights of an iteration ask for, with the reference beside the policy where they need that."""
+    """The probe for what an iteration's weights need, with the reference beside the policy if they need it."""
     asked = context.method.weighting.measures
     if not asked:
         return None
@@ -149,10 +149,10 @@ def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> Voc
 
 
 def refuse_unreachable_head(context: Context) -> None:
-    """Raises ModelError where weights ask for all logits of a training step and the head cannot give them by itself."""
+    """Raises ModelError if weights need all logits of a training step and the head alone cannot compute them."""
     if context.method.weighting.measures and not training_rows(context).chunked_head:
         raise ModelError(
-            f"method '{context.method.name}' computes logits from the states that reach the head, and those of "
+            f"method '{context.method.name}' computes logits from the head's input, but the logits of "
             f"{context.initial} are not the head's output alone, or its weights are sharded (FSDP, DeepSpeed); set "
             "method.divergence to k3 and leave head_gradient_norm out of method.features"
         )
@@ -160,8 +160,8 @@ def refuse_unreachable_head(context: Context) -> None:
 
 @contextmanager
 def own_folder(context: Context, name: str) -> Iterator[Path]:
-    """The folder `name` of the run for rank 0 to write whole. The others get one that is thrown away: all ranks of a
-    sharded model save together."""
+    """Yields the run's folder `name` on rank 0, which writes it whole. The other ranks get a temporary folder, because
+    all ranks of a sharded model save together."""
     if context.ranks.is_first:
         with whole_folder(context.run.path / name) as folder:
             yield folder
@@ -171,13 +171,13 @@ def own_folder(context: Context, name: str) -> Iterator[Path]:
 
 
 def training_rows(context: Context) -> RowPacking:
-    """How log-probs are computed in training; the head of a sharded model cannot run by itself, in chunks."""
+    """How log-probs are computed in training; the head of a sharded model cannot run alone, in chunks."""
     sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
     return replace(context.rows, chunked_head=context.rows.chunked_head and not sharded)
 
 
 def stretch(iteration: int | None, num_iterations: int) -> tuple[float, float]:
-    """The part of the run's training that an iteration is; a warm-up comes before all of it."""
+    """The start and end of an iteration as shares of the run's training; a warm-up comes before its start."""
     if iteration is None:
         return 0.0, 0.0
     return iteration / num_iterations, (iteration + 1) / num_iterations
@@ -189,7 +189,7 @@ def recomputes_activations(args: TrainingArguments) -> bool:
 
 
 def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.Module:
-    """The model, ready to be trained."""
+    """The model, ready for training."""
     if gradient_checkpointing and context.config.peft is not None:
         # Frozen embeddings would cut the graph of recomputed layers.
         model.enable_input_require_grads()
@@ -197,7 +197,7 @@ def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.M
 
 
 def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
-    """Train to the end, from the phase's last complete checkpoint if it has one."""
+    """Trains to the end, from the phase's last complete checkpoint if there is one."""
     checkpoint = run.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
     step = 0
     if checkpoint is not None:

@@ -1,6 +1,6 @@
-"""What MetaPO's weight is computed from: statistics of a pair's margins and divergences, one observation at a time.
+"""The features of MetaPO's weight: statistics of a pair's margins and divergences, one observation at a time.
 
-Everything here is a pure function of numpy arrays, so that looking at a pair does not change what is known about it.
+Everything here is a pure function of numpy arrays, so reading a pair's features does not change its history.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ Floats = NDArray[np.floating]
 States = NDArray[np.void]
 """[n] records with the fields of `FeatureSet.dtype`; all zero for a pair that was never seen."""
 Observation = Mapping[str, Floats]
-"""What one visit shows of n pairs, [n] by name: `FeatureSet.signals`."""
+"""What is observed of n pairs in one visit, [n] by name: `FeatureSet.signals`."""
 
 BASE = ("margin", "margin_ema", "volatility", "volatility_ema", "divergence", "divergence_ema")
 CURRENT = BASE[::2]
-"""Without memory beyond the volatility's own: Table 6, "w/o temporal"."""
+"""The features without memory beyond the volatility's own: Table 6, "w/o temporal"."""
 GRADIENT = ("head_gradient_norm", "head_gradient_norm_ema")
 HIGHER = ("skewness", "kurtosis", "change", *GRADIENT)
-"""Of Table 19; `kurtosis` is that beyond a normal distribution's, `change` the margin less the one seen before. The
-paper does not say which gradient it takes the norm of; here it is that by the language-model head (see `PairBatch`)."""
+"""The features of Table 19; `kurtosis` is the excess over a normal distribution's, `change` the margin minus the
+previous one. The paper does not say which gradient's norm it takes; here it is the gradient with respect to the
+language-model head (see `PairBatch`)."""
 
 BASE_FIELDS = ("margin_ema", "volatility_ema", "divergence_ema", "mean", "m2")
 HIGHER_FIELDS = {
@@ -36,22 +37,22 @@ HIGHER_FIELDS = {
     "head_gradient_norm_ema": ("head_gradient_norm_ema",),
 }
 SPREADLESS = 1e-12
-"""Sums of squares below this are rounding: the shape of such a distribution is not known."""
+"""Sums of squares below this are rounding errors: the shape of such a distribution is unknown."""
 
 Centre = Literal["mean", "ema"]
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Which features there are, in the order of the weighting network's inputs, and how they are smoothed.
+    """The features, in the order of the weighting network's inputs, and how they are smoothed.
 
     Eqs. 3-9 of the MetaPO paper: the margin, its standard deviation over all observations of the pair, the divergence
-    from the reference, and of each `ema <- decay * ema + (1 - decay) * value`, which starts at the first value. The
-    smoothed values contain the current observation (Eqs. 4-8 and Algorithm 2; Algorithm 1 takes the ones before it).
+    from the reference, and for each `ema <- decay * ema + (1 - decay) * value`, which starts at the first value. The
+    smoothed values contain the current observation (Eqs. 4-8 and Algorithm 2; Algorithm 1 takes those before it).
     `centre` "mean" is Eq. 5 by Welford's algorithm, "ema" takes squared distances from the smoothed margin before the
-    observation (Algorithm 2). `names` may leave features out (Table 6) or add some of `HIGHER` (Table 19).
+    observation (Algorithm 2). `names` may omit features (Table 6) or add some of `HIGHER` (Table 19).
 
-    Raises ConfigError for a feature that does not exist, and for a decay outside [0, 1).
+    Raises ConfigError for an unknown feature, and for a decay outside [0, 1).
     """
 
     names: tuple[str, ...] = BASE
@@ -60,7 +61,7 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.names) - {*BASE, *HIGHER}):
-            raise ConfigError(f"unknown features {', '.join(unknown)}; there are {', '.join((*BASE, *HIGHER))}")
+            raise ConfigError(f"unknown features {', '.join(unknown)}; valid are: {', '.join((*BASE, *HIGHER))}")
         if not self.names or not 0 <= self.decay < 1:
             raise ConfigError(f"features {self.names} with decay {self.decay}: name one or more, and a decay in [0, 1)")
 
@@ -71,7 +72,7 @@ class FeatureSet:
 
     @property
     def dtype(self) -> np.dtype:
-        """What is kept of a pair: 24 bytes, and 4 for each field that a feature of `HIGHER` needs."""
+        """The record of a pair: 24 bytes, and 4 for each field that a feature of `HIGHER` needs."""
         return np.dtype([(field, "f4") for field in self.fields] + [("count", "i4")])
 
     @property
@@ -80,7 +81,7 @@ class FeatureSet:
 
     @property
     def needs_history(self) -> bool:
-        """Whether a feature says more than the current observation once a pair was met twice."""
+        """Whether a feature depends on more than the current observation once a pair is observed twice."""
         return bool(set(self.names) - set(self.signals))
 
     @property
@@ -105,7 +106,7 @@ class FeatureSet:
         return self.decay * old + (1 - self.decay) * value
 
     def _advance_moments(self, before: States, after: States, margin: Floats) -> None:
-        """Sums of powers of distances from the mean, by the one-pass formulas of Welford and Pebay."""
+        """Updates the sums of powers of distances from the mean, by the one-pass formulas of Welford and Pebay."""
         count = after["count"].astype("f8")
         mean, m2 = before["mean"].astype("f8"), before["m2"].astype("f8")
         distance = margin - mean
@@ -123,7 +124,7 @@ class FeatureSet:
         after["m2"] = m2 + growth
 
     def read(self, before: States, after: States, seen: Observation) -> Floats:
-        """[n, features] float32, from the states around an observation and the observation itself."""
+        """The features, [n, features] float32, from the states before and after an observation and from itself."""
         return np.stack([self._value(name, before, after, seen) for name in self.names], axis=1).astype("f4")
 
     def _value(self, name: str, before: States, after: States, seen: Observation) -> Floats:

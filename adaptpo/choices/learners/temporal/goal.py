@@ -1,4 +1,4 @@
-"""What MetaPO's weights are learned for: the objective on held-out pairs (section 3.4)."""
+"""The goal that MetaPO's weights are learned for: the objective on held-out pairs (section 3.4)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 @dataclass(frozen=True)
 class ValidationGoal:
     """Eq. 11: `L_val + margin * L_margin`, with the mean loss of the held-out pairs (Eq. 12) and minus the mean margin
-    of those that the policy ranks rightly (Eq. 13). `margin` is the paper's lambda; with 0, Table 15's "L_val only"."""
+    of those that the policy ranks correctly (Eq. 13). `margin` is the paper's lambda; 0 is Table 15's "L_val only"."""
 
     margin: float = 0.1
 
     def __call__(self, losses: Tensor, margins: Tensor, pairs: int, positives: int) -> Tensor:
-        """The part of the goal that these pairs, [n] losses and margins with a graph, make of `pairs` in all, of which
+        """The contribution of these pairs, [n] losses and margins with a graph, to the goal over all `pairs`, of which
         `positives` have a positive margin. Scalar."""
         kept = torch.where(margins > 0, margins, torch.zeros_like(margins)).sum()
         return losses.sum() / pairs - self.margin * kept / max(positives, 1)

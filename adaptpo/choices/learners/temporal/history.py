@@ -1,4 +1,4 @@
-"""The training history of all pairs of a data set: one record a pair, found by its source and its prompt's id."""
+"""The training history of all pairs of a data set: one record per pair, indexed by its source and its prompt's id."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adaptpo.choices.learners.temporal.features import States
 Ids = NDArray[np.integer]
 
 MEMORY = 2**24
-"""Bytes of one source's records beyond which they lie in a scratch file (in TMPDIR), mapped into memory."""
+"""Bytes of one source's records above which they are in a scratch file in TMPDIR, mapped into memory."""
 SPARE = 1.25
 
 
 class History:
     """Records of `dtype` for the pairs of each source (see `SOURCES`), indexed by prompt id.
 
-    The arrays grow as ids come up, by a quarter at least. What counts after a crash is what a checkpoint holds; a
-    scratch file goes with its process.
+    The arrays grow as new ids appear, by at least a quarter. A run that resumes after a crash reads them from its
+    checkpoint; a scratch file disappears with its process.
     """
 
     def __init__(self, dtype: np.dtype) -> None:
@@ -30,7 +30,7 @@ class History:
         self.records: dict[int, States] = {}
 
     def read(self, source: int, ids: Ids) -> States:
-        """[n] copies; zeros for pairs that were never written."""
+        """Copies of the records, [n]; zeros for pairs that were never written."""
         known = self.records.get(source, np.zeros(0, self.dtype))
         found = np.zeros(len(ids), self.dtype)
         inside = ids < len(known)
@@ -49,8 +49,8 @@ class History:
             self.records[source][: len(known)] = known
 
     def state_dict(self) -> dict[int, Tensor]:
-        """Bytes [records, bytes of a record] by source; those of a scratch file itself, which must be saved before
-        anything is written again."""
+        """The records' bytes by source, [records, bytes per record]. Those in a scratch file are not copied and must be
+        saved before the next write."""
         return {source: as_bytes(records) for source, records in self.records.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""From a pair's features to its weight: the linear form of MetaPO's Eq. 10, and the alternatives of its Table 12."""
+"""Networks from a pair's features to its weight: MetaPO's linear form (Eq. 10), and the alternatives of Table 12."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WIDTH, HEADS = 4, 2
 class WeightNetwork(nn.Module):
     """`w = softplus(body(s))`, [n, features] to [n], on the CPU in float32.
 
-    The body's last layer starts with no weights and the bias `log(e - 1)`, so that every pair counts exactly 1 and
-    training starts as without MetaPO.
+    The last layer starts with zero weights and the bias `log(e - 1)`, so every pair counts exactly 1 and training
+    starts as it would without MetaPO.
     """
 
     def __init__(self, body: nn.Module, last: nn.Linear) -> None:
@@ -35,7 +35,7 @@ class WeightNetwork(nn.Module):
 
 
 class FeatureAttention(nn.Module):
-    """Each feature is one token of width 4, `value * scale + offset`; two heads mix them, and their mean comes out."""
+    """Each feature is one token of width 4, `value * scale + offset`; two heads mix them and output their mean."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def deep_mlp(features: int) -> WeightNetwork:
 
 
 def attention(features: int) -> WeightNetwork:
-    """Two heads over the features: 133 parameters; the paper's 156 are not laid out."""
+    """Two heads over the features: 133 parameters; the paper does not explain its 156."""
     return WeightNetwork(FeatureAttention(features), nn.Linear(WIDTH, 1))
 
 

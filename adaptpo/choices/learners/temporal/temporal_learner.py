@@ -1,4 +1,4 @@
-"""MetaPO's meta-learner: a pair's history, the weight that it makes, and how that is learned (sections 3.2 to 3.5)."""
+"""MetaPO's meta-learner: a pair's history, its weight, and how the weight is learned (sections 3.2 to 3.5)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.types import SOURCES, PairBatch
 
 Divergence = Literal["k3", "exact"]
-"""How far policy and reference lie apart: estimated from kept log-probs of the data's tokens, or computed over the
-whole vocabulary, with the reference in every training step."""
+"""How the divergence of policy and reference is obtained: estimated from stored log-probs of the data's tokens, or
+computed over the whole vocabulary, with the reference in every training step."""
 
 COLUMN = "temporal"
-"""Name of its weights in `pair_weights.jsonl`, and of its metrics."""
+"""The name of its weights in `pair_weights.jsonl`, and the prefix of its metrics."""
 
 HARDLY = 0.05
-"""A change of a pair's weight, which starts at 1, below which the method is nearly its objective alone."""
+"""The change of a pair's weight, which starts at 1, below which the method is nearly its plain objective."""
 
 MISSING = {
-    "divergence": "MetaPO's divergence features need the reference's log-probs of every token, and these pairs carry "
-    "none; run `adaptpo train`, which keeps them, or name other features",
-    "head_gradient_norm": "MetaPO's gradient features need the norm of the head's gradient, and these pairs carry "
+    "divergence": "MetaPO's divergence features need the reference's log-probs of every token, but these pairs have "
+    "none; run `adaptpo train`, which stores them, or name other features",
+    "head_gradient_norm": "MetaPO's gradient features need the norm of the head's gradient, but these pairs have "
     "none; run `adaptpo train`, which measures it in every step, or name other features",
 }
 
@@ -41,14 +41,14 @@ MISSING = {
 class TemporalLearner(Learner):
     """`w = softplus(a . s + b)` of a pair's features s (Eq. 10), learned on held-out pairs (Eq. 11).
 
-    Every `interval` optimizer steps (K; None: never) the network takes one Adam step of `learning_rate` along the
+    Every `interval` optimizer steps (K; None: never), the network takes one Adam step of `learning_rate` along the
     gradient of `goal` with respect to its parameters phi, through the step that the policy has just taken (Algorithm 1,
     lines 13 to 19): with i the pairs of that step, `d goal / d phi = sum_i (d goal / d weight_i) * d weight_i / d phi`.
-    `entropy` subtracts that many times the entropy of the step's weights from the goal (Table 15). The first step of an
-    optimizer is not learned from: Adam's first step does not depend on the length of the gradient.
+    `entropy` times the entropy of the step's weights is subtracted from the goal (Table 15). The network does not learn
+    from the first step of an optimizer: Adam's first step does not depend on the length of the gradient.
 
-    `divergence` says what the divergence features are; the exact one takes a forward pass of the reference in every
-    step, and its model in memory beside the policy.
+    `divergence` selects the divergence of the features. The exact one needs a forward pass of the reference in every
+    step, and the reference in memory beside the policy.
 
     An observation counts once the optimizer step is over: all micro-batches and ranks of a step see the same history.
     """
@@ -67,7 +67,7 @@ class TemporalLearner(Learner):
         divergence: Divergence = "k3",
     ) -> None:
         if interval is not None and interval < 1:
-            raise ConfigError(f"meta_interval is {interval}; it counts optimizer steps, 1 or more (none: never)")
+            raise ConfigError(f"meta_interval is {interval}; set 1 or more optimizer steps, or null for no updates")
         self.features, self.architecture, self.goal = features, architecture, goal
         self.learning_rate, self.interval, self.entropy = learning_rate, interval, entropy
         self.estimator: Estimator = estimator
@@ -90,7 +90,7 @@ class TemporalLearner(Learner):
         return [*self._doubts_of_movement(updates), *self._doubts_of_history(schedule.visits)]
 
     def _doubts_of_movement(self, updates: int) -> list[str]:
-        """An Adam step moves a parameter by about the learning rate; d softplus at weight 1 is 1 - 1/e."""
+        """Assumes that an Adam step moves a parameter by about the learning rate; d softplus at weight 1 is 1 - 1/e."""
         change = updates * self.learning_rate * (1 - math.exp(-1)) * (1 + len(self.features.names))
         if self.architecture != "linear" or change >= HARDLY:
             return []
@@ -103,7 +103,7 @@ class TemporalLearner(Learner):
         if visits >= 2 or not self.features.needs_history:
             return []
         return [
-            "each pair is trained on once, so that its volatility is 0 and each average equals its current value; "
+            "each pair is trained on once, so its volatility is 0 and each average equals its current value; "
             "set training.num_train_epochs to 2 or more"
         ]
 
@@ -115,7 +115,7 @@ class TemporalLearner(Learner):
         self._start_counting()
 
     def start_iteration(self, now: Iteration) -> None:
-        """The histories go on; the count of steps starts with the policy's new optimizer."""
+        """Keeps the histories; the count of steps restarts with the policy's new optimizer."""
         self._start_counting()
 
     def _start_counting(self) -> None:
@@ -123,7 +123,7 @@ class TemporalLearner(Learner):
 
     @property
     def measures(self) -> frozenset[Measure]:
-        """What the training step computes for the features that there are."""
+        """What the training step computes for these features."""
         exact = self.divergence == "exact" and self.features.needs_divergence
         asked: dict[Measure, bool] = {
             "divergence": exact,
@@ -134,7 +134,7 @@ class TemporalLearner(Learner):
     # Weights
 
     def features_of(self, pairs: PairBatch) -> Tensor:
-        """[n, features] float32 on the CPU, the current observation included; changes nothing."""
+        """The features, [n, features] float32 on the CPU, including the current observation; changes nothing."""
         source, ids, *signals = self._observations(pairs).numpy().T
         seen = self._named(signals)
         before = self._read(source, ids)
@@ -142,12 +142,12 @@ class TemporalLearner(Learner):
         return torch.from_numpy(self.features.read(before, after, seen))
 
     def weight(self, pairs: PairBatch) -> Tensor:
-        """w of each pair, [n] > 0 on the pairs' device. No gradient."""
+        """w of each pair, [n] > 0 on the pairs' device, without gradient."""
         with torch.no_grad():
             return self.network(self.features_of(pairs)).to(pairs.margin.device)
 
     def _observations(self, pairs: PairBatch) -> Tensor:
-        """[n, 2 + signals] float64: source, prompt id, and the signals of the features."""
+        """The observations, [n, 2 + signals] float64: source, prompt id, and the signals of the features."""
         signals = [self._signal(pairs, name) for name in self.features.signals]
         columns = (pairs.source, pairs.prompt_id, *signals)
         return torch.stack([column.detach().cpu().double() for column in columns], dim=1)
@@ -182,7 +182,7 @@ class TemporalLearner(Learner):
             self._remember(number, seen[seen[:, 0] == number].numpy())
 
     def _remember(self, source: int, seen: Floats) -> None:
-        # Ranks fill their last batch with pairs that another one has: they count once.
+        # Ranks fill their last batch with pairs of other ranks, which count once.
         ids, first = np.unique(seen[:, 1].astype(int), return_index=True)
         observed = self._named(seen[first, 2:].T)
         self.history.write(source, ids, self.features.advance(self.history.read(source, ids), observed))
@@ -208,14 +208,14 @@ class TemporalLearner(Learner):
         self.updates, self.last_goal = self.updates + 1, influence.goal
 
     def _surrogate(self, step: TakenStep, influence: Tensor) -> Tensor:
-        """A scalar whose gradient is that of the goal: a pair's weight may be w times something else (its share of the
+        """A scalar whose gradient is that of the goal. A pair's weight may be w times another factor (its share of the
         prompt, a blend), hence `d weight_i = weight_i * d log w_i`."""
         own = self.network(torch.cat([self.features_of(pairs) for pairs, _ in step.batches]))
         weights = torch.cat([weights for _, weights in step.batches]).detach().cpu()
         safe = own.clamp(min=torch.finfo(own.dtype).tiny)
         return (influence.float() * weights * safe.log()).sum() - self.entropy * weight_entropy(own)
 
-    # What is kept and shown
+    # State, metrics and report
 
     def state_dict(self) -> dict[str, Any]:
         state = {
@@ -257,7 +257,7 @@ class TemporalLearner(Learner):
         return {f"{COLUMN}/updates": float(self.updates)} | goal | shown
 
     def snapshot(self) -> dict[str, Any]:
-        """What the weights are made of: enough to compute w from the features in `pair_weights.jsonl`."""
+        """The network, in enough detail to compute w from the features in `pair_weights.jsonl`."""
         parameters = {name: tensor.tolist() for name, tensor in self.network.state_dict().items()}
         return {
             "learned_weight": {
