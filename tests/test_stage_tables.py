@@ -85,7 +85,7 @@ def test_lines_and_remarks_of_a_view() -> None:
         "gain on PC_on": "+0.067 [−0.100, +0.200]",
         "difference, off − on": "+0.133 [−0.100, +0.300]",
         "effectiveness": "3.00",
-        "foretold": "2 of 3",
+        "predicted": "2 of 3",
         "paper, A | B: score / effectiveness": "0.40 / 2.27 | –",
     }
     assert "in 2 of 3 cases" in view.remarks(example(), 4)[-1]
@@ -136,7 +136,7 @@ def test_runs_that_start_from_others(tmp_path: Path) -> None:
 
     assert found.run is not None and found.measurement is not None
     assert start.run is not None and start.measurement is not None
-    assert failed.error is not None and "did not end: broken" in failed.error
+    assert failed.error is not None and "did not finish: broken" in failed.error
     assert yaml.safe_load((found.run / "config.yaml").read_text())["model"] == str(start.run / "final")
     assert found.measurement.sft_reward == start.measurement.true_reward
     assert found.measurement.boundary is not None and start.measurement.boundary is None

@@ -193,7 +193,7 @@ def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsy
     with pytest.raises(SystemExit) as stopped:
         main(["sandbox", "table", "methods", "--seeds", "0", "--out", str(tmp_path)])
     assert stopped.value.code == 2
-    assert "count from 1" in capsys.readouterr().err
+    assert "must be at least 1" in capsys.readouterr().err
 
 
 # Summaries
@@ -363,5 +363,5 @@ def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(later[0].measured) == 1  # Its opening is there already, by another row.
     assert len(list(out.glob("openings/*/seed-*/*"))) == 1
 
-    with pytest.raises(RunError, match="world of other settings"):
+    with pytest.raises(RunError, match="world with other settings"):
         build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), WorldSettings(prompts=48, **TINY))

@@ -54,7 +54,17 @@ class Weighting(Choice, ABC):
 
 @dataclass(frozen=True)
 class Uniform(Weighting):
-    """A weight of 1 per prompt, shared equally by its pairs."""
+    """A weight of 1 per prompt, shared equally by its pairs.
+
+    >>> import torch
+    >>> from adaptpo.types import OFFLINE, ONLINE
+    >>> pair = dict(prompt_id=torch.tensor([7, 7]), group=torch.tensor([0, 0]), group_size=torch.tensor([2, 2]))
+    >>> pair |= dict(source=torch.tensor([OFFLINE, ONLINE]), reward_gap=torch.tensor([float("nan"), 2.0]))
+    >>> pair |= dict(data_weight=torch.ones(2), margin=torch.tensor([-1.0, 1.0]), ratios=torch.zeros(2, 2))
+    >>> batch = PairBatch(**pair)
+    >>> Uniform().weights(batch)
+    tensor([0.5000, 0.5000])
+    """
 
     def weights(self, batch: PairBatch) -> Tensor:
         return 1.0 / batch.group_size
@@ -65,6 +75,16 @@ class LearnedBlend(Weighting):
     """`w = h(l_off)` for the offline pair and `1 - w` for the online pair of a prompt (MetaAPO, Eq. 5).
 
     `w` is recomputed from the current policy's margin at every step; the only pair of a prompt counts 1.
+
+    >>> import torch
+    >>> from adaptpo.types import OFFLINE, ONLINE
+    >>> pair = dict(prompt_id=torch.tensor([7, 7]), group=torch.tensor([0, 0]), group_size=torch.tensor([2, 2]))
+    >>> pair |= dict(source=torch.tensor([OFFLINE, ONLINE]), reward_gap=torch.tensor([float("nan"), 2.0]))
+    >>> pair |= dict(data_weight=torch.ones(2), margin=torch.tensor([-1.0, 1.0]), ratios=torch.zeros(2, 2))
+    >>> batch = PairBatch(**pair)
+    >>> from adaptpo.choices.learners.trust import ConstantTrust
+    >>> LearnedBlend(ConstantTrust(0.7)).weights(batch)
+    tensor([0.7000, 0.3000])
     """
 
     learner: Trust

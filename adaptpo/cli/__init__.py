@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adaptpo.cli.help import (
     ANNOTATE_HELP,
+    CHECK_HELP,
     DEMO_HELP,
     METHODS_HELP,
     PLAN_HELP,
@@ -32,7 +33,7 @@ def run_train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.set)
     final = AlignmentTrainer.from_recipe(recipe).train()
     if is_first_process():
-        print(f"The aligned model is in {final}. To see how it came about: adaptpo report {recipe.output_dir}")
+        print(f"The aligned model is in {final}. For a report on the run: adaptpo report {recipe.output_dir}")
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -146,13 +147,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    train = add_command(commands, "train", "align a model as a recipe says", TRAIN_HELP, run_train)
-    train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ holds examples")
+    train = add_command(commands, "train", "align a model according to a recipe", TRAIN_HELP, run_train)
+    train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ has examples")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
 
     add_plan(commands)
 
-    demo = add_command(commands, "demo", "align a small model in the sandbox and look at it", DEMO_HELP, run_demo)
+    demo = add_command(commands, "demo", "align a small model in the sandbox and report on it", DEMO_HELP, run_demo)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for world and run (default: demo)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
 
@@ -160,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
     report.add_argument("--out", type=Path, default=None, help="folder to write to (default: RUN/report)")
 
-    annotate = add_command(commands, "annotate", "give the responses of a file rewards", ANNOTATE_HELP, run_annotate)
+    annotate = add_command(commands, "annotate", "add rewards to the responses in a file", ANNOTATE_HELP, run_annotate)
     annotate.add_argument("data", help="a JSON, JSONL or Parquet file, a folder, or a hub id")
     annotate.add_argument("--reward", required=True, help="a reward model, python:module:function, or YAML")
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
@@ -168,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_stage(commands)
 
     methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
-    methods.add_argument("--json", action="store_true", help="as JSON, for machines")
+    methods.add_argument("--json", action="store_true", help="print JSON")
 
     add_sandbox(commands)
     return parser
@@ -185,15 +186,15 @@ def add_command(
 
 
 def add_plan(commands: argparse._SubParsersAction) -> None:
-    plan = add_command(commands, "plan", "say what a recipe will take", PLAN_HELP, run_plan)
-    plan.add_argument("recipe", type=Path, help="a YAML file; nothing of it is started")
-    plan.add_argument("--machine", default="h100x1", help="a name as h100x8, a YAML file, or YAML (default: h100x1)")
-    plan.add_argument("--sample", type=int, default=1000, help="rows to tokenize at most (default: 1000)")
-    plan.add_argument("--fresh-tokens", type=float, help="mean length of a fresh response (default: the chosen ones')")
-    plan.add_argument("--share", type=float, help="of the prompts that get fresh responses (default: the method's)")
+    plan = add_command(commands, "plan", "estimate what a recipe takes", PLAN_HELP, run_plan)
+    plan.add_argument("recipe", type=Path, help="a YAML file; the run is not started")
+    plan.add_argument("--machine", default="h100x1", help="a name (h100x8), a YAML file, or YAML (default: h100x1)")
+    plan.add_argument("--sample", type=int, default=1000, help="maximum number of rows to tokenize (default: 1000)")
+    plan.add_argument("--fresh-tokens", type=float, help="mean length of fresh responses (default: the chosen ones')")
+    plan.add_argument("--share", type=float, help="share of prompts with fresh responses (default: the method's)")
     plan.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
     plan.add_argument("--against", metavar="RUN", type=Path, help="show the counts of a finished run beside the plan's")
-    plan.add_argument("--json", action="store_true", help="as JSON, for machines")
+    plan.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_stage(commands: argparse._SubParsersAction) -> None:
@@ -202,7 +203,7 @@ def add_stage(commands: argparse._SubParsersAction) -> None:
     stage.add_argument("--model", help="folder or hub id of the policy (default: the recipe's)")
     stage.add_argument("--data", help="file, folder or hub id of preference pairs (default: the recipe's)")
     stage.add_argument("--reward", help="reward model, `train`, or python:module:function (default: the recipe's)")
-    stage.add_argument("--prompts", type=int, help="at most this many prompts (default: 2000)")
+    stage.add_argument("--prompts", type=int, help="maximum number of prompts (default: 2000)")
     stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
     stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
     stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
@@ -220,28 +221,22 @@ def add_sandbox(commands: argparse._SubParsersAction) -> None:
     build.add_argument("--out", type=Path, required=True, help="folder to write the world to")
     build.add_argument("--prompts", type=int, default=3000, help="prompts of the offline data set (default: 3000)")
     build.add_argument("--seed", type=int, default=0, help="seed of data and models (default: 0)")
-    check = add_command(
-        actions,
-        "check",
-        "say whether a world is valid",
-        "Print whether online training can be measured in a world.",
-        run_sandbox_check,
-    )
+    check = add_command(actions, "check", "check whether a world is valid", CHECK_HELP, run_sandbox_check)
     check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
     add_table(actions)
 
 
 def add_table(actions: argparse._SubParsersAction) -> None:
     table = add_command(actions, "table", "compare methods over several worlds", TABLE_HELP, run_sandbox_table)
-    table.add_argument("name", metavar="NAME", help="a table of the list above")
-    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds from 0 on")
-    table.add_argument("--methods", metavar="A,B", help="rows of these methods alone (default: all that are available)")
-    table.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each (default: 1)")
+    table.add_argument("name", metavar="NAME", help="a table from the list above")
+    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds 0, 1, ...")
+    table.add_argument("--methods", metavar="A,B", help="only rows of these methods (default: all available)")
+    table.add_argument("--jobs", type=int, default=1, help="number of parallel processes, one thread each (default: 1)")
     table.add_argument(
-        "--out", type=Path, default=Path("runs/tables"), help="folder for all that comes of it (default: runs/tables)"
+        "--out", type=Path, default=Path("runs/tables"), help="folder for worlds, runs, tables (default: runs/tables)"
     )
     table.add_argument("--prompts", type=int, default=3000, help="prompts of each world's data set (default: 3000)")
-    table.add_argument("--docs", metavar="FILE.md", type=Path, help="write the table's section of this Markdown file")
+    table.add_argument("--docs", metavar="FILE.md", type=Path, help="also write the table to its section of this file")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,6 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"adaptpo{name_of_process()}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nadaptpo: interrupted; start the same command again to go on", file=sys.stderr)
+        print("\nadaptpo: interrupted; start the same command again to resume", file=sys.stderr)
         sys.exit(130)
     sys.exit(status or 0)

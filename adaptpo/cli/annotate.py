@@ -1,4 +1,4 @@
-"""Rewards for the responses of a file."""
+"""Annotates the responses in a file with rewards."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from adaptpo.types import Prompt, Response, Row, Text
 
 PROMPTS_AT_ONCE = 64
 MAX_TOKENS = 16384
-"""Of one forward pass, padding included."""
+"""Maximum number of tokens in one forward pass, including padding."""
 
 
 def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) -> dict[str, int]:
-    """Writes the rows of `data` with their rewards to `out`; returns counts and what the annotator used.
+    """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage.
 
-    Raises ConfigError or DataError for what is wrong before anything is computed.
+    Raises ConfigError or DataError for invalid input before anything is computed.
     """
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--out {out} must end with .jsonl or .parquet")
     if reward == "train":
-        raise ConfigError("--reward train needs a run; name a trained reward model, as RUN/reward/model of one")
+        raise ConfigError("--reward train needs a run; name a trained reward model, such as RUN/reward/model")
     rows = [dict(row) for row in open_rows(data)]
     requests = [row_requests(row, number) for number, row in enumerate(rows)]
     annotator = build_annotator(reward_parts(reward), workplace(cache or out.with_name(out.name + ".answers")))
@@ -70,14 +70,14 @@ def is_text(value: Any) -> bool:
 
 
 def prompt_number(prompt: Text) -> int:
-    """The same for the same prompt."""
+    """The id of a prompt, the same for equal prompts."""
     return int(content_key(prompt)[:15], 16)
 
 
 def all_rewards(
     annotator: Annotator, requests: Sequence[Sequence[Request]]
 ) -> tuple[list[list[float | None]], Counter[str]]:
-    """The rewards of each row."""
+    """The rewards of each row, and the annotator's usage."""
     rewards: list[list[float | None]] = [[None] * len(row) for row in requests]
     usage: Counter[str] = Counter()
     with progress_bar("annotate", sum(map(len, requests)), "response", visible=True) as bar:
@@ -91,7 +91,7 @@ def all_rewards(
 
 
 def shards(requests: Sequence[Sequence[Request]]) -> Iterator[list[tuple[int, int]]]:
-    """Indices (row, response) of some prompts at a time, all responses to a prompt together."""
+    """Indices (row, response) in batches of prompts, all responses to a prompt together."""
     by_prompt: dict[int, list[tuple[int, int]]] = {}
     for row, several in enumerate(requests):
         for column, (prompt, _) in enumerate(several):

@@ -1,4 +1,4 @@
-"""`adaptpo demo`: the sandbox, MetaAPO on it, and what came out against the known true reward."""
+"""`adaptpo demo`: aligns the sandbox's policy with MetaAPO and measures the result with the known true reward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adaptpo.trainer import AlignmentTrainer
 
 @dataclass(frozen=True)
 class Stage:
-    """What the true reward says of the held-out responses of one policy; `win_rate` is against the SFT policy's."""
+    """The true reward of one policy's held-out responses; `win_rate` is against those of the SFT policy."""
 
     name: str
     true_reward: float
@@ -31,7 +31,7 @@ class Stage:
 
 
 def run_demo(out: Path, seed: int) -> None:
-    """Build, align, measure, report; whatever is there already is not done again."""
+    """Builds the world, aligns its policy, measures it and writes the report; skips what exists already."""
     started = time.perf_counter()
     world = out / "sandbox"
     if not (world / "world.json").exists():

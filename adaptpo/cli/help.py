@@ -1,10 +1,10 @@
-"""What `--help` says of each command."""
+"""The help text of each command."""
 
 from __future__ import annotations
 
 TRAIN_HELP = """\
-Align a model as a recipe says. One YAML file is one run. A run that was interrupted goes on where it stopped when the
-same command is started again.
+Align a model according to a recipe. One YAML file is one run. To resume an interrupted run, start the same command
+again.
 
   adaptpo train recipe.yaml
   adaptpo train recipe.yaml --set method.name=online_dpo --set output_dir=runs/online
@@ -13,9 +13,9 @@ same command is started again.
 
 
 PLAN_HELP = """\
-Say what a recipe will take before it is started: tokens, floating-point operations, memory, disk, annotations and hours
-on a machine, each with its arithmetic. Reads the model's configuration, the tokenizer and the data; loads no model.
-docs/planning.md says what is assumed and how far that was from measured runs.
+Estimate what a recipe takes before it starts: tokens, floating-point operations, memory, disk, annotations and hours on
+a machine, each with its arithmetic. Reads the model's configuration, the tokenizer and the data; loads no model.
+docs/planning.md lists the assumptions and compares them with measured runs.
 
   adaptpo plan recipe.yaml --machine h100x8
   adaptpo plan recipe.yaml --machine '{accelerator: h100, count: 4, training_utilization: 0.5, engine: continuous}'
@@ -28,8 +28,8 @@ METHODS_HELP = "Print every named method with its four choices: selection, pairi
 
 
 REPORT_HELP = """\
-Write one self-contained HTML page about a run, and its figures as PNG files. Reads nothing but the run folder, and
-works on unfinished runs.
+Write one self-contained HTML page about a run, and its figures as PNG files. Reads only the run folder, and works on
+unfinished runs.
 
   adaptpo report runs/example
 """
@@ -37,8 +37,9 @@ works on unfinished runs.
 
 STAGE_HELP = """\
 Measure which data a policy needs now: offline pairs (preference injection) or its own samples (preference fine-tuning).
-Two fresh responses to each prompt are compared with the two offline ones by a preference model; the boundary score is
-the share that the policy won. Writes stage.json, the responses, and a report. Goes on where it was interrupted.
+A preference model compares two fresh responses to each prompt with the two offline ones; the boundary score is the
+share that the policy won. Writes stage.json, the responses and a report. To resume an interrupted
+measurement, start the same command again.
 
   adaptpo stage recipe.yaml
   adaptpo stage recipe.yaml --model runs/example/final --precision 0.02
@@ -47,8 +48,8 @@ the share that the policy won. Writes stage.json, the responses, and a report. G
 
 
 SANDBOX_HELP = """\
-A world of its own, small enough for a CPU, whose true reward is known: a policy, a reward model, offline pairs of
-writers of mixed quality, and held-out prompts, all as ordinary Hugging Face folders and data files.
+A world with a known true reward, small enough for a CPU: a policy, a reward model, offline pairs by writers of mixed
+quality, and held-out prompts, all as ordinary Hugging Face folders and data files.
 
   adaptpo sandbox build --out sandbox
   adaptpo sandbox check sandbox
@@ -57,15 +58,15 @@ writers of mixed quality, and held-out prompts, all as ordinary Hugging Face fol
 
 
 CHECK_HELP = """\
-Say whether training can be measured in a world: does the reward model agree with the true reward on the policy's own
-responses, is there room to improve, and do warm-up DPO and Online DPO each bring it closer to the optimum? Trains both;
-takes minutes. Exit status 1 if a check fails.
+Check whether training can be measured in a world: does the reward model agree with the true reward on the policy's own
+responses, is there headroom, and do warm-up DPO and Online DPO each improve the policy? Trains both; takes minutes.
+Exit status 1 if a check fails.
 """
 
 
 TABLE_HELP = """\
 Compare methods in sandbox worlds of several seeds: true reward, win rates against the SFT policy, share of prompts
-annotated and time, beside the paper's figures where it has them. NAME is one of
+annotated and time, beside the paper's figures if it has any. NAME is one of
 
   methods             offline, online and adaptive methods
   ablations           MetaAPO without its parts
@@ -75,22 +76,22 @@ annotated and time, beside the paper's figures where it has them. NAME is one of
   reward-models       annotators of different quality
   noise               wrong labels in the offline data
   selection           which prompts to generate for
-  metapo              MetaPO beside other weights of pairs
-  metapo-features     MetaPO without some of its features, and with further ones
+  metapo              MetaPO and other weights of pairs
+  metapo-features     MetaPO with fewer features, and with additional ones
   metapo-interval     optimizer steps between updates of MetaPO
   metapo-network      MetaPO's linear form against networks
   metapo-validation   MetaPO's held-out pairs: how many, and which
-  metapo-objective    what MetaPO is learned for
+  metapo-objective    MetaPO's objective on held-out pairs
   metapo-sensitivity  MetaPO's decay and lambda
   metapo-online       MetaPO on fresh pairs
-  metapo-noise        whether weights tell wrong labels from right ones
-  stages              which data policies of different strength gain from, and what the boundary score said
+  metapo-noise        whether weights separate wrong labels from right ones
+  stages              which data policies of different strength gain from, and what the boundary score predicted
   stages-slic         the same with SLiC-HF
   stages-gentle       the same with a quarter of the learning rate
   stage-methods       methods that act on the stage
 
-Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs, and the
-same command goes on where it was interrupted.
+Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs. To resume
+an interrupted table, start the same command again.
 
   adaptpo sandbox table methods --seeds 5 --jobs 2
   adaptpo sandbox table noise --seeds 3 --methods dpo,metaapo --docs docs/noise.md
@@ -98,10 +99,11 @@ same command goes on where it was interrupted.
 
 
 ANNOTATE_HELP = """\
-Give every response of a file its reward. Rows hold `prompt` (text or chat messages) and `response`, or `responses`, a
-list; the same rows come out with `reward`, or `rewards`, null where there is none. Responses to the same prompt are
-compared with one another, in whichever rows they are. --reward takes what the key `reward` of a recipe takes, as YAML;
-docs/annotation.md lists the annotators. Answers of a judge or server are kept in --cache and not asked for again.
+Annotate every response in a file with a reward. Rows have `prompt` (text or chat messages) and `response`, or
+`responses`, a list. The output has the same rows with `reward`, or `rewards`; a missing reward is null. Responses to
+the same prompt are compared with one another, even across rows. --reward takes the same values as the key `reward` of a
+recipe, as YAML; docs/annotation.md lists the annotators. Answers of a judge or server are cached in --cache and not
+requested again.
 
   adaptpo annotate samples.jsonl --reward org/reward-model --out rewards.jsonl
   adaptpo annotate samples.parquet --reward '{pairwise: llm-blender/PairRM-hf}' --out rewards.parquet
@@ -110,6 +112,7 @@ docs/annotation.md lists the annotators. Answers of a judge or server are kept i
 
 
 DEMO_HELP = """\
-Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
-terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
+Build the sandbox, align its policy with MetaAPO, and measure the result with the known true reward. Prints a table and
+writes a report to open in a browser. Takes a few minutes on two cores. To resume an interrupted demo, start the same
+command again.
 """

@@ -1,4 +1,4 @@
-"""The table of methods, from the methods themselves."""
+"""The table of methods, built from the methods themselves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def name_in(table: dict[str, Any], choice: Any) -> str:
 
 
 def further(name: str) -> str:
-    """What a method says beside the four choices: a filter of the offline pairs, held-out pairs, another trainer or
+    """A method's settings besides the four choices: a filter of the offline pairs, held-out pairs, another trainer or
     reference."""
     method = METHODS[name]()
     found = name_in(FILTERS, method.filter)
@@ -83,7 +83,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
     for method, *choices in lines:
         table.add_row(f"[bold]{method}[/bold]", *choices)
     console = Console()
-    # Lines longer than the terminal are for the terminal to break: a name cut in two cannot be copied.
+    # The terminal wraps lines that are too long: a name that the table cut in two could not be copied.
     needed = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 4
     Console(width=max(console.width, needed)).print(table)
     for row in rows:

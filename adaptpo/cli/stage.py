@@ -1,19 +1,18 @@
-"""`adaptpo stage`: measure a policy on a data set, and write down what was found."""
+"""`adaptpo stage`: measures a policy on a data set and writes the results."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptpo.choices.objectives import SimPO
 from adaptpo.config.recipe import Recipe, make_recipe, read_recipe
 from adaptpo.errors import ConfigError
-from adaptpo.methods.stages import two_stage
+from adaptpo.methods.stages import boundary_measurement
 from adaptpo.pipeline.boundary_candidates import keep_candidates
 from adaptpo.pipeline.boundary_measure import FRESH, Subject, measure, summary
 from adaptpo.pipeline.context import Context
@@ -31,13 +30,13 @@ from adaptpo.types import Row
 
 FOLDER = "stage"
 PAPER_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 50}
-"""Table 7 of the paper, where the recipe says nothing else."""
+"""Table 7 of the paper, unless the recipe sets other values."""
 DEFAULT_OUT = "runs/stage"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; None leaves it to the recipe, or to the default."""
+    """The command-line options; None takes the recipe's value, or the default."""
 
     recipe: Path | None = None
     model: str | None = None
@@ -55,7 +54,7 @@ class Options:
 
 
 def recipe_of(options: Options) -> Recipe:
-    """Raises ConfigError for a missing model, data set or reward."""
+    """The recipe of a measurement. Raises ConfigError for a missing model, data set or reward."""
     values = read_recipe(options.recipe) if options.recipe else {}
     folder = options.recipe.parent if options.recipe else Path()
     values["output_dir"] = str(options.out or out_beside(values.get("output_dir")))
@@ -77,7 +76,7 @@ def recipe_of(options: Options) -> Recipe:
 def section(values: dict[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"'{name}' is a section of keys (found {found!r})")
+        raise ConfigError(f"'{name}' must be a section of keys (found {found!r})")
     return found
 
 
@@ -87,16 +86,13 @@ def out_beside(output_dir: str | None) -> str:
 
 @contextmanager
 def opened(recipe: Recipe) -> Iterator[Context]:
-    """The measurement's own run directory."""
-    trainer = AlignmentTrainer.from_recipe(recipe.model_copy(update={"method": "two_stage"}))
-    # Its objective needs no reference, and nothing is trained with it.
-    trainer.method = replace(two_stage(SimPO()), name="boundary measurement")
-    with trainer.open() as context:
+    """Opens the measurement's own run directory."""
+    with AlignmentTrainer.from_recipe(recipe, boundary_measurement()).open() as context:
         yield context
 
 
 def run_stage(recipe: Recipe) -> Row:
-    """Measure, or go on where an interrupted measurement stopped; returns what `stage.json` holds."""
+    """Measures, or resumes an interrupted measurement; returns the content of `stage.json`."""
     with opened(recipe) as context:
         context.ranks.on_first(partial(refuse_impossible, context))
         do_once(context, "data", partial(prepare_data, context))
@@ -112,7 +108,7 @@ def run_stage(recipe: Recipe) -> Row:
 
 
 def report_of(context: Context) -> Row:
-    """Everything that was found, from the folder alone."""
+    """All results, from the folder alone."""
     comparisons = list(context.run.read_shards(f"{FOLDER}/comparisons"))
     candidates = read_candidates(list(context.run.read_shards(f"{FOLDER}/candidates")))
     tally = Tally.of(comparisons)
@@ -147,7 +143,7 @@ def findings(boundary: BoundaryScore) -> Row:
 
 
 def cost(context: Context, comparisons: int) -> Row:
-    """What it took: responses, tokens and seconds (of the last attempt at each phase)."""
+    """The cost: responses, tokens and seconds (of the last attempt at each phase)."""
     responses = [len(row["ids"]) for row in context.run.read_shards(f"{FOLDER}/responses", ["ids"])]
     phases = context.run.state["phases"]
     return {

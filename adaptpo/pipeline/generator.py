@@ -170,7 +170,9 @@ def check_generation(context: Context) -> None:
     require_openai()
     key_from_environment(settings.api_key_env)
     if settings.top_k and not DIALECTS[settings.spoken].samples_top_k:
-        raise ConfigError(f"generation.top_k cannot be passed to an {settings.spoken} server; set it to 0, or set generation.api")
+        raise ConfigError(
+            f"generation.top_k cannot be passed to an {settings.spoken} server; set it to 0, or set generation.api"
+        )
     if settings.base_url is None:
         program = words_of(settings.command or "vllm", "", 0)[0]
         if shutil.which(program) is None:

@@ -1,1 +1,1 @@
-"""What a run will take, before it is started: `adaptpo plan`."""
+"""Estimates what a run takes before it starts: `adaptpo plan`."""

@@ -1,4 +1,4 @@
-"""A plan beside what a finished run counted."""
+"""Compares a plan with the counts of a finished run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adaptpo.run.directory import read_state
 
 OFFLINE_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 KINDS = {"pair reference": "reference", "reference in training": "train"}
-"""Phases of a plan that a run does within another."""
+"""Phases of a plan that a run performs inside another phase."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`informed`: planned with the share of prompts that the run selected and the mean length of its responses."""
+    """One count; `informed` is planned with the run's own share of selected prompts and mean response length."""
 
     name: str
     planned: float
@@ -32,7 +32,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ShareOfWork:
-    """Of one kind of phase, over all iterations; `measured` by CPU time."""
+    """The share of one kind of phase in all work, over all iterations; `measured` in CPU time."""
 
     name: str
     operations: float
@@ -60,7 +60,7 @@ class Measured:
 
 
 def measured(run: Path) -> Measured:
-    """Raises RunError where the run is not finished."""
+    """The counts of a finished run. Raises RunError if it is not finished."""
     phases = read_state(run)["phases"]
     if not phases.get("final", {}).get("done"):
         raise RunError(f"{run} holds no finished run; finish it with `adaptpo train`, or name another folder")
@@ -78,7 +78,7 @@ def measured(run: Path) -> Measured:
 
 
 def summed(phases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], int]:
-    """The counts of iterations' phases by (kind, name)."""
+    """Counts of the iterations' phases, summed by (kind, name)."""
     found: dict[tuple[str, str], int] = defaultdict(int)
     for phase, facts in phases.items():
         if phase.startswith("iterations/"):
@@ -89,14 +89,14 @@ def summed(phases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], int]:
 
 
 def total_length(path: Path, column: str) -> int:
-    """Items of all lists of a column, read one group of rows at a time."""
+    """Total length of a column's lists, read one batch of rows at a time."""
     with pq.ParquetFile(path) as file:
         batches = file.iter_batches(columns=[column])
         return sum(pc.sum(pc.list_value_length(batch[column])).as_py() or 0 for batch in batches)
 
 
 def compare_counts(plan: Plan, run: Path) -> list[Comparison]:
-    """What a run counts. Raises RunError where it is not finished."""
+    """Planned and measured counts. Raises RunError if the run is not finished."""
     found = measured(run)
     informed = make_plan(with_measured(plan.job, found.share, found.mean_length), plan.machine)
     predictions = zip(predicted(plan).items(), predicted(informed).values(), counted(found), strict=True)
@@ -131,7 +131,7 @@ def counted(found: Measured) -> tuple[float, ...]:
 
 
 def compare_shares(plan: Plan, run: Path) -> list[ShareOfWork]:
-    """By kind of phase, the dearest first."""
+    """Planned and measured shares of the work by kind of phase, most expensive first."""
     operations = shares((cost.name, cost.operations) for cost in plan.costs)
     seconds = shares((cost.name, cost.seconds) for cost in plan.costs)
     taken = shares((phase, facts.get("cpu_seconds", 0.0)) for phase, facts in read_state(run)["phases"].items())
@@ -151,7 +151,7 @@ def shares(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def kind_of(phase: str) -> str:
-    """`iterations/0/train` and `train` are `train`; `evaluate/initial` and `evaluate: generate` are `evaluate`."""
+    """`train` for `iterations/0/train` and `train`; `evaluate` for `evaluate/initial` and `evaluate: generate`."""
     if phase.startswith("iterations/"):
         phase = phase.split("/", 2)[2]
     return KINDS.get(phase, phase.replace(":", "/").split("/")[0])

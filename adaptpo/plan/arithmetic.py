@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 Lengths = npt.NDArray[np.float64]
-"""Tokens of n prompts, or of one response to each of them, [n]; expected lengths need not be whole."""
+"""Tokens of n prompts, or of one response to each of them, [n]; expected lengths need not be integers."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What forward passes compute: tokens through the layers, positions with logits, pairs of tokens that attend."""
+    """The work of forward passes: tokens through the layers, positions with logits, pairs of tokens that attend."""
 
     tokens: float = 0.0
     logits: float = 0.0
@@ -34,8 +34,8 @@ class Passes:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder: parameters of all, of the embedding and of the output head (the same ones where tied), layers,
-    hidden size, width of all attention heads, width of keys and values together, and parameters that are trained."""
+    """The size of a decoder: parameters in total, in the embedding and in the output head (the same ones if tied),
+    layers, hidden size, width of all attention heads, width of keys and values together, and trained parameters."""
 
     parameters: int
     embedding: int
@@ -54,8 +54,8 @@ class Shape:
 
 
 def shared_prompt(prompt: Lengths, responses: Sequence[Lengths]) -> Passes:
-    """Groups whose prompt stands once: P + sum(R - 1) tokens, as no response's last token predicts anything. The sum
-    over n prompts."""
+    """Passes over n groups that compute each prompt once: P + sum(R - 1) tokens per group, because a response's last
+    token predicts nothing."""
     tokens = prompt.sum() + sum((r - 1).sum() for r in responses)
     within = prompt * (prompt + 1) / 2
     across = [(r - 1) * prompt + r * (r - 1) / 2 for r in responses]
@@ -64,7 +64,7 @@ def shared_prompt(prompt: Lengths, responses: Sequence[Lengths]) -> Passes:
 
 
 def separate_rows(prompt: Lengths, responses: Sequence[Lengths]) -> Passes:
-    """A row of prompt and response for each response, without logits: a reward model's passes."""
+    """Passes over a row of prompt and response for each response, without logits, as in a reward model."""
     rows = [prompt + r for r in responses]
     return Passes(float(sum(row.sum() for row in rows)), 0.0, float(sum((row * (row + 1) / 2).sum() for row in rows)))
 
@@ -76,15 +76,15 @@ def forward_operations(shape: Shape, passes: Passes) -> float:
 
 
 def training_multiple(shape: Shape, recomputes: bool) -> float:
-    """Forward passes' worth of one training step: 1, 2 more for the gradients of states and weights, 1 more where
-    activations are recomputed. An adapter needs no gradients of the frozen weights: 1 less, but for its own share."""
+    """The cost of a training step in forward passes: 1, plus 2 for the gradients of states and weights, plus 1 if
+    activations are recomputed. An adapter needs no gradients of frozen weights: 1 less, except for its own share."""
     weights = shape.trained / shape.parameters if shape.trained < shape.parameters else 1.0
     return 2 + weights + (1 if recomputes else 0)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Responses to be drawn: how many, of which prompts' mean length, their mean length and the most they may have."""
+    """Responses to generate: their number, the mean prompt length, their mean length and their maximum length."""
 
     responses: float
     prompt: float
@@ -93,40 +93,40 @@ class Decoding:
 
 
 def cache_bytes(shape: Shape, tokens: float, width: int) -> float:
-    """Keys and values of one sequence; `width` bytes a number."""
+    """Bytes of the keys and values of one sequence, at `width` bytes per number."""
     return shape.layers * shape.keys_values * width * tokens
 
 
 def concurrent_sequences(memory: float, per_sequence: float, most: int | None, needed: float) -> int:
-    """How many are decoded at once on an accelerator, at least one."""
+    """Number of sequences decoded at once on an accelerator, at least 1."""
     fit = int(memory // per_sequence)
     return max(1, min(fit, most or fit, ceil(needed)))
 
 
 def decoding_steps(work: Decoding, concurrent: int, count: int, continuous: bool) -> float:
-    """Steps of each of `count` accelerators: of full batches that last as long as the longest response allowed, or
-    with every place taken again at once."""
+    """Decoding steps of each of `count` accelerators: of batches that run to the maximum response length, or with every
+    slot refilled at once (`continuous`)."""
     share = work.responses / count
     return share * work.length / concurrent if continuous else ceil(share / concurrent) * work.longest
 
 
 def decoding_bytes(shape: Shape, work: Decoding, steps: float, count: int, weight: int, number: int) -> float:
-    """Read by each accelerator: the weights once a step, and for each token the keys and values before it."""
+    """Bytes that each accelerator reads: the weights once per step, and for each token the earlier keys and values."""
     weights = shape.parameters * weight
     context = work.prompt + work.length / 2
     return steps * weights + work.responses / count * work.length * cache_bytes(shape, context, number)
 
 
 def state_bytes(shape: Shape, weight: int) -> float:
-    """Weights, and gradient and two moments of Adam of those that are trained, in the weights' precision; an adapter is
-    float32."""
+    """Bytes of the weights, plus gradient and Adam's two moments of the trained ones, in the weights' precision; an
+    adapter is float32."""
     if shape.trained == shape.parameters:
         return 4 * weight * shape.parameters
     return weight * shape.parameters + 12 * shape.trained
 
 
 def activation_bytes(shape: Shape, tokens: float, number: int, recomputes: bool) -> float:
-    """Of one forward pass with gradients: 17 numbers per token, layer and hidden unit (34 bytes in half precision;
-    Korthikanti et al., 2022, without attention scores); recomputing keeps 1 of each layer and 17 of one."""
+    """Bytes of one forward pass with gradients: 17 numbers per token, layer and hidden unit (34 bytes in half
+    precision; Korthikanti et al., 2022, without attention scores); recomputing stores 1 per layer and 17 for one."""
     kept = shape.layers + 17 if recomputes else 17 * shape.layers
     return kept * tokens * shape.hidden * number

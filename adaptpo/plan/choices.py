@@ -1,4 +1,4 @@
-"""What a method's choices make of the prompts of an iteration, asked of the choices themselves."""
+"""What a method contributes for the prompts of an iteration, found by calling the method's own choices."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ CHOSEN, REJECTED, FRESH = "chosen", "rejected", "fresh"
 
 
 def method_in(method: Method, number: int, count: int) -> Method:
-    """As it is in an iteration; a stage that would be measured is taken for the fine-tuning stage, the dearer one."""
+    """The method in an iteration; a stage still to be measured is assumed to be fine-tuning, the more expensive one."""
     return method.at(Iteration(number, count, UNKNOWN_STAGE))
 
 
 Sides = tuple[str, ...]
-"""Which response stands where: the offline `chosen` or `rejected` one, or a `fresh` one."""
+"""The kind of response in each place: the offline `chosen` or `rejected` one, or a `fresh` one."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """The pairs of one prompt: the responses that are trained on together, and those of each pair that is not the
-    data set's own."""
+    """The pairs of one prompt: the responses that are trained on together, those of each pair, and those of each pair
+    that does not come from the data set."""
 
     group: Sides
     pairs: tuple[Sides, ...]
@@ -32,7 +32,7 @@ class Contribution:
 
 
 def contribution(pairing: Pairing, selected: bool) -> Contribution:
-    """Found by pairing placeholders; fresh responses rank best and worst, offline ones between."""
+    """The contribution found by pairing placeholders; fresh responses rank best and worst, offline ones in between."""
     offline = PreferencePair(0, "offline", Response(CHOSEN, [0]), Response(REJECTED, [1]))
     outcome = pairing.pairs(offline, placeholders(pairing) if selected else None)
     pairs = () if isinstance(outcome, NoPair) else outcome

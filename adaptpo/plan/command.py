@@ -1,4 +1,4 @@
-"""`adaptpo plan`: from a recipe to a plan."""
+"""`adaptpo plan`: reads a recipe and the facts that its plan needs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from adaptpo.plan.model import bytes_per_weight, read_config, shape_of, shape_of
 
 @dataclass(frozen=True)
 class Options:
-    """`sample`: how many rows are tokenized at most. `fresh_tokens`: mean length of a fresh response; None is that of
-    the chosen ones, as far as `max_new_tokens` lets it. `share` of the prompts that get fresh responses; None asks the
-    method."""
+    """`sample`: maximum number of rows to tokenize. `fresh_tokens`: mean length of a fresh response; None takes that of
+    the chosen ones, limited by `max_new_tokens`. `share` of prompts with fresh responses; None asks the method."""
 
     recipe: Path
     assignments: Sequence[str] = ()
@@ -37,9 +36,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.sample < 1:
-            raise ConfigError(f"--sample {self.sample}: tokenize 1 row or more")
+            raise ConfigError(f"--sample is {self.sample}; tokenize 1 row or more")
         if self.share is not None and not 0 <= self.share <= 1:
-            raise ConfigError(f"--share {self.share}: it is a share of the prompts, between 0 and 1")
+            raise ConfigError(f"--share is {self.share}; give a share of the prompts between 0 and 1")
 
 
 def read_job(options: Options) -> Job:
@@ -77,7 +76,7 @@ def computing_bytes(recipe: Recipe, weight: int) -> int:
 
 
 def held_out_prompts(recipe: Recipe) -> tuple[int, bool]:
-    """How many at most, and whether they come with pairs."""
+    """The number of held-out prompts, up to `max_prompts`, and whether they come with pairs."""
     source = DataInput.of(recipe.eval_data)
     if source is None or recipe.eval_data is None:
         return 0, False
@@ -86,7 +85,7 @@ def held_out_prompts(recipe: Recipe) -> tuple[int, bool]:
 
 
 def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
-    """Models count by their shape; what runs elsewhere takes no time of the machine."""
+    """Facts about the annotator: a model counts by its shape, anything else takes none of the machine's time."""
     if recipe.reward is None:
         return AnnotatorFacts()
     if recipe.reward == "train":
@@ -95,7 +94,7 @@ def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
     parts = reward_parts(recipe.reward)
     models = [path for part in parts if (path := model_of(part))]
     if len(models) > 1:
-        raise ConfigError("a plan counts one annotator with a model; set `reward` to the largest of them")
+        raise ConfigError("a plan supports one annotator with a model; set `reward` to the largest of them")
     shape = shape_of_encoder(read_config(models[0])) if models else None
     return AnnotatorFacts(shape, opponents=next(filter(None, map(opponents_of, parts)), None))
 

@@ -1,4 +1,4 @@
-"""Facts of a data set: how many pairs a run would keep, and their lengths in tokens."""
+"""Facts about a data set: how many pairs a run would keep, and their lengths in tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from adaptpo.types import Dropped
 
 @dataclass(frozen=True)
 class DataFacts:
-    """`pairs` that a run keeps of `rows`, and the lengths of prompt, chosen and rejected response of `sampled` of them,
-    [sampled] each. Where the sample is a part, `pairs` is an estimate."""
+    """The `pairs` of `rows` that a run keeps, and the lengths of prompt, chosen and rejected response of `sampled` of
+    them, [sampled] each. If the sample is only a part, `pairs` is an estimate."""
 
     rows: int
     pairs: int
@@ -35,7 +35,7 @@ class DataFacts:
 
     @property
     def scale(self) -> float:
-        """From a sum over the sample to one over all pairs."""
+        """The factor from a sum over the sample to a sum over all pairs."""
         return self.pairs / self.sampled
 
 
@@ -48,9 +48,9 @@ def measure_data(
     sample: int,
     source: str,
 ) -> DataFacts:
-    """Tokenizes every row, or evenly spaced ones where there are more than `sample`; reads twice.
+    """Tokenizes all rows, or evenly spaced ones if there are more than `sample`; reads the rows twice.
 
-    Raises DataError where no row can be used.
+    Raises DataError if no row can be used.
     """
     total = sum(1 for _ in rows)
     step = max(1, total // sample)
@@ -60,13 +60,13 @@ def measure_data(
         for example in islice(iter_examples(rows, text_mode), 0, None, step)
     ]
     kept = [pair for pair in taken if isinstance(pair, TokenizedPair)]
-    require_rows(len(kept), {"the run would leave it out": len(taken)} if taken else {}, source)
+    require_rows(len(kept), {"the run would drop it": len(taken)} if taken else {}, source)
     lengths = [(len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept]
     prompt, chosen, rejected = np.array(lengths, dtype=np.float64).T
     return DataFacts(total, round(total * len(kept) / len(taken)), prompt, chosen, rejected)
 
 
 def assumed_data(pairs: int, prompt: float, response: float) -> DataFacts:
-    """Pairs of which only mean lengths are known."""
+    """Facts about pairs of which only mean lengths are known."""
     lengths = (np.array([length]) for length in (prompt, response, response))
     return DataFacts(pairs, pairs, *lengths)

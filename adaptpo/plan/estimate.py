@@ -1,4 +1,4 @@
-"""From work to what it takes: operations, seconds, memory and disk, each with its arithmetic."""
+"""Computes operations, seconds, memory and disk from the work of a run, each with its arithmetic."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from adaptpo.plan.published import beside_paper
 
 GB = 1e9
 TOKEN_BYTES = 8
-"""On disk before compression: an id of 4 bytes and about as many of text."""
+"""Bytes per token on disk before compression: an id of 4 bytes and about as many bytes of text."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one phase. `tokens` pass through the model once for each of the `operations`' multiples; `arithmetic` shows
-    how the seconds come about."""
+    """The cost of one phase. `tokens` pass through the model once for each of the `operations`' multiples; `arithmetic`
+    shows how the seconds are computed."""
 
     name: str
     kind: str
@@ -63,7 +63,7 @@ class Plan:
     notes: list[str]
 
     def total(self, name: str) -> float:
-        """The sum of a field of `Cost`."""
+        """The sum of a field of `Cost` over all phases."""
         return sum(getattr(cost, name) for cost in self.costs)
 
     @property
@@ -122,7 +122,7 @@ def seconds_of(job: Job, phase: Phase, operations: float, machine: Machine) -> t
 
 
 def decoding_seconds(job: Job, phase: Phase, operations: float, machine: Machine) -> tuple[float, str]:
-    """Reading weights and cache, and what a step costs beside it; or the operations, where they take longer."""
+    """Time to read weights and cache plus the overhead of the steps, or time of the operations if that is longer."""
     engine, work = machine.decoder, decoding_of(job, phase)
     concurrent = sequences(job, machine, work)
     steps = decoding_steps(work, concurrent, machine.count, engine.continuous)
@@ -141,12 +141,12 @@ def decoding_of(job: Job, phase: Phase) -> Decoding:
 
 
 def decoder_bytes(job: Job, machine: Machine) -> int:
-    """Of a weight: the transformers engine decodes with the weights that are trained, others have a copy."""
+    """Bytes per weight in decoding: the transformers engine uses the weights that are trained, others have a copy."""
     return job.number_bytes if machine.decoder.continuous else job.weight_bytes
 
 
 def sequences(job: Job, machine: Machine, work: Decoding) -> int:
-    """On each accelerator."""
+    """Number of sequences decoded at once on each accelerator."""
     engine, needed = machine.decoder, work.responses / machine.count
     most = engine.most_sequences if engine.continuous else batch_responses(job)
     each = cache_bytes(job.shape, room_per_sequence(machine, work), job.number_bytes)
@@ -154,13 +154,13 @@ def sequences(job: Job, machine: Machine, work: Decoding) -> int:
 
 
 def batch_responses(job: Job) -> int:
-    """The most in a batch of the transformers engine: those to `generation.batch_size` prompts, or to a shard's."""
+    """Maximum batch of the transformers engine: the responses to `generation.batch_size` prompts, or to a shard's."""
     prompts = min(job.config.generation.batch_size or job.config.shard_size, job.config.shard_size)
     return prompts * max(1, job.method.pairing.num_generations)
 
 
 def cache_room(job: Job, machine: Machine) -> float:
-    """Bytes for keys and values."""
+    """Bytes available for keys and values."""
     room = machine.decoder.memory_share * machine.memory_gb * GB
     if machine.decoder.continuous:
         return room - job.shape.parameters * decoder_bytes(job, machine)
@@ -168,7 +168,7 @@ def cache_room(job: Job, machine: Machine) -> float:
 
 
 def room_per_sequence(machine: Machine, work: Decoding) -> float:
-    """Tokens: the transformers engine sets room aside for the longest response."""
+    """Tokens reserved per sequence; the transformers engine reserves the maximum response length."""
     return work.prompt + (work.length if machine.decoder.continuous else work.longest)
 
 
@@ -176,8 +176,8 @@ def room_per_sequence(machine: Machine, work: Decoding) -> float:
 
 
 def memory(job: Job, machine: Machine) -> list[Line]:
-    """Of one accelerator, at the peak of each kind of work; one model is in memory at a time, but for a reference that
-    training takes along."""
+    """Memory of one accelerator at the peak of each kind of work. One model is in memory at a time, except for a
+    reference model that training needs as well."""
     shape, tokens = job.shape, job.config.max_tokens_per_batch
     state = state_bytes(shape, job.weight_bytes)
     activations = activation_bytes(shape, tokens, job.number_bytes, job.recomputes)
@@ -185,7 +185,7 @@ def memory(job: Job, machine: Machine) -> list[Line]:
     beside, told = (weights, f" + {weights / GB:.3g} GB reference") if job.second_model else (0, "")
     lines = [
         Line(
-            "training, whole on each",
+            "training, not sharded",
             (state + activations + beside) / GB,
             told_state(job, state, activations) + told,
         ),
@@ -201,7 +201,7 @@ def memory(job: Job, machine: Machine) -> list[Line]:
 
 
 def told_state(job: Job, state: float, activations: float) -> str:
-    shape, recomputed = job.shape, "recomputed" if job.recomputes else "kept"
+    shape, recomputed = job.shape, "recomputed" if job.recomputes else "stored"
     if shape.trained == shape.parameters:
         counted = f"{shape.parameters:,} x 4 x {job.weight_bytes} bytes (weight, gradient, Adam)"
     else:
@@ -222,7 +222,7 @@ def generation_memory(job: Job, machine: Machine) -> Line:
 
 
 def disk(job: Job) -> list[Line]:
-    """At the end of the run, and what training keeps beside it meanwhile."""
+    """Disk space at the end of the run, and the additional space during training."""
     shape, width = job.shape, job.weight_bytes
     saved = shape.trained * 4 if shape.trained < shape.parameters else shape.parameters * width
     kept = 1 + job.iterations + (job.warmup_epochs > 0)
@@ -240,7 +240,7 @@ def disk(job: Job) -> list[Line]:
     return [*lines, Line("data and responses", (offline + fresh) * TOKEN_BYTES / GB, formula)]
 
 
-# What a reader must know
+# Notes
 
 
 def notes(job: Job, machine: Machine) -> list[str]:
@@ -248,13 +248,13 @@ def notes(job: Job, machine: Machine) -> list[str]:
         f"Assumed: {machine.training_utilization:.0%} of the peak in training, {machine.inference_utilization:.0%} in "
         f"passes without gradients, {machine.decoding_utilization:.0%} of the bandwidth in decoding; loading, "
         "tokenizing, checkpoints and the self-check are not counted.",
-        f"Fresh responses are taken to have {job.fresh:.1f} tokens (--fresh-tokens), and selected prompts to be like "
+        f"Fresh responses are assumed to have {job.fresh:.1f} tokens (--fresh-tokens), and selected prompts to be like "
         "the others.",
     ]
     if machine.count > 1:
-        found.append(f"Work is taken to divide evenly among {machine.count} accelerators.")
+        found.append(f"Work is assumed to divide evenly among {machine.count} accelerators.")
     if job.number_bytes == 4:
-        found.append("The recipe computes in float32, and the peak is that of bfloat16: set training.bf16.")
+        found.append("The recipe computes in float32, but the peak is that of bfloat16; set training.bf16.")
     if job.annotator.shape is None and job.method.pairing.num_generations:
         found.append("The annotator is a function or a remote service: its annotations are counted, its time is not.")
     if job.data.rows > 2 * job.data.sampled:
@@ -263,7 +263,7 @@ def notes(job: Job, machine: Machine) -> list[str]:
 
 
 def with_measured(job: Job, share: float, fresh: float) -> Job:
-    """The same with what a finished run took, so that the arithmetic can be checked apart from the assumptions."""
+    """The job with a finished run's share and length, to check the arithmetic apart from the assumptions."""
     return replace(job, share=share, fresh=fresh)
 
 

@@ -1,4 +1,4 @@
-"""What is planned: settings, method, and the facts of model, data and annotator."""
+"""The job to plan: settings, method, and facts about model, data and annotator."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LABELS = {CHOSEN: "chosen", REJECTED: "rejected", "fresh": "fresh"}
 
 @dataclass(frozen=True)
 class AnnotatorFacts:
-    """`shape` is None where annotating takes none of the machine's time: a function, a judge, a server. `trained`: by
-    the run itself. `opponents`: whom each response is compared with, in both orders, by annotators that compare."""
+    """`shape` is None if annotating takes none of the machine's time: a function, a judge, a server. `trained`: whether
+    the run trains it. `opponents`: for annotators that compare, what each response is compared with, in both orders."""
 
     shape: Shape | None = None
     trained: bool = False
     opponents: Literal["first", "all"] | None = None
 
     def calls(self, responses: int) -> int:
-        """For this many responses to one prompt (see `adaptpo.annotation.tournament`)."""
+        """Number of calls for this many responses to one prompt (see `adaptpo.annotation.tournament`)."""
         if self.opponents is None:
             return responses
         return 2 * (responses - 1) if self.opponents == "first" else responses * (responses - 1)
@@ -35,9 +35,9 @@ class AnnotatorFacts:
 
 @dataclass(frozen=True)
 class Job:
-    """`fresh` is the expected length of a fresh response in tokens. `share` overrides what the selection is expected to
-    take. `eval_prompts` of them are held out, with offline pairs where `eval_pairs`. `weight_bytes` and `number_bytes`
-    are those of a weight in memory, and of a number in computing."""
+    """`fresh` is the expected length of a fresh response in tokens. `share` overrides the selection's expected share.
+    `eval_prompts` is the number of held-out prompts; `eval_pairs` says whether they have offline pairs. `weight_bytes`
+    is the size of a weight in memory, `number_bytes` that of a number in computation."""
 
     config: AlignmentConfig
     method: Method
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def second_model(self) -> bool:
-        """Whether training takes a reference along that is not the policy without its adapter."""
+        """Whether training needs a reference model in memory that is not the policy without its adapter."""
         measured = "divergence" in self.method.weighting.measures
         return measured and (self.config.peft is None or self.reference == "previous")
 
@@ -93,12 +93,12 @@ class Job:
 
     @property
     def kept(self) -> float:
-        """Pairs that the method's filter keeps."""
+        """Number of pairs that the method's filter keeps."""
         return self.data.pairs * self.method.filter.share
 
     @property
     def part(self) -> float:
-        """Prompts of an iteration."""
+        """Number of prompts in an iteration."""
         return self.kept / self.iterations
 
     def lengths(self, side: str) -> Lengths:
@@ -106,7 +106,7 @@ class Job:
         return known.get(side, 0 * self.data.prompt + self.fresh)
 
     def groups(self, prompts: float, sides: Sequence[str]) -> Passes:
-        """Passes over this many prompts, each with these responses, the prompt computed once."""
+        """Passes over this many prompts, each with these responses; the prompt is computed once."""
         return shared_prompt(self.data.prompt, [self.lengths(s) for s in sides]) * (prompts / self.data.sampled)
 
     def told(self, prompts: float, sides: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""Machines, by their makers' data sheets, and what a plan assumes of their use.
+"""Machines, from their makers' data sheets, and the utilization that a plan assumes.
 
-Adding an accelerator: its line in `ACCELERATORS`.
+To add an accelerator, add its line to `ACCELERATORS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adaptpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Dense bfloat16 TFLOP/s, memory in GB (10^9 bytes), and memory bandwidth in GB/s, of one."""
+    """Dense bfloat16 TFLOP/s, memory in GB (10^9 bytes), and memory bandwidth in GB/s of one accelerator."""
 
     tflops: float
     memory_gb: float
@@ -37,8 +37,8 @@ ACCELERATORS = {
 
 @dataclass(frozen=True)
 class Engine:
-    """How responses are decoded: in batches that last as long as their longest response, or with every place taken
-    again at once (`continuous`). `step_ms`: what a step costs beside reading weights and cache."""
+    """How responses are decoded: in batches that run as long as their longest response, or with every slot refilled at
+    once (`continuous`). `step_ms`: the cost of a step beyond reading weights and cache."""
 
     continuous: bool
     step_ms: float
@@ -50,7 +50,7 @@ ENGINES = {
     "transformers": Engine(continuous=False, step_ms=25, memory_share=0.4),
     "continuous": Engine(continuous=True, step_ms=2, memory_share=0.9, most_sequences=256),
 }
-"""`transformers` is this version's; its share of the memory is that of `generation.memory_gb`."""
+"""`transformers` is this version's engine; its share of the memory is that of `generation.memory_gb`."""
 
 
 class Machine(Settings):
@@ -87,7 +87,8 @@ class Machine(Settings):
 
 
 def read_machine(text: str) -> Machine:
-    """From `h100x8`, a YAML file, or YAML: fields of `Machine`, where `accelerator: h100` stands for its data sheet.
+    """Reads a name such as `h100x8`, a YAML file, or YAML with fields of `Machine`; `accelerator: h100` stands for its
+    data sheet.
 
     Raises ConfigError with the nearest valid name.
     """
@@ -99,7 +100,7 @@ def read_machine(text: str) -> Machine:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"--machine '{text}' is neither a file nor YAML: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"--machine takes a name as h100x8, a YAML file, or a mapping (found {text!r})")
+        raise ConfigError(f"--machine takes a name such as h100x8, a YAML file, or a mapping (found {text!r})")
     return build_machine(found)
 
 

@@ -1,4 +1,4 @@
-"""Facts of a model, counted on torch's meta device: no weight is loaded."""
+"""Facts about a model, counted on torch's meta device; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptpo.plan.arithmetic import Shape
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """Raises ModelError where there is none."""
+    """The configuration of a model. Raises ModelError if there is none."""
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -25,12 +25,12 @@ def read_config(path: str) -> PretrainedConfig:
 
 
 def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None) -> Shape:
-    """Raises ModelError for a model without an output head."""
+    """The shape of a model with an output head. Raises ModelError if it has none."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
         if outputs is None:
-            raise ModelError(f"{type(model).__name__} has no output head; a plan is for models that generate text")
+            raise ModelError(f"{type(model).__name__} has no output head; a plan needs a model that generates text")
         parameters = sum(p.numel() for p in model.parameters())
         trained = parameters if peft is None else trained_by(model, peft)
     return Shape(
@@ -44,7 +44,7 @@ def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None) -> Sh
 
 
 def shape_of_encoder(config: PretrainedConfig) -> Shape:
-    """Of a model without an output head: an annotator's."""
+    """The shape of a model without an output head, such as an annotator."""
     with torch.device("meta"):
         model = AutoModel.from_config(config)
         embedding = model.get_input_embeddings().weight.numel()
@@ -69,7 +69,7 @@ def trained_by(model: Any, peft: dict[str, Any]) -> int:
 
 
 def bytes_per_weight(config: PretrainedConfig, options: dict[str, Any]) -> int:
-    """As `load_causal_lm` loads it: float32 unless `model_init_kwargs` say otherwise."""
+    """Bytes per weight as `load_causal_lm` loads it: float32 unless `model_init_kwargs` says otherwise."""
     dtype = options.get("dtype", torch.float32)
     if dtype == "auto":
         dtype = config.dtype or torch.float32

@@ -1,7 +1,7 @@
-"""The phases of a run as work: which passes over how many tokens, and how many responses and annotations.
+"""The phases of a run as work: passes over tokens, and numbers of responses and annotations.
 
-The list follows `adaptpo.pipeline.loop` and `adaptpo.pipeline.iteration`; phases of one name are summed over
-iterations.
+The list follows `adaptpo.pipeline.loop` and `adaptpo.pipeline.iteration`; phases with the same name are summed
+over iterations.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STAGE_SIDES = (FRESH, FRESH, *OFFLINE_PAIR)
 
 @dataclass(frozen=True)
 class Phase:
-    """`passes` over the policy (over the annotator where `kind` is `annotate`), each worth `multiple` forward passes.
-    `formulas` say how its tokens come about, one for each time that the phase runs."""
+    """`passes` through the policy (through the annotator if `kind` is `annotate`), each worth `multiple` forward
+    passes. `formulas` show how its tokens are counted, one for each time that the phase runs."""
 
     name: str
     kind: Kind
@@ -37,7 +37,7 @@ class Phase:
 
 
 def phases(job: Job) -> list[Phase]:
-    """In the order of a run; those without work are left out."""
+    """The phases in the order of a run, without those that have no work."""
     every = [*opening(job), *(p for number in range(job.iterations) for p in iteration(job, number)), *evaluation(job)]
     merged: dict[str, Phase] = {}
     for phase in every:
@@ -64,7 +64,7 @@ def forward(job: Job, name: str, prompts: float, sides: Sides = OFFLINE_PAIR) ->
 
 
 def training(job: Job, name: str, prompts: float, sides: Sides, epochs: float = 1.0) -> Phase:
-    """Tokens of every epoch count."""
+    """Training; the tokens of every epoch count."""
     told = job.told(prompts, sides) + ("" if epochs == 1 else f" x {epochs:g} epochs")
     passes = job.groups(prompts, sides) * epochs
     return Phase(name, "train", passes, (told,), training_multiple(job.shape, job.recomputes))
@@ -76,7 +76,7 @@ def generation(job: Job, name: str, prompts: float, count: int) -> Phase:
 
 
 def annotation(job: Job, name: str, prompts: float, sides: Sides) -> Phase:
-    """`calls` of the annotator: one for each response, or one for each comparison, of prompt and both responses."""
+    """Annotation; `calls` is one for each response, or one for each comparison, of prompt and both responses."""
     calls = job.annotator.calls(len(sides))
     told = f"{prompts:,.0f} prompts x {len(sides)} responses"
     if job.annotator.opponents is None:
@@ -107,7 +107,7 @@ def opening(job: Job) -> Iterator[Phase]:
 
 
 def reward_training(job: Job) -> Phase:
-    """TRL's trainer: a row for each response."""
+    """Training of a reward model by TRL's trainer, with a row for each response."""
     epochs = float(job.config.reward_training.get("num_train_epochs", 1))
     rows = separate_rows(job.data.prompt, [job.data.chosen, job.data.rejected]) * (job.data.scale * epochs)
     recomputes = bool(job.config.training.get("gradient_checkpointing", False))
@@ -173,7 +173,7 @@ def pair_references(job: Job, prompts: float, made: Contribution) -> Iterator[Ph
 
 
 def live_reference(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
-    """The exact divergence: the reference's forward pass in every step, and the policy's logits once more."""
+    """Extra work of the exact divergence: the reference's forward pass in every step, and the policy's logits again."""
     if "divergence" in job.method.weighting.measures:
         phase = forward(job, "reference in training", prompts, made.group)
         passes = replace(phase.passes, logits=2 * phase.passes.logits) * job.epochs
@@ -181,7 +181,7 @@ def live_reference(job: Job, prompts: float, made: Contribution) -> Iterator[Pha
 
 
 def on_rollouts(job: Job, number: int, selected: float) -> Iterator[Phase]:
-    """PPO: log-probs of policy and reference and the critic's values, then both models are trained."""
+    """PPO: log-probs of policy and reference and the critic's values, then training of both models."""
     trainer, sides = job.method.trainer, (FRESH,) * job.method.pairing.num_generations
     for _ in ("old", "reference", "values"):
         yield forward(job, "rollouts", selected, sides)
@@ -191,7 +191,7 @@ def on_rollouts(job: Job, number: int, selected: float) -> Iterator[Phase]:
 
 
 def on_groups(job: Job, number: int, selected: float) -> Iterator[Phase]:
-    """GRPO and RLOO by TRL: a row for each response, log-probs of the reference, and the training."""
+    """GRPO and RLOO by TRL, with a row for each response: log-probs of the reference, then training."""
     sides = (FRESH,) * job.method.pairing.num_generations
     fresh = job.lengths(FRESH)
     rows = separate_rows(job.data.prompt, [fresh] * len(sides)) * (selected / job.data.sampled)
@@ -206,7 +206,7 @@ TRAINING: dict[str, Callable[[Job, int, float], Iterator[Phase]]] = {
     "rollouts": on_rollouts,
     "groups": on_groups,
 }
-"""By what the policy's trainer trains on."""
+"""Training phases by what the policy's trainer trains on."""
 
 
 # Evaluations: of the initial policy, of the warm-up, and after each iteration

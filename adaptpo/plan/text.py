@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""Prints a plan on the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def show_plan(plan: Plan) -> None:
     console = terminal()
     show_facts(console, plan)
     console.print(phase_table(plan))
-    console.print("How the tokens and the time come about", style="bold")
+    console.print("How tokens and time are computed", style="bold")
     for cost in plan.costs:
         show_arithmetic(console, cost)
     show_lines(console, "Memory of one accelerator", plan.memory, plan.machine)
@@ -94,7 +94,7 @@ def show_arithmetic(console: Console, cost: Cost) -> None:
 def show_lines(console: Console, title: str, lines: Sequence[Line], machine: Machine | None = None) -> None:
     console.print(title, style="bold")
     for line in lines:
-        over = " (more than there is)" if machine and line.gigabytes > machine.memory_gb else ""
+        over = " (more than the accelerator has)" if machine and line.gigabytes > machine.memory_gb else ""
         plain(console, f"  {line.name}: {line.formula} = {line.gigabytes:,.3g} GB{over}")
 
 

@@ -1,8 +1,8 @@
 """The report of a run: one self-contained HTML page, made from the run folder alone.
 
-`reading` and `visits` read; `overview`, `tables` and `samples` summarize; `outcome`, `adaptation`, `learned_weights`
-(with `shapley`) and `cost` select what figures show; `plots`, `adaptation_plots` and `learned_weight_plots` draw it on
-a `canvas`; `page` puts all together. What a run does not hold (yet) is left out.
+`reading` and `visits` read the folder; `overview`, `tables` and `samples` summarize it; `outcome`, `adaptation`,
+`learned_weights` (with `shapley`) and `cost` select the data of the figures; `plots`, `adaptation_plots` and
+`learned_weight_plots` draw them on a `canvas`; `page` assembles the page. Parts without data in the run are omitted.
 """
 
 from adaptpo.report.formats import duration, plain_text

@@ -21,12 +21,12 @@ def gain_figure(run: RunData) -> FigureSpec | None:
         return None
     shown, note = evenly(panels)
     strip = any(len(panel.unselected) for panel in panels)
-    left_out = "; prompts left out have no online pair and show only in the strip of scoring margins above"
+    left_out = "; prompts left out have no online pair and appear only in the strip of scoring margins above"
     caption = (
         f"Each point is a prompt with both pairs, at its first visit in training{left_out if strip else ''}. Mirrors "
         "Figure 2 (middle): look for points concentrated at the upper left"
-        f"{' and for left-out prompts further right' if strip else ''}. Part of the falling trend is built in, as the "
-        f"offline margin enters both axes.{note}"
+        f"{' and for left-out prompts further right' if strip else ''}. Part of the falling trend is built in, because "
+        f"the offline margin enters both axes.{note}"
     )
     return FigureSpec("gains", "Where online responses help", caption, lambda theme: plots.gains(shown, theme))
 
@@ -41,7 +41,7 @@ def gain_panel(run: RunData, t: int) -> plots.GainPanel:
 
 
 def first_margins(run: RunData, t: int) -> dict[str, dict[int, float]]:
-    """Margin of each prompt's first pair of each source when training first met it."""
+    """The margin of each prompt's first pair of each source, at its first visit in training."""
     margins: dict[str, dict[int, float]] = defaultdict(dict)
     for line in run.pair_weights[t]:
         if number(line["margin"]) is not None:
@@ -67,11 +67,11 @@ def learner_figure(run: RunData) -> FigureSpec | None:
     if not curves:
         return None
     scores = iteration_scores(run)
-    strip = " The strip below shows where the scores of the run lie." if scores else ""
+    strip = " The strip below shows the distribution of the run's scores." if scores else ""
     caption = (
         "The learner's input-output curve at the start and after each iteration; a low weight makes fresh "
-        f"responses likely.{strip} Mirrors Figure 3 (middle): look for a curve that leaves its start where scores are "
-        "dense and gives misaligned pairs (left) less weight than aligned ones (right)."
+        f"responses likely.{strip} Mirrors Figure 3 (middle): look for a curve that departs from its start where "
+        "scores are dense and gives misaligned pairs (left) less weight than aligned ones (right)."
     )
     return FigureSpec(
         "learner", "What the learner learned", caption, lambda theme: plots.learner_curves(curves, scores, theme)
@@ -102,8 +102,8 @@ def margin_figure(run: RunData) -> FigureSpec | None:
     online = any("online" in sources for _, sources in panels)
     clause = ", and for online margins that stay close to zero, since the policy wrote both responses itself"
     caption = (
-        "Margins of the pairs as training first met them. Mirrors Figure 3 (right): look for the offline curve moving "
-        f"right over the iterations{clause if online else ''}.{note}"
+        "Margins of the pairs at their first visit in training. Mirrors Figure 3 (right): look for the offline curve "
+        f"moving right over the iterations{clause if online else ''}.{note}"
     )
     return FigureSpec("margins", "Margins of the trained pairs", caption, lambda theme: plots.margins(shown, theme))
 

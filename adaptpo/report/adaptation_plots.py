@@ -1,4 +1,4 @@
-"""Drawing how the method adapted: gains, the learner, margins."""
+"""Draws how the method adapted: gains, the learner, margins."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GainPanel:
 
 
 def gains(panels: Sequence[GainPanel], theme: Theme) -> Figure:
-    """Offline margin against the online gain; above it, where there was a selection, the margins by selection."""
+    """Online gain over the offline margin; above it, if there was a selection, the scoring margins by selection."""
     stripped = any(len(panel.selected) or len(panel.unselected) for panel in panels)
     ratios = [1, 3] if stripped else [1]
     height = 4.4 if stripped else 3.3
@@ -82,7 +82,7 @@ def outside_of(limits: Limits, values: FloatArray) -> Any:
 
 
 def learner_curves(curves: Sequence[Line], scores: Mapping[str, FloatArray], theme: Theme) -> Figure:
-    """The learner's weight as a function of the offline score; below it, where each iteration's scores lie."""
+    """The learner's weight over the offline score; below it, each iteration's distribution of scores."""
     ratios = [4, 1] if scores else [1]
     figure, grid = blank(theme, 4.2 if scores else 3.4, len(ratios), sharex=True, height_ratios=ratios)
     top = grid[0, 0]
@@ -126,7 +126,7 @@ def margins(panels: Sequence[tuple[str, Mapping[str, FloatArray]]], theme: Theme
             draw_density(axes, values, limits, theme.colours[source], source)
         axes.axvline(0, color=theme.muted, linewidth=0.8)
         titles(axes, theme, title=label)
-    grid[0, 0].set_ylim(bottom=0)  # Ends the scaling of all panels, as they share the axis.
+    grid[0, 0].set_ylim(bottom=0)  # Ends autoscaling of all panels, which share the axis.
     titles(grid[0, 0], theme, y="density")
     common_x(figure, "margin of the pair (scaled by beta)", theme)
     common_legend(figure, grid[0], theme)

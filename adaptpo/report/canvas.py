@@ -1,4 +1,4 @@
-"""What the figures are drawn on: themes, axes, legends, and densities.
+"""Drawing code that the figures share: themes, axes, legends and densities.
 
 Nothing here touches matplotlib's global state (no pyplot, no rcParams). Every figure exists in a light and a dark
 theme; offline and online data keep their colours throughout, and iterations are shades of one green.
@@ -25,7 +25,7 @@ DENSITY_BINS = 400
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one appearance. `colours` maps a role (`offline`, `online`, `mixed`, `before`) to a colour."""
+    """The colours of one theme. `colours` maps a role (`offline`, `online`, `mixed`, `before`) to a colour."""
 
     background: str
     text: str
@@ -60,7 +60,7 @@ def png(figure: Figure) -> bytes:
 
 
 def blank(theme: Theme, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
-    """A figure and its grid of styled axes; `layout` is for matplotlib's `subplots`."""
+    """A figure and its grid of styled axes; `layout` is passed to matplotlib's `subplots`."""
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=theme.background)
     grid = figure.subplots(rows, columns, squeeze=False, **layout)
     for axes in grid.flat:
@@ -114,12 +114,12 @@ def ramp(theme: Theme, count: int) -> list[Any]:
 
 
 def halo(theme: Theme) -> list[Any]:
-    """Keeps text readable where it crosses a line."""
+    """An outline that keeps text readable where it crosses a line."""
     return [withStroke(linewidth=3, foreground=theme.background)]
 
 
 def frame(groups: Sequence[FloatArray]) -> tuple[float, float]:
-    """Limits that hold all but the outermost 0.4 % of the values: a few outliers must not flatten a picture."""
+    """Limits that hold all but the outermost 0.4 % of the values: a few outliers must not flatten the plot."""
     low, high = np.percentile(np.concatenate(groups), [0.2, 99.8])
     room = 0.08 * (high - low) or 0.5
     return float(low - room), float(high + room)
@@ -136,7 +136,7 @@ def draw_density(axes: Any, values: FloatArray, limits: tuple[float, float], col
 def density(values: FloatArray, grid: FloatArray) -> FloatArray:
     """Gaussian kernel density of `values` on an even `grid` that covers them.
 
-    Values are binned before smoothing, so that the cost does not grow with points times grid.
+    Values are binned before smoothing, so the cost does not grow with points times grid.
     """
     step = float(grid[1] - grid[0])
     edges = np.append(grid - step / 2, grid[-1] + step / 2)
@@ -148,7 +148,7 @@ def density(values: FloatArray, grid: FloatArray) -> FloatArray:
 
 
 def bandwidth(values: FloatArray) -> float:
-    """Silverman's."""
+    """Silverman's rule of thumb."""
     quartiles = np.percentile(values, [75, 25])
     spread = min(float(values.std()), float(np.subtract(*quartiles)) / 1.349)
     return 0.9 * (spread or float(values.std())) * len(values) ** -0.2

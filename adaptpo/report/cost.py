@@ -1,4 +1,4 @@
-"""Figures of training and of where the time went."""
+"""Figures of training and of its cost in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptpo.report.visits import FloatArray
 from adaptpo.types import Row
 
 Steps = list[tuple[float, Row]]
-"""Logged lines with their place on the axis of optimizer steps."""
+"""Logged lines with their positions on the axis of optimizer steps."""
 
 # Title, then (metric, label, colour role) of each line.
 TRAINING_PANELS: tuple[tuple[str, tuple[tuple[str, str, str | None], ...]], ...] = (
@@ -35,17 +35,17 @@ def training_figure(run: RunData) -> FigureSpec | None:
     if not panels:
         return None
     caption = (
-        "Optimizer steps of all training phases in a row; W is the warm-up, numbers are iterations, thin lines are raw "
-        "values. The paper has no such figure: look for margins and accuracies that keep rising, and for a chosen "
-        "log-probability that does not sink with the rejected one."
+        "Optimizer steps of all training phases in sequence; W is the warm-up, numbers are iterations, thin lines are "
+        "raw values. The paper has no such figure: look for margins and accuracies that keep rising, and for a chosen "
+        "log-probability that does not fall with the rejected one."
     )
     return FigureSpec("training", "Training", caption, lambda theme: plots.training_curves(panels, phases, theme))
 
 
 def training_steps(run: RunData) -> tuple[Steps, list[tuple[float, str]]]:
-    """Training lines on one axis, phases behind one another, and where each phase begins.
+    """Training lines on one axis, with the phases in sequence, and the step at which each phase begins.
 
-    A step that a resumed run repeated counts once, as it was last.
+    A step that a resumed run repeated counts once, with its last values.
     """
     by_phase: dict[str, dict[int, Row]] = defaultdict(dict)
     for line in run.metrics:
@@ -82,8 +82,8 @@ def time_figure(run: RunData) -> FigureSpec | None:
     rows = ranked(spent)
     labels = ["outside iterations" if t is None else f"iteration {t}" for t in groups]
     caption = (
-        "Wall time of every finished phase by kind of work. Goes with the paper's account of time in Appendix C.7: "
-        "look for the share of generation and annotation, which selection is there to save. " + last_attempts(run)
+        "Wall time of every finished phase by kind of work. Compare the paper's account of time in Appendix C.7: "
+        "look for the share of generation and annotation, which selection is meant to reduce. " + last_attempts(run)
     )
     return FigureSpec(
         "time", "Where the time went", caption.strip(), lambda theme: plots.phase_seconds(rows, labels, theme)
@@ -101,7 +101,7 @@ def kind_and_iteration(phase: str) -> tuple[str, int | None]:
 
 
 def ranked(spent: dict[str, FloatArray]) -> dict[str, FloatArray]:
-    """Kinds from the longest to the shortest; those below 1 % of the time are one row."""
+    """Kinds from the longest to the shortest; those below 1 % of the time are merged into one row."""
     rows = dict(sorted(spent.items(), key=lambda item: -item[1].sum()))
     least = 0.01 * sum(float(row.sum()) for row in rows.values())
     small = [kind for kind, row in rows.items() if row.sum() < least]

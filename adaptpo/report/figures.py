@@ -1,4 +1,4 @@
-"""A figure of the report: from what it shows to PNG."""
+"""The figures of the report, from specification to PNG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PANELS_AT_MOST = 4
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure that this run has data for. `caption` says what it shows, which figure it mirrors, what to look for."""
+    """A figure with data in this run. `caption` says what it shows, which figure it mirrors and what to look for."""
 
     name: str
     title: str
@@ -28,7 +28,7 @@ class FigureSpec:
 
 @dataclass(frozen=True)
 class RenderedFigure:
-    """A figure in both appearances, as data URIs."""
+    """A figure in both themes, as data URIs."""
 
     title: str
     caption: str
@@ -37,7 +37,7 @@ class RenderedFigure:
 
 
 def render(spec: FigureSpec, folder: Path) -> RenderedFigure:
-    """Draw the figure; its light form also becomes a file in `folder`."""
+    """Draws the figure in both themes; the light one is also saved in `folder`."""
     light, dark = (png(spec.draw(theme)) for theme in (LIGHT, DARK))
     (folder / f"{spec.name}.png").write_bytes(light)
     return RenderedFigure(spec.title, spec.caption, data_uri(light), data_uri(dark))
@@ -48,7 +48,7 @@ def data_uri(image: bytes) -> str:
 
 
 def evenly(panels: Sequence[Any]) -> tuple[list[Any], str]:
-    """At most `PANELS_AT_MOST` panels, the first and the last among them, and a note where some are not shown."""
+    """At most `PANELS_AT_MOST` panels, including the first and the last, and a note if some are not shown."""
     picks = np.linspace(0, len(panels) - 1, min(len(panels), PANELS_AT_MOST)).round().astype(int)
     note = f" {len(picks)} of {len(panels)} iterations are shown." if len(picks) < len(panels) else ""
     return [panels[pick] for pick in picks], note

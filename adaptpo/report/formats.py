@@ -1,4 +1,4 @@
-"""Numbers and texts as the report prints them."""
+"""Formats numbers and texts for the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TEXT_AT_MOST = 3000
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them, with no-break spaces: `8.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A duration with readable units and no-break spaces: `8.2 s`, `3 min 20 s`, `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if seconds < 60:
         text = f"{seconds:.1f} s"
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def short(value: float, sign: str = "-") -> str:
-    """A number to three digits or so; `sign` as in a format specification."""
+    """A number with about three digits; `sign` as in a format specification."""
     decimals = 2 if 1 <= abs(value) < 100 else 3 if abs(value) < 1 else 0
     return f"{value:{sign},.{decimals}f}".replace("-", "−")
 
@@ -30,7 +30,7 @@ def styled(value: float | None, style: str = ",") -> str | None:
 
 
 def plain_text(value: str) -> str:
-    """A text for reading from its stored form: JSON of a string or of chat messages, or the bare text."""
+    """The readable text of a stored one: JSON of a string or of chat messages, or the bare text."""
     try:
         decoded = json.loads(value)
     except ValueError:
@@ -48,7 +48,7 @@ def message_text(message: Any) -> str:
 
 
 def clipped(value: str) -> str:
-    """The plain text of a stored one, up to `TEXT_AT_MOST` characters."""
+    """The readable text of a stored one, cut to `TEXT_AT_MOST` characters."""
     text = plain_text(value)
     rest = len(text) - TEXT_AT_MOST
     return text if rest <= 0 else f"{text[:TEXT_AT_MOST]} … ({rest:,} more characters)"

@@ -1,4 +1,4 @@
-"""Drawing MetaPO: coefficients, weights over probability and volatility, single pairs."""
+"""Draws MetaPO's coefficients, its weights over probability and volatility, and single pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPAQUE_POINTS = 800
 
 
 def coefficients(lines: Sequence[Line], theme: Theme) -> Figure:
-    """One line for each coefficient, (steps, values): a feature's own colour, solid where it is smoothed."""
+    """One line for each coefficient, (steps, values), in its feature's colour; solid if it is smoothed."""
     figure, grid = blank(theme, 3.6)
     axes = grid[0, 0]
     unnamed = iter(ramp(theme, len(lines)))
@@ -44,7 +44,7 @@ def coefficients(lines: Sequence[Line], theme: Theme) -> Figure:
 
 
 def landscape(pairs: Visits, theme: Theme) -> Figure:
-    """FocalPO's and this run's weights, colours over (p, volatility)."""
+    """FocalPO's and this run's weights, as colours over (p, volatility)."""
     figure, grid = blank(theme, 3.6, columns=2, sharex=True, sharey=True)
     panels = (("FocalPO", pairs.focal), ("this run", pairs.weight))
     for axes, (title, weight) in zip(grid[0], panels, strict=True):
@@ -62,7 +62,7 @@ def landscape(pairs: Visits, theme: Theme) -> Figure:
 
 
 def high(values: FloatArray) -> float:
-    """All but the outermost values lie below."""
+    """An axis limit above all but the outermost values."""
     return float(np.percentile(values, 99.5)) * 1.05 or 1.0
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables of MetaPO: what its weights are made of, and which pairs they favour."""
+"""Figures and tables of MetaPO: how its weights are computed, and which pairs they favour."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUPS: tuple[tuple[str, Callable[[Visits], Mask]], ...] = (
     ("persistent incorrect (p < 0.3)", lambda v: v.probability < 0.3),
     ("all", lambda v: np.ones(len(v.lines), dtype=bool)),
 )
-"""Those of the MetaPO paper's Table 9."""
+"""The groups of the MetaPO paper's Table 9."""
 
 
 def coefficient_figure(run: RunData) -> FigureSpec | None:
@@ -38,11 +38,11 @@ def coefficient_figure(run: RunData) -> FigureSpec | None:
     if not lines:
         return None
     caption = (
-        "Each weight is softplus of this linear form of the pair's features. It starts at a weight of 1 for all, and "
-        "the bias is drawn less its start. Solid: smoothed over visits; dashed: at the current visit. Mirrors Figure "
-        "3c of the MetaPO paper: look for negative coefficients of volatility and divergence."
+        "A pair's weight is the softplus of this linear form of its features. All weights start at 1, and the bias is "
+        "drawn minus its start. Solid: smoothed over visits; dashed: at the current visit. Mirrors Figure 3c of the "
+        "MetaPO paper: look for negative coefficients of volatility and divergence."
     )
-    return FigureSpec("coefficients", "What the weights are made of", caption, lambda t: plots.coefficients(lines, t))
+    return FigureSpec("coefficients", "Coefficients of the weights", caption, lambda t: plots.coefficients(lines, t))
 
 
 def landscape_figure(run: RunData) -> FigureSpec | None:
@@ -52,15 +52,16 @@ def landscape_figure(run: RunData) -> FigureSpec | None:
         return None
     last = visits.last
     caption = (
-        "Each point is a pair at its last visit: p = sigmoid(margin), and the standard deviation of its margins. Left "
-        f"FocalPO's p^gamma with gamma {FOCAL_GAMMA:g} (bands: it sees p alone), right this run. Mirrors Figures 3a "
-        "and 3b of the MetaPO paper: look for pairs of high p and high volatility that weigh less than stable ones."
+        "Each point is a pair at its last visit: p = sigmoid(margin), and the standard deviation of its margins. "
+        f"Left: FocalPO's p^gamma with gamma {FOCAL_GAMMA:g} (bands, as it depends on p alone); right: this run. "
+        "Mirrors Figures 3a and 3b of the MetaPO paper: look for pairs with high p and high volatility that weigh less "
+        "than stable ones."
     )
     return FigureSpec("landscape", "Weights by history", caption, lambda theme: plots.landscape(last, theme))
 
 
 def gradient_figure(run: RunData) -> FigureSpec | None:
-    """What each weight leaves of a pair's gradient."""
+    """The factor of each pair's gradient under its weight."""
     visits = run.visits
     if visits is None:
         return None
@@ -81,15 +82,15 @@ def trajectory_figure(run: RunData) -> FigureSpec | None:
     often = np.bincount(visits.pair)[visits.pair] == visits.count.max()
     shown = [(title, visits[visits.pair == pair]) for title, pair in cases(visits[often])]
     caption = (
-        "Pairs of the run like the four of the MetaPO paper's appendix B: of those right at every visit the steadiest, "
-        "of those right at the last one the most volatile, the one that came furthest from wrong to right, and the one "
-        "whose policy and reference lie furthest apart."
+        "Pairs of the run, chosen like the four in the MetaPO paper's appendix B: the steadiest pair that is right at "
+        "every visit, the most volatile one that is right at the last visit, the one that moved furthest from wrong to "
+        "right, and the one on which policy and reference differ most."
     )
     return FigureSpec("trajectories", "Single pairs", caption, lambda theme: plots.trajectories(shown, theme))
 
 
 def cases(visits: Visits) -> Iterator[tuple[str, int]]:
-    """A title and a pair of each kind that there is, no pair twice."""
+    """A title and a pair for each kind that occurs, no pair twice."""
     taken: set[int] = set()
     last = visits.last
     first = dict(zip(visits.pair[::-1], visits.margin[::-1], strict=True))
@@ -119,7 +120,7 @@ def group_table(run: RunData) -> Table | None:
     last = visits.last
     note = (
         "Groups as in the MetaPO paper's Table 9, pairs at their last visits. The factor w (1 - p) scales a pair's "
-        f"gradient; {variances(last)}. Gradients themselves are not kept, so these are not the variances of the "
+        f"gradient; {variances(last)}. Gradients themselves are not stored, so these are not the variances of the "
         "paper's Table 7."
     )
     return Table.of((group_row(name, last[members(last)]) for name, members in GROUPS), note)
@@ -145,11 +146,11 @@ def group_row(name: str, pairs: Visits) -> dict[str, str | None]:
 
 
 def visit_table(run: RunData) -> Table | None:
-    """The weights at first visits, second visits and so on, which are epochs."""
+    """The weights by visit number, which is the epoch."""
     visits = run.visits
     if visits is None:
         return None
-    note = "Entropy of the weights as shares of their sum, beside that of equal weights: far below, few pairs count."
+    note = "Entropy of the weights as shares of their sum, beside that of equal weights: if far lower, few pairs count."
     return Table.of((visit_row(visits[visits.count == count], count) for count in np.unique(visits.count)), note)
 
 
@@ -167,8 +168,8 @@ def visit_row(visits: Visits, count: int) -> dict[str, str | None]:
 
 
 def importance_table(run: RunData) -> Table | None:
-    """Mean absolute Shapley value of each feature; None where nothing is learned yet, and for other architectures than
-    the linear one."""
+    """Mean absolute Shapley value of each feature; None if nothing is learned yet or the architecture is not
+    linear."""
     visits, coefficients = run.visits, dict(run.learned_weight.get("coefficients", {}))
     bias = coefficients.pop("bias", 0.0)
     if visits is None or len(visits.last.lines) < 2 or not any(coefficients.values()):
@@ -178,7 +179,7 @@ def importance_table(run: RunData) -> Table | None:
     total = float(values.sum())
     note = (
         "Exact Shapley values of the final weights, mean absolute values over up to 1000 pairs; the MetaPO paper "
-        "(Table 8) estimates them with shap's KernelExplainer. Smoothed features have 71 % there."
+        "(Table 8) estimates them with shap's KernelExplainer. Smoothed features have 71 % in the paper."
     )
     rows = (
         {

@@ -1,4 +1,4 @@
-"""Figures of what came out: held-out reward and offline score, stage by stage."""
+"""Figures of the outcome: held-out reward and offline score, stage by stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptpo.report.visits import FloatArray
 
 
 def dynamics_figure(run: RunData) -> FigureSpec | None:
-    """Reward and offline score by stage: held-out where evaluated, else on each iteration's training prompts."""
+    """Reward and offline score by stage, on held-out prompts if evaluated, else on an iteration's training prompts."""
     held_out = [stage for stage in run.stages if stage.value("reward/mean") is not None]
     stages = held_out or training_stages(run)
     wanted = (("reward", "Reward", "reward", "online"), ("score", "Offline score", "log sigmoid(margin)", "offline"))
@@ -22,8 +22,8 @@ def dynamics_figure(run: RunData) -> FigureSpec | None:
         return None
     where = "On held-out prompts" if held_out else "On the training prompts of each iteration (no held-out evaluation)"
     caption = (
-        f"{where}: mean and band of one standard deviation. Mirrors Figure 2 (left) of the MetaAPO paper: look for a "
-        "reward that rises while its band narrows, and for a dip of the offline score that later recovers."
+        f"{where}: mean with a band of one standard deviation. Mirrors Figure 2 (left) of the MetaAPO paper: look for "
+        "a reward that rises while its band narrows, and for a dip in the offline score that later recovers."
     )
     labels = [stage.label for stage in stages]
     return FigureSpec(
@@ -58,9 +58,9 @@ def reward_figure(run: RunData) -> FigureSpec | None:
     ends = [known[0], known[-1]] if len(known) > 1 else known
     distributions = [(label, role, rewards) for (label, rewards), role in zip(ends, ("before", "online"), strict=False)]
     caption = (
-        "Kernel density of the rewards of held-out responses, dashed lines at the means. Mirrors Figure 2 (right), "
-        "with the run's own annotator in place of an independent reward model: look for the whole curve moving right, "
-        "not only its tail."
+        "Kernel density of the rewards of held-out responses, with dashed lines at the means. Mirrors Figure 2 "
+        "(right), with the run's own annotator instead of an independent reward model: look for the whole curve moving "
+        "right, not only its tail."
     )
     return FigureSpec(
         "rewards",

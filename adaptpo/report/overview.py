@@ -1,4 +1,4 @@
-"""The head of the page: what the run is, how far it is, and its key figures."""
+"""The head of the page: the run's settings, status and key figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tile = tuple[str, str, str]
 
 
 def header(run: RunData) -> dict[str, Any]:
-    """What the run is: method, its four choices, model, seed, status."""
+    """The run's method with its four choices, model, seed and status."""
     method = run.config.get("method")
     choices = method.get("choices", {}) if isinstance(method, dict) else {}
     finished = bool(run.phases.get("final", {}).get("done"))
@@ -36,14 +36,14 @@ def header(run: RunData) -> dict[str, Any]:
 
 
 def name(value: Any) -> str:
-    """Of a configured thing: itself, or its `path` or `name`."""
+    """The name of a configured value: its `path` or `name`, or the value itself."""
     return str(value.get("path") or value.get("name")) if isinstance(value, dict) else str(value)
 
 
 def unfinished(run: RunData) -> str:
     begun = next((phase for phase, state in run.phases.items() if not state.get("done")), None)
     if begun:
-        return f"unfinished: {begun} is begun but not done"
+        return f"unfinished: {begun} has started but is not done"
     if not run.phases:
         return "unfinished: nothing is done yet"
     last = list(run.phases)[-1]
@@ -53,7 +53,7 @@ def unfinished(run: RunData) -> str:
 
 
 def planned(run: RunData) -> Iterator[str]:
-    """The phases in order, with the plain words `training` and `iteration T` where the method decides what comes."""
+    """The phases in order; `training` and `iteration T` stand for phases that only the method knows."""
     evaluated = bool(run.config.get("eval_data") or run.config.get("inputs", {}).get("eval_data"))
     reference = ["reference"] if "reference" in run.phases else []
     yield from ["data", *["reward"] * (run.config.get("reward") == "train"), *reference]
@@ -72,7 +72,7 @@ def planned(run: RunData) -> Iterator[str]:
 
 
 def warms_up(run: RunData) -> bool | None:
-    """Whether this run has a warm-up; None where the method decides and the warm-up is not begun."""
+    """Whether this run has a warm-up; None if the method decides and no warm-up has started."""
     epochs = run.config.get("warmup_epochs")
     if "warmup" in run.phases:
         return True
@@ -80,7 +80,7 @@ def warms_up(run: RunData) -> bool | None:
 
 
 def warnings(run: RunData) -> list[str]:
-    """What the reader of the figures should know first: said before training, and found after it."""
+    """Warnings issued before training, and problems found after it."""
     trained = [(t, run.phases.get(f"iterations/{t}/train", {})) for t in run.iterations]
     idle = [
         f"iteration {t}: {title} was not updated"
@@ -107,7 +107,7 @@ def key_figures(run: RunData) -> list[Tile]:
 
 
 def annotation_ratio(counts: Sequence[IterationCounts]) -> Tile | None:
-    """Prompts that got fresh responses, of the prompts of all iterations so far."""
+    """Share of prompts with fresh responses, over all iterations so far."""
     prompts = sum(count.prompts or 0 for count in counts)
     if not prompts or all(count.generated_for is None for count in counts):
         return None
@@ -134,7 +134,7 @@ def wall_time(run: RunData) -> Tile | None:
         return None
     repeated = len(run.repeated())
     one_or_more = "1 phase counted with its" if repeated == 1 else f"{repeated} phases counted with their"
-    note = f"{one_or_more} last attempt alone" if repeated else "all phases together"
+    note = f"{one_or_more} last attempt only" if repeated else "all phases together"
     return "wall time", duration(run.seconds()), note
 
 

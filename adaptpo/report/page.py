@@ -1,4 +1,4 @@
-"""The page itself."""
+"""The report page."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FIGURES = (
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run folder, finished or not, and return the path of its page.
+    """Writes the report of a run folder, finished or not; returns the path of its page.
 
-    `out` is the folder for `report.html` and its figures; the default is `<run>/report`. Raises `RunError` when
-    `run` is no run folder or one of its files cannot be read.
+    `out` is the folder for `report.html` and its figures; the default is `<run>/report`. Raises `RunError` if
+    `run` is not a run folder or one of its files cannot be read.
     """
     data = RunData.open(Path(run))
     folder = Path(out) if out is not None else data.root / "report"

@@ -1,4 +1,4 @@
-"""Drawing the outcome and the cost of a run: plain arrays in, matplotlib figures out."""
+"""Draws the outcome and the cost of a run: plain arrays in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled sequence of points; `role` names a colour of the theme, None takes the ramp."""
+    """A labelled sequence of points; `role` names a colour of the theme, None takes a shade of the ramp."""
 
     label: str
     x: FloatArray
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class CurvePanel:
-    """One quantity followed through training."""
+    """One quantity over the course of training."""
 
     title: str
     lines: Sequence[Line]
@@ -111,7 +111,7 @@ def draw_panel(axes: Any, panel: CurvePanel, starts: Sequence[float], theme: The
 
 
 def draw_by_phase(axes: Any, line: Line, starts: Sequence[float], colour: Any) -> None:
-    """Phases are drawn apart: nothing is joined or averaged across the beginning of one."""
+    """Draws each phase separately: nothing is joined or averaged across the start of a phase."""
     smooth = len(line.x) >= SMOOTHED_FROM
     cuts = np.searchsorted(line.x, starts)
     parts = [part for part in np.split(np.stack([line.x, line.y]), cuts, axis=1) if part.size]

@@ -29,17 +29,17 @@ FIRST_STAGES = ("start", "initial", "warmup")
 
 @dataclass(frozen=True)
 class RunData:
-    """The files of a run folder. Each is read when it is first asked for; what is absent is empty."""
+    """The files of a run folder, each read on first access. A missing file reads as empty."""
 
     root: Path
 
     @classmethod
     def open(cls, root: Path) -> RunData:
-        """Raises `RunError` when `root` holds no run."""
+        """Opens the run in `root`. Raises `RunError` if `root` is not a run folder."""
         if not (root / "config.yaml").is_file():
             raise RunError(
-                f"{root} is no run folder: it holds no config.yaml. "
-                "Give the folder that `adaptpo train` wrote (the recipe's output_dir)."
+                f"{root} is not a run folder: it has no config.yaml. "
+                "Pass the folder that `adaptpo train` wrote (the recipe's output_dir)."
             )
         return cls(root.resolve())
 
@@ -55,30 +55,30 @@ class RunData:
 
     @cached_property
     def phases(self) -> dict[str, dict[str, Any]]:
-        """State of every phase that was begun, in order."""
+        """State of every phase that has started, in order."""
         path = self.root / "state.json"
         return dict(read_json(path).get("phases", {})) if path.is_file() else {}
 
     @cached_property
     def metrics(self) -> list[Row]:
-        """Every logged line, in order."""
+        """All lines of `metrics.jsonl`, in order."""
         return self.lines("metrics.jsonl")
 
     @cached_property
     def dropped(self) -> list[Row]:
-        """Everything that was left out, with its reason."""
+        """All dropped rows, prompts and responses, each with its reason."""
         return self.lines("dropped.jsonl")
 
     @cached_property
     def iterations(self) -> list[int]:
-        """Iterations of which the folder holds anything."""
+        """Iterations that have at least one phase or file."""
         names = [phase.split("/")[1] for phase in self.phases if phase.startswith("iterations/")]
         names += [path.name for path in (self.root / "iterations").glob("*")]
         return sorted({int(name) for name in names if name.isdigit()})
 
     @cached_property
     def parts(self) -> npt.NDArray[Any]:
-        """The iteration whose part of the data each prompt belongs to."""
+        """For each prompt, the iteration to which its part of the data belongs."""
         return self.table("data/offline.parquet", "part").get("part", np.array([]))
 
     @cached_property
@@ -95,12 +95,12 @@ class RunData:
 
     @cached_property
     def pair_weights(self) -> dict[int, list[Row]]:
-        """Every pair as trained, by iteration."""
+        """All lines of `pair_weights.jsonl`, by iteration."""
         return {t: self.lines(f"iterations/{t}/pair_weights.jsonl") for t in self.iterations}
 
     @cached_property
     def visits(self) -> Visits | None:
-        """What training saw of each pair with a learned weight; None where there is none."""
+        """The training visits of pairs with a learned weight; None if there are none."""
         column = self.learned_weight.get("column")
         lines = [line for t in self.iterations for line in self.pair_weights[t]] if column else []
         weighed = [line for line in lines if None not in (number(line.get(column)), number(line["margin"]))]
@@ -108,27 +108,27 @@ class RunData:
 
     @cached_property
     def learned_weight(self) -> Row:
-        """What a learner of pair weights had learned after the last iteration so far; empty where there is none."""
+        """The state of the learner of pair weights in the latest snapshot; empty if there is none."""
         paths = sorted(self.files("snapshots/*.json"), key=lambda path: stage_order(path.stem))
         return dict(read_json(paths[-1]).get("learned_weight", {})) if paths else {}
 
     @cached_property
     def warnings(self) -> list[str]:
-        """Said before training, about what the learners could learn."""
+        """Warnings issued before training, about what the learners can learn."""
         path = self.root / "warnings.json"
         return list(read_json(path)) if path.is_file() else []
 
     def files(self, pattern: str) -> list[Path]:
-        """Files that match, in order; hidden ones are still being written."""
+        """Matching files, in order; skips hidden ones, which are still being written."""
         return sorted(path for path in self.root.glob(pattern) if not path.name.startswith("."))
 
     def lines(self, name: str) -> list[Row]:
-        """Objects of a JSON-lines file."""
+        """The objects in a JSON Lines file."""
         with reading(self.root / name):
             return JsonLines(self.root / name).read()
 
     def table(self, pattern: str, *names: str) -> Columns:
-        """Those of the named columns that the matching Parquet files have; empty when there is no file."""
+        """The named columns that exist in the matching Parquet files; empty if no file matches."""
         tables = [read_parquet(path, names) for path in self.files(pattern)]
         if not tables:
             return {}
@@ -136,12 +136,12 @@ class RunData:
         return {name: joined[name].to_numpy() for name in joined.column_names}
 
     def chosen_responses(self, prompts: set[str]) -> dict[str, str]:
-        """Offline chosen responses of these prompts alone: the data can be far larger than the report needs."""
+        """Offline chosen responses of these prompts only: the data can be far larger than the report needs."""
         texts: dict[str, str] = {}
         for path in self.files("data/*.parquet"):
             with reading(path):
                 if not {"prompt", "chosen"} <= set(pq.read_schema(path).names):
-                    continue  # What was filtered or held out, not the data.
+                    continue  # Filtered or held-out rows, not the data.
                 found = pq.read_table(path, columns=["prompt", "chosen"], filters=[("prompt", "in", prompts)])
             texts.update(zip(found["prompt"].to_pylist(), found["chosen"].to_pylist(), strict=True))
         return texts
@@ -151,14 +151,14 @@ class RunData:
         return self._spent("seconds", prefix)
 
     def cpu_seconds(self, prefix: str = "") -> float:
-        """Time that these phases kept CPUs busy in the run's own process."""
+        """CPU time of all these phases in the run's own process."""
         return self._spent("cpu_seconds", prefix)
 
     def _spent(self, clock: str, prefix: str) -> float:
         return sum(state.get(clock, 0.0) for phase, state in self.phases.items() if phase.startswith(prefix))
 
     def repeated(self, prefix: str = "") -> list[str]:
-        """Phases with this prefix that took several attempts; their seconds are those of the last one."""
+        """Phases with this prefix that took several attempts; their seconds are those of the last attempt."""
         several = [phase for phase, state in self.phases.items() if state.get("done") and state.get("attempts", 1) > 1]
         return [phase for phase in several if phase.startswith(prefix)]
 
@@ -173,11 +173,11 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """The stage as the report names it."""
+        """The stage's name in the report."""
         return "warm-up" if self.key == "warmup" else self.key.replace("-", " ")
 
     def value(self, name: str) -> float | None:
-        """A metric such as `reward/mean`: from the responses where they are kept, else as logged."""
+        """A metric such as `reward/mean`, from the saved responses if there are any, else as logged."""
         column, _, statistic = name.partition("/")
         values = finite(self.table, column)
         if len(values) and statistic in ("mean", "std"):
@@ -185,7 +185,7 @@ class Stage:
         return number(self.metrics.get(name))
 
     def rows(self) -> dict[int, Row]:
-        """The kept responses by prompt."""
+        """The saved responses, by prompt id."""
         rows = [dict(zip(self.table, values, strict=True)) for values in zip(*self.table.values(), strict=True)]
         return {int(row["prompt_id"]): row for row in rows if "response" in row}
 
@@ -198,7 +198,7 @@ def stage_order(key: str) -> tuple[int, int, str]:
 
 
 def finite(table: Columns, name: str) -> FloatArray:
-    """The finite numbers of a column; empty when the column is absent."""
+    """The finite numbers of a column; empty if the column is absent."""
     values = np.asarray(table.get(name, ()), dtype=np.float64)
     return values[np.isfinite(values)]
 
@@ -220,7 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what a broken file raises into a `RunError` that names the file."""
+    """Turns the errors that a broken file raises into a `RunError` that names the file."""
     try:
         yield
     except (ValueError, TypeError, OSError, pa.ArrowException, yaml.YAMLError) as error:

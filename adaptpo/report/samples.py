@@ -1,4 +1,4 @@
-"""Held-out prompts with the responses of every stage, for reading."""
+"""Sample held-out prompts with the responses of every stage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sample:
 
 
 def samples(run: RunData) -> list[Sample]:
-    """Held-out prompts from the greatest loss to the greatest gain in reward between the first and the last stage."""
+    """Held-out prompts from the largest loss to the largest gain in reward between the first and the last stage."""
     stages = {stage.label: rows for stage in run.stages if (rows := stage.rows())}
     if not stages:
         return []
@@ -44,7 +44,7 @@ def samples(run: RunData) -> list[Sample]:
 
 
 def spread(first: RowsById, last: RowsById) -> list[tuple[int, str]]:
-    """Prompts at even steps through the ranking by change in reward, each with a note on that change."""
+    """Prompts evenly spaced in the ranking by change in reward, each with a note on that change."""
     changes = {key: change for key in first if (change := reward_change(first[key], last.get(key, {}))) is not None}
     if first is last or not changes:
         return [(key, "") for key in sorted(first)[:SAMPLES_AT_MOST]]

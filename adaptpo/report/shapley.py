@@ -10,15 +10,15 @@ import numpy as np
 from adaptpo.report.visits import FloatArray
 
 PAIRS, BACKGROUND = 1000, 100
-"""As many as in the paper's C.1."""
+"""The sample sizes of the paper's C.1."""
 
 
 def shapley_values(features: FloatArray, background: FloatArray, slopes: FloatArray, bias: float) -> FloatArray:
     """Exact Shapley values [n, features] of `softplus(slopes . s + bias)`.
 
-    A feature outside a coalition takes its values in `background`, [m, features], and the weight is the mean over
-    them: what shap's KernelExplainer, which the paper uses, estimates from samples of the coalitions. In each row they
-    sum to the weight less the mean weight of the background. Time and memory grow with 2^features and n m.
+    A feature outside a coalition takes its values from `background`, [m, features], and the weight is averaged over
+    them. shap's KernelExplainer, which the paper uses, estimates the same values from sampled coalitions. Each row
+    sums to the weight minus the mean weight of the background. Time and memory grow with 2^features and n m.
     """
     own, others = features * slopes, background * slopes
     count = features.shape[1]
@@ -34,7 +34,7 @@ def shapley_values(features: FloatArray, background: FloatArray, slopes: FloatAr
 
 
 def arrangements(before: int, count: int) -> float:
-    """The share of orders of all features in which just these `before` ones precede another one."""
+    """The share of all orders of the features in which exactly these `before` ones precede another one."""
     if not 0 <= before < count:
         return 0.0
     return factorial(before) * factorial(count - 1 - before) / factorial(count)
@@ -43,7 +43,7 @@ def arrangements(before: int, count: int) -> float:
 def importance(features: FloatArray, slopes: FloatArray, bias: float) -> FloatArray:
     """Mean absolute Shapley value of each feature, [features], over at most 1000 pairs against at most 100 others.
 
-    Deterministic: they are drawn with a fixed seed.
+    Deterministic: the pairs are drawn with a fixed seed.
     """
     drawn = np.random.default_rng(0).permutation(len(features))
     others = drawn[: min(BACKGROUND, max(1, len(features) // 2))]

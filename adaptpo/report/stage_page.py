@@ -27,23 +27,23 @@ MEANING = {
         "data written by others: train on the offline pairs, and measure again afterwards."
     ),
     "preference fine-tuning": (
-        "The policy's own responses win more comparisons than the offline ones. Such a policy gains most from data of "
-        "high quality: train on pairs of its own samples, annotated by the preference model."
+        "The policy's own responses win more comparisons than the offline ones. Such a policy gains most from "
+        "high-quality data: train on pairs of its own samples, annotated by the preference model."
     ),
     "undecided": (
-        "The interval holds 0.5, so this measurement does not tell the stages apart. Measure on more prompts, or blend "
-        "both kinds of data."
+        "The interval contains 0.5, so this measurement does not distinguish the stages. Measure on more prompts, or "
+        "blend both kinds of data."
     ),
 }
 
 
 def write_stage_report(folder: Path) -> Path:
-    """Write `report/report.html` and its figures below a folder that `adaptpo stage` wrote; returns the page.
+    """Writes `report/report.html` and its figures below a folder that `adaptpo stage` wrote; returns the page's path.
 
-    Raises RunError where the folder holds no finished measurement.
+    Raises RunError if the folder holds no finished measurement.
     """
     if not (folder / "stage.json").is_file():
-        raise RunError(f"{folder} holds no finished measurement; run `adaptpo stage` with --out {folder} to its end")
+        raise RunError(f"{folder} holds no finished measurement; run `adaptpo stage` with --out {folder} to finish it")
     run = RunData.open(folder)
     found = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     out = folder / "report"
@@ -82,7 +82,7 @@ def histogram_table(found: Row) -> Table | None:
 
 
 def figures(run: RunData, found: Row) -> list[FigureSpec]:
-    """None where no prompt was measured."""
+    """The figures of a measurement; [] if no prompt was measured."""
     comparisons = rows_of(run, "stage/comparisons/*.parquet", "prompt_id", "preference")
     names = ("prompt_id", "source", "first", "second", "first_tokens", "second_tokens")
     candidates = read_candidates(rows_of(run, "stage/candidates/*.parquet", *names))
@@ -100,17 +100,17 @@ def rows_of(run: RunData, pattern: str, *columns: str) -> list[Row]:
 
 def path_figure(scores: list[float]) -> FigureSpec:
     caption = (
-        "The boundary score and its 95 % interval over the first prompts measured. Below 0.5 the offline responses win "
-        "(preference injection), above it the policy's own (preference fine-tuning). Look for an interval that has "
-        "left 0.5 behind."
+        "The boundary score and its 95 % interval as more prompts are measured. Below 0.5 the offline responses win "
+        "(preference injection), above it the policy's own (preference fine-tuning). Look for an interval that no "
+        "longer contains 0.5."
     )
-    return FigureSpec("path", "How sure it is", caption, lambda theme: stage_plots.score_path(scores, theme))
+    return FigureSpec("path", "Uncertainty of the score", caption, lambda theme: stage_plots.score_path(scores, theme))
 
 
 def histogram_figure(found: Row) -> FigureSpec:
     shares = np.array(found["counts"]) / max(sum(found["counts"]), 1)
     caption = (
-        "Prompts by the share of their four comparisons that the policy won. Weight at both ends says that the prompts "
+        "Prompts by the share of their four comparisons that the policy won. Mass at both ends means that the prompts "
         "differ: the policy is ahead on some and behind on others, and `stage.groups` may be worth a try."
     )
     levels = np.arange(LEVELS + 1) / LEVELS
@@ -121,9 +121,9 @@ def histogram_figure(found: Row) -> FigureSpec:
 
 def length_figure(candidates: CandidateFacts) -> FigureSpec:
     caption = (
-        "Tokens of the responses compared. Where the side that wins is also the longer one, look at the share of "
-        "comparisons that the longer response won: far above one half, the preference model may like length, far below "
-        "it brevity."
+        "Tokens of the compared responses. If the winning side is also the longer one, look at the share of "
+        "comparisons that the longer response won: far above one half, the preference model may favour length; far "
+        "below it, brevity."
     )
     sides = [
         ("fresh", "online", candidates.fresh_tokens.ravel()),
@@ -135,7 +135,7 @@ def length_figure(candidates: CandidateFacts) -> FigureSpec:
 def diversity_figure(candidates: CandidateFacts) -> FigureSpec:
     caption = (
         "Difference of the log-probabilities of a pair's two responses under the policy (Eq. 12; Figure 3 follows it "
-        "through training). Offline pairs usually spread wider: that is the diversity a policy under injection needs."
+        "through training). Offline pairs usually spread wider: that is the diversity a policy in injection needs."
     )
     sides = [
         (label, role, logps[:, 0] - logps[:, 1])

@@ -1,4 +1,4 @@
-"""Drawing a boundary measurement: plain arrays in, matplotlib figures out."""
+"""Draws a boundary measurement: plain arrays in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POINTS_AT_MOST = 40
 
 
 def score_path(scores: Sequence[float], theme: Theme) -> Figure:
-    """The boundary score and its interval after more and more prompts, in the order of measurement."""
+    """The boundary score and its interval over a growing number of prompts, in the order of measurement."""
     figure, grid = blank(theme, 3.1)
     axes = grid[0, 0]
     ends = np.unique(np.linspace(min(8, len(scores)), len(scores), POINTS_AT_MOST).round().astype(int))

@@ -20,7 +20,7 @@ REASONS_AT_MOST = 20
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to print: every cell is text, columns without any value are gone."""
+    """A table ready to print: every cell is text, and columns without any value are removed."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -28,7 +28,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, str | None]], note: str = "") -> Table | None:
-        """From rows with the same keys; None when there is no row."""
+        """Builds a table from rows with the same keys; None if there are no rows."""
         rows = list(rows)
         if not rows:
             return None
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class IterationCounts:
-    """What one iteration did, counted in its files; None where the method or the unfinished run has no such thing."""
+    """Counts from one iteration's files; None for anything that the method or the unfinished run does not have."""
 
     prompts: int | None
     generated_for: int | None
@@ -116,7 +116,7 @@ def evaluation_table(run: RunData) -> Table | None:
 
 
 def phase_table(run: RunData) -> Table | None:
-    """One row for each phase that was begun, with its own counts."""
+    """One row for each phase that has started, with its counts."""
     return Table.of((phase_row(phase, state) for phase, state in run.phases.items()), last_attempts(run))
 
 
@@ -137,15 +137,15 @@ def phase_row(phase: str, state: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def last_attempts(run: RunData, prefix: str = "") -> str:
-    """A sentence on the phases whose seconds are not their whole time; empty when there is none."""
+    """A sentence that names the phases whose seconds cover only their last attempt; empty if there are none."""
     phases = run.repeated(prefix)
-    return f"Interrupted and resumed, so counted with the last attempt alone: {', '.join(phases)}." if phases else ""
+    return f"Interrupted and resumed; only the last attempt is counted: {', '.join(phases)}." if phases else ""
 
 
 def dropped_table(run: RunData) -> Table | None:
-    """What was left out, by phase and reason, the most frequent first, with examples.
+    """Dropped rows, prompts and responses by phase and reason, most frequent first, with examples.
 
-    Reasons that differ in numbers alone are one reason.
+    Reasons that differ only in numbers count as one.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for line in run.dropped:
@@ -154,13 +154,13 @@ def dropped_table(run: RunData) -> Table | None:
     rows = [dropped_row(lines) for lines in ranked[:REASONS_AT_MOST]]
     rest = sum(map(len, ranked[REASONS_AT_MOST:]))
     if rest:
-        more = {"reason": "further reasons", "phase": None, "count": styled(rest), "examples": "see dropped.jsonl"}
+        more = {"reason": "other reasons", "phase": None, "count": styled(rest), "examples": "see dropped.jsonl"}
         rows.append(more)
     return Table.of(rows)
 
 
 def dropped_row(lines: Sequence[Row]) -> dict[str, str | None]:
-    """The most frequent wording stands for all."""
+    """The row of one reason, in its most frequent wording."""
     wordings = Counter(line["reason"] for line in lines)
     return {
         "reason": wordings.most_common(1)[0][0] + (" (numbers vary)" if len(wordings) > 1 else ""),

@@ -1,4 +1,4 @@
-"""What training saw of each pair at each visit, where the weights of pairs are learned."""
+"""The training visits of each pair, for methods that learn the weights of pairs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FOCAL_GAMMA = 1.0
 class Visits:
     """Visits in the order of training, arrays [visits].
 
-    `pair` numbers the pairs from 0 in the order of their first visits, `count` says which visit of its pair it is, from
-    1; `weight` is the factor by MetaPO, `volatility` the standard deviation of the pair's margins up to here (Eq. 5).
-    `lines` are the visits as kept.
+    `pair` numbers the pairs from 0 in the order of their first visits, `count` numbers the visits of each pair from 1;
+    `weight` is MetaPO's factor, `volatility` the standard deviation of the pair's margins so far (Eq. 5). `lines` are
+    the visits as stored.
     """
 
     lines: tuple[Row, ...]
@@ -35,13 +35,13 @@ class Visits:
 
     @classmethod
     def of(cls, lines: Sequence[Row], column: str) -> Visits:
-        """From one line or more of `pair_weights.jsonl`, whose `column` holds the learned weight."""
+        """The visits of one or more lines of `pair_weights.jsonl`, whose `column` holds the learned weight."""
         pair, count, volatility = np.array(histories(lines)).T
         margin, weight = (np.array([line[name] for line in lines], dtype=np.float64) for name in ("margin", column))
         return cls(tuple(lines), pair.astype(np.int64), count.astype(np.int64), margin, weight, volatility)
 
     def __getitem__(self, chosen: npt.NDArray[np.bool_]) -> Visits:
-        """The visits where `chosen`, [visits], holds."""
+        """The visits that the mask `chosen`, [visits], selects."""
         lines = tuple(self.lines[place] for place in np.flatnonzero(chosen))
         return Visits(
             lines,
@@ -66,12 +66,12 @@ class Visits:
 
     @property
     def focal(self) -> FloatArray:
-        """What FocalPO would weigh."""
+        """FocalPO's weight."""
         return self.probability**FOCAL_GAMMA
 
 
 def histories(lines: Iterable[Row]) -> list[tuple[int, int, float]]:
-    """Of each visit: the number of its pair, which visit of the pair it is, and the spread of the margins so far."""
+    """For each visit: its pair's number, its number among the pair's visits, and the spread of the margins so far."""
     numbers: dict[tuple[str, int], int] = {}
     seen: dict[int, list[float]] = defaultdict(list)
     found = []

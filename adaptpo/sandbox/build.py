@@ -1,4 +1,4 @@
-"""Writes a world to disk, as ordinary Hugging Face folders and data files."""
+"""Writes a world to disk as ordinary Hugging Face folders and data files."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def build(
     cache: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Write a world to `out`: `policy/`, `reward_model/`, `train.jsonl`, `heldout.jsonl`, `recipe.yaml`, `world.json`.
+    """Writes a world to `out`: `policy/`, `reward_model/`, `train.jsonl`, `heldout.jsonl`, `recipe.yaml`, `world.json`.
 
-    The same arguments give the same files, bit by bit on the same machine. `settings` are fields of `WorldSettings`.
-    `world.json` is written last: a folder that has it is complete. `cache` is a folder of models that worlds share
-    which train them on the same rows, as those that differ in the labels of the offline data alone. Raises
-    ConfigError for a world that cannot be.
+    The same arguments give the same files, bit for bit on the same machine. `settings` are fields of `WorldSettings`.
+    `world.json` is written last: a folder that has it is complete. `cache` is a folder of models shared by worlds
+    that train them on the same rows, such as worlds that differ only in the labels of the offline data. Raises
+    ConfigError for impossible settings.
     """
     world = WorldSettings(prompts=prompts, seed=seed, **settings)
     turn_off_telemetry()
@@ -66,7 +66,7 @@ def build(
     sft = (answers, seed, world.sft_epochs, world.sft_learning_rate)
     remember(cache, out / "policy", sft, partial(fit_policy, tokenizer, answers, world, progress))
     policy = AutoModelForCausalLM.from_pretrained(out / "policy")
-    # Half of the offline groups, so that two thirds of the pairs are of the policy's and of strong responses.
+    # Half of the offline groups, so that two thirds of the pairs come from policy samples and strong responses.
     groups = training[::2] + breadth(policy, tokenizer, texts[:prompts], authors, world, rng, progress)
     pairs = [pair for group in groups for pair in compared(group, world.reward_flipped, rng)]
     fit = partial(fit_reward_model, policy, tokenizer, pairs, world, progress)
@@ -84,11 +84,11 @@ def breadth(
     rng: random.Random,
     progress: bool,
 ) -> list[Answered]:
-    """Samples of the SFT policy for one half of the prompts, strong responses for the other; half of all corrupted.
+    """Samples of the SFT policy for one half of the prompts, strong responses for the other; half of all are corrupted.
 
-    They stand for what a general-purpose reward model has seen besides one offline data set. One that knows the offline
-    writers alone misjudges the policy at the start, and later wherever training takes it: online training then follows
-    its mistakes.
+    They stand for what a general-purpose reward model has seen besides one offline data set. One that knows only the
+    offline writers misjudges the policy at the start, and later wherever training takes it; online training then
+    exploits its mistakes.
     """
     own = sample_responses(policy, tokenizer, prompts[::2], POLICY_SAMPLES, world.seed, progress=progress)
     groups = [*zip(prompts[::2], own, strict=True), *strong_responses(prompts[1::2], authors, rng)]
@@ -101,14 +101,14 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def write_recipe(out: Path, world: WorldSettings) -> None:
     comment = (
-        "# Aligns the sandbox's policy with MetaAPO; paths are relative to this file, but for output_dir.\n"
-        f"# The true reward, to measure what came out: {world.true_reward}\n"
+        "# Aligns the sandbox's policy with MetaAPO; paths are relative to this file, except output_dir.\n"
+        f"# The true reward, to measure the result: {world.true_reward}\n"
     )
     write_text(out / "recipe.yaml", comment + yaml.safe_dump(recipe(out, world), sort_keys=False))
 
 
 def recipe(out: Path, world: WorldSettings) -> dict[str, Any]:
-    """The settings that align a sandbox policy; learning rate and beta are those of a model of this size."""
+    """The settings that align a sandbox policy; learning rate and beta suit a model of this size."""
     return {
         "model": "policy",
         "reward": "reward_model",

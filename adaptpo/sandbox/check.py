@@ -1,4 +1,4 @@
-"""Whether training can be measured in a world. A world that fails is to be mended, not its measure."""
+"""Checks whether training can be measured in a world. If a check fails, fix the world, not the check."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Check:
 
 
 def check(folder: Path) -> list[Check]:
-    """Every check of the world in `folder`. Trains `dpo` and `online_dpo` in `folder/check`, and resumes there.
+    """All checks of the world in `folder`. Trains `dpo` and `online_dpo` in `folder/check`, and resumes there.
 
-    Raises RunError where `folder` holds no world.
+    Raises RunError if `folder` holds no world.
     """
     if not (folder / "world.json").exists():
-        raise RunError(f"{folder} holds no sandbox; write one with: adaptpo sandbox build --out {folder}")
+        raise RunError(f"{folder} holds no sandbox; build one with: adaptpo sandbox build --out {folder}")
     return [*reward_model_checks(folder), *training_checks(folder)]
 
 
 def reward_model_checks(folder: Path) -> list[Check]:
-    """The reward model on the SFT policy's own responses to held-out prompts, and the room above that policy."""
+    """Checks of the reward model on the SFT policy's responses to held-out prompts, and of the headroom above it."""
     prompts, responses = policy_responses(folder)
     true = [true_reward([prompt] * RESPONSES, group) for prompt, group in zip(prompts, responses, strict=True)]
     predicted = predicted_rewards(folder, prompts, responses)
@@ -61,9 +61,9 @@ def reward_model_checks(folder: Path) -> list[Check]:
     extremes = [pair for t, p in zip(true, predicted, strict=True) for pair in best_above_worst(t, p)]
     mean = fmean(reward for group in true for reward in group)
     return [
-        Check("the reward model agrees with the true reward on on-policy pairs", share(pairs), AGREEMENT),
-        Check(f"its best of {RESPONSES} responses is truly better than its worst", share(extremes), EXTREMES),
-        Check("room above the SFT policy (1 - its true reward)", 1 - mean, ROOM),
+        Check("reward model agrees with the true reward about on-policy pairs", share(pairs), AGREEMENT),
+        Check(f"its best of {RESPONSES} responses has a higher true reward than its worst", share(extremes), EXTREMES),
+        Check("headroom above the SFT policy (1 - its true reward)", 1 - mean, ROOM),
     ]
 
 
@@ -87,7 +87,7 @@ def predicted_rewards(folder: Path, prompts: Sequence[str], responses: Sequence[
 
 
 def agreements(true: Sequence[float], predicted: Sequence[float]) -> list[float]:
-    """1 for each pair that both rewards order alike, 0 for the others; pairs of equal true reward do not count."""
+    """1 for each pair that both rewards order the same way, else 0; pairs of equal true reward do not count."""
     return [
         float((true[i] > true[j]) == (predicted[i] > predicted[j]))
         for i, j in combinations(range(len(true)), 2)
@@ -96,19 +96,19 @@ def agreements(true: Sequence[float], predicted: Sequence[float]) -> list[float]
 
 
 def best_above_worst(true: Sequence[float], predicted: Sequence[float]) -> list[float]:
-    """1 if the responses of highest and lowest predicted reward are in that order by the true one; [] for a tie."""
+    """[1] if the response with the highest predicted reward is truly better than the lowest, else [0]; [] for a tie."""
     order = sorted(range(len(predicted)), key=predicted.__getitem__)
     worst, best = true[order[0]], true[order[-1]]
     return [] if best == worst else [float(best > worst)]
 
 
 def share(outcomes: Sequence[float]) -> float:
-    """Their mean; 0 where nothing could be compared."""
+    """The mean outcome; 0 if nothing could be compared."""
     return fmean(outcomes) if outcomes else 0.0
 
 
 def training_checks(folder: Path) -> list[Check]:
-    """Differences of true reward on the same held-out prompts; each has to exceed two of its standard errors."""
+    """Checks of differences in true reward on the same held-out prompts; each must reach two standard errors."""
     offline = trained(folder, "dpo")
     online = trained(folder, "online_dpo")
     initial, warmup = (stage_rewards(online, stage) for stage in ("initial", "warmup"))
@@ -120,7 +120,7 @@ def training_checks(folder: Path) -> list[Check]:
 
 
 def trained(folder: Path, method: str) -> Path:
-    """The run of the world's recipe with another method, warm-up included."""
+    """The run of the world's recipe with this method, warm-up included."""
     out = folder / "check" / method
     settings = [f"output_dir={out}", f"method.name={method}", "warmup_epochs=1"]
     AlignmentTrainer.from_recipe(load_recipe(folder / "recipe.yaml", settings)).train()

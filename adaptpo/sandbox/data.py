@@ -1,4 +1,4 @@
-"""The rows that a world's data files hold and that its two models are trained on."""
+"""The rows of a world's data files and of the training data of its two models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answered = tuple[str, list[str]]
 def offline_answers(
     prompts: Sequence[str], authors: Sequence[Writer], world: WorldSettings, rng: random.Random
 ) -> list[Answered]:
-    """Each prompt with one response of each author; those near the policy are all in the first author's habits."""
+    """Each prompt with one response by each author; those near the policy all have the first author's habits."""
     near = [author.with_habits_of(authors[0]) for author in authors]
 
     def of(prompt: str) -> Sequence[Writer]:
@@ -33,9 +33,9 @@ def true_rewards(prompt: str, responses: Sequence[str]) -> list[float]:
 
 
 def preference_row(item: Answered, authors: Sequence[Writer], flipped: float, rng: random.Random) -> Row:
-    """The best response by the true reward against a random other one; with probability `flipped` the wrong way.
+    """The best response by the true reward against a random other one, swapped with probability `flipped`.
 
-    TRL's conversational preference format with an explicit prompt, and where the pair comes from.
+    The row has TRL's conversational preference format with an explicit prompt, plus the origin of the pair.
     """
     prompt, responses = item
     rewards = true_rewards(prompt, responses)
@@ -54,7 +54,7 @@ def preference_row(item: Answered, authors: Sequence[Writer], flipped: float, rn
 
 
 def sft_rows(prompts: Sequence[str], author: Writer, world: WorldSettings, rng: random.Random) -> list[Answered]:
-    """Each prompt with responses of low to middling quality, all in one writer's habits."""
+    """Each prompt with responses of low to medium quality, all with one writer's habits."""
 
     def respond(prompt: str) -> str:
         return author.respond_with(rng.uniform(*world.sft_qualities_of(prompt)), parse_prompt(prompt), rng)
@@ -72,15 +72,15 @@ def strong_responses(prompts: Sequence[str], authors: Sequence[Writer], rng: ran
 
 
 def corrupted_half(item: Answered, rng: random.Random) -> Answered:
-    """Every other response of the prompt corrupted."""
+    """The prompt with every other response corrupted."""
     prompt, responses = item
     return prompt, [corrupt(response, rng) if i % 2 == 0 else response for i, response in enumerate(responses)]
 
 
 def compared(item: Answered, flipped: float, rng: random.Random) -> list[tuple[str, str, str]]:
-    """`(prompt, better, worse)`: the responses in random couples, each response in one; ties are left out.
+    """Triples `(prompt, better, worse)`: random pairs of responses, each response in one pair; ties are left out.
 
-    All pairs of the responses would train the reward model no better for the time that they take.
+    Training on all pairs of the responses would take longer without a better reward model to show for it.
     """
     prompt, responses = item
     order = rng.sample(list(responses), len(responses))

@@ -24,7 +24,7 @@ BATCH_SIZE = 64
 def fit_policy(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Answered], world: WorldSettings, progress: bool, folder: Path
 ) -> None:
-    """Supervised training on `rows`; the policy is left in `folder`."""
+    """Trains a policy on `rows` by supervised fine-tuning and saves it in `folder`."""
     model = build_policy(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
@@ -45,9 +45,9 @@ def fit_reward_model(
     progress: bool,
     folder: Path,
 ) -> None:
-    """Bradley-Terry training on `(prompt, better, worse)`; the reward model is left in `folder`.
+    """Trains a Bradley-Terry reward model on `(prompt, better, worse)` and saves it in `folder`.
 
-    It starts from `policy`'s word embeddings, in which the words of one topic lie together.
+    It starts from `policy`'s word embeddings, in which the words of a topic are close together.
     """
     model = build_reward_model(tokenizer, world.seed)
     copy_word_embeddings(policy, model)
@@ -92,8 +92,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         tokenizer.save_pretrained(temporary)
 
 
-# The data sets are tokenized here, a batch at a time: TRL's own way, row by row, takes longer than the training of a
-# small world.
+# The data sets are tokenized here in batches: TRL tokenizes row by row, which takes longer than training a small
+# world.
 
 
 def sft_dataset(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Answered]) -> Dataset:

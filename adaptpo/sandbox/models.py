@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 )
 MAX_POSITIONS = 128
 HIDDEN_SIZE = 96
-"""Of both models, so that the reward model can start from the policy's word embeddings."""
+"""Hidden size of both models, so that the reward model can start from the policy's word embeddings."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -74,8 +74,8 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedMod
 def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
     """An untrained bidirectional classifier with one label, which pools over all tokens.
 
-    Pooling by mean is what makes it useful: with last-token pooling a model of this size agrees with the truth hardly
-    better than chance on the policy's own responses. Weights drawn wider than the default's 0.02 make it learn sooner.
+    Mean pooling makes it useful: with last-token pooling, a model of this size agrees with the true reward hardly
+    better than chance on the policy's own responses. A wider initialization than the default 0.02 speeds up learning.
     """
     set_seed(seed)
     ids = _special_ids(tokenizer)
@@ -97,7 +97,7 @@ def build_reward_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrai
 
 
 def copy_word_embeddings(source: PreTrainedModel, target: PreTrainedModel) -> None:
-    """Start `target` from `source`'s word embeddings; both have the same tokenizer and hidden size."""
+    """Copies `source`'s word embeddings into `target`; both have the same tokenizer and hidden size."""
     target.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Models that several worlds have in common, trained once."""
+"""Trains models that several worlds share only once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptpo.run.files import whole_folder
 
 
 def remember(cache: Path | None, folder: Path, ingredients: Any, make: Callable[[Path], object]) -> None:
-    """Write `folder` by `make`, or copy it from `cache` where the same ingredients (JSON) made it before."""
+    """Writes `folder` with `make`, or copies it from `cache` if the same ingredients (JSON) made it before."""
     if cache is None:
         make(folder)
         return
@@ -29,7 +29,7 @@ def remember(cache: Path | None, folder: Path, ingredients: Any, make: Callable[
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the others wait."""
+    """Admits one process at a time; the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -28,7 +28,7 @@ def sample_responses(
 ) -> list[list[str]]:
     """`per_prompt` responses to each prompt at temperature 1, as text; at most 32 tokens each.
 
-    Deterministic for a given seed; torch's global random state is left as it was.
+    Deterministic for a given seed; torch's global random state does not change.
     """
     step = max(1, batch_rows // per_prompt)
     generator = TransformersGenerator(model, tokenizer, sampling(tokenizer), batch_size=step)

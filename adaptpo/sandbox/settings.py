@@ -1,4 +1,4 @@
-"""What a world is made of."""
+"""The settings of a world."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MANY = 8
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What a world is made of; kept in its `world.json`.
+    """The settings of a world, saved in its `world.json`.
 
-    `prompts` and `heldout` count the rows of the two data files. `writer_qualities`: one offline writer each.
-    `flipped`: share of offline pairs whose label is wrong (held-out pairs have none). `sft_qualities`: range of quality
-    of the responses that the policy is first trained on, `sft_responses` of them per prompt. `reward_flipped`: share of
-    wrong labels among the reward model's pairs.
+    `prompts` and `heldout` are the numbers of rows in the two data files. `writer_qualities`: one per offline writer.
+    `flipped`: share of offline pairs with a wrong label (held-out pairs have none). `sft_qualities`: range of quality
+    of the responses in SFT, with `sft_responses` per prompt. `reward_flipped`: share of wrong labels among the
+    reward model's pairs.
 
-    Some prompts may need something else than the rest: the `others`, those of the last four topics (`topic`) or those
-    that ask for many items (`many`). `other_sft_qualities` and `other_flipped` hold for them where given; with
-    `other_near` their offline responses are in the habits of the writer that the policy was first trained on, so that
-    they lie near its distribution. Raises ConfigError for a world that cannot be.
+    Some prompts may have different needs: the `others`, which are those of the last four topics (`topic`) or those that
+    ask for many items (`many`). `other_sft_qualities` and `other_flipped` apply to them if given. With `other_near`,
+    their offline responses have the habits of the writer in SFT and so lie near the policy's distribution. Raises
+    ConfigError for impossible settings.
     """
 
     prompts: int = 3000
@@ -49,15 +49,15 @@ class WorldSettings:
 
     def __post_init__(self) -> None:
         if self.prompts < FEWEST_PROMPTS:
-            raise ConfigError(f"a sandbox needs at least {FEWEST_PROMPTS} prompts, {self.prompts} were asked for")
+            raise ConfigError(f"a sandbox needs at least {FEWEST_PROMPTS} prompts (found {self.prompts})")
         if self.heldout < 1:
-            raise ConfigError(f"a sandbox needs held-out prompts, heldout is {self.heldout}")
+            raise ConfigError(f"a sandbox needs at least 1 held-out prompt (heldout is {self.heldout})")
         if self.prompts + self.heldout > PROMPT_SPACE:
             raise ConfigError(
-                f"the world has {PROMPT_SPACE} prompts, {self.prompts} + {self.heldout} were asked for: ask for fewer"
+                f"the world has {PROMPT_SPACE} prompts, not {self.prompts} + {self.heldout}; ask for fewer"
             )
         if not all(0 <= share <= 1 for share in (self.flipped, self.other_flipped or 0.0, self.reward_flipped)):
-            raise ConfigError("flipped, other_flipped and reward_flipped are shares: give numbers from 0 to 1")
+            raise ConfigError("flipped, other_flipped and reward_flipped are shares; give numbers from 0 to 1")
 
     def is_other(self, prompt: str) -> bool:
         task = parse_prompt(prompt)

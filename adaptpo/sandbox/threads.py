@@ -1,4 +1,4 @@
-"""Sandbox models run on one thread."""
+"""Runs sandbox models on one thread."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A model this small gains little from a second thread, and loses a lot where other work shares the cores; and
-    sums on one thread come out the same on any number of cores."""
+    """Limits torch to one thread. A model this small gains little from a second one and loses a lot if other work
+    shares the cores; and sums on one thread do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

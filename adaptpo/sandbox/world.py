@@ -1,8 +1,8 @@
 """The sandbox's language and its true reward.
 
 A prompt asks for a list: how many items, of which topic, in which style. A response opens in that style, lists items
-with that style's separator and closes with a full stop. `true_reward` reads nothing but the text, so that a reward
-model can in principle learn all of it.
+with that style's separator and closes with a full stop. `true_reward` reads only the text, so a reward model can
+in principle learn all of it.
 
 This module imports neither torch nor transformers: it can score text anywhere.
 """
@@ -49,7 +49,7 @@ _ITEMS: tuple[str, ...] = tuple(TOPIC_OF)
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world once, in a fixed order (special tokens are the tokenizer's business)."""
+    """Every word of the world once, in a fixed order, without the tokenizer's special tokens."""
     groups = (OPENERS.values(), SEPARATORS.values(), (END,), FILLERS, _ITEMS, COUNTS, TOPICS, OPENERS)
     prompt_words = (GREETINGS, VERBS, AUDIENCES, OCCASIONS, ("for", "in", "style"))
     return list(dict.fromkeys(word for group in (*groups, *prompt_words) for word in group))
@@ -71,10 +71,10 @@ class Task:
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """A response taken apart.
+    """The parts of a response.
 
-    `gaps` holds what stands between each two consecutive items: the separator, or None where it is missing or not
-    alone. `misplaced` counts tokens that fit nowhere; `length` counts all tokens, the full stop included.
+    `gaps` holds the separator between each two consecutive items, or None if it is missing or not alone. `misplaced`
+    counts tokens that fit nowhere; `length` counts all tokens, the full stop included.
     """
 
     opener: str | None
@@ -115,17 +115,17 @@ def prompt_at(index: int) -> str:
 
 
 def sample_prompts(number: int, rng: random.Random) -> list[str]:
-    """`number` different prompts, uniformly without replacement.
+    """`number` different prompts, drawn uniformly without replacement.
 
-    Raises `ValueError` when `number` exceeds `PROMPT_SPACE`.
+    Raises `ValueError` if `number` exceeds `PROMPT_SPACE`.
     """
     if number > PROMPT_SPACE:
-        raise ValueError(f"the world has {PROMPT_SPACE} prompts, {number} were asked for: ask for fewer")
+        raise ValueError(f"the world has {PROMPT_SPACE} prompts, not {number}; ask for fewer")
     return [prompt_at(index) for index in rng.sample(range(PROMPT_SPACE), number)]
 
 
 def parse_prompt(prompt: str) -> Task:
-    """The task that a prompt states. Raises `AnnotationError` when it is not a sandbox prompt."""
+    """The task that a prompt states. Raises `AnnotationError` if it is not a sandbox prompt."""
     words = prompt.split()
     count = next((word for word in words if word in COUNTS), None)
     topic = next((word for word in words if word in TOPICS), None)
@@ -139,10 +139,10 @@ def parse_prompt(prompt: str) -> Task:
 
 
 def parse(response: str) -> ParsedResponse:
-    """Take a response apart.
+    """Splits a response into its parts.
 
-    The place of an opener is the first token, of a filler the one after an opener, of a separator between two items,
-    of the full stop the last token. A token elsewhere, or a word that no response may contain, is misplaced.
+    An opener belongs at the first token, a filler after an opener, a separator between two items, and the full stop at
+    the end. A token elsewhere, or a word that no response may contain, is misplaced.
     """
     tokens = response.split()
     ended = bool(tokens) and tokens[-1] == END
@@ -186,8 +186,8 @@ def true_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns:
     """The true reward of each completion; a reward function in TRL's sense.
 
     `prompts` and `completions` have the same length and hold plain strings or lists of chat messages. `columns` (every
-    further column of the data, `completion_ids` and the like) is ignored. Rewards are at most 1, reached by a response
-    without a flaw. Deterministic. Raises `AnnotationError` for a prompt from another world.
+    further column of the data, `completion_ids` and the like) is ignored. Rewards are at most 1, reached by a flawless
+    response. Deterministic. Raises `AnnotationError` for a prompt from another world.
     """
     pairs = zip(prompts, completions, strict=True)
     return [reward_terms(plain_text(prompt), plain_text(completion)).total for prompt, completion in pairs]

@@ -1,4 +1,4 @@
-"""Writers of offline responses: different models, as it were, of different quality and with different habits."""
+"""Writers of offline responses, which stand for models of different quality and with different habits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MAX_RUN_ON = 16
 class Writer:
     """A source of responses.
 
-    `quality` in [0, 1] is the mean chance to get each rewarded feature right. `filler` and `liked` (the favoured words
-    of each topic) are habits which the true reward does not see; they set the writers' distributions apart.
+    `quality` in [0, 1] is the mean probability of getting each rewarded feature right. `filler` and `liked` (the
+    favourite words of each topic) are habits that the true reward ignores; they set the writers' distributions apart.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Writer:
     liked: dict[str, tuple[str, ...]]
 
     def with_habits_of(self, other: Writer) -> Writer:
-        """This writer's quality in the habits of another."""
+        """A writer with this one's quality and the habits of another."""
         return replace(self, filler=other.filler, liked=other.liked)
 
     def respond(self, prompt: str, rng: random.Random) -> str:
-        """One response to `prompt`. The quality of this response is the writer's, give or take 0.15."""
+        """One response to `prompt`. Its quality is the writer's, plus or minus up to 0.15."""
         quality = self.quality + rng.uniform(-QUALITY_SPREAD, QUALITY_SPREAD)
         return self.respond_with(min(1.0, max(0.0, quality)), parse_prompt(prompt), rng)
 
@@ -80,7 +80,7 @@ class Writer:
 
 
 def writers(qualities: tuple[float, ...], rng: random.Random) -> list[Writer]:
-    """One writer per quality, each with a filler and favourite words of its own."""
+    """One writer per quality, each with its own filler and favourite words."""
     return [
         Writer(f"writer-{quality:g}", quality, FILLERS[i % len(FILLERS)], _likes(rng))
         for i, quality in enumerate(qualities)
@@ -105,14 +105,14 @@ def _length(quality: float, asked: int, rng: random.Random) -> int:
 
 
 def corrupt(response: str, rng: random.Random) -> str:
-    """`response` with one to three random edits, with items of other topics, or with words behind its end."""
+    """`response` with one to three random edits, with items of other topics, or with words after its end."""
     words = response.split()
     rng.choice((scramble, leave_topic, run_on))(words, rng)
     return " ".join(words)
 
 
 def scramble(words: list[str], rng: random.Random) -> None:
-    """One to three random edits: replace, drop, insert, or cut the tail."""
+    """Makes one to three random edits: replace, drop, insert, or cut the tail."""
     for _ in range(rng.randint(1, 3)):
         _edit(words, rng)
 
@@ -130,13 +130,13 @@ def _edit(words: list[str], rng: random.Random) -> None:
 
 
 def leave_topic(words: list[str], rng: random.Random) -> None:
-    """Swap some of the items, or all, for words of other topics than their own."""
+    """Replaces some or all of the items with words of other topics."""
     places = [place for place, word in enumerate(words) if word in TOPIC_OF]
     for place in rng.sample(places, rng.randint(min(1, len(places)), len(places))):
         words[place] = rng.choice([item for item, topic in TOPIC_OF.items() if topic != TOPIC_OF[words[place]]])
 
 
 def run_on(words: list[str], rng: random.Random) -> None:
-    """Write up to 16 words behind the end, most of them the one before again."""
+    """Appends up to 16 words after the end, most of which repeat the one before."""
     for _ in range(rng.randint(1, MAX_RUN_ON)):
         words.append(words[-1] if words and rng.random() < HABIT_RATE else rng.choice(response_words()))

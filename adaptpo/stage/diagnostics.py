@@ -1,4 +1,4 @@
-"""What the alignment-stages paper looks at beside the boundary score: diversity, quality, distinctness, lengths."""
+"""The alignment-stages paper's diagnostics besides the boundary score: diversity, quality, distinctness, lengths."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adaptpo.stage.tally import point
 from adaptpo.types import Row
 
 Lengths = Mapping[int | str, int]
-"""Tokens of a prompt's responses: of the fresh ones by index, of the offline ones by `chosen` and `rejected`."""
+"""Token counts of a prompt's responses: fresh ones by index, offline ones by `chosen` and `rejected`."""
 
 
 @dataclass(frozen=True)
 class CandidateFacts:
-    """Of n measured prompts, each [n, 2]: log-probs under the policy, summed over tokens, in nats, and lengths in
-    tokens. Columns are the two fresh responses, and the chosen and the rejected offline one."""
+    """Facts about n measured prompts, each [n, 2]: log-probs under the policy, summed over tokens, in nats, and lengths
+    in tokens. Columns are the two fresh responses, or the chosen and the rejected offline one."""
 
     prompt_ids: tuple[int, ...]
     fresh_logps: FloatArray
@@ -34,8 +34,12 @@ class CandidateFacts:
 
 
 def intra_diversity(logps: FloatArray) -> dict[str, float]:
-    """Eq. 12 on pairs [n, 2] of (chosen, rejected): the mean difference of their log-probs under the policy. Beside it
-    the spread of the difference, which is what Figure 3 compares."""
+    """Eq. 12 on pairs [n, 2] of (chosen, rejected): the mean difference of their log-probs under the policy, and the
+    standard deviation of the difference, which Figure 3 compares.
+
+    >>> intra_diversity(np.array([[-10.0, -12.0], [-8.0, -8.0]]))
+    {'mean': 1.0, 'std': 1.0}
+    """
     differences = logps[:, 0] - logps[:, 1]
     return {"mean": float(differences.mean()), "std": float(differences.std())}
 
@@ -46,22 +50,22 @@ def mean_distance(logps: FloatArray) -> float:
 
 
 def distinctness(candidates: CandidateFacts) -> float:
-    """Table 8: the share of the four comparisons in which the policy gives its own response the higher probability,
-    averaged over prompts. The boundary score assumes 1."""
+    """The share of the four comparisons in which the policy gives its own response the higher probability, averaged
+    over prompts (Table 8). The boundary score assumes 1."""
     higher = candidates.fresh_logps[:, :, None] > candidates.offline_logps[:, None, :]
     return float(higher.mean())
 
 
 def quality(rows: Sequence[Row], side: str) -> float | None:
     """How often a fresh response is preferred to the offline one of this side (C.5: to the chosen one), a tie counting
-    one half; None where nothing was compared."""
+    one half; None if nothing was compared."""
     points = [point(row["preference"]) for row in rows if row["offline"] == side and row["preference"] is not None]
     return float(np.mean(points)) if points else None
 
 
 def longer_wins(rows: Sequence[Row], tokens: Mapping[int, Lengths]) -> Row:
-    """Of the comparisons that somebody won, between responses of different length: how many, and which share went to
-    the longer one. Far from one half, the preference model may judge length and not quality."""
+    """The number of comparisons without a tie between responses of different length, and the share that the longer one
+    won. If that is far from one half, the preference model may judge length rather than quality."""
     outcomes: list[bool] = []
     for row in rows:
         lengths = tokens[row["prompt_id"]]
@@ -73,7 +77,7 @@ def longer_wins(rows: Sequence[Row], tokens: Mapping[int, Lengths]) -> Row:
 
 
 def describe(candidates: CandidateFacts, rows: Sequence[Row]) -> Row:
-    """All diagnostics of a measurement with these comparisons, JSON-ready; empty where no prompt was measured."""
+    """All diagnostics of a measurement with these comparisons, JSON-ready; empty if no prompt was measured."""
     if not candidates.prompt_ids:
         return {}
     return {
@@ -91,7 +95,7 @@ def describe(candidates: CandidateFacts, rows: Sequence[Row]) -> Row:
 
 
 def read_candidates(rows: Sequence[Row]) -> CandidateFacts:
-    """From the kept rows of both sources."""
+    """Builds the facts from the stored rows of both sources."""
     sides = {source: [row for row in rows if row["source"] == source] for source in ("online", "offline")}
 
     def columns(source: str, *names: str) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Prompts of similar wording, and a boundary score for each group of them."""
+"""Groups prompts of similar wording, with a boundary score for each group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptpo.types import Prompt
 BUCKETS = 512
 ROUNDS = 25
 PRIOR_PROMPTS = 8
-"""A group's score is drawn to the score of all as by that many prompts: small groups say little."""
+"""Weight of the overall score in a group's score, as a number of prompts: small groups say little."""
 
 
 def group_prompts(prompts: Sequence[Prompt], groups: int, seed: int) -> IntArray:
@@ -32,7 +32,7 @@ def group_prompts(prompts: Sequence[Prompt], groups: int, seed: int) -> IntArray
 
 
 def first_centres(features: FloatArray, groups: int, rng: np.random.Generator) -> FloatArray:
-    """Up to `groups` prompts, each drawn by how little it is like those before (k-means++)."""
+    """Up to `groups` prompts, each drawn in proportion to its distance from those before (k-means++)."""
     chosen = [int(rng.integers(len(features)))]
     while len(chosen) < groups:
         distance = (1 - (features @ features[chosen].T).max(axis=1)).clip(min=0)
@@ -43,7 +43,7 @@ def first_centres(features: FloatArray, groups: int, rng: np.random.Generator) -
 
 
 def token_features(prompts: Sequence[Prompt]) -> FloatArray:
-    """[n, BUCKETS]: which tokens a prompt holds, rare ones counting more, of length 1."""
+    """Unit vectors [n, BUCKETS] of the tokens that each prompt contains; rare tokens count more."""
     present = np.zeros((len(prompts), BUCKETS))
     for row, prompt in enumerate(prompts):
         present[row, [seed_for("token", token) % BUCKETS for token in set(prompt.ids)]] = 1

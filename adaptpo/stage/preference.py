@@ -1,4 +1,4 @@
-"""Who judges: a preference model compares two responses to one prompt."""
+"""The judge: a preference model that compares two responses to one prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Comparison:
 class PreferenceModel(Protocol):
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """For each comparison the probability in [0, 1] that the first response is the better one; 0.5 is a tie, None
-        no answer."""
+        means no answer."""
         ...
 
 
@@ -46,7 +46,11 @@ def key_of(prompt: Prompt, response: Response) -> tuple[int, tuple[int, ...]]:
 
 
 def preference(first: float | None, second: float | None) -> float | None:
-    """1 where the first reward is the higher one, 0 where the second is, 0.5 where they are equal."""
+    """1 if the first reward is higher, 0 if the second is, 0.5 if they are equal, None if one is missing.
+
+    >>> preference(2.0, 1.0), preference(1.0, 1.0), preference(None, 1.0)
+    (1.0, 0.5, None)
+    """
     if first is None or second is None:
         return None
     return ((first > second) - (first < second) + 1) / 2

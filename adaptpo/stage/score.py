@@ -1,4 +1,4 @@
-"""The boundary score, its interval and its decision: counting, and no models.
+"""The boundary score, its interval and its decision: counts only, no models.
 
 The score of a prompt is the share of its four comparisons that the policy's responses won, a tie counting one half: a
 multiple of 1/8. The boundary score is the mean over prompts, `V_on / (V_on + V_off)`.
@@ -33,18 +33,18 @@ ADVICE: dict[Decision, str] = {
 
 
 def histogram(scores: Sequence[float] | FloatArray) -> IntArray:
-    """How many prompts have each score 0, 1/8, ..., 1: [9]. Raises ValueError for a score between two levels."""
+    """The number of prompts with each score 0, 1/8, ..., 1: [9]. Raises ValueError for a score between two levels."""
     points = np.asarray(scores, dtype=np.float64) * LEVELS
     if np.any((points != points.round()) | (points < 0) | (points > LEVELS)):
-        raise ValueError("a prompt's score is a share of four comparisons: a multiple of 1/8 in [0, 1]")
+        raise ValueError("a prompt's score is a share of four comparisons; it must be a multiple of 1/8 in [0, 1]")
     return np.bincount(points.astype(np.int64), minlength=LEVELS + 1)
 
 
 def smoothed(counts: IntArray) -> IntArray:
-    """The histograms [..., 9] with one prompt more that the policy won and one more that it lost.
+    """The histograms [..., 9] with one more prompt that the policy won and one more that it lost.
 
-    Without them prompts that all agree would have an interval of width 0, and a sequential measurement would stop at
-    the first few that happen to.
+    Without them, prompts that all agree would have an interval of width 0, and a sequential measurement would stop as
+    soon as the first few happen to agree.
     """
     ends = np.zeros(LEVELS + 1, dtype=np.int64)
     ends[[0, LEVELS]] = 1
@@ -56,6 +56,9 @@ def interval(counts: IntArray, confidence: float = CONFIDENCE) -> FloatArray:
 
     Scores lie on a lattice, so the distribution of a resampled mean is an n-fold convolution: computed exactly, it
     needs no random resampling, and swapping the two sets of responses mirrors it.
+
+    >>> interval(histogram([0.75] * 40 + [0.25] * 10)).round(3)
+    array([0.582, 0.702])
     """
     padded = smoothed(counts)
     tail = (1 - confidence) / 2
@@ -80,7 +83,14 @@ def decide(low: float, high: float) -> Decision:
 
 @dataclass(frozen=True)
 class BoundaryScore:
-    """What a measurement found: `counts` [9], prompts by score; `ties` of all comparisons."""
+    """The result of a measurement: `counts` [9], prompts by score; `ties` among all comparisons.
+
+    >>> clear = BoundaryScore.of([0.75] * 40 + [0.25] * 10)
+    >>> clear.score, clear.decision
+    (0.65, 'preference fine-tuning')
+    >>> BoundaryScore.of([0.75, 0.25, 0.5]).decision
+    'undecided'
+    """
 
     counts: tuple[int, ...]
     ties: int = 0
@@ -104,12 +114,12 @@ class BoundaryScore:
 
     @property
     def lost(self) -> float:
-        """V_off."""
+        """V_off: comparisons that the offline response won, ties counting one half."""
         return self.comparisons - self.won
 
     @property
     def score(self) -> float:
-        """`V_on / (V_on + V_off)`; 0.5 where nothing was compared."""
+        """`V_on / (V_on + V_off)`; 0.5 if nothing was compared."""
         return self.won / self.comparisons if self.prompts else BOUNDARY
 
     @property
@@ -133,7 +143,7 @@ class BoundaryScore:
 
     @property
     def prompts_to_decide(self) -> int | None:
-        """About how many prompts would decide it, if score and spread stay as they are; None at a score of 0.5."""
+        """Estimated number of prompts that would decide, if score and spread stay the same; None at a score of 0.5."""
         distance = abs(self.score - BOUNDARY)
         if distance == 0:
             return None

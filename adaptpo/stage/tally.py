@@ -1,4 +1,4 @@
-"""From comparisons to the scores of prompts."""
+"""Counts comparisons into the scores of prompts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adaptpo.types import Row
 
 @dataclass(frozen=True)
 class Tally:
-    """The score of each prompt whose four comparisons all have an answer, by prompt id; the others, with how many of
-    theirs have one; and the ties among the comparisons counted."""
+    """The score of each prompt with four answered comparisons, by prompt id; the number of answers of each other prompt
+    (`incomplete`); and the ties among the comparisons counted."""
 
     scores: dict[int, float]
     incomplete: dict[int, int]
@@ -21,7 +21,7 @@ class Tally:
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Tally:
-        """From rows with `prompt_id` and `preference`: the probability that the policy's response is the better one."""
+        """Counts rows with `prompt_id` and `preference`: the probability that the policy's response is better."""
         points: dict[int, list[float]] = defaultdict(list)
         for row in rows:
             points[row["prompt_id"]] += [] if row["preference"] is None else [point(row["preference"])]
@@ -38,6 +38,10 @@ class Tally:
 
 
 def point(preference: float) -> float:
-    """What a comparison counts for the policy: 1, 0, or 0.5 for a tie (Algorithm 1 counts preferences, not their
-    strength)."""
+    """The points of a comparison for the policy: 1, 0, or 0.5 for a tie (Algorithm 1 counts preferences, not their
+    strength).
+
+    >>> point(0.9), point(0.5), point(0.1)
+    (1.0, 0.5, 0.0)
+    """
     return ((preference > 0.5) - (preference < 0.5) + 1) / 2

@@ -1,4 +1,4 @@
-"""What a measurement means, in words: for the terminal and for the page."""
+"""The result of a measurement in words, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def interval(found: Row) -> str:
 
 
 def how_to_decide(found: Row) -> str | None:
-    """How many prompts an undecided measurement would need."""
+    """A sentence on how many prompts an undecided measurement would need; None if it is decided."""
     if found["decision"] != "undecided":
         return None
     needed = found["prompts_to_decide"]
     if needed is None:
-        return "the score is exactly 0.5: no number of prompts would decide it as it is"
-    return f"about {needed:,} prompts would decide it, if the score stays where it is"
+        return "the score is exactly 0.5; if it stays there, no number of prompts would decide it"
+    return f"about {needed:,} prompts would decide it if the score stays the same"
 
 
 def facts(found: Row) -> dict[str, str]:

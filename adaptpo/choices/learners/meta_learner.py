@@ -67,6 +67,10 @@ class MetaLearner(Trust):
     intervals at the latest (the adaptive interval that the paper leaves open). With `stage_start`, the boundary score
     of the policy that starts the first iteration sets the output's bias: a policy in the injection stage starts by
     trusting offline pairs.
+
+    >>> from adaptpo.choices.selection import ScoredPrompts
+    >>> MetaLearner().weight(ScoredPrompts(3, torch.tensor([-40.0, -1.0, 10.0])))
+    tensor([2.1377e-04, 2.2560e-01, 4.9999e-01])
     """
 
     title = "the meta-learner"

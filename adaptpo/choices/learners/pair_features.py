@@ -83,6 +83,10 @@ class Similarity(PairFeature):
     With `encoder`, any model that `transformers.AutoModel` loads, the states are those of the responses alone;
     otherwise those of the initial policy for the responses after their prompt (MetaAPO, Table 2 and C.5, "w/ Semantic
     Similarity").
+
+    >>> same = torch.ones(3, 4)
+    >>> Similarity().values(PairStates(chosen=same, rejected=-same))
+    tensor([-1.])
     """
 
     name: ClassVar[str] = "similarity"
@@ -184,6 +188,11 @@ def slopes_of(predictions: Predictions, chosen: Tensor, rejected: Tensor) -> tup
 
 
 def standardize(values: Tensor) -> Tensor:
-    """The values [n, width] with mean 0 and standard deviation 1 in every column; 0 if all n are equal."""
+    """The values [n, width] with mean 0 and standard deviation 1 in every column; 0 if all n are equal.
+
+    >>> standardize(torch.tensor([[1.0], [3.0]]))
+    tensor([[-1.],
+            [ 1.]])
+    """
     centred = values - values.mean(dim=0)
     return centred / centred.square().mean(dim=0).sqrt().clamp(min=1e-8)

@@ -67,6 +67,10 @@ class SigmoidTrust(Trust):
     """`w = sigmoid(l_off)`: rises from 0 to 0.5, like the meta-learner at its start, and never learns.
 
     MetaAPO's Table 2 ("w/o Meta-Learner") has a fixed sigmoid of the offline score, whose form is not given.
+
+    >>> from adaptpo.choices.selection import ScoredPrompts
+    >>> SigmoidTrust().weight(ScoredPrompts(2, torch.tensor([-4.0, 4.0])))
+    tensor([0.0177, 0.4955])
     """
 
     def __repr__(self) -> str:

@@ -52,5 +52,10 @@ class Objective(ABC):
 
 
 def score(margin: Tensor) -> Tensor:
-    """The preference score `log sigmoid(margin)` of MetaAPO's Eq. 4 (Eq. A.9 with SimPO's margin); same shape, <= 0."""
+    """The preference score `log sigmoid(margin)` of MetaAPO's Eq. 4 (Eq. A.9 with SimPO's margin); same shape, <= 0.
+
+    >>> import torch
+    >>> score(torch.tensor([0.0, 2.0]))
+    tensor([-0.6931, -0.1269])
+    """
     return logsigmoid(margin)

@@ -19,6 +19,14 @@ class DPO(Objective):
 
     `label_smoothing` e, the share of labels believed to be wrong, makes it conservative DPO (Mitchell, 2023):
     `-(1 - e) * log sigmoid(margin) - e * log sigmoid(-margin)`, whose gradient has 1 - e - s in place of 1 - s.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> DPO(beta=0.1).margin(logps)
+    tensor([0.2000])
+    >>> DPO(beta=0.1).loss(logps)
+    tensor([0.5981])
     """
 
     beta: float = 0.1

@@ -18,6 +18,13 @@ class DPOShift(Objective):
     f = `start + (end - start) * (share of the run's optimizer steps done)`, 0.95 to 1.0 as in B.3 of the MetaAPO
     paper. With s the sigmoid, d loss / d logp_w = -beta * (1 - s) and d loss / d logp_l = +f * beta * (1 - s).
     Deviation: `margin` is DPO's, so scores of different times can be compared; only the loss contains f.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> shifted = DPOShift(beta=0.1, start=0.9, end=1.0)
+    >>> shifted.loss(logps), shifted.at(1.0).loss(logps)
+    (tensor([0.6027]), tensor([0.5981]))
     """
 
     beta: float = 0.1

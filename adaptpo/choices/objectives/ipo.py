@@ -18,6 +18,12 @@ class IPO(Objective):
     beta is their tau, 0.1 as in TRL. The margin is beta * h, and its target is 1/2. d loss / d logp_w =
     2 * (h - 1 / (2 * beta)) / |y_w|. Deviation: Eq. 17 sums log-probs; the division by token counts is TRL's, and the
     paper's authors confirmed to TRL that their results used it.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> IPO(beta=0.1).loss(logps)
+    tensor([21.4678])
     """
 
     beta: float = 0.1

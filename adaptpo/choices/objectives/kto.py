@@ -56,6 +56,12 @@ class KTO(Objective):
     DPO. The loss is halved because TRL takes the mean over responses, not over pairs. With s the first sigmoid,
     d loss / d logp_w = -D / 2 * beta * s * (1 - s); z0 has no gradient and cancels in the margin. Deviation: the paper
     and TRL estimate z0 in each micro-batch, from prompts with other prompts' responses; see `ReferencePoint`.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> KTO(beta=0.1).loss(logps)
+    tensor([0.4750])
     """
 
     beta: float = 0.1

@@ -29,6 +29,12 @@ class ORPO(Objective):
     `odds_weight` is lambda of the paper and TRL's beta, 0.1 as there. The margin is the log odds ratio m, and
     d loss / d a_w = -1 - odds_weight * sigmoid(-m) / (1 - exp(a_w)). Deviation: the first term is the mean over the
     tokens of each chosen response; TRL's is over all tokens of the batch, prompts included.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> ORPO().loss(logps)
+    tensor([2.0693])
     """
 
     odds_weight: float = 0.1

@@ -15,6 +15,12 @@ class SimPO(Objective):
     """`-log sigmoid(beta / |y_w| * logp_w - beta / |y_l| * logp_l - gamma)`, Eq. A.8 of the MetaAPO paper.
 
     The defaults are those of its Table 3. `gamma` is subtracted from the beta-scaled margin, as in A.8 and in TRL.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> SimPO(beta=2.0, gamma=0.5).margin(logps)
+    tensor([-0.5000])
     """
 
     beta: float = 2.5

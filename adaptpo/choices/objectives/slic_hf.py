@@ -37,6 +37,12 @@ class Hinge(Objective):
     """`max(0, 1 - beta * [(logp_w - ref_w) - (logp_l - ref_l)])`: SLiC's hinge on DPO's margin, like TRL's `hinge`.
 
     d loss / d logp_w = -beta and d loss / d logp_l = +beta while the margin is below 1, and 0 beyond. beta is DPO's.
+
+    >>> import torch
+    >>> one = lambda value: torch.tensor([value])
+    >>> logps = PairLogps(one(-10.0), one(-12.0), one(5), one(6), one(-11.0), one(-11.0))
+    >>> Hinge(beta=0.1).loss(logps)
+    tensor([0.8000])
     """
 
     beta: float = 0.1

@@ -1,6 +1,7 @@
 """Tables that compare methods in the sandbox over several worlds.
 
-`definitions` says which rows there are, `rows` what a row is, `papers` whose figures stand beside it, `cells` which
-runs they need; `processes` and `work` run them, `measure` and `labels` read one, `statistics` and `summary` put seeds
-together; `text` makes columns of that, `terminal`, `plot` and `docs` show them; `command` is `adaptpo sandbox table`.
+`definitions` lists the tables, `table` and `row` define one, `papers` holds the papers' figures, and `cells` plans the
+runs that rows need; `processes` and `work` execute them, `measure` and `labels` evaluate one run, `statistics` and
+`summary` combine seeds; `text` formats columns, `view` and `stage_view` arrange tables that are not one line a row,
+`terminal`, `plot` and `docs` show them; `command` is `adaptpo sandbox table`.
 """

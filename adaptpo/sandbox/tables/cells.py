@@ -1,4 +1,4 @@
-"""The cells of a table (a row in one world), where their worlds and runs lie, and running them."""
+"""Runs the cells of a table (a row in one world), and names the folders of their worlds and runs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a cell's run lies, the folder of what it has in common with others up to its first iteration, and its
-    settings: those of its row, and the policy of another run to start from."""
+    """The folder of a cell's run, the folder of its opening (all before the first iteration, shared with other runs),
+    and its settings: those of its row, and the policy of another run if it starts from one."""
 
     cell: Cell
     run: Path
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: its run's folder and measurement, or an error."""
+    """The result of a cell: its run's folder and measurement, or an error."""
 
     cell: Cell
     run: Path | None = None
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def cells_of(rows: Sequence[Row], seeds: int, prompts: int) -> list[Cell]:
-    """All rows in the world of seed 0, then of seed 1, and so on. Raises ConfigError for a world that cannot be."""
+    """All rows in the world of seed 0, then of seed 1, and so on. Raises ConfigError for impossible settings."""
     return [
         Cell(row, seed, WorldSettings(**{"prompts": prompts, **row.world, "seed": seed}))
         for seed in range(seeds)
@@ -63,7 +63,7 @@ def cells_of(rows: Sequence[Row], seeds: int, prompts: int) -> list[Cell]:
 
 
 def world_name(world: WorldSettings) -> str:
-    """For instance `prompts-3000/seed-0`, or `prompts-3000_flipped-0.2/seed-0`: what differs from the defaults."""
+    """A name from what differs from the defaults: `prompts-3000/seed-0` or `prompts-3000_flipped-0.2/seed-0`."""
     others = [each for each in fields(world) if each.name not in ("prompts", "seed") and each.default is not MISSING]
     changed = [
         f"_{each.name}-{getattr(world, each.name)}" for each in others if getattr(world, each.name) != each.default
@@ -72,16 +72,16 @@ def world_name(world: WorldSettings) -> str:
 
 
 def opening_name(recipe: Path, settings: Sequence[str], out: Path) -> str:
-    """A hash of what happens before the first iteration."""
+    """A hash of everything before the first iteration."""
     facts = AlignmentTrainer.from_recipe(load_recipe(recipe, (*settings, f"output_dir={out}"))).opening_facts()
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:10]
 
 
 def run_name(recipe: Path, row: Row) -> str:
-    """The method and a hash of the whole resolved recipe, and of the run it starts from: rows that say the same in
-    other words share a run.
+    """The method, and a hash of the whole resolved recipe and of the run it starts from. Rows with equivalent settings
+    share a run.
 
-    Raises ConfigError where the row's settings are none.
+    Raises ConfigError if the row's settings are invalid.
     """
     values: dict[str, Any] = load_recipe(recipe, row.settings).model_dump(mode="json")
     kept = {key: value for key, value in values.items() if key not in NOT_PART_OF_A_RUN}
@@ -91,7 +91,7 @@ def run_name(recipe: Path, row: Row) -> str:
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
-    """Builds the worlds, aligns the policies and measures them; what is there already is not done again."""
+    """Builds the worlds, aligns the policies and measures them; skips what exists already."""
     worlds = {world_name(cell.world): cell.world for cell in cells}
     errors = work_off("world", {name: world_task(out, name, world) for name, world in worlds.items()}, jobs)
     for wave in waves(cells):
@@ -103,14 +103,14 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
 
 
 def waves(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """The cells and those they start from, asked for or not, each after the one it starts from."""
+    """The cells and those they start from, requested or not, each after the one it starts from."""
     everything = [each for cell in cells for each in lineage(cell)]
     for depth in sorted({cell.row.depth for cell in everything}):
         yield [cell for cell in everything if cell.row.depth == depth]
 
 
 def lineage(cell: Cell) -> Iterator[Cell]:
-    """What the cell starts from, the first of it first, and the cell itself."""
+    """The cells that this one starts from, earliest first, and the cell itself."""
     if cell.row.start is not None:
         yield from lineage(replace(cell, row=cell.row.start))
     yield cell
@@ -121,7 +121,7 @@ def world_task(out: Path, name: str, world: WorldSettings) -> Task:
 
 
 def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
-    """The cell with the folders of its run, or with why it cannot run."""
+    """The cell with the folders of its run, or with the reason why it cannot run."""
     name = world_name(cell.world)
     if name in errors:
         return Outcome(cell, error=f"its world was not built: {errors[name]}")
@@ -135,13 +135,13 @@ def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
 
 
 def settings_of(recipe: Path, row: Row, runs: Path) -> tuple[str, ...]:
-    """The row's own, and the policy to start from. Raises RunError where the run that makes it has not ended."""
+    """The row's settings, with the policy to start from. Raises RunError if that policy's run has not finished."""
     if row.start is None:
         return row.settings
     policy = runs / run_name(recipe, row.start) / "final"
     if not policy.is_dir():
         start = ", ".join(filter(None, (row.start.group, row.start.label)))
-        raise RunError(f"the run that it starts from did not end: {start}; mend that one first")
+        raise RunError(f"the run that it starts from did not finish: {start}; fix that one first")
     return (*row.settings, f"model={policy.resolve()}")
 
 
@@ -150,7 +150,7 @@ def recipe_of(out: Path, cell: Cell) -> Path:
 
 
 def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
-    """What comes before the first iteration, once for all runs that have it in common; returns errors by folder."""
+    """Runs everything before the first iteration, once for all runs that share it; returns errors by folder."""
     tasks = {}
     for plan in plans:
         if not any(read_state(folder).get("opened") for folder in (plan.run, plan.opening)):
@@ -160,7 +160,7 @@ def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
 
 
 def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
-    """The runs themselves; returns errors by folder."""
+    """Runs the iterations; returns errors by folder."""
     tasks = {}
     for plan in plans:
         places = (f"output_dir={plan.run}", f"branch_of={plan.opening}")
@@ -170,7 +170,7 @@ def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
 
 
 def concluded(plan: Plan | Outcome, out: Path, errors: dict[str, str]) -> Outcome:
-    """The outcome with its measurement, or with what went wrong first."""
+    """The outcome with its measurement, or with the first error."""
     if isinstance(plan, Outcome):
         return plan
     found = [errors.get(str(folder.relative_to(out))) for folder in (plan.opening, plan.run)]
@@ -185,7 +185,7 @@ def concluded(plan: Plan | Outcome, out: Path, errors: dict[str, str]) -> Outcom
 def work_off(
     kind: str, tasks: dict[str, Task], jobs: int, detail: Callable[[str], str] = lambda name: ""
 ) -> dict[str, str]:
-    """Run named tasks, one line for each; returns the errors of those that failed."""
+    """Runs named tasks and prints a line for each; returns the errors of those that failed."""
     names, errors = list(tasks), {}
     bar = tqdm(total=len(tasks), desc=f"{kind}s", unit=kind, leave=False, dynamic_ncols=True)
     with bar, closing(run_tasks(list(tasks.values()), jobs)) as ended:
@@ -204,7 +204,7 @@ def line(place: str, name: str, finished: Finished, detail: Callable[[str], str]
 
 
 def measured_line(run: Path) -> str:
-    """For the terminal: the cell's main figures."""
+    """The cell's main figures, for the terminal."""
     try:
         found = measure(run)
     except AdaptpoError as error:

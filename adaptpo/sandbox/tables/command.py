@@ -1,4 +1,4 @@
-"""`adaptpo sandbox table`: runs what a table needs and writes it down."""
+"""`adaptpo sandbox table`: runs what a table needs and writes the table."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from adaptpo.sandbox.tables.text import grid, remarks
 
 @dataclass(frozen=True)
 class Options:
-    """`seeds`: that many worlds, from seed 0 on. `methods`: rows of these alone. `jobs`: processes at a time.
-    `prompts`: offline pairs of each world. `docs`: a Markdown file to write the table's section to."""
+    """`seeds`: number of worlds, with seeds from 0. `methods`: only rows of these methods. `jobs`: number of parallel
+    processes. `prompts`: offline pairs of each world. `docs`: a Markdown file to write the table's section to."""
 
     seeds: int
     out: Path
@@ -34,22 +34,22 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.jobs < 1:
-            raise ConfigError("--seeds and --jobs count from 1")
+            raise ConfigError("--seeds and --jobs must be at least 1")
 
     def command(self, name: str) -> str:
-        """What gives the same numbers, wherever it writes them."""
+        """The command that gives the same numbers, without options for where to write them."""
         methods = f" --methods {','.join(self.methods)}" if self.methods is not None else ""
         return f"adaptpo sandbox table {name} --seeds {self.seeds}{methods} --prompts {self.prompts}"
 
 
 def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
-    """Run, show and write the table; whatever is done already is not done again.
+    """Runs, shows and writes the table; skips what exists already.
 
-    Raises ConfigError for `methods` that the table does not have or that do not exist, and where no row is left.
+    Raises ConfigError for `methods` that the table does not have or that do not exist, and if no row is left.
     """
     rows = asked_rows(table, options.methods, METHODS)
     if not rows:
-        raise ConfigError(f"no row of the table '{name}' has a method that is available")
+        raise ConfigError(f"no row of the table '{name}' has an available method")
     if options.docs is not None:
         check_markers(options.docs, name)
     outcomes = run_cells(cells_of(rows, options.seeds, options.prompts), options.out, options.jobs)
@@ -59,7 +59,7 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
 
 
 def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:
-    """The table as JSON and PNG, on the terminal and, where asked for, in a Markdown file."""
+    """Writes the table as JSON and PNG, to the terminal and, if requested, to a Markdown file."""
     folder, today = options.out / "tables", date.today().isoformat()
     cells = table.view.grid(summaries, options.seeds) if table.view else grid(table, summaries, options.seeds)
     notes = notes_of(table, summaries, options)
@@ -86,7 +86,7 @@ def notes_of(table: Table, summaries: list[RowSummary], options: Options) -> lis
 
 
 def labels(rows: list[Row]) -> str:
-    """Each row once, with the method that it lacks."""
+    """Each row once, with its missing method."""
     return ", ".join(dict.fromkeys(f"{row.label} ({row.method})" for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""A table's section in a Markdown file, between two markers that stay."""
+"""A table's section in a Markdown file, between two markers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def write_section(path: Path, name: str, section: str) -> None:
-    """Replace the section of this table, or append it; the rest of the file stays.
+    """Replaces the section of this table, or appends it; the rest of the file stays.
 
-    Raises ConfigError where only one of the markers is there.
+    Raises ConfigError if only one of the markers is present.
     """
     write_text(path, replaced(text_of(path), name, section))
 
 
 def check_markers(path: Path, name: str) -> None:
-    """Raises ConfigError where `write_section` would, before hours of runs rather than after them."""
+    """Raises ConfigError if `write_section` would: before hours of runs rather than after them."""
     replaced(text_of(path), name, "")
 
 
@@ -40,18 +40,18 @@ def replaced(text: str, name: str, section: str) -> str:
     head, _, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
     if not closed:
-        raise ConfigError(f"the file for --docs needs both '{begin}' and '{end}', in this order; mend it by hand")
+        raise ConfigError(f"the file for --docs needs both '{begin}' and '{end}', in this order; fix it by hand")
     return f"{head}{whole}{tail}"
 
 
 def section(title: str, command: str, date: str, grid: Grid, notes: Sequence[str]) -> str:
-    """Heading, command and date, the table, and what a reader has to know of it."""
+    """The section: heading, command and date, the table, and notes."""
     parts = [f"### {title}", f"`{command}`, {date}.", markdown(grid), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts)
 
 
 def markdown(grid: Grid) -> str:
-    """One table; the name of a group is a row of its own."""
+    """The table in Markdown; the name of a group is a separate row."""
     lines = [row_line(grid.titles), "|" + "---|" * len(grid.titles)]
     for group, rows in groupby(zip(grid.groups, grid.rows, strict=True), key=lambda pair: pair[0]):
         if group:

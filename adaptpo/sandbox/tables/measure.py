@@ -1,4 +1,4 @@
-"""What one finished run in a sandbox world came to."""
+"""Measures one finished run in a sandbox world."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptpo.stage.score import BOUNDARY
 
 @dataclass(frozen=True)
 class Boundary:
-    """A boundary score with its 95 % interval over prompts, and whether Algorithm 1 says preference injection."""
+    """A boundary score with its 95 % interval over prompts, and whether Algorithm 1 recommends preference injection."""
 
     score: float
     low: float
@@ -27,7 +27,7 @@ class Boundary:
 
     @classmethod
     def of(cls, phase: Mapping[str, Any]) -> Boundary | None:
-        """From what `state.json` keeps of a measurement; None where it is not done."""
+        """Reads a measurement's phase in `state.json`; None if it is not done."""
         if not phase.get("done"):
             return None
         return cls(phase["boundary_score"], phase["low"], phase["high"], phase["injection"])
@@ -38,7 +38,7 @@ class Boundary:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves out 0.5."""
+        """Whether the interval excludes 0.5."""
         return not self.low <= BOUNDARY <= self.high
 
 
@@ -46,15 +46,15 @@ class Boundary:
 class Measurement:
     """True rewards are means over the held-out prompts; win rates (shares) are against the SFT policy's responses by
     true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses; a prompt
-    that the stage was measured on as well got them twice, so that it can exceed 1.
+    that the stage was also measured on got them twice, so the share can exceed 1.
 
-    Seconds are of CPU time, which other work on the machine hardly changes (a run of a table has one thread), in each
-    phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything
-    but evaluations, measurements of the stage included. `repeated` names the phases that took several attempts.
+    Seconds are CPU time, which other work on the machine hardly affects (a run of a table has one thread), in each
+    phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything except evaluations,
+    measurements of the stage included. `repeated` names the phases that took several attempts.
 
-    `weight_auc`, `margin_auc`: how well the weights and the margins of the last visits tell offline pairs with a right
-    label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None where there are not both kinds.
-    `boundary`: the stage of the policy that started the first iteration, where the run measured it.
+    `weight_auc`, `margin_auc`: how well the weights and the margins of the last visits separate offline pairs with a
+    right label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None unless there are both kinds.
+    `boundary`: the stage of the policy at the start of the first iteration, if the run measured it.
     """
 
     true_reward: float
@@ -73,12 +73,12 @@ class Measurement:
 
     @property
     def gain(self) -> float:
-        """Of true reward over the policy that the run started from, which is not the SFT policy for every row."""
+        """Gain in true reward over the policy that the run started from, which is not the SFT policy for every row."""
         return self.true_reward - self.sft_reward
 
 
 def measure(folder: Path) -> Measurement:
-    """Reads nothing but the run folder. Raises RunError where a file of it is broken."""
+    """Measures a run from its folder alone. Raises RunError if a file in it is broken."""
     run = RunData.open(folder)
     last = run.stages[-1].key
     new, old = stage_rewards(folder, last), stage_rewards(folder, "initial")
@@ -101,7 +101,7 @@ def measure(folder: Path) -> Measurement:
 
 
 def words(run: RunData, stage: str) -> list[int]:
-    """Length of each held-out response; a word is a token of the sandbox."""
+    """Length of each held-out response in words, which are the sandbox's tokens."""
     return [len(text.split()) for text in run.table(f"evaluation/{stage}.parquet", "response")["response"]]
 
 
@@ -112,11 +112,11 @@ def annotated_share(run: RunData) -> float:
 
 
 def stage_prompts(run: RunData) -> int:
-    """Prompts that got fresh responses, two each, for measurements of the stage alone; answered or not."""
+    """Number of prompts that got two fresh responses for measurements of the stage, answered or not."""
     found = [run.phases.get(f"iterations/{t}/stage", {}) for t in run.iterations]
     return sum(state.get("measured", 0) + state.get("unanswered", 0) for state in found)
 
 
 def seconds(run: RunData, name: str) -> float:
-    """Of this phase over all iterations."""
+    """CPU seconds of this phase over all iterations."""
     return sum(run.cpu_seconds(f"iterations/{t}/{name}") for t in run.iterations)

@@ -1,4 +1,4 @@
-"""The papers whose figures stand beside ours."""
+"""The papers' figures, shown beside ours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Columns = tuple[tuple[str, tuple[str, ...]], ...]
 
 @dataclass(frozen=True)
 class Figures:
-    """What a paper prints for a setting; a subclass for each paper. `table` is where it stands.
+    """A paper's figures for a setting, with a subclass for each paper. `table` is the paper's table.
 
-    A subclass adds its figures as fields, None where there is none, and says in which `columns` they are shown.
+    A subclass adds its figures as fields, None if there are none, and the `columns` that show them.
     """
 
     columns: ClassVar[Columns] = ()

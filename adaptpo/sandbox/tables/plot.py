@@ -1,4 +1,4 @@
-"""A table as a figure: a dot with its interval for each row, and a small one for each seed."""
+"""Draws a table: a dot with its interval for each row, and a small dot for each seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED_OFFSET = 0.24
 
 
 def draw(table: Table, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure:
-    """Rows from top to bottom as in the table; groups stand apart under their names."""
+    """Draws the rows from top to bottom as in the table, with groups set apart under their names."""
     heights, shown = places(summaries), [name for name in table.columns if name in PANELS]
     figure, grid = blank(theme, max(SMALLEST_INCHES, ROW_INCHES * (heights[-1] + 4)), columns=len(shown), sharey=True)
     for axes, metric in zip(grid[0], shown, strict=True):
@@ -77,4 +77,4 @@ def label_rows(axes: Any, summaries: Sequence[RowSummary], heights: Sequence[flo
         name = axes.text(0.02, height - LABEL_GAP, group, transform=across, fontsize=8.5, va="center")
         name.set(
             color=theme.muted, in_layout=False
-        )  # A long name reaches into the next panel and does not push it away.
+        )  # A long name extends into the next panel and does not push it away.

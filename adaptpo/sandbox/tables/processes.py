@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, a few at a time, one thread each. One that fails or dies stops no other."""
+"""Runs tasks in separate processes, a few at a time, one thread each. A task that fails or dies stops no other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """A task by its number, what went wrong with it (None: nothing), and its wall time."""
+    """A task's number, its error (None if it succeeded) and its wall time."""
 
     number: int
     error: str | None
@@ -46,7 +46,7 @@ class Running:
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int) -> Generator[Finished, None, None]:
-    """Yields each task when it ends. Closing the generator ends those at work, as Ctrl-C does."""
+    """Yields each task when it ends. Closing the generator terminates running tasks, as Ctrl-C does."""
     waiting = deque(enumerate(tasks))
     running: dict[Connection, Running] = {}
     with environment(ONE_THREAD):
@@ -65,21 +65,21 @@ def start(number: int, task: Task, running: dict[Connection, Running]) -> None:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=report_of, args=(task, sender))
     process.start()
-    sender.close()  # The process's copy is then the last one: its end is seen here.
+    sender.close()  # The process's copy is then the only one: closing it ends `recv` here.
     running[receiver] = Running(number, process, time.perf_counter())
 
 
 def report_of(task: Task, sender: Connection) -> None:
-    """In the process: send None, or what went wrong."""
-    tqdm.set_lock(threading.RLock())  # Its own is a semaphore, which a process that is ended leaves behind.
+    """Runs a task in its process; sends None, or the error."""
+    tqdm.set_lock(threading.RLock())  # Its own is a semaphore, which a terminated process leaves behind.
     try:
         task.work(*task.arguments)
         sender.send(None)
     except KeyboardInterrupt:
-        return  # The process that listens was interrupted as well.
+        return  # The listening process was interrupted as well.
     except AdaptpoError as error:
         sender.send(str(error))
-    except Exception as error:  # noqa: BLE001 (whatever it is, the other tasks go on)
+    except Exception as error:  # noqa: BLE001 (the other tasks must continue)
         traceback.print_exc()
         sender.send(f"{type(error).__name__}: {error}")
 
@@ -105,7 +105,7 @@ def stop(tasks: Iterable[Running]) -> None:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the processes started here; libraries read them when they are imported."""
+    """Sets variables for the processes started here; libraries read them on import."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""One row of a table: a setting to be run in every world."""
+"""One row of a table: a setting that is run in every world."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ METHOD_OF_THE_WORLD = "metaapo"
 
 @dataclass(frozen=True)
 class Row:
-    """One setting to be run in every world.
+    """One setting that is run in every world.
 
     `settings`: assignments to the world's recipe, as `adaptpo train --set` takes them; `method.name=X` keeps the
     recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: fields of
     `WorldSettings` in which this row's worlds differ. Rows of one `group` are compared with the group's reference.
-    `start`: the row whose run, in the same world, makes the policy that this one starts from; None: the SFT policy.
+    `start`: the row whose run, in the same world, produces the policy that this one starts from; None: the SFT policy.
     """
 
     label: str
@@ -31,7 +31,7 @@ class Row:
 
     @property
     def depth(self) -> int:
-        """How many runs come before this one's."""
+        """Number of runs that come before this one's."""
         return 0 if self.start is None else self.start.depth + 1
 
     @property

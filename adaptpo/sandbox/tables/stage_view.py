@@ -1,4 +1,4 @@
-"""Pairs of runs that start from one policy, trained on PC_off and on PC_on, and what the boundary score said before:
+"""Pairs of runs that start from one policy, trained on PC_off and on PC_on, and the boundary score measured before:
 the alignment-stages paper's Tables 3 and 5."""
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from adaptpo.sandbox.tables.text import NOTHING, number
 from adaptpo.sandbox.tables.view import Grid
 
 PC_OFF, PC_ON = "PC_off", "PC_on"
-"""Labels of a policy's two rows; its name is their group. The row of PC_on measures the stage."""
+"""Labels of a policy's two rows; the policy's name is their group. The row of PC_on measures the stage."""
 
 
 def effectiveness(offline_gain: float, online_gain: float) -> float | None:
-    """Delta of the paper's Tables 1, 3 and 5: the gain on PC_off over that on PC_on. Infinite where PC_off alone gains,
-    0 where PC_on alone does, None where neither does (a dash in the paper)."""
+    """Delta of the paper's Tables 1, 3 and 5: the gain on PC_off over that on PC_on. Infinite if only PC_off gains,
+    0 if only PC_on does, None if neither does (a dash in the paper)."""
     if online_gain > 0:
         return max(offline_gain, 0.0) / online_gain
     return math.inf if offline_gain > 0 else None
@@ -39,13 +39,13 @@ class Duel:
 
     @property
     def foretold(self) -> bool:
-        """Whether Algorithm 1 named the data that then gained more."""
+        """Whether Algorithm 1 predicted the data that gained more."""
         return self.boundary.injection == (self.offline_gain > self.online_gain)
 
 
 @dataclass(frozen=True)
 class PolicySummary:
-    """A policy over its seeds."""
+    """The results of a policy over its seeds."""
 
     name: str
     duels: Mapping[int, Duel]
@@ -56,7 +56,7 @@ class PolicySummary:
 
     @property
     def effectiveness(self) -> float | None:
-        """Of the mean gains: ratios of single seeds have no mean where one of them is infinite."""
+        """The effectiveness of the mean gains: ratios of single seeds have no mean if one of them is infinite."""
         return effectiveness(fmean(d.offline_gain for d in self.all), fmean(d.online_gain for d in self.all))
 
     def over_seeds(self, value: Callable[[Duel], float]) -> Estimate | None:
@@ -69,7 +69,7 @@ def policies(summaries: Sequence[RowSummary]) -> list[PolicySummary]:
 
 
 def duels(pair: Sequence[RowSummary]) -> dict[int, Duel]:
-    """By seed, where both runs succeeded; none where a row was not asked for."""
+    """The duels by seed, for seeds on which both runs succeeded; empty if a row was not requested."""
     rows = {summary.row.label: summary.measured for summary in pair}
     offline, online = rows.get(PC_OFF, {}), rows.get(PC_ON, {})
     return {
@@ -81,7 +81,7 @@ def duels(pair: Sequence[RowSummary]) -> dict[int, Duel]:
 
 @dataclass(frozen=True)
 class StageView:
-    """A line for each policy. `paper`: the papers' figures by the policy's name; `models`: whose they are."""
+    """Shows a line for each policy. `paper`: the paper's figures by policy name; `models`: the models they are for."""
 
     models: str
     paper: Mapping[str, str] = field(default_factory=dict)
@@ -104,27 +104,27 @@ class StageView:
             "gain on PC_on": partial(mean, lambda duel: duel.online_gain, "+"),
             "difference, off − on": partial(mean, lambda duel: duel.offline_gain - duel.online_gain, "+"),
             "effectiveness": lambda line: ratio_text(line.effectiveness) if line.duels else NOTHING,
-            "foretold": lambda line: f"{foretold(line.all)} of {len(line.duels)}",
+            "predicted": lambda line: f"{foretold(line.all)} of {len(line.duels)}",
             f"paper, {self.models}: score / effectiveness": lambda line: self.paper.get(line.name, NOTHING),
         }
 
     def remarks(self, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
-        """What a reader of the numbers has to know."""
+        """Notes for the reader of the numbers."""
         everything = [duel for line in policies(summaries) for duel in line.all]
         decided = [duel for duel in everything if duel.boundary.decided]
         spread = "brackets: 95 % bootstrap interval over seeds, too narrow with few of them; " if seeds > 1 else ""
         return [
             f"Means over seeds; {spread}± after a score: half the width of its own 95 % interval over prompts.",
-            "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 PC_off is advised.",
-            "Gains of true reward on held-out prompts over the policy itself, after one epoch on all prompts.",
-            "Effectiveness: mean gain on PC_off over mean gain on PC_on; ∞ where PC_off alone gains, 0 where PC_on "
-            "alone does, – where neither does.",
-            f"The score named the better data in {foretold(everything)} of {len(everything)} cases (policy and seed); "
-            f"where its interval leaves out 0.5, in {foretold(decided)} of {len(decided)}.",
+            "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 it predicts PC_off.",
+            "Gains: true reward on held-out prompts after one epoch on all prompts, minus that of the policy itself.",
+            "Effectiveness: mean gain on PC_off over mean gain on PC_on; ∞ if only PC_off gains, 0 if only PC_on does, "
+            "– if neither does.",
+            f"The score predicted the better data in {foretold(everything)} of {len(everything)} cases (policy and "
+            f"seed); if its interval excludes 0.5, in {foretold(decided)} of {len(decided)}.",
         ]
 
     def record(self, summaries: Sequence[RowSummary]) -> list[dict[str, object]]:
-        """A JSON-ready form of the lines, with every seed; an infinite effectiveness is the text `inf`."""
+        """The lines in JSON-ready form, with every seed; an infinite effectiveness is the text `inf`."""
         return [line_record(line) for line in policies(summaries)]
 
 
@@ -135,7 +135,7 @@ def line_record(line: PolicySummary) -> dict[str, object]:
 
 
 def score_text(line: PolicySummary) -> str:
-    """`0.412 [0.400, 0.420]; ±0.013`."""
+    """The score as text, for instance `0.412 [0.400, 0.420]; ±0.013`."""
     if not line.duels:
         return NOTHING
     own = fmean(duel.boundary.half_width for duel in line.all)

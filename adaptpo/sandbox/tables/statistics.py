@@ -17,7 +17,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds; `low` and `high` bound its 95 % bootstrap interval, None where one seed tells no spread."""
+    """A mean over seeds; `low` and `high` bound its 95 % bootstrap interval, None for a single seed."""
 
     mean: float
     low: float | None
@@ -27,7 +27,7 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Percentile bootstrap with seeds as units: whole seeds are drawn with replacement, not prompts.
 
-    Deterministic. With few seeds the interval is too narrow: two seeds give their range at most.
+    Deterministic. With few seeds the interval is too narrow: two seeds give at most their range.
     """
     sample = np.asarray(values, dtype=np.float64)
     if len(sample) < 2:
@@ -46,7 +46,7 @@ def wins(new: Sequence[float], old: Sequence[float]) -> FloatArray:
 def area_under_curve(higher: Sequence[float], lower: Sequence[float]) -> float:
     """Area under the ROC curve: the chance that one of `higher` exceeds one of `lower`, ties half (Mann-Whitney).
 
-    0.5 is no separation, below it the wrong way round. Raises ValueError where either is empty.
+    0.5 is no separation; below 0.5 the order is reversed. Raises ValueError if either is empty.
     """
     if not len(higher) or not len(lower):
         raise ValueError("an area under the ROC curve needs values of both kinds")
@@ -56,17 +56,17 @@ def area_under_curve(higher: Sequence[float], lower: Sequence[float]) -> float:
 
 
 def average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1 on, [n]; equal values share the mean of theirs."""
+    """Ranks from 1, [n]; equal values share their mean rank."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def win_rate_at_equal_length(outcomes: FloatArray, new: Sequence[int], old: Sequence[int]) -> float:
-    """What the win rate would be if both responses were equally long; `new` and `old` are lengths in words.
+    """The win rate as it would be if both responses were equally long; `new` and `old` are lengths in words.
 
-    A logistic regression of the outcome (1, 0.5 or 0) on the difference in length, read at difference 0: the idea of
-    AlpacaEval 2's length-controlled win rate without its terms for models and instructions. A weak ridge penalty keeps
-    the fit finite where length decides every outcome.
+    A logistic regression of the outcome (1, 0.5 or 0) on the difference in length, evaluated at difference 0: the idea
+    of AlpacaEval 2's length-controlled win rate, without its terms for models and instructions. A weak ridge penalty
+    keeps the fit finite if length decides every outcome.
     """
     difference = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
     scale = float(np.sqrt((difference**2).mean())) or 1.0

@@ -1,4 +1,4 @@
-"""Cells put together over seeds: one summary for each row."""
+"""Combines cells over seeds: one summary for each row."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ METRICS = (
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its seeds. `estimates` maps each of `METRICS` that its runs have to its mean; empty where no cell
+    """A row over its seeds. `estimates` maps each of `METRICS` that its runs have to its mean; empty if no cell
     succeeded.
 
-    `difference`: of true reward to the reference row of the group, paired by seed; None for the reference itself and
-    where no seed has both.
+    `difference`: true reward minus that of the group's reference row, paired by seed; None for the reference itself and
+    if no seed has both.
     """
 
     row: Row
@@ -54,7 +54,7 @@ def summarize(rows: Sequence[Row], outcomes: Sequence[Outcome], reference: str) 
 
 
 def reference_of(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
-    """The row of the same group with this label; None for that row itself and where there is none."""
+    """The row of the same group with this label; None for that row itself and if there is none."""
     found = next((other for other in rows if other.label == reference and other.group == row.group), None)
     return None if found is row else found
 
@@ -74,7 +74,7 @@ def measurements(row: Row, outcomes: Sequence[Outcome]) -> dict[int, Measurement
 
 
 def record_of(summary: RowSummary) -> dict[str, object]:
-    """A JSON-ready form with every cell."""
+    """The summary in JSON-ready form, with every cell."""
     row = summary.row
     return {
         "label": row.label,

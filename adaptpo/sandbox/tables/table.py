@@ -1,4 +1,4 @@
-"""What a table is, and which of its rows can be run."""
+"""The definition of a table, and which of its rows can be run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ STANDARD = ("true_reward", "difference", "win_rate", "length_controlled", "annot
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are read together. `reference` is the label of the row that others are compared with in each group.
+    """Rows that are compared. `reference` is the label of the row that the others in each group are compared with.
 
-    `columns`: what is shown of our runs, by the names in `adaptpo.sandbox.tables.text.COLUMNS`. `paper`: whose figures
-    stand beside it.
-    `view`: how they are shown; None: a line for each.
+    `columns`: the columns of our runs, by the names in `adaptpo.sandbox.tables.text.COLUMNS`. `paper`: the paper whose
+    figures are shown beside them. `view`: how the rows are shown; None: one line for each.
     """
 
     title: str
@@ -54,8 +53,8 @@ def asked_rows(table: Table, methods: Sequence[str] | None, known: Collection[st
 
 
 def find_table(name: str, tables: Mapping[str, Table]) -> Table:
-    """Raises ConfigError that lists the tables where there is none of this name."""
+    """The table with this name. Raises a ConfigError that lists the tables if there is none."""
     if name not in tables:
         listed = "\n".join(f"  {key}: {table.title}" for key, table in tables.items())
-        raise ConfigError(f"unknown table '{name}'; there are:\n{listed}")
+        raise ConfigError(f"unknown table '{name}'; choose one of:\n{listed}")
     return tables[name]

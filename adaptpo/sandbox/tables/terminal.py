@@ -1,4 +1,4 @@
-"""A table on the terminal."""
+"""Shows a table on the terminal."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def rich_table(title: str, grid: Grid) -> RichTable:
 
 
 def in_lines(cell: str) -> str:
-    """An interval below its mean, and further figures of the paper below the first, to save width."""
+    """The cell with its interval below the mean, and further figures of the paper below the first, to save width."""
     return escape(cell.replace(" [", "\n[").replace("; ", "\n"))

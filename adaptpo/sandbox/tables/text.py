@@ -17,7 +17,7 @@ NOTHING = "–"
 
 SEPARATION = (
     "AUC: area under the ROC curve of offline pairs with a right label against those with a wrong one, at each pair's "
-    "last visit; 0.5 is chance, and all weights alike."
+    "last visit; 0.5 is chance, or equal weights."
 )
 
 
@@ -32,11 +32,11 @@ def grid(table: Table, summaries: Sequence[RowSummary], seeds: int) -> Grid:
 
 
 Column = tuple[str, Callable[[RowSummary], str]]
-"""A title, and the text of a row's cell."""
+"""A title, and a function that returns the text of a row's cell."""
 
 
 def columns_of(table: Table, seeds: int) -> list[Column]:
-    """What the rows are, our figures, and the paper's."""
+    """The columns: row labels, our figures, and the paper's."""
     return [
         ("", lambda summary: summary.row.label),
         ("seeds", lambda summary: incomplete(summary, seeds)),
@@ -46,12 +46,12 @@ def columns_of(table: Table, seeds: int) -> list[Column]:
 
 
 def incomplete(summary: RowSummary, seeds: int) -> str:
-    """How many seeds the row has, where some failed."""
+    """Number of seeds that the row has, if some failed."""
     return NOTHING if len(summary.measured) == seeds else f"{len(summary.measured)} of {seeds}"
 
 
 def number(estimate: Estimate | None, scale: float, digits: int, sign: str = "") -> str:
-    """`0.782 [0.770, 0.790]`, without brackets where there is no interval."""
+    """An estimate as text: `0.782 [0.770, 0.790]`, without brackets if there is no interval."""
     if estimate is None:
         return NOTHING
     style = f"{sign}.{digits}f"
@@ -68,7 +68,7 @@ def seconds(summary: RowSummary) -> str:
 
 
 def paper(names: Sequence[str], summary: RowSummary) -> str:
-    """The paper's figures of these names and the tables they stand in: `47.48 / 43.21 / 58.4 (Table 2)`."""
+    """The paper's figures with these names, and their tables: `47.48 / 43.21 / 58.4 (Table 2)`."""
     found = [(each.table, [getattr(each, name) for name in names]) for each in summary.row.paper]
     texts = [f"{joined(values)} (Table {table})" for table, values in found if set(values) != {None}]
     return "; ".join(texts) or NOTHING
@@ -92,29 +92,29 @@ COLUMNS: dict[str, Column] = {
     "margin_auc": metric("AUC of the margin", "margin_auc", 1, 3),
     "seconds": (f"CPU seconds: {' / '.join(TIMES)}", seconds),
 }
-"""What a table may show of our runs."""
+"""The columns of our runs that a table may show."""
 
 
 def remarks(table: Table, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """Notes for the reader of the numbers."""
     spread = (
         "brackets: 95 % bootstrap interval over seeds (a world and a run each), too narrow with few of them"
         if seeds > 1
-        else "one seed, so there are no intervals and differences decide nothing"
+        else "one seed, so there are no intervals and differences prove nothing"
     )
     compared = any(summary.difference is not None for summary in summaries)
     return [
         f"True reward of the held-out responses after the last iteration (optimum 1); {spread}.",
-        *([f"Difference of true reward to {table.reference}, paired by seed."] if compared else []),
-        "Win rates are against the SFT policy's responses by true reward, ties half.",
+        *([f"Difference: true reward minus that of {table.reference}, paired by seed."] if compared else []),
+        "Win rates are against the SFT policy's responses by true reward; a tie counts one half.",
         *sft_rewards(summaries),
         *([SEPARATION] if {"weight_auc", "margin_auc"} & set(table.columns) else []),
-        *(["Seconds of interrupted phases are those of their last attempt."] if interrupted(summaries) else []),
+        *(["Seconds of interrupted phases cover only their last attempt."] if interrupted(summaries) else []),
     ]
 
 
 def sft_rewards(summaries: Sequence[RowSummary]) -> list[str]:
-    """A sentence on the SFT policies; with their groups where these have different ones."""
+    """A sentence on the SFT policies' true reward, by group if the groups differ."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for summary in summaries:
         by_group[summary.row.group] += [found.sft_reward for found in summary.measured.values()]

@@ -1,4 +1,4 @@
-"""How a table is shown that has other lines than one for each row."""
+"""The interface for tables that show other lines than one for each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaptpo.sandbox.tables.summary import RowSummary
 
 @dataclass(frozen=True)
 class Grid:
-    """Column titles and rows of as many texts; `groups` holds each row's group. Columns without any value are gone."""
+    """Column titles and rows of texts; `groups` holds each row's group. Columns without any value are removed."""
 
     titles: list[str]
     rows: list[list[str]]
@@ -22,9 +22,9 @@ class View(Protocol):
     def grid(self, summaries: Sequence[RowSummary], seeds: int) -> Grid: ...
 
     def remarks(self, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
-        """What a reader of the numbers has to know."""
+        """Notes for the reader of the numbers."""
         ...
 
     def record(self, summaries: Sequence[RowSummary]) -> list[dict[str, object]]:
-        """The lines, JSON-ready."""
+        """The lines in JSON-ready form."""
         ...

@@ -1,4 +1,4 @@
-"""What a process of a table does: build one world, or align one policy."""
+"""The work of a table's processes: building one world, or aligning one policy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from adaptpo.trainer import AlignmentTrainer
 
 
 def build_world(folder: Path, world: WorldSettings, cache: Path | None = None) -> None:
-    """Builds what is not there whole; `cache` as for `build`.
+    """Builds a world unless it is complete; `cache` as in `build`.
 
-    Raises RunError where `folder` holds a world of other settings.
+    Raises RunError if `folder` holds a world with other settings.
     """
     quiet_libraries()
     torch.set_num_threads(1)
@@ -29,21 +29,21 @@ def build_world(folder: Path, world: WorldSettings, cache: Path | None = None) -
     if not finished.exists():
         build(folder, progress=False, cache=cache, **asdict(world))
     elif plain(WorldSettings()) | json.loads(finished.read_text(encoding="utf-8")) != plain(world):
-        raise RunError(f"{folder} holds a world of other settings; choose another --out, or remove it")
+        raise RunError(f"{folder} holds a world with other settings; choose another --out, or remove it")
 
 
 def plain(world: WorldSettings) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """The settings as JSON returns them."""
     return json.loads(json.dumps(asdict(world)))
 
 
 def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
-    """An ordinary run: it resumes, and does nothing where it is finished."""
+    """Starts or resumes an ordinary run; does nothing if it is finished."""
     trainer(recipe, assignments).train()
 
 
 def open_policy(recipe: Path, assignments: Sequence[str]) -> None:
-    """What comes before the first iteration, for the runs that have it in common."""
+    """Runs everything before the first iteration, for the runs that share it."""
     trainer(recipe, assignments).prepare()
 
 

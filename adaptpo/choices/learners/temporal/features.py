@@ -53,6 +53,14 @@ class FeatureSet:
     observation (Algorithm 2). `names` may omit features (Table 6) or add some of `HIGHER` (Table 19).
 
     Raises ConfigError for an unknown feature, and for a decay outside [0, 1).
+
+    >>> features = FeatureSet(("margin", "volatility"))
+    >>> states = np.zeros(1, features.dtype)
+    >>> for margin in (1.0, 3.0):
+    ...     seen = {"margin": np.array([margin]), "divergence": np.zeros(1)}
+    ...     before, states = states, features.advance(states, seen)
+    >>> features.read(before, states, seen)
+    array([[3., 1.]], dtype=float32)
     """
 
     names: tuple[str, ...] = BASE

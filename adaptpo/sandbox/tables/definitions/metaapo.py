@@ -1,4 +1,4 @@
-"""The tables on MetaAPO and the methods beside it."""
+"""The tables on MetaAPO and the methods it is compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adaptpo.sandbox.tables.papers import MetaAPO
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.table import Table
 
-# With the world's learning rate SimPO, which no reference holds, fell from 0.57 to 0.12 and MetaAPO-SimPO to 0.36.
+# At the world's learning rate SimPO, which has no reference, fell from 0.57 to 0.12 and MetaAPO-SimPO to 0.36.
 SLOWER = "training.learning_rate=2.0e-5"
 SIMPO = ("method={name: simpo, objective: {name: simpo}}", SLOWER)
 METAAPO_SIMPO = ("method={name: metaapo_simpo, objective: {name: simpo}}", SLOWER, "warmup_epochs=0")
@@ -19,7 +19,7 @@ WEAKER = {"reward_flipped": 0.3}
 NOISE = (0.0, 0.1, 0.2, 0.4)
 
 # One batch of responses per iteration: 125 prompts and 1000 responses of a world of 3000, near the 1024 of the paper's
-# B.3. A schedule that starts anew with each of so many iterations would mostly warm up.
+# B.3. A schedule that restarts with each of so many iterations would mostly warm up.
 PPO = (
     "method.name=ppo",
     "warmup_epochs=0",
@@ -96,7 +96,7 @@ SELECTION_WORLDS: tuple[tuple[str, World], ...] = (
 
 
 def selection_rows(group: str, world: World) -> tuple[Row, ...]:
-    """MetaAPO, its control, and where all prompts are alike what more annotations would bring."""
+    """MetaAPO and its control; if all prompts are alike, also methods with more annotations."""
     named = [("MetaAPO", "metaapo"), ("as many at random", "metaapo_same_rate")]
     named += [("all", "metaapo_all"), ("Online DPO", "online_dpo")] if not world else []
     return tuple(Row(label, (f"method.name={method}",), world, group) for label, method in named)
@@ -122,7 +122,7 @@ def noise_rows(share: float) -> tuple[Row, ...]:
 
 
 Annotator = tuple[str, tuple[str, ...], dict[str, float], tuple[MetaAPO | None, ...]]
-"""A name, settings, a world, and the paper's figures of the methods below."""
+"""A name, settings, a world, and the paper's figures for the methods below."""
 
 ANNOTATORS: tuple[Annotator, ...] = (
     ("the true reward", (f"reward={TRUE_REWARD}",), {}, (None, None, None)),
@@ -157,8 +157,8 @@ TABLES: dict[str, Table] = {
         "MetaAPO without its parts (the paper's Tables 2 and 7)",
         ABLATION_ROWS,
         "MetaAPO",
-        "The paper's Tables 2 and 7 use different reward models. The fixed meta-learner is that of the start, not a "
-        "trained one, and the similarity is one of the initial policy's hidden states.",
+        "The paper's Tables 2 and 7 use different reward models. The fixed meta-learner is the initial one, not a "
+        "trained one, and the similarity is that of the initial policy's hidden states.",
     ),
     "time": Table(
         "Time (the paper's Table 8)",
@@ -182,7 +182,7 @@ TABLES: dict[str, Table] = {
         "Annotators of different quality (compare the paper's Table 5)",
         REWARD_ROWS,
         "Online DPO",
-        f"The paper's second reward model (Table 5) is another one, not a weaker one. {SLOW_SIMPO}",
+        f"The paper's second reward model (Table 5) is a different one, not a weaker one. {SLOW_SIMPO}",
     ),
     "noise": Table(
         "Wrong labels in the offline data", tuple(row for share in NOISE for row in noise_rows(share)), "Online DPO"

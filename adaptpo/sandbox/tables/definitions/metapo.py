@@ -1,4 +1,4 @@
-"""The tables on MetaPO: those of its paper, and one on what its weights make of wrong labels."""
+"""The tables on MetaPO: those of its paper, and one on its weights under wrong labels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from adaptpo.sandbox.tables.papers import MetaPO
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.table import STANDARD, Table
 
-# All pairs three times (the paper's Table 22): a pair that is seen once has no history.
+# All pairs three times (the paper's Table 22): a pair seen once has no history.
 EPOCHS = ("training.num_train_epochs=3", "warmup_epochs=0")
 AT_ONCE = ("num_iterations=1", *EPOCHS)
-# Of the three iterations each sees its third of the pairs three times: as many steps in all.
+# Each of the three iterations sees its third of the pairs three times: the same number of steps in total.
 IN_THREE = ("num_iterations=3", *EPOCHS)
 
 INTERVAL, LEARNING_RATE = 10, 3e-2
 LEARNING = (f"method.meta_interval={INTERVAL}", f"method.meta_learning_rate={LEARNING_RATE:g}")
 HOW = (
-    f"A run has about 550 steps, a tenth of the paper's 5700. So MetaPO's interval is {INTERVAL} in place of 100, for "
-    f"as many updates, and its learning rate {LEARNING_RATE:g} in place of 1e-4, with which they would move a "
-    "coefficient by 0.006 at most."
+    f"A run has about 550 steps, a tenth of the paper's 5700. So MetaPO's interval is {INTERVAL} instead of 100, for "
+    f"the same number of updates, and its learning rate {LEARNING_RATE:g} instead of 1e-4, at which they would move a "
+    "coefficient by at most 0.006."
 )
 
 OFFLINE = tuple(name for name in STANDARD if name != "annotated")
@@ -31,7 +31,7 @@ FIFTH_WRONG: Mapping[str, Any] = {"flipped": 0.2}
 
 
 def metapo(label: str, *paper: MetaPO, **arguments: object) -> Row:
-    """MetaPO with these arguments in place of its own."""
+    """MetaPO with these arguments instead of its defaults."""
     given = tuple(f"method.{name}={value}" for name, value in arguments.items())
     return Row(label, ("method.name=metapo", *LEARNING, *given, *AT_ONCE), paper=paper)
 
@@ -54,7 +54,7 @@ METHOD_ROWS = (
 
 
 def with_further(label: str, paper: MetaPO, *names: str) -> Row:
-    """The six features and these."""
+    """MetaPO with the six features and these."""
     return metapo(label, paper, features=f"[{', '.join((*BASE, *names))}]")
 
 
@@ -157,8 +157,8 @@ TABLES: dict[str, Table] = {
         "MetaPO's features (its Tables 6 and 19)",
         FEATURE_ROWS,
         "all features",
-        "The gradient norm, now and smoothed, is that by the weight of the language-model head; the paper does not say "
-        "which it takes.",
+        "The gradient norm, current and smoothed, is that of the language-model head's weight; the paper does not say "
+        "which one it uses.",
     ),
     "metapo-interval": table("Steps between updates of MetaPO (its Table 11)", INTERVAL_ROWS, "K = 10 (paper: 100)"),
     "metapo-network": table("MetaPO's weighting network (its Table 12)", NETWORK_ROWS, "linear"),
@@ -166,21 +166,21 @@ TABLES: dict[str, Table] = {
         "MetaPO's held-out pairs (its Tables 13 and 14)",
         VALIDATION_ROWS,
         "3 %, stratified",
-        "As of the other pairs, a tenth of the held-out labels is wrong; the paper's wrong labels in held-out pairs "
-        "alone (Table 14) are left out.",
+        "As in the other pairs, a tenth of the held-out labels are wrong; the paper's variant with wrong labels only "
+        "in held-out pairs (Table 14) is left out.",
     ),
     "metapo-objective": table(
-        "What MetaPO is learned for (its Table 15)",
+        "MetaPO's objective on held-out pairs (its Table 15)",
         OBJECTIVE_ROWS,
         "loss and margin",
-        f"The entropy counts {ENTROPY:g}; the paper names no number.",
+        f"The entropy has weight {ENTROPY:g}; the paper gives no number.",
     ),
     "metapo-sensitivity": table("MetaPO's decay and lambda (its Table 18)", SENSITIVITY_ROWS, "decay 0.9, lambda 0.1"),
     "metapo-online": table(
         "MetaPO with fresh pairs (its Table 21)",
         ONLINE_ROWS,
         "Iterative DPO",
-        "Iterative rows have three iterations of a third of the prompts, the others one; all take as many steps.",
+        "Iterative rows have three iterations of a third of the prompts, the others one; all take equally many steps.",
         STANDARD,
     ),
     "metapo-noise": table("Wrong labels and the weights of their pairs", NOISE_ROWS, "FocalPO", columns=SEPARATION),

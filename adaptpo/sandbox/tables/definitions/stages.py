@@ -38,15 +38,15 @@ TABLE_5 = {
 }
 STAGES_NOTE = (
     "PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and the "
-    "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a world "
-    "of its own: its reward model has learned from that policy's responses."
+    "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a "
+    "separate world whose reward model has learned from that policy's responses."
 )
 
 
 def duel(
     policy: str, objective: Settings, world: Mapping[str, Any] | None = None, start: Row | None = None
 ) -> tuple[Row, Row]:
-    """Training from one policy on PC_off and on PC_on; the latter measures its stage first."""
+    """Rows that train one policy on PC_off and on PC_on; the latter measures its stage first."""
     offline = ("method.name=off_off", *objective, *ONCE)
     online = ("method.name=on_on", "method.measured=true", *objective, *ONCE)
     return (
@@ -56,7 +56,7 @@ def duel(
 
 
 def stage_rows(settings: Settings) -> tuple[Row, ...]:
-    """Policies of four strengths; the last two are what the second one becomes."""
+    """Rows of policies of four strengths; the last two are the second one after training."""
     off, on = duel(SFT, settings)
     return (
         *duel(LITTLE_SFT, settings, LITTLE),
@@ -97,16 +97,16 @@ TABLES: dict[str, Table] = {
         "Alignment stages, with small steps",
         stage_rows(GENTLE),
         PC_OFF,
-        "A quarter of the learning rate: with the whole, an epoch of DPO on PC_on pushes chosen and rejected responses "
-        f"alike out of the policy. {STAGES_NOTE}",
+        "A quarter of the learning rate: at the full rate, an epoch of DPO on PC_on pushes both chosen and rejected "
+        f"responses out of the policy. {STAGES_NOTE}",
         view=StageView(MODELS, TABLE_3),
     ),
     "stage-methods": Table(
         "Methods that act on the stage",
         (*method_rows(SFT, {}), *method_rows(LITTLE_SFT, LITTLE)),
         "Online DPO",
-        "A measurement's prompts count as annotated, beside those that a method then generates for; its time is in the "
-        "overall time alone. All methods use the world's sampling and 8 responses, and a warm-up of one epoch where no "
-        "other is named.",
+        "A measurement's prompts count as annotated, in addition to those that a method then generates for; its time "
+        "is only in the overall time. All methods use the world's sampling and 8 responses, and a warm-up of one epoch "
+        "unless the label says otherwise.",
     ),
 }
