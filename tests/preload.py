@@ -1,6 +1,12 @@
 """Imported once by the process that test runs are forked from."""
 
-from trl import RewardTrainer  # noqa: F401
+import gc
 
-import tests.runs
-import tests.tiny  # noqa: F401
+from trl import RewardTrainer
+
+from adaptpo.pipeline.phases import reward
+from tests import runs, tiny
+
+PRELOADED = (RewardTrainer, reward, runs, tiny)
+gc.collect()
+gc.freeze()  # As in tests/conftest.py.
