@@ -68,7 +68,7 @@ class MinimalLoop:
         rows = read_examples(self.recipe.data.path, self.recipe.data.split)
         examples = (example for example in rows if not isinstance(example, Dropped))
         for number, example in enumerate(examples):
-            limits = (self.recipe.max_prompt_length, self.recipe.completion_limit)
+            limits = (self.recipe.max_prompt_length, self.recipe.max_completion_length)
             found = tokenize_pair(example, self.tokenizer, *limits, stop_ids=self.sampling.stop_ids)
             assert not isinstance(found, str), found
             prompt = Prompt(number, example.prompt, found.prompt_ids, example.columns)

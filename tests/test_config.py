@@ -84,7 +84,7 @@ def test_every_wrong_key_is_reported_at_once() -> None:
 def test_what_the_run_sets_itself_is_refused_with_the_remedy(section: str, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AlignmentConfig(output_dir="o", **{section: {name: 1}})
-    assert str(caught.value) == f"{section}.{name} is set by the run itself: {OWNED_TRAINING_ARGUMENTS[name]}"
+    assert str(caught.value) == f"{section}.{name} is not taken from a recipe: {OWNED_TRAINING_ARGUMENTS[name]}"
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -134,8 +134,7 @@ def test_what_only_looks_like_a_number_stays_text(text: str, tmp_path: Path) -> 
 def test_defaults(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     assert (recipe.num_iterations, recipe.seed, recipe.method, recipe.reward) == (3, 0, "metaapo", None)
-    assert recipe.completion_limit == recipe.generation.max_new_tokens == 512
-    assert load(tmp_path, "max_completion_length: 40").completion_limit == 40
+    assert (recipe.max_completion_length, recipe.max_length, recipe.generation.max_new_tokens) == (None, None, 512)
     assert recipe.data.model_dump() == {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto"}
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from adaptpo.config.elsewhere import elsewhere
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -46,8 +48,9 @@ def explain(error: ValidationError, model: type[BaseModel], section: str | None 
     for problem in error.errors():
         key = ".".join(map(str, (section, *problem["loc"]) if section else problem["loc"]))
         if problem["type"] == "extra_forbidden":
+            *sections, name = map(str, (section, *problem["loc"]) if section else problem["loc"])
             valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
-            lines.append(f"unknown key '{key}': {nearest(str(problem['loc'][-1]), valid)}")
+            lines.append(f"unknown key '{key}': {elsewhere(name, '.'.join(sections)) or nearest(name, valid)}")
         elif problem["type"] == "missing":
             lines.append(f"'{key}' is missing")
         else:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from adaptpo.config.base import Settings, explain
+from adaptpo.config.elsewhere import elsewhere
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
 from adaptpo.errors import ConfigError
@@ -24,12 +25,33 @@ OWNED_TRAINING_ARGUMENTS = {
     "data_seed": "set seed of the recipe",
     "resume_from_checkpoint": "a run resumes by itself",
     "save_total_limit": "a run keeps its last complete checkpoint",
+    "save_only_model": "a run resumes from the state of its optimizer",
+    "ignore_data_skip": "a resumed run trains on each prompt once",
     "remove_unused_columns": "batches are made from prompt groups",
     "load_best_model_at_end": "an iteration ends with its last step",
+    "metric_for_best_model": "an iteration ends with its last step",
+    "greater_is_better": "an iteration ends with its last step",
     "per_device_eval_batch_size": "set max_tokens_per_batch of the recipe",
+    "auto_find_batch_size": "set max_tokens_per_batch of the recipe; larger batches are computed in several passes",
     "disable_tqdm": "set show_progress of the recipe",
     "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
-}
+    "label_smoothing_factor": "set method.objective.label_smoothing, or the method conservative_dpo",
+    "label_names": "batches are made from prompt groups",
+    "length_column_name": "batches are made from prompt groups",
+    "include_num_input_tokens_seen": "adaptpo counts the tokens of prompt groups itself",
+    "do_train": "`adaptpo train` trains",
+    "do_eval": "set eval_data of the recipe",
+    "do_predict": "set eval_data of the recipe",
+    "local_rank": "`accelerate launch` and `torchrun` set it",
+} | dict.fromkeys(
+    [
+        *("eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
+        *("bf16_full_eval", "fp16_full_eval"),
+    ],
+    "every iteration ends with an evaluation on eval_data, in the precision of training",
+)
+"""Fields of `TrainingArguments` that the run sets itself, or that nothing would read, with what to set instead."""
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -87,8 +109,9 @@ class AlignmentConfig(Settings):
     repeated. `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline
     training before the first iteration; None is the method's default. `reference`: the initial model, or the policy
     that started the iteration; None is the method's default. Prompts longer than `max_prompt_length` tokens are left
-    out and recorded; responses longer than `max_completion_length` (None: `generation.max_new_tokens`) are cut and
-    counted.
+    out and recorded. A response of the data that is longer than `max_completion_length`, or than `max_length`
+    (None: the model's positions) together with its prompt, is cut and counted. `chat_template_kwargs`: arguments of
+    the chat template, such as `enable_thinking`; a row's column of that name overrides them.
     `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
     `max_tokens_per_batch`: maximum number of tokens of one forward pass, padding included; a larger batch is computed
@@ -105,6 +128,8 @@ class AlignmentConfig(Settings):
     reference: Literal["initial", "previous"] | None = None
     max_prompt_length: int = Field(1024, gt=0)
     max_completion_length: int | None = Field(None, gt=0)
+    max_length: int | None = Field(None, gt=1)
+    chat_template_kwargs: dict[str, Any] = Field({})
     generation: GenerationSettings = GenerationSettings()
     stage: StageSettings = StageSettings()
     training: dict[str, Any] = Field({})
@@ -161,10 +186,6 @@ class AlignmentConfig(Settings):
             check_types("peft", values, LoraConfig)
         return values
 
-    @property
-    def completion_limit(self) -> int:
-        return self.max_completion_length or self.generation.max_new_tokens
-
 
 class RecipeGenerationSettings(GenerationSettings):
     num_generations: int = Field(8, gt=1)
@@ -213,7 +234,7 @@ def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]
         if name not in valid:
             close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'?" if close else f"see the fields of {target.__name__}"
-            raise ConfigError(f"unknown key '{section}.{name}': {hint}")
+            raise ConfigError(f"unknown key '{section}.{name}': {elsewhere(name, section) or hint}")
 
 
 def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
@@ -229,7 +250,7 @@ def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]
 def refuse_owned(section: str, values: dict[str, Any]) -> None:
     for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
         if name in values:
-            raise ConfigError(f"{section}.{name} is set by the run itself: {remedy}")
+            raise ConfigError(f"{section}.{name} is not taken from a recipe: {remedy}")
 
 
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}

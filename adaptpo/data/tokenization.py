@@ -28,6 +28,8 @@ TemplateOptions = Mapping[str, Any]
 
 PROMPT_RENDERED_DIFFERENTLY = "the chat template renders the prompt differently when a response follows"
 PROMPT_TOO_LONG = "prompt longer than max_prompt_length"
+NO_ROOM = "prompt leaves no room for a response within max_length"
+NO_MAPPING = "chat_template_kwargs is not a mapping"
 STOP_TOKEN_INSIDE = "a stop token stands inside a response"
 EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
@@ -95,14 +97,16 @@ def tokenize_pair(
     max_completion_length: int | None,
     stop_ids: frozenset[int] | None = None,
     template_options: TemplateOptions | None = None,
+    max_length: int | None = None,
 ) -> TokenizedPair | str:
     """Tokenizes an example, or returns the reason for leaving it out.
 
-    A response longer than `max_completion_length` is cut. It then has no stop token, its text is cut as well, and
-    `ended` is False.
+    A response longer than `max_completion_length`, or than what the prompt leaves of `max_length`, is cut. It then has
+    no stop token, its text is cut as well, and `ended` is False.
 
     Args:
-        max_prompt_length, max_completion_length: in tokens, including special tokens; None for no limit.
+        max_prompt_length, max_completion_length, max_length: of prompt, response and both together in tokens, including
+            special tokens; None for no limit.
         stop_ids: from `stop_token_ids`; pass it to save the work per example and to respect a generation config.
         template_options: keyword arguments for the chat template, such as `enable_thinking`.
 
@@ -116,12 +120,26 @@ def tokenize_pair(
         return str(problem)
     if max_prompt_length is not None and len(prompt_ids) > max_prompt_length:
         return f"{PROMPT_TOO_LONG} ({max_prompt_length})"
+    if max_length is not None:
+        room = max_length - len(prompt_ids)
+        max_completion_length = room if max_completion_length is None else min(max_completion_length, room)
+        if room < 1:
+            return f"{NO_ROOM} ({max_length})"
     chosen_ids, rejected_ids = (_end_response(tokenizer, ids, stop_ids) for ids in (chosen_ids, rejected_ids))
     if reason := _response_problem(chosen_ids, stop_ids) or _response_problem(rejected_ids, stop_ids):
         return reason
     chosen = _cut_response(tokenizer, example.chosen, chosen_ids, max_completion_length)
     rejected = _cut_response(tokenizer, example.rejected, rejected_ids, max_completion_length)
     return EQUAL_TOKENS if chosen.ids == rejected.ids else TokenizedPair(prompt_ids, chosen, rejected)
+
+
+def options_of(columns: Mapping[str, Any], settings: TemplateOptions) -> TemplateOptions | None:
+    """The chat template's arguments for a row: the run's settings, overridden by the row's `chat_template_kwargs` as in
+    TRL; None if that column is not a mapping. A key that is null in the row does not override."""
+    own = columns.get("chat_template_kwargs") or {}
+    if not isinstance(own, Mapping):
+        return None
+    return {**settings, **{name: value for name, value in own.items() if value is not None}}
 
 
 def decode_response(

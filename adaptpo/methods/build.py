@@ -11,6 +11,7 @@ from adaptpo.config.base import nearest
 from adaptpo.config.recipe import Recipe, check_names, check_types
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
+from adaptpo.methods.named import default_objective, objective_fields
 
 
 def named_entry(section: str, entry: Any) -> tuple[str, dict[str, Any]]:
@@ -40,10 +41,21 @@ def build_method(recipe: Recipe) -> Method:
     name, arguments = named_entry("method", recipe.method)
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}': {nearest(name, list(METHODS))}")
-    check_names("method", arguments, METHODS[name])
     built = {"objective": build_objective(arguments.pop("objective"))} if "objective" in arguments else {}
+    objective = built.get("objective") or default_objective(METHODS[name])
+    settings = {} if objective is None else taken_by(objective, name, arguments)
+    arguments = {key: value for key, value in arguments.items() if key not in settings}
+    check_names("method", arguments, METHODS[name])
     check_types("method", arguments, METHODS[name])
-    return METHODS[name](**(shared_settings(recipe, name) | arguments | built))
+    return METHODS[name](**(shared_settings(recipe, name) | arguments | built | settings))
+
+
+def taken_by(objective: Objective, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that are settings of the objective and not of the method, with types that it takes."""
+    own = inspect.signature(METHODS[method]).parameters
+    settings = {k: v for k, v in arguments.items() if k in objective_fields(objective) and k not in own}
+    check_types("method", settings, type(objective))
+    return settings
 
 
 def shared_settings(recipe: Recipe, name: str) -> dict[str, Any]:

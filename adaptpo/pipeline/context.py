@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from adaptpo.annotation.base import Annotator, Request
@@ -110,6 +110,8 @@ class Context:
     max_eval_prompts: int = 256
     text_format: Literal["auto", "messages", "text"] = "auto"
     source: str = "the data set"
+    tokenizer_folder: str | None = None
+    """The folder or hub id of the tokenizer, if it is not the initial model's."""
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
     """The annotator, if it takes no accelerator memory."""
@@ -200,7 +202,7 @@ class Context:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.initial)
+        return load_tokenizer(self.tokenizer_folder or self.initial)
 
     @property
     def text_mode(self) -> TextFormat:
@@ -216,6 +218,13 @@ class Context:
             max_new_tokens=settings.max_new_tokens,
             stop_ids=self.stop_ids,
         )
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
+        config = AutoConfig.from_pretrained(self.initial).get_text_config()
+        limits = (self.config.max_length, getattr(config, "max_position_embeddings", None))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

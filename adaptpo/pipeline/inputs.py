@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
+
+import datasets
+import pandas
 
 from adaptpo.annotation.function import RewardFunction, import_function
 from adaptpo.config.recipe import DataSettings
@@ -15,6 +20,8 @@ from adaptpo.data.source import Rows
 from adaptpo.errors import ConfigError, ModelError
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import whole_folder
+
+DATASETS = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,13 @@ class DataInput:
 
     @classmethod
     def of(cls, data: Any) -> DataInput | None:
-        """Makes it from recipe settings, a path or hub id, or a data set in memory; None stays None."""
+        """Makes it from recipe settings, a path or hub id, or a data set in memory; None stays None.
+
+        Raises ConfigError for anything else.
+        """
         if isinstance(data, DataSettings):
             return cls(data.path, data.split, data.name, data.text_format)
-        return None if data is None else cls(data)
+        return None if data is None else cls(in_memory(data))
 
     def rows(self) -> Rows:
         return open_rows(self.source, self.split, self.name)
@@ -40,6 +50,27 @@ class DataInput:
         """Hash of the data. Raises DataError at once if it cannot be opened; `fingerprint` would wait for the hub."""
         self.rows()
         return combined(fingerprint(self.source, self.split, self.name))
+
+
+def in_memory(data: Any) -> Any:
+    """The data in a form that can be read several times. Raises ConfigError for what is no data set."""
+    if isinstance(data, str | PathLike | DATASETS):
+        return data
+    if isinstance(data, pandas.DataFrame):
+        return datasets.Dataset.from_pandas(data, preserve_index=False)
+    if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes):
+        rows = list(data)
+        strange = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+        if strange is None:
+            return rows
+        raise ConfigError(
+            f"the data set's element {strange} is of type {type(rows[strange]).__name__}, and a row is a dict of columns; "
+            "for files, give one path or folder, or what datasets.load_dataset returns"
+        )
+    raise ConfigError(
+        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a pandas.DataFrame, rows (dicts of "
+        "columns), a path, or a hub id. A dict of columns becomes one by datasets.Dataset.from_dict"
+    )
 
 
 def combined(hashes: dict[str, str]) -> str:

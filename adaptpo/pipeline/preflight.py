@@ -21,7 +21,8 @@ from adaptpo.training.optimizer_rules import check_optimizer
 def needs_annotation(context: Context) -> bool:
     fresh = context.method.pairing.num_generations > 0
     measures = any(context.method.needs_stage(iteration) for iteration in range(context.config.num_iterations))
-    return fresh or measures or context.eval_rows is not None or "reward_gap" in context.method.filter.needs
+    evaluates = context.eval_rows is not None and context.reward is not None
+    return fresh or measures or evaluates or "reward_gap" in context.method.filter.needs
 
 
 def refuse_impossible(context: Context) -> None:
@@ -134,12 +135,11 @@ def check_training(context: Context) -> None:
 
 def check_lengths(context: Context, model_config: Any) -> None:
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    longest = max(context.config.completion_limit, context.config.generation.max_new_tokens)
-    needed = context.config.max_prompt_length + longest
-    if positions is not None and needed > positions:
+    needed = context.config.max_prompt_length + context.config.generation.max_new_tokens
+    if positions is not None and needed > positions and needs_annotation(context):
         raise ConfigError(
-            f"max_prompt_length plus the response limit is {needed} tokens, but the model has {positions} positions; "
-            "lower max_prompt_length, max_completion_length or generation.max_new_tokens"
+            f"max_prompt_length plus generation.max_new_tokens is {needed} tokens, but the model has {positions} "
+            "positions; lower one of them"
         )
 
 

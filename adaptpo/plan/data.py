@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.pairs import TextFormat
-from adaptpo.data.tokenization import TokenizedPair, tokenize_pair
+from adaptpo.data.tokenization import TokenizedPair, options_of, tokenize_pair
 from adaptpo.plan.arithmetic import Lengths
-from adaptpo.types import Dropped
+from adaptpo.types import Dropped, PreferenceExample
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def measure_data(
     """
     total = sum(1 for _ in rows)
     step = max(1, total // sample)
-    limits = (config.max_prompt_length, config.completion_limit)
     taken = [
-        None if isinstance(example, Dropped) else tokenize_pair(example, tokenizer, *limits, stop_ids=stop_ids)
+        None if isinstance(example, Dropped) else tokenized(example, config, tokenizer, stop_ids)
         for example in islice(iter_examples(rows, text_mode), 0, None, step)
     ]
     kept = [pair for pair in taken if isinstance(pair, TokenizedPair)]
@@ -64,6 +63,15 @@ def measure_data(
     lengths = [(len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept]
     prompt, chosen, rejected = np.array(lengths, dtype=np.float64).T
     return DataFacts(total, round(total * len(kept) / len(taken)), prompt, chosen, rejected)
+
+
+def tokenized(
+    example: PreferenceExample, config: AlignmentConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
+) -> TokenizedPair | str:
+    """As a run tokenizes it."""
+    options = options_of(example.columns, config.chat_template_kwargs)
+    limits = (config.max_prompt_length, config.max_completion_length)
+    return tokenize_pair(example, tokenizer, *limits, stop_ids, options or {}, config.max_length)
 
 
 def assumed_data(pairs: int, prompt: float, response: float) -> DataFacts:

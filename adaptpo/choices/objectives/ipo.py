@@ -31,7 +31,11 @@ class IPO(Objective):
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         chosen, rejected = log_ratios(logps)
-        return self.beta * chosen / logps.chosen_tokens, self.beta * rejected / logps.rejected_tokens
+        return self.beta * chosen, self.beta * rejected
+
+    def margin(self, logps: PairLogps) -> Tensor:
+        chosen, rejected = self.rewards(logps)
+        return chosen / logps.chosen_tokens - rejected / logps.rejected_tokens
 
     def loss(self, logps: PairLogps) -> Tensor:
         return (self.margin(logps) - 0.5).square() / self.beta**2

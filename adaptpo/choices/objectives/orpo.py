@@ -22,6 +22,11 @@ def log_odds(logp: Tensor) -> Tensor:
     return below - torch.where(near_one, torch.log(-torch.expm1(safe)), torch.log1p(-torch.exp(far)))
 
 
+def mean_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """The mean log-prob of a token of the chosen and of the rejected responses, each [n]."""
+    return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+
+
 @dataclass(frozen=True)
 class ORPO(Objective):
     """`-a_w - odds_weight * log sigmoid(log odds(a_w) - log odds(a_l))` with the mean log-probs `a = logp / |y|`.
@@ -40,7 +45,12 @@ class ORPO(Objective):
     odds_weight: float = 0.1
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
-        return log_odds(logps.chosen / logps.chosen_tokens), log_odds(logps.rejected / logps.rejected_tokens)
+        chosen, rejected = mean_logps(logps)
+        return self.odds_weight * chosen, self.odds_weight * rejected
+
+    def margin(self, logps: PairLogps) -> Tensor:
+        chosen, rejected = mean_logps(logps)
+        return log_odds(chosen) - log_odds(rejected)
 
     def loss(self, logps: PairLogps) -> Tensor:
         return -logps.chosen / logps.chosen_tokens - self.odds_weight * score(self.margin(logps))

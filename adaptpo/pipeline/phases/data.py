@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaptpo.data import iter_examples, require_rows
-from adaptpo.data.tokenization import tokenize_pair
+from adaptpo.data.tokenization import NO_MAPPING, TokenizedPair, options_of, tokenize_pair
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
@@ -45,12 +45,20 @@ def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
 def tokenized(context: Context, number: int, example: PreferenceExample) -> tuple[Prompt, PreferencePair] | Dropped:
     if problem := weight_problem(context, example):
         return Dropped(example.row, problem)
-    limits = (context.config.max_prompt_length, context.config.completion_limit)
-    found = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
+    found = tokenized_pair(context, example)
     if isinstance(found, str):
         return Dropped(example.row, found)
     prompt = Prompt(id=number, text=example.prompt, ids=found.prompt_ids, columns=example.columns)
     return prompt, PreferencePair(number, "offline", found.chosen, found.rejected)
+
+
+def tokenized_pair(context: Context, example: PreferenceExample) -> TokenizedPair | str:
+    """The tokens of an example within the run's limits, or the reason for leaving it out."""
+    options = options_of(example.columns, context.config.chat_template_kwargs)
+    if options is None:
+        return NO_MAPPING
+    limits = (context.config.max_prompt_length, context.config.max_completion_length)
+    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, options, context.max_length)
 
 
 def weight_problem(context: Context, example: PreferenceExample) -> str | None:

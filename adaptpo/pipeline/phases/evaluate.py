@@ -13,17 +13,19 @@ from adaptpo.annotation.base import Request
 from adaptpo.choices.objectives import score
 from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
 from adaptpo.data.columns import is_preference_row
-from adaptpo.data.tokenization import PROMPT_TOO_LONG, tokenize_pair, tokenize_prompt
+from adaptpo.data.tokenization import NO_MAPPING, PROMPT_TOO_LONG, options_of, tokenize_prompt
+from adaptpo.errors import DataError
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.kept_reference import joined
+from adaptpo.pipeline.phases.data import tokenized_pair
 from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import read_rows, write_table
 from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.seeds import seed_for
-from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response, Row
+from adaptpo.types import Dropped, PairLogps, PreferenceExample, PreferencePair, Prompt, Response, Row
 
 REFERENCE = "evaluation/reference"
 Heldout = tuple[Prompt, PreferencePair | None]
@@ -60,17 +62,23 @@ def held_out_examples(context: Context) -> Iterator[PreferenceExample | PromptEx
 
 
 def tokenized(context: Context, number: int, example: PreferenceExample | PromptExample) -> Heldout | Dropped:
-    limits = (context.config.max_prompt_length, context.config.completion_limit)
     if isinstance(example, PromptExample):
-        ids = tokenize_prompt(context.tokenizer, example.prompt)
-        if len(ids) > limits[0]:
-            return Dropped(example.row, f"{PROMPT_TOO_LONG} ({limits[0]})")
-        return Prompt(number, example.prompt, ids, example.columns), None
-    result = tokenize_pair(example, context.tokenizer, *limits, stop_ids=context.stop_ids)
+        return tokenized_prompt(context, number, example)
+    result = tokenized_pair(context, example)
     if isinstance(result, str):
         return Dropped(example.row, result)
     prompt = Prompt(number, example.prompt, result.prompt_ids, example.columns)
     return prompt, PreferencePair(number, "offline", result.chosen, result.rejected)
+
+
+def tokenized_prompt(context: Context, number: int, example: PromptExample) -> Heldout | Dropped:
+    options = options_of(example.columns, context.config.chat_template_kwargs)
+    if options is None:
+        return Dropped(example.row, NO_MAPPING)
+    ids, limit = tokenize_prompt(context.tokenizer, example.prompt, options), context.config.max_prompt_length
+    if len(ids) > limit:
+        return Dropped(example.row, f"{PROMPT_TOO_LONG} ({limit})")
+    return Prompt(number, example.prompt, ids, example.columns), None
 
 
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
@@ -78,7 +86,43 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     items = heldout(context)
     if pairs := with_pairs(items):
         keep_initial_reference(context, REFERENCE, pairs)
+    if context.reward is None:
+        return context.ranks.on_first(partial(measure_pairs, context, stage, policy, pairs))
     return context.ranks.on_first(partial(tabulate, context, stage, policy, items))
+
+
+def measure_pairs(context: Context, stage: str, policy: str, pairs: Sequence[PromptedPair]) -> Summary:
+    """What can be measured without a reward: loss and implicit rewards of the held-out pairs.
+
+    Raises DataError if the held-out data has prompts alone.
+    """
+    if not pairs:
+        raise DataError("eval_data holds no pairs, and the run has no reward: set `reward`, or give held-out pairs")
+    return logged(context, stage, pair_metrics(context, held_out_logps(context, policy, pairs)))
+
+
+def logged(context: Context, stage: str, summary: Summary) -> Summary:
+    """The summary, written to the metrics in place of an earlier attempt's."""
+    phase = f"evaluate/{stage}"
+    context.run.forget_after(phase, 0)
+    context.run.log(phase, summary)
+    return summary
+
+
+def pair_metrics(context: Context, logps: PairLogps) -> Summary:
+    """TRL's numbers under TRL's names, as means over the held-out pairs."""
+    objective = context.method.objective
+    chosen, rejected = objective.rewards(logps)
+    values = {
+        "eval_loss": objective.loss(logps),
+        "eval_rewards/chosen": chosen,
+        "eval_rewards/rejected": rejected,
+        "eval_rewards/margins": chosen - rejected,
+        "eval_rewards/accuracies": (chosen > rejected).float(),
+        "eval_logps/chosen": logps.chosen,
+        "eval_logps/rejected": logps.rejected,
+    }
+    return {name: value.mean().item() for name, value in values.items()}
 
 
 def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
@@ -92,7 +136,9 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
         responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
     missing = [prompt.id for prompt, response in zip(prompts, responses, strict=True) if response is NEVER_CAME]
     context.run.drop(f"evaluate/{stage}", [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
-    margins = offline_margins(context, policy, with_pairs(items))
+    pairs = with_pairs(items)
+    logps = held_out_logps(context, policy, pairs) if pairs else None
+    margins = {} if logps is None else offline_margins(context, pairs, logps)
     found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
     rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
     rows = [
@@ -101,10 +147,7 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
     ]
     write_table(context.run.path / "evaluation" / f"{stage}.parquet", table(rows, EVALUATION_SCHEMA))
     summary = summarize(rows, read_rows(context.run.path / "evaluation" / "initial.parquet"))
-    phase = f"evaluate/{stage}"
-    context.run.forget_after(phase, 0)
-    context.run.log(phase, summary)
-    return summary
+    return logged(context, stage, summary | ({} if logps is None else pair_metrics(context, logps)))
 
 
 def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) -> list[float | None]:
@@ -122,14 +165,16 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
     return [None if new is None or old is None or row["reward"] is None else new - old for new, old, row in both]
 
 
-def offline_margins(context: Context, policy: str, items: Sequence[PromptedPair]) -> dict[int, float]:
-    """Margins of the held-out offline pairs by prompt id, relative to the initial model's stored log-probs."""
-    if not items:
-        return {}
+def held_out_logps(context: Context, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
+    """Log-probs of the held-out pairs, with the initial model's stored ones."""
     if context.method.needs_reference:
         items = joined(context, REFERENCE, items)
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
-    logps = evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
+    return evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
+
+
+def offline_margins(context: Context, items: Sequence[PromptedPair], logps: PairLogps) -> dict[int, float]:
+    """Margins of the held-out pairs by prompt id."""
     margins = context.method.objective.margin(logps)
     return {prompt.id: margin for (prompt, _), margin in zip(items, margins.tolist(), strict=True)}
 

@@ -102,7 +102,7 @@ def reward_trainer(context: Context) -> Any:
 def reward_arguments(context: Context) -> Any:
     from trl import RewardConfig
 
-    limit = context.config.max_prompt_length + context.config.completion_limit
+    limit = context.max_length
     settings = {
         "num_train_epochs": 1,
         "learning_rate": 1e-5,
@@ -112,7 +112,7 @@ def reward_arguments(context: Context) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
         "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
-        "max_length": limit + 64,  # Room for what the chat template adds after a response.
+        "max_length": None if limit is None else limit + 64,  # Room for what the chat template adds after a response.
     }
     return RewardConfig(
         **settings | context.config.reward_training,
