@@ -37,13 +37,13 @@ def wilson(hits: float, n: int) -> Share:
 def clustered(values: FloatArray, clusters: Sequence[int]) -> Share:
     """The mean of `values` with a percentile bootstrap over whole clusters (prompts): votes on one prompt go together.
 
-    Deterministic. Two artificial clusters, one all 0 and one all 1, are added to the resamples: without them the
-    interval is too narrow with few prompts, and of width 0 where all votes agree.
+    Deterministic. Two artificial clusters, one all 0 and one all 1, each with half of the votes of a prompt, are added
+    to the resamples: without them the interval is too narrow with few prompts, and of width 0 where all votes agree.
     """
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
     counts = np.bincount(place).astype(np.float64)
     sums = np.bincount(place, weights=values)
-    size = counts.mean()
+    size = counts.mean() / 2
     drawn = resamples(len(counts) + 2)
     means = (drawn @ np.append(sums, [0.0, size])) / (drawn @ np.append(counts, [size, size]))
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
