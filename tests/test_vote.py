@@ -716,3 +716,23 @@ def test_taken_port(options: Options, capsys: pytest.CaptureFixture[str]) -> Non
             ["vote", *map(str, options.runs), "--out", str(options.out), "--prompts", "10", "--port", str(server.port)]
         )
     assert "choose another --host or --port" in capsys.readouterr().err
+
+
+def test_interruption_ends_the_server_and_says_what_to_do(options: Options) -> None:
+    with voting(options.runs, options.out, "--prompts", "10") as server:
+        send(server, "vote", body("ana", 0, "left"))
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.stdout is not None
+        assert "--results" in server.process.stdout.read() and server.process.wait() == 0
+    assert not list(options.out.glob("*-wal"))  # Closed in order: everything is in the one file.
+
+
+def test_two_servers_that_begin_at_once_keep_one_vote(options: Options) -> None:
+    """The second is told that its questions are others; nothing is mixed."""
+    first, second = Ballots(options.out), Ballots(options.out)
+    first.begin({"runs": ["a", "b"], "prompts": 2}, some_questions(2))
+    with pytest.raises(RunError, match="holds another vote"):
+        second.begin({"runs": ["a", "c"], "prompts": 3}, some_questions(3))
+    assert second.questions() == some_questions(2) and second.settings == first.settings
+    first.close()
+    second.close()

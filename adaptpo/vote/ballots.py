@@ -65,7 +65,7 @@ class Ballots:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.database = Database(self.path, SCHEMA)
-        self.settings = {row["name"]: json.loads(row["value"]) for row in self.database.rows("SELECT * FROM settings")}
+        self.settings = self._read_settings()
 
     @classmethod
     def existing(cls, folder: Path, names: Sequence[str]) -> Ballots:
@@ -81,21 +81,28 @@ class Ballots:
 
         Raises RunError if something else is asked here already.
         """
-        if self.settings:
-            self._refuse_other(settings)
-            if questions != self.questions():
-                raise RunError(
-                    f"{self.path} holds votes on other responses of the same runs, which have changed since; "
-                    "choose another --out"
-                )
-            return
-        with self.database.transaction() as connection:
-            connection.executemany(
-                "INSERT INTO settings VALUES (?, ?)", [(name, json.dumps(value)) for name, value in settings.items()]
+        if not self.settings:
+            self._keep_first(settings, questions)
+        self._refuse_other(settings)
+        if questions != self.questions():
+            raise RunError(
+                f"{self.path} holds votes on other responses of the same runs, which have changed since; "
+                "choose another --out"
             )
-            rows = [(number, question.key, question.a, question.b) for number, question in enumerate(questions)]
-            connection.executemany("INSERT INTO questions VALUES (?, ?, ?, ?)", rows)
-        self.settings = settings
+
+    def _keep_first(self, settings: dict[str, Any], questions: Sequence[Question]) -> None:
+        rows = [(number, question.key, question.a, question.b) for number, question in enumerate(questions)]
+        keep = "INSERT INTO settings VALUES (?, ?) ON CONFLICT DO NOTHING"
+        with self.database.transaction() as connection:
+            (first, value), *others = [(name, json.dumps(value)) for name, value in settings.items()]
+            # Of two servers that start at once, the one whose first setting is kept keeps all the rest.
+            if connection.execute(keep, (first, value)).rowcount:
+                connection.executemany(keep, others)
+                connection.executemany("INSERT INTO questions VALUES (?, ?, ?, ?)", rows)
+        self.settings = self._read_settings()
+
+    def _read_settings(self) -> dict[str, Any]:
+        return {row["name"]: json.loads(row["value"]) for row in self.database.rows("SELECT * FROM settings")}
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
         differing = [name for name in COMPARED if name in settings and self.settings.get(name) != settings[name]]

@@ -135,12 +135,12 @@ def results(ballots: Ballots) -> dict[str, Any]:
     votes = counted(events)
     hidden = {q.key for q in ballots.questions() if None in masked(q.a, names) or None in masked(q.b, names)}
     choices = Counter(event.choice for event in events)
-    runs = dict(zip(("A", "B"), ballots.settings["runs"], strict=True))
     summary = asdict(summarize(votes)) if votes else None
     for item in summary["disagreements"] if summary else []:
         item["prompt"] = plain_prompt(item["prompt"])
     return {
-        "runs": runs,
+        "runs": by_label(ballots.settings["runs"]),
+        "responses": by_label(ballots.settings["sources"]),
         "level": LEVEL,
         "summary": summary,
         "skipped": len(votes_skipped(events)),
@@ -149,6 +149,10 @@ def results(ballots: Ballots) -> dict[str, Any]:
         "left_out": ballots.settings["left_out"],
         "settings": asdict(ballots.plan),
     }
+
+
+def by_label(values: Sequence[str]) -> dict[str, str]:
+    return dict(zip(("A", "B"), values, strict=True))
 
 
 def votes_skipped(events: Sequence[Event]) -> list[Event]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from math import isfinite
 from pathlib import Path
@@ -188,4 +189,5 @@ def link(bound: socket.socket, token: str | None) -> str:
 def serve(app: Starlette, bound: socket.socket) -> None:
     """Answer until interrupted."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[bound])
+    with suppress(KeyboardInterrupt):  # Which uvicorn raises again once it has shut down.
+        uvicorn.Server(config).run(sockets=[bound])

@@ -15,8 +15,8 @@ EXCERPT = 70
 
 def show_results(found: Mapping[str, Any]) -> None:
     console = Console()
-    for label, run in found["runs"].items():
-        console.print(f"[bold]{label}[/bold] {escape(run)}", highlight=False, soft_wrap=True)
+    for label, source in found["responses"].items():
+        console.print(f"[bold]{label}[/bold] {escape(source)}", highlight=False, soft_wrap=True)
     summary = found["summary"]
     if summary is None:
         console.print(f"\nNo votes yet ({found['skipped']:,} skipped).", highlight=False)
@@ -44,14 +44,15 @@ def share(found: Mapping[str, float]) -> str:
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     summary = found["summary"]
-    yield "votes", f"{summary['votes']:,} by {summary['voters']:,} voters on {summary['prompts']:,} prompts"
+    voters, prompts = several(summary["voters"], "voter"), several(summary["prompts"], "prompt")
+    yield "votes", f"{summary['votes']:,} by {voters} on {prompts}"
     yield "not counted", f"{found['skipped']:,} skipped, {found['undone']:,} undone"
     yield "interval", f"{found['level']:.0%}, {summary['interval']}"
     yield "left side", "only ties" if summary["left"] is None else f"{share(summary['left'])} of the wins"
     yield "agreement", agreement(summary)
     if summary["median_seconds"] is not None:
         yield "median time", f"{summary['median_seconds']:.1f} s a vote"
-    yield "hidden names", f"in the responses of {found['with_hidden_names']:,} votes"
+    yield "hidden names", f"in the responses of {several(found['with_hidden_names'], 'vote')}"
     yield "left out", counts_in_words(found["left_out"])
 
 
@@ -77,6 +78,10 @@ def disagreement_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {excerpt(item['prompt'])}  ({votes})"
     if len(found) > SHOWN:
         yield f"  and {len(found) - SHOWN:,} more; --json lists all"
+
+
+def several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def excerpt(prompt: str) -> str:

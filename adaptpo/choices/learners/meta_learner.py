@@ -68,6 +68,7 @@ class MetaLearner(Trust):
     """
 
     title = "the meta-learner"
+    updates: int
 
     def __init__(
         self,
