@@ -41,10 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": {"choices", "config", "distributed", "methods", "pipeline", "run"},
     "report": {"run", "stage"},
     "plan": {"choices", "config", "data", "methods", "models", "pipeline", "run"},
+    "vote": {"data", "report", "run"},
     "sandbox": {"annotation", "choices", "config", "data", "distributed", "generation", "methods", "report", "run"}
     | {"stage", "trainer"},
     "cli": {"annotation", "choices", "config", "data", "distributed", "methods", "pipeline", "plan", "remote", "report"}
-    | {"run", "sandbox", "stage", "trainer"},
+    | {"run", "sandbox", "stage", "trainer", "vote"},
     "__init__": {"choices", "config", "methods", "trainer"},
     "__main__": {"cli"},
     "types": set(),

@@ -18,6 +18,7 @@ from adaptpo.cli.help import (
     STAGE_HELP,
     TABLE_HELP,
     TRAIN_HELP,
+    VOTE_HELP,
 )
 from adaptpo.config.version import __version__
 from adaptpo.distributed.launch import is_first_process, name_of_process
@@ -96,6 +97,17 @@ def run_stage(options: argparse.Namespace) -> None:
     print(f"\nReport: {write_stage_report(Path(recipe.output_dir))}")
 
 
+def run_vote(options: argparse.Namespace) -> None:
+    from adaptpo.cli.vote import Options, print_results
+    from adaptpo.cli.vote import run_vote as vote
+
+    chosen = Options.of(options)
+    if chosen.results or chosen.json:
+        print_results(chosen)
+    else:
+        vote(chosen)
+
+
 def run_sandbox_build(options: argparse.Namespace) -> None:
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.sandbox.build import build
@@ -167,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
     add_stage(commands)
+    add_vote(commands)
 
     methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
     methods.add_argument("--json", action="store_true", help="print JSON")
@@ -207,6 +220,22 @@ def add_stage(commands: argparse._SubParsersAction) -> None:
     stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
     stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
     stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+
+
+def add_vote(commands: argparse._SubParsersAction) -> None:
+    vote = add_command(commands, "vote", "vote blindly between two runs", VOTE_HELP, run_vote)
+    vote.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder, or a file of prompts and responses")
+    vote.add_argument("run_b", metavar="RUN_B", type=Path, help="the same")
+    vote.add_argument("--prompts", type=int, default=50, help="prompts for each voter (default: 50)")
+    vote.add_argument("--seed", type=int, default=0, help="seed of prompts, order and sides (default: 0)")
+    vote.add_argument(
+        "--overlap", type=float, default=1.0, help="share of the prompts that all voters get (default: 1.0)"
+    )
+    vote.add_argument("--host", default="127.0.0.1", help="address to listen on; others than this machine need a token")
+    vote.add_argument("--port", type=int, default=0, help="port to listen on (default: 0, any free one)")
+    vote.add_argument("--out", type=Path, default=Path("votes"), help="folder for the votes (default: votes)")
+    vote.add_argument("--results", action="store_true", help="print what the votes say so far")
+    vote.add_argument("--json", action="store_true", help="results as JSON, for machines")
 
 
 def add_sandbox(commands: argparse._SubParsersAction) -> None:

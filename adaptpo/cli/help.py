@@ -47,6 +47,18 @@ measurement, start the same command again.
 """
 
 
+VOTE_HELP = """\
+Let people vote blindly between the responses of two runs, in the browser. RUN_A and RUN_B are run folders (their last
+evaluation counts) or files of `prompt` and `response`. The page names no run, draws the side of each response, and
+hides names of models. Every vote is on disk in --out before the next question shows; the same command resumes.
+--results prints win, tie and loss with their intervals, and needs no server. docs/vote.md has the details.
+
+  adaptpo vote runs/dpo runs/metaapo
+  adaptpo vote runs/dpo runs/metaapo --results
+  adaptpo vote a.jsonl b.jsonl --host 0.0.0.0 --port 8000 --prompts 100 --overlap 0.3 --out votes/ab
+"""
+
+
 SANDBOX_HELP = """\
 A world with a known true reward, small enough for a CPU: a policy, a reward model, offline pairs by writers of mixed
 quality, and held-out prompts, all as ordinary Hugging Face folders and data files.

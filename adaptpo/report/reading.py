@@ -101,7 +101,7 @@ class RunData:
     @cached_property
     def visits(self) -> Visits | None:
         """The training visits of pairs with a learned weight; None if there are none."""
-        column = self.learned_weight.get("column")
+        column = str(self.learned_weight.get("column") or "")
         lines = [line for t in self.iterations for line in self.pair_weights[t]] if column else []
         weighed = [line for line in lines if None not in (number(line.get(column)), number(line["margin"]))]
         return Visits.of(weighed, column) if weighed else None

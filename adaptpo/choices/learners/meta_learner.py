@@ -74,6 +74,7 @@ class MetaLearner(Trust):
     """
 
     title = "the meta-learner"
+    updates: int
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class TemporalLearner(Learner):
     """
 
     title = "the learner of pair weights"
+    updates: int
 
     def __init__(
         self,

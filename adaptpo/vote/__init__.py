@@ -1,0 +1,1 @@
+"""A blind vote between the responses of two runs, in the browser."""
