@@ -205,8 +205,8 @@ def config_of(args: Any) -> AlignmentConfig:
     if isinstance(args, Mapping):
         return AlignmentConfig(**args)
     raise ConfigError(
-        f"args is of type {type(args).__name__}; give AlignmentConfig(output_dir=..., training={{...}}), whose `training` "
-        "takes the fields of transformers' TrainingArguments"
+        f"args is of type {type(args).__name__}; give AlignmentConfig(output_dir=..., training={{...}}), whose "
+        "`training` takes the fields of transformers' TrainingArguments"
     )
 
 

@@ -151,10 +151,10 @@ def answering(*_: Any) -> Iterator[Answering]:
 
 PHASES = "adaptpo.pipeline.phases"
 STAND_INS: dict[str, Any] = {
-    f"{PHASES}.prepare.tokenize_pair": tokenized,
+    f"{PHASES}.data.tokenize_pair": tokenized,
     f"{PHASES}.score.evaluate_pairs": evaluated,
-    f"{PHASES}.score.evaluate_tokens": evaluated_tokens,
-    f"{PHASES}.sample.generating": answering,
+    f"{PHASES}.reference.evaluate_tokens": evaluated_tokens,
+    f"{PHASES}.generate.generating": answering,
 }
 
 

@@ -687,10 +687,15 @@ def straight(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("point", ["start:validation", "step:iterations/0:5", "saved:iterations/0:6", "looking:3"])
-def test_killed_run_resumes_to_the_same_end(point: str, policy: str, straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "points",
+    [["start:validation", "looking:3"], ["step:iterations/0:5", "saved:iterations/0:6"]],
+    ids=["early", "late"],
+)
+def test_killed_run_resumes_to_the_same_end(points: list[str], policy: str, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert run_in_process(point, model=policy, out=out, **RUN) == -9
+    for point in points:
+        assert run_in_process(point, model=policy, out=out, **RUN) == -9, point
     assert run_in_process(model=policy, out=out, **RUN) == 0
     assert_same_run(straight, out)
     name = "iterations/0/pair_weights.jsonl"

@@ -164,8 +164,8 @@ def test_every_method_names_its_paper_and_its_choices(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_runs_on_one_row(name: str, policy: str, tmp_path: Path) -> None:
-    """Two of three parts are empty."""
-    final = align(policy, tmp_path / "run", build(name), rows=1, num_iterations=3)
+    """One of two parts is empty."""
+    final = align(policy, tmp_path / "run", build(name), rows=1, num_iterations=2)
     assert (final / "config.json").exists()
 
 
@@ -277,7 +277,7 @@ def test_lora(name: str, policy: str, tmp_path: Path) -> None:
     assert any(tensor.abs().max() > 0 for tensor_name, tensor in adapter.items() if "lora_B" in tensor_name)
 
 
-@pytest.mark.parametrize("name", covering("learner", "trainer", "filter", "feature", "pairing", "rest"))
+@pytest.mark.parametrize("name", covering("learner", "trainer", "filter", "feature", "rest"))
 def test_resume_is_bit_identical(name: str, policy: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"model": policy, "method": name, "rows": 12, "reward": reward_for(build(name))}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0

@@ -75,22 +75,19 @@ def metric_lines(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in volatile} for line in lines]
 
 
-@pytest.mark.parametrize("point", KILLS)
-def test_killed_run_resumes_to_the_same_end(point: str, policy: str, straight: Path, tmp_path: Path) -> None:
+RUNS = 5
+"""Runs that share the points: each is killed at every fifth of them, and resumes in between."""
+
+
+@pytest.mark.parametrize("first", range(RUNS))
+def test_killed_run_resumes_to_the_same_end(first: int, policy: str, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert run_in_process(point, model=policy, out=out, reward="train") == -9
-    assert not (out / "final").exists()
+    for point in KILLS[first::RUNS]:
+        assert run_in_process(point, model=policy, out=out, reward="train") == -9, point
+        assert not (out / "final").exists()
     assert run_in_process(model=policy, out=out, reward="train") == 0
     assert_same_run(straight, out)
     assert metric_lines(out) == metric_lines(straight)
-
-
-def test_run_killed_many_times_in_a_row(policy: str, straight: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    for point in KILLS[::3]:
-        assert run_in_process(point, model=policy, out=out, reward="train") == -9, point
-    assert run_in_process(model=policy, out=out, reward="train") == 0
-    assert_same_run(straight, out)
 
 
 def test_finished_run_does_nothing_again(policy: str, straight: Path) -> None:

@@ -397,7 +397,7 @@ def test_repeated_phase_replaces_what_it_dropped(path: Path) -> None:
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from adaptpo.run import RunDirectory
+from adaptpo.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()

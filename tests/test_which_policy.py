@@ -140,7 +140,7 @@ def test_selm_ranks_each_response_by_its_own_reward(policy: str, tmp_path: Path)
     out = align(policy, tmp_path / "run", METHODS["selm"](num_generations=K), num_iterations=1)
     fresh: dict[int, list[str]] = {}
     for row in shards(out / "iterations/0/responses"):
-        fresh.setdefault(row["prompt_id"], []).append(row["response"])
+        fresh.setdefault(row["prompt_id"], []).append(row["text"])
     texts = {prompt.id: [pair.chosen.text, pair.rejected.text] for prompt, pair in offline(out, range(16))}
     pairs = read_rows(out / "iterations/0/pairs.parquet")
     assert {row["source"] for row in pairs} >= {"mixed"}

@@ -63,13 +63,14 @@ def in_memory(data: Any) -> Any:
         strange = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
         if strange is None:
             return rows
+        kind = type(rows[strange]).__name__
         raise ConfigError(
-            f"the data set's element {strange} is of type {type(rows[strange]).__name__}, and a row is a dict of columns; "
+            f"the data set's element {strange} is of type {kind}, and a row is a dict of columns; "
             "for files, give one path or folder, or what datasets.load_dataset returns"
         )
     raise ConfigError(
-        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a pandas.DataFrame, rows (dicts of "
-        "columns), a path, or a hub id. A dict of columns becomes one by datasets.Dataset.from_dict"
+        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a pandas.DataFrame, rows (dicts "
+        "of columns), a path, or a hub id. A dict of columns becomes one by datasets.Dataset.from_dict"
     )
 
 
