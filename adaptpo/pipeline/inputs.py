@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,21 +26,23 @@ class DataInput:
     split: str = "train"
     name: str | None = None
     text_format: Literal["auto", "messages", "text"] = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Any) -> DataInput | None:
         """Makes it from recipe settings, a path or hub id, or a data set in memory; None stays None."""
         if isinstance(data, DataSettings):
-            return cls(data.path, data.split, data.name, data.text_format)
+            return cls(data.path, data.split, data.name, data.text_format, data.columns)
         return None if data is None else cls(data)
 
     def rows(self) -> Rows:
-        return open_rows(self.source, self.split, self.name)
+        return open_rows(self.source, self.split, self.name, self.columns)
 
     def digest(self) -> str:
         """Hash of the data. Raises DataError at once if it cannot be opened; `fingerprint` would wait for the hub."""
         self.rows()
-        return combined(fingerprint(self.source, self.split, self.name))
+        content = fingerprint(self.source, self.split, self.name)
+        return combined(content | ({"columns": repr(sorted(self.columns.items()))} if self.columns else {}))
 
 
 def combined(hashes: dict[str, str]) -> str:
