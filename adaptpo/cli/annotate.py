@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from adaptpo.data.stored import stored_messages
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
-from adaptpo.run.schemas import dump_text
 from adaptpo.run.progress import progress_bar
+from adaptpo.run.schemas import dump_text
 from adaptpo.types import Prompt, Response, Row, Text
 
 PROMPTS_AT_ONCE = 64

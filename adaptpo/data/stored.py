@@ -35,6 +35,10 @@ class Unreadable(Exception):  # noqa: N818 - never reaches the user: it becomes 
     """The text is not a list or dictionary as JSON, Python or numpy write it."""
 
 
+class FollowedByText(Unreadable):
+    """The text only begins with such a list or dictionary."""
+
+
 def stored_messages(text: str) -> list[Any] | None:
     """The messages that a string holds, or None if it is simply text.
 
@@ -45,6 +49,8 @@ def stored_messages(text: str) -> list[Any] | None:
         return None
     try:
         messages = read_literal(text)
+    except FollowedByText:
+        return None
     except Unreadable:
         if NAMES_A_SPEAKER.search(text):
             raise RowProblem(UNREADABLE_MESSAGES) from None
@@ -88,12 +94,12 @@ class _Reader:
     def whole(self) -> Any:
         value = self.value(0)
         if self.kind != "end":
-            raise Unreadable
+            raise FollowedByText
         return value
 
     def take(self, expected: str | None = None) -> str:
         found = self.text
-        if self.kind == "end" or (expected is not None and found != expected):
+        if self.kind in ("end", "other") or (expected is not None and found != expected):
             raise Unreadable
         self.kind, self.text = next(self.tokens)
         return found
@@ -161,13 +167,12 @@ class _Reader:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
+    """The kind and the text of each token; the last one is the end, or something other than a token."""
     end = 0
-    while True:
-        found = TOKEN.match(text, end)
-        if found is None or found.lastgroup is None:
-            raise Unreadable
+    while (found := TOKEN.match(text, end)) and found.lastgroup:
         yield found.lastgroup, found[found.lastgroup]
         end = found.end()
+    yield "other", ""
 
 
 def _number(text: str) -> int | float:
