@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,14 @@ from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.config.reward import reward_parts
 from adaptpo.data import open_rows
+from adaptpo.data.messages import check_unicode, read_text
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.stored import stored_messages
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar
+from adaptpo.run.schemas import dump_text
 from adaptpo.types import Prompt, Response, Row, Text
 
 PROMPTS_AT_ONCE = 64
@@ -36,32 +39,65 @@ def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) 
     if reward == "train":
         raise ConfigError("--reward train needs a run; name a trained reward model, such as RUN/reward/model")
     rows = [dict(row) for row in open_rows(data)]
-    requests = [row_requests(row, number) for number, row in enumerate(rows)]
+    check_writable(out, rows)
+    left_out: Counter[str] = Counter()
+    requests = [row_requests(row, number, left_out) for number, row in enumerate(rows)]
     annotator = build_annotator(reward_parts(reward), workplace(cache or out.with_name(out.name + ".answers")))
     annotator.probe()
     rewards, usage = all_rewards(annotator, requests)
+    rewards = [found or [None] * responses_in(row) for row, found in zip(rows, rewards, strict=True)]
     for row, found in zip(rows, rewards, strict=True):
         row |= {"rewards": found} if "responses" in row else {"reward": found[0]}
     write_rows(out, rows)
     values = [value for found in rewards for value in found]
-    return {"rewards": sum(v is not None for v in values), "without a reward": values.count(None), **usage}
+    counts = {"rewards": sum(v is not None for v in values), "without a reward": values.count(None)}
+    return counts | {f"rows left out: {reason}": count for reason, count in left_out.items()} | usage
+
+
+def check_writable(out: Path, rows: list[Row]) -> None:
+    """Raises DataError if the rows hold what Parquet cannot."""
+    try:
+        check_unicode(rows if out.suffix == ".parquet" else [])
+    except RowProblem as problem:
+        raise DataError(f"a row has {problem}, which Parquet cannot hold; let --out end with .jsonl") from problem
 
 
 def workplace(cache: Path) -> Workplace:
     return Workplace(torch.device("cuda" if torch.cuda.is_available() else "cpu"), MAX_TOKENS, cache)
 
 
-def row_requests(row: Row, number: int) -> list[Request]:
-    """One request per response. Raises DataError for a row without prompt or response."""
-    responses = row.get("responses", [row.get("response")])
-    if not is_text(row.get("prompt")) or not isinstance(responses, list) or not all(map(is_text, responses)):
+def responses_in(row: Row) -> int:
+    return len(row.get("responses", [None]))
+
+
+def row_requests(row: Row, number: int, left_out: Counter[str]) -> list[Request]:
+    """One request per response; none for a row whose texts cannot be read, which `left_out` counts by its reason.
+
+    Raises DataError for a row without prompt or response.
+    """
+    prompt, responses = row.get("prompt"), row.get("responses", [row.get("response")])
+    try:
+        prompt, responses = (
+            stored_text(prompt),
+            [*map(stored_text, responses)] if isinstance(responses, list) else responses,
+        )
+        check_unicode([prompt, responses])
+    except RowProblem as problem:
+        left_out[str(problem)] += 1
+        return []
+    if not is_text(prompt) or not isinstance(responses, list) or not all(map(is_text, responses)):
         raise DataError(
             f"row {number} has no `prompt` (text or chat messages) with a `response` or a list of `responses`; "
             f"found {', '.join(row) or 'nothing'}"
         )
     columns = {name: value for name, value in row.items() if name not in ("prompt", "response", "responses")}
-    prompt = Prompt(prompt_number(row["prompt"]), row["prompt"], [], columns)
-    return [(prompt, Response(response, [])) for response in responses]
+    asked = Prompt(prompt_number(prompt), prompt, [], columns)
+    return [(asked, Response(response, [])) for response in responses]
+
+
+def stored_text(value: Any) -> Any:
+    """The messages that a string holds, or the value as it is."""
+    return value if not isinstance(value, str) or stored_messages(value) is None else read_text(value)
 
 
 def is_text(value: Any) -> bool:
@@ -106,4 +142,4 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         names = dict.fromkeys(name for row in rows for name in row)
         write_table(path, pa.table({name: [row.get(name) for row in rows] for name in names}))
     else:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(path, "".join(dump_text(row) + "\n" for row in rows))

@@ -68,12 +68,14 @@ def read_yaml(text: str) -> Any:
 
 
 class DataSettings(Settings):
-    """A data set. `path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read."""
+    """A data set. `path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read.
+    `columns`: by name, the data's column that is read under it, such as `{prompt: question}`."""
 
     path: str
     name: str | None = None
     split: str = "train"
     text_format: Literal["auto", "messages", "text"] = "auto"
+    columns: dict[str, str] = Field({})
 
 
 class EvalDataSettings(DataSettings):

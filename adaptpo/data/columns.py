@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from adaptpo.data.conventions import has_prompt, is_preference_row, read_columns
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
 from adaptpo.types import Row
 
@@ -13,40 +16,89 @@ USUAL_OTHER_NAMES = {
     "rejected": ("response_k", "rejected_response", "response_rejected", "dispreferred", "loser", "negative"),
 }
 ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` if they do not contain it"
+VERDICTS = ("label", "labels", "kto_tag")
+SINGLE_RESPONSES = ("completion", "completions", "response", "output", "answer", "messages", "conversations")
+UNPAIRED = (
+    "each row has one response and a verdict on it (unpaired data, as TRL's KTOTrainer takes them), and every method "
+    "here, `kto` included, compares two responses to one prompt. Renaming columns cannot help: pair a good and a bad "
+    "response to the same prompt, for instance with pandas: `good, bad = d[d.{verdict}], d[~d.{verdict}]`, then "
+    "`good.merge(bad, on='prompt')`, whose columns `{response}_x` and `{response}_y` become `chosen` and `rejected`. "
+    "Prompts whose responses are all good or all bad can be the `prompt` column of `eval_data`."
+)
+ONE_RESPONSE = (
+    "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
+    "worse response to the same prompt and name the two `chosen` and `rejected`. As `eval_data`, the prompts alone are "
+    "enough."
+)
+NO_RESPONSES = (
+    "each row has a prompt without responses, and a run starts from pairs: give `chosen` and `rejected` too. As "
+    "`eval_data`, the prompts alone are enough."
+)
 
 
-def is_preference_row(row: Row) -> bool:
-    """Whether the row has both responses."""
-    return "chosen" in row and "rejected" in row
+def check_preference_columns(row: Row) -> None:
+    """Raises DataError unless the row has both responses, and no other column than those read is evidently the prompt.
 
-
-def check_preference_columns(row: Row, implicit_prompt_is_text: bool) -> None:
-    """Raises DataError unless `chosen` and `rejected` exist and no other column is evidently the prompt.
-
-    `implicit_prompt_is_text`: the responses are plain strings. Without a `prompt` column, their common beginning would
-    be taken for the prompt. A column such as `question` beside them is therefore an error.
+    Without a prompt column, the common beginning of two strings would be taken for the prompt. A column such as
+    `question` beside them is therefore an error.
     """
-    missing = [name for name in ("chosen", "rejected") if name not in row]
-    if "prompt" not in row and (missing or implicit_prompt_is_text) and _meant_column("prompt", row):
-        missing.insert(0, "prompt")
+    if is_preference_row(row):
+        missing = ["prompt"] if not has_prompt(row) and _responses_are_strings(row) else []
+        missing = [name for name in missing if _meant_column(name, row)]
+    else:
+        missing = [name for name in ("chosen", "rejected") if name not in row]
+        if not any(_meant_column(name, row) for name in missing):
+            _refuse_without_pairs(row)
+        if not has_prompt(row) and "instruction" not in row and _meant_column("prompt", row):
+            missing.insert(0, "prompt")
     _raise_if_missing(missing, row, ACCEPTED)
 
 
 def check_prompt_columns(row: Row) -> None:
-    """Raises DataError unless the row of a prompt-only data set has a `prompt`."""
-    missing = [] if "prompt" in row else ["prompt"]
+    """Raises DataError unless the row of a prompt-only data set has a prompt."""
+    missing = [] if has_prompt(row) else ["prompt"]
     _raise_if_missing(missing, row, "accepted: `prompt`, or `chosen` and `rejected`")
+
+
+def _responses_are_strings(row: Row) -> bool:
+    try:
+        columns = read_columns(row)
+    except RowProblem:
+        return False
+    return all(isinstance(text, str) and not is_transcript(text) for text in (columns.chosen, columns.rejected))
+
+
+def _refuse_without_pairs(row: Row) -> None:
+    response = next((name for name in SINGLE_RESPONSES if name in row), None)
+    verdict = next((name for name in VERDICTS if name in row), None)
+    if response and verdict:
+        raise DataError(UNPAIRED.format(response=response, verdict=verdict) + f" Found {_names(row)}.")
+    if response and "text" not in row:
+        raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
+    if has_prompt(row):
+        raise DataError(f"{NO_RESPONSES} Found {_names(row)}.")
 
 
 def _raise_if_missing(missing: list[str], row: Row, accepted: str) -> None:
     if not missing:
         return
     renames = {name: meant for name in missing if (meant := _meant_column(name, row))}
-    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items()) or "rename the columns"
     raise DataError(
         f"the data set lacks the column {', '.join(f'`{name}`' for name in missing)}: "
-        f"found {', '.join(map(str, row)) or 'none'}; {accepted}. To fix it, {advice}."
+        f"found {_names(row)}; {accepted}. To fix it, {_renaming(renames)}."
     )
+
+
+def _renaming(renames: dict[str, str]) -> str:
+    if not renames:
+        return "rename the columns, or name them in data.columns, such as {chosen: better, rejected: worse}"
+    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items())
+    columns = ", ".join(f"{name}: {meant}" for name, meant in renames.items())
+    return f"{advice} (or set data.columns: {{{columns}}})"
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "none"
 
 
 def _meant_column(name: str, row: Row) -> str | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from adaptpo.data.columns import check_preference_columns, check_prompt_columns, is_preference_row
+from adaptpo.data.columns import check_preference_columns, check_prompt_columns
+from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.source import DataSource, describe, open_rows
-from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
@@ -58,8 +58,8 @@ def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> 
     """
     first, rows = _peek(rows)
     if first is not None:
-        check_preference_columns(first, implicit_prompt_is_text=_has_plain_strings(first))
-    for number, row in enumerate(rows):
+        check_preference_columns(first)
+    for number, row in enumerate(_alike(rows, first)):
         yield _parse_row(number, row, text_format)
 
 
@@ -75,7 +75,7 @@ def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> I
         return
     if first is not None:
         check_prompt_columns(first)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_alike(rows, first)):
         yield _parse_prompt_row(number, row, text_format)
 
 
@@ -96,8 +96,11 @@ def _peek(rows: Iterable[Row]) -> tuple[Row | None, Iterable[Row]]:
     return first, [] if first is None else chain([first], iterator)
 
 
-def _has_plain_strings(row: Row) -> bool:
-    return all(isinstance(row.get(key), str) and not is_transcript(row[key]) for key in ("chosen", "rejected"))
+def _alike(rows: Iterable[Row], first: Row | None) -> Iterator[Row]:
+    """The rows, all with the columns of the first that make a string prompt a user's turn: JSON lines may leave out
+    what is empty."""
+    columns = dict.fromkeys(name for name in SPEAK_OF_A_CHAT if name in (first or {}))
+    return (columns | row for row in rows) if columns else iter(rows)
 
 
 def _prompt_of(example: PreferenceExample | Dropped) -> PromptExample | Dropped:

@@ -13,10 +13,13 @@ from typing import Any, TextIO
 import pyarrow
 import pyarrow.parquet
 
+from adaptpo.data.stored import is_message
 from adaptpo.errors import DataError
 from adaptpo.types import Row
 
 PARQUET_BATCH_ROWS = 256
+ROW_COLUMNS = {"prompt", "chosen", "rejected", "instruction", "question", "conversations", "messages"}
+"""Columns by which an object is known to be a row."""
 
 
 def is_data_file(path: str | Path) -> bool:
@@ -47,34 +50,62 @@ def _data_suffix(path: Path) -> str | None:
 
 
 def _open_text(path: Path) -> TextIO:
+    # Halves of surrogate pairs, as some programs write them, spoil one row, not the file.
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogatepass", newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogatepass", newline="")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    with _open_text(path) as file:
-        is_list = _first_visible_character(file) == "["
     # Many data sets name their JSON lines files `.json`.
-    yield from _read_json_list(path) if is_list else _read_json_lines(path)
+    yield from _read_json_lines(path) if _has_json_lines(path) else _read_json_document(path)
 
 
-def _first_visible_character(file: TextIO) -> str:
-    while (character := file.read(1)).isspace():
-        pass
-    return character
-
-
-def _read_json_list(path: Path) -> Iterator[Row]:
+def _has_json_lines(path: Path) -> bool:
+    """Whether the file has one object per line; one line alone is a document."""
     with _open_text(path) as file:
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix the file there."
-            ) from error
-    for number, row in enumerate(rows):
+        lines = (line.strip() for line in file if line.strip())
+        first, second = next(lines, ""), next(lines, "")
+    return first.startswith("{") and first.endswith("}") and bool(second)
+
+
+def _read_json_document(path: Path) -> Iterator[Row]:
+    with _open_text(path) as file:
+        text = file.read()
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix the file there.") from error
+    for number, row in enumerate(_rows_of(document, path)):
         yield _as_row(row, f"{path}, item {number}")
+
+
+def _rows_of(document: Any, path: Path) -> list[Any]:
+    """The rows of a list, of an object around one list of rows, or of an object that is the only row."""
+    if not isinstance(document, dict) or ROW_COLUMNS & {name for name, value in document.items() if _fits(value)}:
+        return document if isinstance(document, list) else [document]
+    if ROW_COLUMNS & document.keys():
+        raise DataError(
+            f"{path}: a table written by columns, not by rows; with pandas, write it with "
+            "to_json(..., orient='records', lines=True)."
+        )
+    lists = [name for name, value in document.items() if _is_list_of_rows(value)]
+    if len(lists) > 1:
+        raise DataError(
+            f"{path}: one object with several lists of rows ({', '.join(lists)}); save each list in its own file."
+        )
+    return document[lists[0]] if lists else [document]
+
+
+def _fits(value: Any) -> bool:
+    """Whether a row may hold this as its prompt or response: text, a message, or messages."""
+    return isinstance(value, str) or is_message(value) or (isinstance(value, list) and all(map(is_message, value)))
+
+
+def _is_list_of_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value) and not _fits(value)
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

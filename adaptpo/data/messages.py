@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from adaptpo.data.problems import (
@@ -12,26 +13,67 @@ from adaptpo.data.problems import (
     EQUAL,
     NO_FINAL_REPLY,
     NO_SHARED_PROMPT,
+    NOT_TEXT,
     NOT_TEXT_CONTENT,
+    NOT_UNICODE,
     PROMPT_END,
     TOOLS,
     UNKNOWN_ROLE,
     RowProblem,
 )
-from adaptpo.types import Message
+from adaptpo.data.senders import ROLE_OF_SENDER
+from adaptpo.data.stored import stored_messages
+from adaptpo.types import Message, Text
 
 ACCEPTED_ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function", "ipython")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking")
 
 
+def message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def read_text(value: Any) -> Text | None:
+    """Reads a prompt or response: text, messages, a single message, or messages stored as a string; None stays None.
+
+    Raises:
+        RowProblem: it is something else, or `normalize_messages` refuses the messages.
+    """
+    if isinstance(value, str):
+        value = stored if (stored := stored_messages(value)) is not None else value
+    elif isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return normalize_messages(value)
+    raise RowProblem(NOT_TEXT)
+
+
 def normalize_messages(messages: list[Any]) -> list[Message]:
-    """Checks every message and joins its text parts. Keys that are None (columnar files fill them in) are removed.
+    """Checks every message and joins its text parts. Keys that are None (columnar files fill them in) are removed, and
+    ShareGPT's (from, value) become role and content.
 
     Raises:
         RowProblem: a message has no role or content, tool calls, an unknown role, or content other than text.
     """
-    return [_normalize_message(message) for message in messages]
+    single = [item for message in messages for item in _read_item(message)]
+    return [_normalize_message(_with_role(message)) for message in single]
+
+
+def _read_item(message: Any) -> list[Any]:
+    return (stored_messages(message) or [message]) if isinstance(message, str) else [message]
+
+
+def _with_role(message: Any) -> Any:
+    if not isinstance(message, dict) or isinstance(message.get("role"), str):
+        return message
+    if not isinstance(sender := message.get("from"), str):
+        return message
+    rest = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
+    return {"role": ROLE_OF_SENDER.get(sender.lower(), sender), "content": message.get("value"), **rest}
 
 
 def _normalize_message(message: Any) -> Message:
@@ -124,3 +166,15 @@ def shared_length(first: list[Message], second: list[Message]) -> int:
 def _says_the_same(one: Message, other: Message) -> bool:
     # Ids and scores attached to messages may differ without changing what a template renders.
     return all(one.get(key) == other.get(key) for key in COMPARED_KEYS)
+
+
+def check_unicode(value: Any) -> None:
+    """Raises RowProblem if a text, or a text within messages, holds half of a surrogate pair: it has no UTF-8 form."""
+    if isinstance(value, str):
+        if not value.isascii() and LONE_SURROGATE.search(value):
+            raise RowProblem(NOT_UNICODE)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_unicode(item)
+    elif isinstance(value, dict):
+        check_unicode([*value.keys(), *value.values()])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from adaptpo.data.messages import check_prompt, continue_conversation, normalize_messages, split_conversations
+from adaptpo.data.conventions import Columns, as_turns, in_context, read_columns
+from adaptpo.data.messages import check_prompt, check_unicode, continue_conversation, message, split_conversations
 from adaptpo.data.problems import (
     EMPTY_CHOSEN,
     EMPTY_PROMPT,
@@ -13,7 +14,6 @@ from adaptpo.data.problems import (
     MIXED_FORMATS,
     NO_SHARED_PROMPT,
     NO_SHARED_WORDS,
-    NOT_TEXT,
     NOT_TEXT_CONTENT,
     PROMPT_END,
     TOOLS,
@@ -41,36 +41,30 @@ def split_pair(row: Row, text_format: TextFormat) -> Pair:
         RowProblem: the row cannot be used; the message is the reason.
     """
     _check_modalities(row)
-    prompt = _read_prompt(row)
-    chosen = _read_response(row.get("chosen"), EMPTY_CHOSEN)
-    rejected = _read_response(row.get("rejected"), EMPTY_REJECTED)
+    columns = read_columns(row)
+    check_unicode([columns.prompt, columns.chosen, columns.rejected])
+    prompt, chosen, rejected = _split_columns(columns, text_format)
+    _check_responses(chosen, rejected)
+    around = in_context(prompt, row, is_text=text_format == "text")
+    check_unicode(around)
+    if isinstance(prompt, str) and isinstance(around, list):
+        chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
+    return around, chosen, rejected
+
+
+def _split_columns(columns: Columns, text_format: TextFormat) -> Pair:
+    chosen, rejected = _present(columns.chosen, EMPTY_CHOSEN), _present(columns.rejected, EMPTY_REJECTED)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        pair = _split_strings(prompt, chosen, rejected, text_format, has_prompt_column="prompt" in row)
-    elif isinstance(chosen, list) and isinstance(rejected, list):
-        pair = _split_message_lists(prompt, chosen, rejected)
-    else:
-        raise RowProblem(MIXED_FORMATS)
-    _check_responses(pair[1], pair[2])
-    return pair
+        return _split_strings(columns.prompt, chosen, rejected, text_format, columns.has_prompt)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _split_message_lists(columns.prompt, chosen, rejected)
+    raise RowProblem(MIXED_FORMATS)
 
 
-def _read_prompt(row: Row) -> Text | None:
-    prompt = row.get("prompt")
-    if prompt is None or isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list):
-        return normalize_messages(prompt)
-    raise RowProblem(NOT_TEXT)
-
-
-def _read_response(value: Any, empty_reason: str) -> Text:
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+def _present(text: Text | None, empty_reason: str) -> Text:
+    if text is None or text == [] or (isinstance(text, str) and not text.strip()):
         raise RowProblem(empty_reason)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return normalize_messages(value)
-    raise RowProblem(NOT_TEXT)
+    return text
 
 
 def _check_responses(chosen: Text, rejected: Text) -> None:
@@ -92,7 +86,7 @@ def _without_outer_space(response: Text) -> Text:
 def _split_message_lists(prompt: Text | None, chosen: list[Message], rejected: list[Message]) -> Pair:
     replies_alone = chosen[0]["role"] == rejected[0]["role"] == "assistant"
     if isinstance(prompt, str) and replies_alone:
-        prompt = [_message("user", prompt)]
+        prompt = [message("user", prompt)]
     if isinstance(prompt, list):
         check_prompt(prompt)
         chosen, rejected = continue_conversation(prompt, chosen), continue_conversation(prompt, rejected)
@@ -103,7 +97,7 @@ def _split_strings(
     prompt: Text | None, chosen: str, rejected: str, text_format: TextFormat, has_prompt_column: bool
 ) -> Pair:
     if isinstance(prompt, list):
-        return _split_message_lists(prompt, [_message("assistant", chosen)], [_message("assistant", rejected)])
+        return _split_message_lists(prompt, [message("assistant", chosen)], [message("assistant", rejected)])
     if _are_transcripts(prompt, chosen, rejected):
         return _split_transcripts(chosen, rejected, text_format)
     if has_prompt_column:
@@ -133,7 +127,7 @@ def _split_transcripts(chosen: str, rejected: str, text_format: TextFormat) -> P
 def _as_messages(prompt: str, chosen: str, rejected: str) -> Pair:
     messages = prompt_messages(prompt)
     check_prompt(messages)
-    return messages, [_message("assistant", chosen.strip())], [_message("assistant", rejected.strip())]
+    return messages, [message("assistant", chosen.strip())], [message("assistant", rejected.strip())]
 
 
 def _prompted_strings(prompt: str | None, chosen: str, rejected: str, text_format: TextFormat) -> Pair:
@@ -173,14 +167,15 @@ def split_prompt(row: Row, text_format: TextFormat) -> Text:
         RowProblem: the row cannot be used; the message is the reason.
     """
     _check_modalities(row)
-    prompt = _read_prompt(row)
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise RowProblem(EMPTY_PROMPT)
+    prompt = _present(read_columns(row).prompt, EMPTY_PROMPT)
+    check_unicode(prompt)
     if isinstance(prompt, str) and is_transcript(prompt):
-        return _checked_transcript(prompt, text_format)
+        prompt = _checked_transcript(prompt, text_format)
     if isinstance(prompt, list):
         check_prompt(prompt)
-    return prompt
+    around = in_context(prompt, row, is_text=text_format == "text")
+    check_unicode(around)
+    return around
 
 
 def _checked_transcript(prompt: str, text_format: TextFormat) -> Text:
@@ -191,7 +186,3 @@ def _checked_transcript(prompt: str, text_format: TextFormat) -> Text:
     messages = prompt_messages(prompt)
     check_prompt(messages)
     return messages
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -35,7 +36,9 @@ class Rows:
         return iter(self.start())
 
 
-def open_rows(source: DataSource, split: str = "train", name: str | None = None) -> Rows:
+def open_rows(
+    source: DataSource, split: str = "train", name: str | None = None, columns: Mapping[str, str] | None = None
+) -> Rows:
     """Opens a source without reading its rows yet.
 
     Args:
@@ -43,10 +46,40 @@ def open_rows(source: DataSource, split: str = "train", name: str | None = None)
             folder of data files, a `datasets` object, or a list of rows. An existing path wins over a hub id.
         split: the split to read. A single file has only the split "train"; a `Dataset` object is already one split.
         name: the configuration, for hub ids and folders that define several.
+        columns: by new name, the column that gets it; a column of that name goes, the others keep their names.
 
     Raises:
-        DataError: no such source, no such split (the message lists the available ones), or the hub is unreachable.
+        DataError: no such source, no such split (the message lists the available ones), or the hub is unreachable. The
+            rows raise it if `columns` names a column that no row has.
     """
+    rows = _opened(source, split, name)
+    return Rows(rows.description, lambda: _renamed_rows(rows, columns)) if columns else rows
+
+
+def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        if number == 0:
+            _check_columns(rows, row, columns)
+        yield renamed(row, columns)
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with each column `columns[name]` under the new name `name`."""
+    given = {name: row[source] for name, source in columns.items() if source in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | given
+
+
+def _check_columns(rows: Rows, first: Row, columns: Mapping[str, str]) -> None:
+    """Raises DataError for a source column that no row has; JSON lines may lack it in the first row alone."""
+    for name, source in columns.items():
+        if source in first or any(source in row for row in rows):
+            continue
+        close = get_close_matches(source, [*map(str, first)], n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"found {', '.join(map(str, first)) or 'none'}."
+        raise DataError(f"{rows.description}: data.columns reads `{name}` from '{source}', which no row has: {hint}")
+
+
+def _opened(source: DataSource, split: str, name: str | None) -> Rows:
     if isinstance(source, list):
         return Rows("a list of rows", lambda: source)
     if not isinstance(source, str | PathLike):

@@ -35,7 +35,9 @@ EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
 TEMPLATE_PROBE = "probe"
 WORD_START = "\u2581"
-ANCHOR = "\n"
+ANCHORS = ("\n", ".", "0", "\u00e9")
+PROBES = {"user": "question", "assistant": TEMPLATE_PROBE}
+OTHER_PROBE = "guidance"
 
 
 class TemplateProblem(Exception):  # noqa: N818 - never reaches the user: it becomes a reason
@@ -233,11 +235,14 @@ def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of a text that continues another one."""
     ids = _encode_rendered(tokenizer, text)
-    if text[:1].isspace() or not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
+    if not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
         return ids
-    # SentencePiece puts a space before every text, but not after an anchor.
-    anchor, anchored = _encode_rendered(tokenizer, ANCHOR), _encode_rendered(tokenizer, ANCHOR + text)
-    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else ids
+    # SentencePiece puts a space before every text, some tokenizers even before a space, but none after an anchor.
+    for anchor in ANCHORS:
+        before, together = _encode_rendered(tokenizer, anchor), _encode_rendered(tokenizer, anchor + text)
+        if together[: len(before)] == before:
+            return together[len(before) :]
+    return ids
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -284,7 +289,7 @@ def _template_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that the chat template writes directly after an assistant's words, if any."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": TEMPLATE_PROBE}]
+    turns = [{"role": role, "content": words} for role, words in PROBES.items()]
     try:
         behind = _render(tokenizer, turns, None).rpartition(TEMPLATE_PROBE)[2]
     except TemplateProblem:
@@ -292,3 +297,16 @@ def _template_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     first = next(iter(_encode_rendered(tokenizer, behind)), None)
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return first if first in special else None
+
+
+def template_drops(
+    tokenizer: PreTrainedTokenizerBase, role: str, template_options: TemplateOptions | None = None
+) -> bool:
+    """Whether the chat template says nothing of this role's words in a short conversation; False if it refuses one."""
+    turns = [{"role": name, "content": words} for name, words in PROBES.items()]
+    turns = turns if role in PROBES else [{"role": role, "content": OTHER_PROBE}, *turns]
+    try:
+        rendered = _render(tokenizer, turns, template_options)
+    except TemplateProblem:
+        return False
+    return PROBES.get(role, OTHER_PROBE) not in rendered.lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ class DataInput:
     split: str = "train"
     name: str | None = None
     text_format: Literal["auto", "messages", "text"] = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Any) -> DataInput | None:
@@ -40,16 +41,17 @@ class DataInput:
         Raises ConfigError for anything else.
         """
         if isinstance(data, DataSettings):
-            return cls(data.path, data.split, data.name, data.text_format)
+            return cls(data.path, data.split, data.name, data.text_format, data.columns)
         return None if data is None else cls(in_memory(data))
 
     def rows(self) -> Rows:
-        return open_rows(self.source, self.split, self.name)
+        return open_rows(self.source, self.split, self.name, self.columns)
 
     def digest(self) -> str:
         """Hash of the data. Raises DataError at once if it cannot be opened; `fingerprint` would wait for the hub."""
         self.rows()
-        return combined(fingerprint(self.source, self.split, self.name))
+        content = fingerprint(self.source, self.split, self.name)
+        return combined(content | ({"columns": repr(sorted(self.columns.items()))} if self.columns else {}))
 
 
 def in_memory(data: Any) -> Any:

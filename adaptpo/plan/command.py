@@ -13,7 +13,7 @@ import torch
 from adaptpo.choices.method import Method
 from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.config.reward import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
-from adaptpo.data.columns import is_preference_row
+from adaptpo.data.conventions import is_preference_row
 from adaptpo.errors import ConfigError
 from adaptpo.methods.build import build_method
 from adaptpo.models.loading import load_tokenizer, stop_ids_of, text_mode_of

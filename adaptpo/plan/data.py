@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.pairs import TextFormat
+from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.tokenization import TokenizedPair, options_of, tokenize_pair
 from adaptpo.plan.arithmetic import Lengths
 from adaptpo.types import Dropped, PreferenceExample
@@ -54,9 +55,10 @@ def measure_data(
     """
     total = sum(1 for _ in rows)
     step = max(1, total // sample)
+    sampled = islice(iter_examples(rows, text_mode), 0, None, step)
     taken = [
         None if isinstance(example, Dropped) else tokenized(example, config, tokenizer, stop_ids)
-        for example in islice(iter_examples(rows, text_mode), 0, None, step)
+        for example in with_words_rendered(sampled, tokenizer)
     ]
     kept = [pair for pair in taken if isinstance(pair, TokenizedPair)]
     require_rows(len(kept), {"the run would drop it": len(taken)} if taken else {}, source)

@@ -133,7 +133,18 @@ def table(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
 
 
 def dump_text(text: Text | Any) -> str:
-    return json.dumps(text, ensure_ascii=False, default=str)
+    """The JSON of a text or of a row's columns, which a file in UTF-8 can hold."""
+    found = json.dumps(text, ensure_ascii=False, default=str)
+    # Only an escape can say half of a surrogate pair.
+    return found if _is_unicode(found) else json.dumps(text, default=str)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def response_fields(name: str, response: Response) -> Row:

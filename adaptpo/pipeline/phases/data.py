@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaptpo.data import iter_examples, require_rows
+from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.tokenization import NO_MAPPING, TokenizedPair, options_of, tokenize_pair
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
@@ -33,7 +34,7 @@ def prepare_data(context: Context) -> Summary:
 
 def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
     number = 0
-    for example in iter_examples(context.data_rows, context.text_mode):
+    for example in with_words_rendered(iter_examples(context.data_rows, context.text_mode), context.tokenizer):
         found = example if isinstance(example, Dropped) else tokenized(context, number, example)
         if isinstance(found, Dropped):
             left_out.add({"row": found.row, "reason": found.reason})

@@ -12,7 +12,8 @@ import torch
 from adaptpo.annotation.base import Request
 from adaptpo.choices.objectives import score
 from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
-from adaptpo.data.columns import is_preference_row
+from adaptpo.data.conventions import is_preference_row
+from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.tokenization import NO_MAPPING, PROMPT_TOO_LONG, options_of, tokenize_prompt
 from adaptpo.errors import DataError
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
@@ -41,7 +42,7 @@ def heldout(context: Context) -> list[Heldout]:
     """
     kept: list[Heldout] = []
     dropped: list[Row] = []
-    for example in held_out_examples(context):
+    for example in with_words_rendered(held_out_examples(context), context.tokenizer):
         item = example if isinstance(example, Dropped) else tokenized(context, len(kept), example)
         if isinstance(item, Dropped):
             dropped.append({"row": item.row, "reason": item.reason})

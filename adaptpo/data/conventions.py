@@ -1,0 +1,206 @@
+"""Reads the columns of other tools as prompt and responses: Orca's, Alpaca's, ShareGPT's and ms-swift's rows, and the
+columns `system`, `history` and `input` beside any prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaptpo.data.messages import message, normalize_messages, read_text, shared_length
+from adaptpo.data.problems import TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
+from adaptpo.data.stored import Unreadable, is_message, read_literal
+from adaptpo.data.transcripts import is_transcript
+from adaptpo.errors import DataError
+from adaptpo.types import Message, Row, Text
+
+CONVERSATIONS = ("conversations", "messages")
+SYSTEM = ("system", "system_prompt")
+BESIDE_INSTRUCTION = ("input", "output", "history", *SYSTEM)
+SPEAK_OF_A_CHAT = (*SYSTEM, "history")
+TEXTS = ("prompt", "chosen", "rejected")
+SYSTEM_ROLES = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The texts of a row. `has_prompt`: some column is the prompt, even if it is empty in this row."""
+
+    prompt: Text | None
+    chosen: Text | None
+    rejected: Text | None
+    has_prompt: bool
+
+
+def is_preference_row(row: Row) -> bool:
+    """Whether the row has both responses."""
+    return {"chosen", "rejected"} <= row.keys() or ("messages" in row and _rejected_beside_messages(row) is not None)
+
+
+def read_columns(row: Row) -> Columns:
+    """Reads the prompt and the responses, whichever columns hold them; a response that is missing is None.
+
+    Raises:
+        RowProblem: one of them is neither text nor messages.
+    """
+    row = _with_both_responses(row)
+    prompt, chosen, rejected = _without_written_empty_lists(*(read_text(row.get(name)) for name in TEXTS))
+    if prompt is None and _is_reply(chosen) and _is_reply(rejected):
+        prompt = _prompt_elsewhere(row, chosen, rejected)
+    return Columns(prompt, chosen, rejected, has_prompt(row))
+
+
+def has_prompt(row: Row) -> bool:
+    return "prompt" in row or prompt_column(row) is not None
+
+
+def prompt_column(row: Row) -> str | None:
+    """The column that holds the prompt in the convention of another tool, if the row follows one."""
+    if conversation := next((name for name in CONVERSATIONS if row.get(name)), None):
+        return conversation
+    if "instruction" in row and (is_preference_row(row) or any(name in row for name in BESIDE_INSTRUCTION)):
+        return "instruction"
+    return "question" if "question" in row and any(name in row for name in SYSTEM) else None
+
+
+def _with_both_responses(row: Row) -> Row:
+    """The row with `chosen` and `rejected`, also if it has ms-swift's columns."""
+    name = None if "rejected" in row else _rejected_beside_messages(row)
+    if name is None:
+        return row
+    conversation = read_text(row.get("messages"))
+    if not isinstance(conversation, list):
+        return row
+    rejected = row[name]
+    if name == "rejected_response" and isinstance(rejected, str):
+        rejected = [*conversation[:-1], message("assistant", rejected)]
+    return row | {"chosen": conversation, "rejected": rejected}
+
+
+def _rejected_beside_messages(row: Row) -> str | None:
+    return next((name for name in ("rejected_response", "rejected_messages") if name in row), None)
+
+
+def _without_written_empty_lists(*texts: Text | None) -> list[Text | None]:
+    # Beside messages, "[]" is an empty list that a CSV file holds as text.
+    chat = any(isinstance(text, list) for text in texts)
+    return [[] if chat and isinstance(text, str) and text.strip() == "[]" else text for text in texts]
+
+
+def _is_reply(text: Text | None) -> bool:
+    """Whether this is a response alone, not a conversation that contains its prompt."""
+    if isinstance(text, str):
+        return not is_transcript(text)
+    return not text or text[0]["role"] == "assistant"
+
+
+def _prompt_elsewhere(row: Row, chosen: Text | None, rejected: Text | None) -> Text | None:
+    name = prompt_column(row)
+    text = read_text(row[name]) if name else None
+    if name == "instruction" and isinstance(text, str):
+        return "\n".join(part for part in (text, _text_of(row, "input")) if part)
+    if name not in CONVERSATIONS or not isinstance(text, list):
+        return text
+    replies = [as_turns(response, "assistant") for response in (chosen, rejected) if response is not None]
+    return text[:-1] if text[-1:] in replies else text
+
+
+def as_turns(text: Text, role: str) -> list[Message]:
+    """The messages, or a string as one turn of this role."""
+    return [message(role, text)] if isinstance(text, str) else text
+
+
+def _text_of(row: Row, name: str) -> str:
+    value = row.get(name)
+    return value if isinstance(value, str) and value.strip() else ""
+
+
+def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
+    """The prompt after its system text and history. A string prompt beside such a column, or one that is an
+    instruction or question, is a user's turn; with `is_text`, it stays a string.
+
+    Raises:
+        RowProblem: the row has two system texts, or its history cannot be read.
+        DataError: a column belongs to the prompt, but cannot become a part of it; the message names the remedy.
+    """
+    before = [*_system_turns(row), *_history(row, prompt)]
+    if isinstance(prompt, str) and before and (is_text or not has_prompt(row)):
+        raise DataError(NEEDS_CHAT)
+    found = prompt if isinstance(prompt, str) and (is_text or not _is_chat(row)) else _after(before, prompt)
+    if (given := _text_of(row, "input").strip()) and given not in _words(found):
+        raise DataError(_unused("input"))
+    return found
+
+
+def _is_chat(row: Row) -> bool:
+    """Whether a string prompt of this row is a user's turn."""
+    elsewhere = row.get("prompt") is None and prompt_column(row) is not None
+    return has_prompt(row) and (elsewhere or any(name in row for name in SPEAK_OF_A_CHAT))
+
+
+def _after(before: list[Message], prompt: Text) -> list[Message]:
+    """The prompt after these turns, as far as it does not begin with them."""
+    (system, history), (own, turns) = map(_apart, (before, as_turns(prompt, "user")))
+    if own and system and own[0]["content"].strip() != system[0]["content"].strip():
+        raise RowProblem(TWO_SYSTEM_TEXTS)
+    repeated = shared_length(history, turns) == len(history)
+    return [*(own or system), *([] if repeated else history), *turns]
+
+
+def _apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system turn that opens the messages, if any, and the rest."""
+    opens = bool(messages) and messages[0]["role"] in SYSTEM_ROLES
+    return messages[:opens], messages[opens:]
+
+
+def _system_turns(row: Row) -> list[Message]:
+    text = next((found for name in SYSTEM if (found := _text_of(row, name))), "")
+    return [message("system", text)] if text else []
+
+
+def _history(row: Row, prompt: Text) -> list[Message]:
+    """The turns of Alpaca's `history`: pairs of an instruction and its answer, or messages."""
+    value = row.get("history")
+    if isinstance(value, str):
+        value = _history_in_words(value, prompt)
+    if not value:
+        return []
+    if not isinstance(value, list):
+        raise RowProblem(UNREADABLE_HISTORY)
+    if all(map(is_message, value)):
+        return normalize_messages(value)
+    return [turn for pair in value for turn in _exchange(pair)]
+
+
+def _history_in_words(value: str, prompt: Text) -> Any:
+    if not value.strip() or value.strip() in _words(prompt):
+        return None
+    try:
+        return read_literal(value)
+    except Unreadable:
+        raise DataError(_unused("history")) from None
+
+
+def _exchange(pair: Any) -> list[Message]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise RowProblem(UNREADABLE_HISTORY)
+    return [message("user", pair[0]), message("assistant", pair[1])]
+
+
+def _words(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+
+
+NEEDS_CHAT = (
+    "a column `system` or `history` makes a conversation, but this run reads plain text: the tokenizer has no chat "
+    "template, data.text_format is `text`, or no column is the prompt. Use an instruction-tuned model's tokenizer, set "
+    "tokenizer.chat_template, or write these texts into a column `prompt` and remove theirs."
+)
+
+
+def _unused(name: str) -> str:
+    return (
+        f"the column `{name}` holds text that is not in the prompt, and leaving it out would change what is asked. "
+        f"If it belongs to the prompt, write it into `prompt`, or name the columns as Alpaca does (`instruction`, "
+        f"`input`, `history`), for instance by data.columns: {{instruction: prompt}}. If it does not, give it another "
+        f"name, for instance by data.columns: {{other_{name}: {name}}}."
+    )
