@@ -135,7 +135,8 @@ def test_defaults(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     assert (recipe.num_iterations, recipe.seed, recipe.method, recipe.reward) == (3, 0, "metaapo", None)
     assert (recipe.max_completion_length, recipe.max_length, recipe.generation.max_new_tokens) == (None, None, 512)
-    assert recipe.data.model_dump() == {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto"}
+    usual = {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto", "columns": {}}
+    assert recipe.data.model_dump() == usual
 
 
 # --- the method ------------------------------------------------------------------------------------------------------
