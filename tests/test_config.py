@@ -136,7 +136,13 @@ def test_defaults(tmp_path: Path) -> None:
     assert (recipe.num_iterations, recipe.seed, recipe.method, recipe.reward) == (3, 0, "metaapo", None)
     assert recipe.completion_limit == recipe.generation.max_new_tokens == 512
     assert load(tmp_path, "max_completion_length: 40").completion_limit == 40
-    assert recipe.data.model_dump() == {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto"}
+    assert recipe.data.model_dump() == {
+        "path": "d.jsonl",
+        "name": None,
+        "split": "train",
+        "text_format": "auto",
+        "columns": {},
+    }
 
 
 # --- the method ------------------------------------------------------------------------------------------------------
