@@ -20,10 +20,13 @@ VERDICTS = ("label", "labels", "kto_tag")
 SINGLE_RESPONSES = ("completion", "completions", "response", "output", "answer", "messages", "conversations")
 UNPAIRED = (
     "each row has one response and a verdict on it (unpaired data, as TRL's KTOTrainer takes them), and every method "
-    "here, `kto` included, compares two responses to one prompt. Renaming columns cannot help: pair a good and a bad "
-    "response to the same prompt, for instance with pandas: `good, bad = d[d.{verdict}], d[~d.{verdict}]`, then "
-    "`good.merge(bad, on='prompt')`, whose columns `{response}_x` and `{response}_y` become `chosen` and `rejected`. "
-    "Prompts whose responses are all good or all bad can be the `prompt` column of `eval_data`."
+    "here, `kto` included, compares two responses to one prompt. Renaming columns cannot help: pair each good response "
+    "with a bad one to the same prompt, as `chosen` and `rejected`.{example} Prompts without both kinds can be the "
+    "`prompt` column of `eval_data`."
+)
+WITH_PANDAS = (
+    " With pandas: `good, bad = d[d.{verdict}], d[~d.{verdict}]`, then `good.merge(bad, on='prompt')`, whose columns "
+    "`{response}_x` and `{response}_y` become `chosen` and `rejected`."
 )
 ONE_RESPONSE = (
     "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
@@ -72,7 +75,8 @@ def _refuse_without_pairs(row: Row) -> None:
     response = next((name for name in SINGLE_RESPONSES if name in row), None)
     verdict = next((name for name in VERDICTS if name in row), None)
     if response and verdict:
-        raise DataError(UNPAIRED.format(response=response, verdict=verdict) + f" Found {_names(row)}.")
+        example = WITH_PANDAS.format(response=response, verdict=verdict) if isinstance(row.get("prompt"), str) else ""
+        raise DataError(f"{UNPAIRED.format(example=example)} Found {_names(row)}.")
     if response and "text" not in row:
         raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
     if has_prompt(row):

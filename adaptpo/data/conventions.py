@@ -126,7 +126,7 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
     if isinstance(prompt, str) and before and (is_text or not has_prompt(row)):
         raise DataError(NEEDS_CHAT)
     found = prompt if isinstance(prompt, str) and (is_text or not _is_chat(row)) else _after(before, prompt)
-    if (given := _text_of(row, "input").strip()) and given not in _words(found):
+    if not _says(found, _text_of(row, "input")):
         raise DataError(_unused("input"))
     return found
 
@@ -172,7 +172,7 @@ def _history(row: Row, prompt: Text) -> list[Message]:
 
 
 def _history_in_words(value: str, prompt: Text) -> Any:
-    if not value.strip() or value.strip() in _words(prompt):
+    if _says(prompt, value):
         return None
     try:
         return read_literal(value)
@@ -186,8 +186,10 @@ def _exchange(pair: Any) -> list[Message]:
     return [message("user", pair[0]), message("assistant", pair[1])]
 
 
-def _words(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+def _says(prompt: Text, text: str) -> bool:
+    """Whether the text stands in the prompt, with whatever space between its words."""
+    whole = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+    return " ".join(text.split()) in " ".join(whole.split())
 
 
 NEEDS_CHAT = (

@@ -36,8 +36,9 @@ EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
 TEMPLATE_PROBE = "probe"
 WORD_START = "\u2581"
 ANCHORS = ("\n", ".", "0", "\u00e9")
-PROBES = {"user": "question", "assistant": TEMPLATE_PROBE}
-OTHER_PROBE = "guidance"
+PROBES = {"user": "quokka", "assistant": "wombat"}
+OTHER_PROBE = "numbat"
+"""Words that no template writes by itself."""
 
 
 class TemplateProblem(Exception):  # noqa: N818 - never reaches the user: it becomes a reason
@@ -289,7 +290,7 @@ def _template_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that the chat template writes directly after an assistant's words, if any."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": role, "content": words} for role, words in PROBES.items()]
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": TEMPLATE_PROBE}]
     try:
         behind = _render(tokenizer, turns, None).rpartition(TEMPLATE_PROBE)[2]
     except TemplateProblem:
