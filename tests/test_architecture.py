@@ -40,11 +40,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"stage", "training"},
     "trainer": {"choices", "config", "distributed", "methods", "pipeline", "run"},
     "report": {"run", "stage"},
+    "evaluation": {"config", "data", "run"},
     "plan": {"choices", "config", "data", "methods", "models", "pipeline", "run"},
     "sandbox": {"annotation", "choices", "config", "data", "distributed", "generation", "methods", "report", "run"}
     | {"stage", "trainer"},
-    "cli": {"annotation", "choices", "config", "data", "distributed", "methods", "pipeline", "plan", "remote", "report"}
-    | {"run", "sandbox", "stage", "trainer"},
+    "cli": {"annotation", "choices", "config", "data", "distributed", "evaluation", "methods", "pipeline", "plan"}
+    | {"remote", "report", "run", "sandbox", "stage", "trainer"},
     "__init__": {"choices", "config", "methods", "trainer"},
     "__main__": {"cli"},
     "types": set(),

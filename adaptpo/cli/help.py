@@ -113,3 +113,25 @@ DEMO_HELP = """\
 Build the sandbox, align its policy with MetaAPO, and show what came out against the known true reward: a table on the
 terminal and a report to open in a browser. Takes a few minutes on two cores, and resumes when interrupted.
 """
+
+
+EVAL_HELP = """\
+Measure a model with the benchmarks of the papers. Suites: alpaca_eval_2, arena_hard_v0.1, arena_hard_v2, mt_bench,
+xstest. docs/evaluation.md says which numbers were verified against what.
+
+  adaptpo eval generate alpaca_eval_2 --model runs/example/final --out evals/example
+  adaptpo eval judge evals/example --judge '{judge: gpt-4-1106-preview}' --baseline baseline.jsonl
+  adaptpo eval score evals/example
+  adaptpo eval compare evals/example evals/other --html cases.html
+"""
+
+
+EVAL_SCORE_HELP = """\
+Score verdicts: those of a folder that `adaptpo eval judge` filled, or a file that AlpacaEval, Arena-Hard, FastChat or
+XSTest wrote. Asks no judge. Every number comes with its interval, and the interval with its kind.
+
+  adaptpo eval score evals/example
+  adaptpo eval score annotations.json --baseline outputs.json --length-control length_control.csv
+  adaptpo eval score battles.jsonl --answers gpt-4-0314.jsonl gpt-4-0613.jsonl
+  adaptpo eval score gpt-4_single.jsonl --questions question.jsonl --model my-model
+"""

@@ -1,0 +1,64 @@
+"""Score an evaluation, or a file of verdicts that somebody published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adaptpo.data import open_rows
+from adaptpo.errors import DataError, RunError
+from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
+from adaptpo.evaluation.refusal.suite import XSTest, completion_row
+from adaptpo.evaluation.result import Result
+from adaptpo.evaluation.suite import Scoring, Suite
+from adaptpo.evaluation.suites import find_suite, suite_of
+from adaptpo.types import Row
+
+UNANSWERED = "without an answer"
+
+
+def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[Result]:
+    """One result a model. A folder of `adaptpo eval generate` keeps its own in `result.json`.
+
+    Raises DataError or RunError where nothing can be scored.
+    """
+    folder = EvaluationFolder(path)
+    if folder.exists:
+        return [score_folder(folder, scoring)]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; name a folder of `adaptpo eval`, or a file of verdicts")
+    rows = list(open_rows(path))
+    return (find_suite(suite) if suite else suite_of(rows, str(path))).score(rows, scoring)
+
+
+def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:
+    suite = find_suite(folder.settings["suite"])
+    (result,) = suite.score(verdicts(folder, suite), with_folder(folder, scoring))
+    complete = with_unanswered(folder, result)
+    folder.keep_result(complete)
+    return complete
+
+
+def verdicts(folder: EvaluationFolder, suite: Suite) -> list[Row]:
+    """Raises RunError where no judge was asked, unless the suite can do without."""
+    rows = folder.lines(JUDGMENTS)
+    if not rows and isinstance(suite, XSTest):
+        return [completion_row(case, folder.settings["model"]) for case in folder.cases()]
+    if not rows:
+        raise RunError(f"{folder.path} has no verdicts yet; run `adaptpo eval judge {folder.path} --judge ...`")
+    return rows
+
+
+def with_folder(folder: EvaluationFolder, scoring: Scoring) -> Scoring:
+    """What the folder knows and the user did not say."""
+    return replace(scoring, origin=folder.origin(), cases=folder.cases())
+
+
+def with_unanswered(folder: EvaluationFolder, result: Result) -> Result:
+    missing = len(folder.questions()) - len(folder.answers())
+    return replace(result, invalid={**result.invalid, UNANSWERED: missing}) if missing else result
+
+
+def result_rows(results: Sequence[Result]) -> list[Row]:
+    return [result.row() for result in results]
