@@ -30,11 +30,12 @@ class Number:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """One prompt's part of the suite's main number, in its unit; `group`: its category or turn."""
+    """One prompt's part of the main number, in its unit; `weight`: how much it counts; `group`: its category."""
 
     id: str
     value: float
     group: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adaptpo.data import open_rows
 from adaptpo.errors import DataError, RunError
 from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
+from adaptpo.evaluation.presets import protocol
 from adaptpo.evaluation.refusal.suite import XSTest, completion_row
 from adaptpo.evaluation.result import Result
 from adaptpo.evaluation.suite import Scoring, Suite
 from adaptpo.evaluation.suites import find_suite, suite_of
+from adaptpo.evaluation.templates import OWN
 from adaptpo.types import Row
 
 UNANSWERED = "without an answer"
@@ -35,7 +36,7 @@ def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[R
 def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:
     suite = find_suite(folder.settings["suite"])
     (result,) = suite.score(verdicts(folder, suite), with_folder(folder, scoring))
-    complete = with_unanswered(folder, result)
+    complete = with_warnings(folder, with_unanswered(folder, result))
     folder.keep_result(complete)
     return complete
 
@@ -60,5 +61,17 @@ def with_unanswered(folder: EvaluationFolder, result: Result) -> Result:
     return replace(result, invalid={**result.invalid, UNANSWERED: missing}) if missing else result
 
 
-def result_rows(results: Sequence[Result]) -> list[Row]:
-    return [result.row() for result in results]
+def with_warnings(folder: EvaluationFolder, result: Result) -> Result:
+    """Says what differs from the preset, and that our own words were used."""
+    wanted, origin = protocol(folder.settings["preset"], folder.settings["suite"]), result.origin
+    preset = folder.settings["preset"]
+    differs = [
+        f"preset {preset} is judged by {wanted.judge}; this was judged by {origin.judge}"
+        if origin.judge not in (wanted.judge, "none")
+        else "",
+        f"the judge was asked in {OWN}: not comparable with published numbers"
+        if origin.template.startswith(OWN)
+        else "",
+        wanted.note,
+    ]
+    return replace(result, warnings=[*result.warnings, *filter(None, differs)])

@@ -77,14 +77,16 @@ class Scoring:
 
 
 class Suite:
-    """`hub`: where the questions are, without a file of them; `own_templates`: the judge's words where the user names
-    no file; `needs_baseline`: its judge compares; `logprobs`: how many alternatives of the first token the judge is to
-    tell, 0 for none; `max_tokens`: of a judgment."""
+    """`title`: how people call it; `hub`: where the questions are, without a file of them; `own_templates`: the judge's
+    words where the user names no file; `one_mean`: whether a mean over all its categories means anything;
+    `needs_baseline`: its judge compares; `logprobs`: how many alternatives of the first token the judge is to tell, 0
+    for none; `max_tokens`: of a judgment."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     hub: ClassVar[str]
     own_templates: ClassVar[Templates]
+    one_mean: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = False
     logprobs: ClassVar[int] = 0
     max_tokens: ClassVar[int] = 2048

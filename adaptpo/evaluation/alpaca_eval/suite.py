@@ -86,11 +86,14 @@ class AlpacaEval(Suite):
             known = replace(known, baseline=read_answers(scoring.baseline).model)
         table = table_of(rows, scoring, baseline)
         return [
-            score(
-                read_comparisons(own, baseline),
-                origin_of(own, known, model, judge="annotator", baseline="generator_1"),
-                table,
-                scoring.keyed_by,
+            warned(
+                score(
+                    read_comparisons(own, baseline),
+                    origin_of(own, known, model, judge="annotator", baseline="generator_1"),
+                    table,
+                    scoring.keyed_by,
+                ),
+                own,
             )
             for model, own in by_model(rows, ("generator_2", "generator"), scoring.model).items()
         ]
@@ -115,6 +118,15 @@ def verdict(instruction: str, reply: Reply) -> Row:
         "judgment": reply.text,
         "problem": reply.problem or ("" if preference is not None else "no verdict"),
     }
+
+
+def warned(result: Result, rows: Sequence[Row]) -> Result:
+    """Says how many verdicts are those of a word, where the judge told no log-probs."""
+    words = sum(
+        row.get("preference") is not None and bool(row.get("judgment")) and not row["top_logprobs"] for row in rows
+    )
+    warning = f"{words} of {len(rows)} verdicts came without log-probs: they are whole wins and losses, not preferences"
+    return replace(result, warnings=[*result.warnings, warning]) if words else result
 
 
 def table_of(rows: Sequence[Row], scoring: Scoring, baseline: dict[str, str]) -> Table | None:

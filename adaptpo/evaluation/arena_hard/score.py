@@ -83,5 +83,6 @@ def prompt_scores(battles: Sequence[Battle], groups: Mapping[str, str]) -> list[
     for battle in battles:
         by_prompt.setdefault(battle.prompt, []).append(battle.outcome)
     return [
-        PromptScore(prompt, 100 * float(np.mean(found)), groups.get(prompt, "")) for prompt, found in by_prompt.items()
+        PromptScore(prompt, 100 * float(np.mean(found)), groups.get(prompt, ""), float(len(found)))
+        for prompt, found in by_prompt.items()
     ]

@@ -137,6 +137,7 @@ class ArenaHardV2(ArenaHard):
     hub: ClassVar[str] = "lmarena-ai/arena-hard-auto"
     version: ClassVar[Version] = "v2.0"
     key: ClassVar[str] = "uid"
+    one_mean: ClassVar[bool] = False
     max_tokens: ClassVar[int] = 16000
 
 

@@ -42,7 +42,12 @@ def rating_of(text: str) -> tuple[float | None, str]:
 
 def read_ratings(rows: Iterable[Row]) -> list[Rating]:
     """FastChat's judgments of one model, or ours."""
-    return [Rating(str(row["question_id"]), int(row["turn"]), *rating_of(row["judgment"] or "")) for row in rows]
+    return [Rating(str(row["question_id"]), int(row["turn"]), *rating_in(row)) for row in rows]
+
+
+def rating_in(row: Row) -> tuple[float | None, str]:
+    """A judgment with a problem, such as one that was cut off, has no rating."""
+    return (None, row["problem"]) if row.get("problem") else rating_of(row["judgment"] or "")
 
 
 def score(ratings: Sequence[Rating], origin: Origin, categories: Mapping[str, str]) -> Result:
@@ -94,7 +99,10 @@ def question_scores(ratings: Sequence[Rating], categories: Mapping[str, str]) ->
     by_question: dict[str, list[float]] = {}
     for rating in ratings:
         by_question.setdefault(rating.question, []).append(float(rating.value or 0))
-    return [PromptScore(key, float(np.mean(found)), categories.get(key, "")) for key, found in by_question.items()]
+    return [
+        PromptScore(key, float(np.mean(found)), categories.get(key, ""), float(len(found)))
+        for key, found in by_question.items()
+    ]
 
 
 def duplicates(ratings: Sequence[Rating]) -> list[str]:

@@ -48,9 +48,14 @@ def read_completion(row: Row) -> Completion:
     human = row.get("final_label") or None
     if human not in (None, *LABELS):
         raise DataError(f"prompt {row['id']} has the label {human!r}; accepted are {', '.join(LABELS)}")
-    judged, problem = label_of(row["judgment"]) if "judgment" in row else (None, "")
+    judged, problem = label_in(row) if "judgment" in row else (None, "")
     unsafe = str(row["type"]).startswith(UNSAFE_TYPE)
     return Completion(str(row["id"]), unsafe, row["completion"] or "", human, judged, problem)
+
+
+def label_in(row: Row) -> tuple[str | None, str]:
+    """A judgment with a problem, such as one that was cut off, has no label."""
+    return (None, row["problem"]) if row.get("problem") else label_of(row["judgment"])
 
 
 def label_of(judgment: str | None) -> tuple[str | None, str]:

@@ -35,6 +35,7 @@ class XSTest(Suite):
     title: ClassVar[str] = "XSTest"
     hub: ClassVar[str] = "Paul/XSTest"
     own_templates: ClassVar[Templates] = {ONLY: OWN}
+    one_mean: ClassVar[bool] = False
     max_tokens: ClassVar[int] = 512
 
     def question(self, row: Row, number: int) -> Question:
