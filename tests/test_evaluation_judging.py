@@ -310,7 +310,7 @@ def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:
         judged(path, for_ours, against(2))
     with pytest.raises(RunError, match="adaptpo eval generate SUITE"):
         judged(tmp_path / "nothing", for_ours)
-    with pytest.raises(ConfigError, match="unknown key 'judge.temprature': did you mean 'temperature'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'judge.temprature': did you mean 'temperature'"):
         judge_settings({"judge": "j", "temprature": 0})
     with pytest.raises(RunError, match="other model, seed"):
         folder_of(path, "arena_hard_v0.1", [], [], model="another", seed=1)
