@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptpo.data import open_rows
 from adaptpo.errors import DataError
-from adaptpo.evaluation.alpaca_eval.preference import is_switched, preference_of_logprobs
+from adaptpo.evaluation.alpaca_eval.preference import EQUAL, is_switched, preference_of_logprobs
 from adaptpo.evaluation.intervals import Floats
 from adaptpo.types import Row
 
@@ -60,7 +60,7 @@ def preference(row: Row, number: int) -> float | None:
         return preference_of_logprobs(row["top_logprobs"], is_switched(row["instruction"]))
     if value is None or value != value:
         return None
-    value = float(value)
+    value = float(value) or EQUAL  # AlpacaEval's files write 0 for a draw, too.
     if not 1 <= value <= 2:
         raise DataError(f"record {number} has the preference {value}; AlpacaEval's are between 1 and 2")
     return value
