@@ -103,8 +103,9 @@ class RunData:
         """What training saw of each pair with a learned weight; None where there is none."""
         column = self.learned_weight.get("column")
         lines = [line for t in self.iterations for line in self.pair_weights[t]] if column else []
-        weighed = [line for line in lines if None not in (number(line.get(column)), number(line["margin"]))]
-        return Visits.of(weighed, column) if weighed else None
+        name = column or ""
+        weighed = [line for line in lines if None not in (number(line.get(name)), number(line["margin"]))]
+        return Visits.of(weighed, name) if weighed else None
 
     @cached_property
     def learned_weight(self) -> Row:
