@@ -19,6 +19,7 @@ from adaptpo.evaluation.intervals import bootstrap_mean, clustered_mean
 from adaptpo.evaluation.result import Number, PromptScore, Result
 from adaptpo.evaluation.suite import Answer, Question
 from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks
+from tests.runs import start
 from tests.tiny import save_policy, write_jsonl
 
 
@@ -151,8 +152,9 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_local_task_on_a_model_folder(tasks: Path, tmp_path: Path) -> None:
-    model = save_policy(tmp_path / "final")
+def test_a_local_task_on_the_model_of_a_run(tasks: Path, tmp_path: Path) -> None:
+    model = str(start(save_policy(tmp_path / "policy"), tmp_path / "run", None, "dpo", 8, 0, num_iterations=1))
+    assert Path(model).name == "final"
     rows = run_tasks(Tasks(model, ("local_choice",), tasks), tmp_path / "tasks.json")
     assert [(row["task"], row["metric"], row["n"]) for row in rows] == [
         ("local_choice", "acc", 8), ("local_choice", "acc_norm", 8),

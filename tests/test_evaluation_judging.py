@@ -20,7 +20,7 @@ from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folde
 from adaptpo.evaluation.presets import PRESETS, protocols
 from adaptpo.evaluation.refusal.score import NO_LABEL
 from adaptpo.evaluation.result import Result
-from adaptpo.evaluation.scoring import UNANSWERED, score_path
+from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
 from adaptpo.evaluation.suite import Answer, Question, Scoring
 from adaptpo.evaluation.suites import SUITES
 from adaptpo.evaluation.templates import filled, read_templates
@@ -299,7 +299,9 @@ def test_unanswered_questions_are_counted(tmp_path: Path) -> None:
     questions = [Question(str(n), (f"question {n}",)) for n in range(3)]
     path = folder_of(tmp_path / "e", "arena_hard_v0.1", questions, [Answer("0", ("our answer",), (3,))])
     judged(path, for_ours, against(3))
-    assert scored(path).invalid[UNANSWERED] == 2
+    assert scored(path).invalid == {UNANSWERED: 2}
+    EvaluationFolder(path).add_answers([Answer("1", ("our answer, later",), (3,))])
+    assert scored(path).invalid == {UNANSWERED: 1, UNJUDGED: 1}
 
 
 def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adaptpo.data import open_rows
 from adaptpo.errors import DataError, RunError
+from adaptpo.evaluation.answers import KEYS
 from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.presets import protocol
 from adaptpo.evaluation.refusal.suite import XSTest, completion_row
@@ -16,7 +18,7 @@ from adaptpo.evaluation.suites import find_suite, suite_of
 from adaptpo.evaluation.templates import OWN
 from adaptpo.types import Row
 
-UNANSWERED = "without an answer"
+UNANSWERED, UNJUDGED = "without an answer", "answered and not judged"
 
 
 def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[Result]:
@@ -35,8 +37,9 @@ def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[R
 
 def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:
     suite = find_suite(folder.settings["suite"])
-    (result,) = suite.score(verdicts(folder, suite), with_folder(folder, scoring))
-    complete = with_warnings(folder, with_unanswered(folder, result))
+    rows = verdicts(folder, suite)
+    (result,) = suite.score(rows, with_folder(folder, scoring))
+    complete = with_warnings(folder, with_missing(folder, result, rows))
     folder.keep_result(complete)
     return complete
 
@@ -56,9 +59,12 @@ def with_folder(folder: EvaluationFolder, scoring: Scoring) -> Scoring:
     return replace(scoring, origin=folder.origin(), cases=folder.cases())
 
 
-def with_unanswered(folder: EvaluationFolder, result: Result) -> Result:
-    missing = len(folder.questions()) - len(folder.answers())
-    return replace(result, invalid={**result.invalid, UNANSWERED: missing}) if missing else result
+def with_missing(folder: EvaluationFolder, result: Result, rows: Sequence[Row]) -> Result:
+    """Counts the questions that nobody answered, and the answers that came after the judge."""
+    answered = folder.answers().keys()
+    judged = {str(row[key]) for row in rows for key in KEYS if row.get(key) is not None}
+    missing = {UNANSWERED: len(folder.questions()) - len(answered), UNJUDGED: len(answered - judged)}
+    return replace(result, invalid={**result.invalid, **{name: n for name, n in missing.items() if n}})
 
 
 def with_warnings(folder: EvaluationFolder, result: Result) -> Result:
