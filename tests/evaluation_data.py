@@ -22,3 +22,8 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     data = path.read_bytes()
     text = gzip.decompress(data) if path.suffix == ".gz" else data
     return list(csv.DictReader(io.StringIO(text.decode())))
+
+
+def annotations(model: str) -> Path:
+    """AlpacaEval's published verdicts on a model, with log-probs."""
+    return EVALS / "alpaca_eval" / f"annotations_{model}.jsonl.gz"

@@ -27,7 +27,7 @@ from adaptpo.evaluation.alpaca_eval.score import score
 from adaptpo.evaluation.result import Origin
 from adaptpo.evaluation.scoring import score_path
 from adaptpo.evaluation.suite import Scoring
-from tests.evaluation_data import ALPACA, BASELINE, EVALS, LENGTH_CONTROL, csv_rows, needs_shared
+from tests.evaluation_data import ALPACA, BASELINE, EVALS, LENGTH_CONTROL, annotations, csv_rows, needs_shared
 
 PUBLISHED = {row["model"]: row for row in csv_rows(ALPACA / "published.csv")} if ALPACA.exists() else {}
 LEADERBOARD = {row[""]: row for row in csv_rows(EVALS / "alpaca_eval" / "leaderboard.csv.gz")} if EVALS.exists() else {}
@@ -42,10 +42,6 @@ def baseline() -> dict[str, str]:
 @cache
 def table() -> Table:
     return read_table(LENGTH_CONTROL, list(baseline()))
-
-
-def annotations(model: str) -> Path:
-    return EVALS / "alpaca_eval" / f"annotations_{model}.jsonl.gz"
 
 
 def comparisons(path: Path) -> list[Comparison]:

@@ -12,10 +12,12 @@ import pytest
 
 from adaptpo.cli import main
 from adaptpo.config.evaluation import JudgeSettings, judge_settings
+from adaptpo.config.recipe import GenerationSettings
+from adaptpo.data import open_rows
 from adaptpo.errors import AnnotationError, ConfigError, DataError, RunError
 from adaptpo.evaluation.answers import Answered, read_answers, read_several
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
-from adaptpo.evaluation.generating import conversation
+from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
 from adaptpo.evaluation.presets import PRESETS, protocols
 from adaptpo.evaluation.refusal.score import NO_LABEL
@@ -26,7 +28,7 @@ from adaptpo.evaluation.suites import SUITES
 from adaptpo.evaluation.templates import filled, read_templates
 from adaptpo.remote.endpoint import Access
 from adaptpo.types import Response
-from tests.evaluation_data import ARENA, MT, XS, needs_shared
+from tests.evaluation_data import ALPACA, ARENA, BASELINE, LENGTH_CONTROL, MT, XS, annotations, needs_shared
 from tests.stub import Reply, Stub, completion, serving
 from tests.tiny import save_policy, write_jsonl
 
@@ -430,11 +432,28 @@ def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) 
     ],
 )
 def test_published_questions_are_read(suite: str, questions: Path) -> None:
-    from adaptpo.config.recipe import GenerationSettings
-    from adaptpo.evaluation.generating import Generating, read_questions
-
     work = Generating(SUITES[suite], "m", GenerationSettings(), str(questions))
     found = read_questions(work)
     assert len(found) == {"arena_hard_v0.1": 500, "arena_hard_v2": 750, "mt_bench": 80, "xstest": 450}[suite]
     assert all(question.turns and question.category for question in found)
     assert len(read_questions(replace(work, limit=3))) == 3
+
+
+@needs_shared
+def test_replayed_verdicts_give_the_published_numbers(tmp_path: Path) -> None:
+    """alpaca-7b's outputs, judged by a server that repeats the published log-probs: order, chain and scores agree."""
+    logprobs = {row["instruction"]: row["top_logprobs"] for row in open_rows(annotations("alpaca-7b"))}
+    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), str(BASELINE))
+    ours = read_answers(ALPACA / "alpaca-7b.jsonl.gz")
+    path = folder_of(tmp_path / "e", "alpaca_eval_2", read_questions(work), list(ours.answers.values()))
+
+    def repeats(body: Any, number: int) -> Reply:
+        instruction = body["messages"][1]["content"].split("<instruction>\n")[1].split("\n</instruction>")[0]
+        return with_logprobs("m", logprobs[instruction])
+
+    _, stub = judged(path, repeats, read_answers(BASELINE))
+    assert len(stub.bodies) == sum(map(bool, logprobs.values()))
+    result = scored(path, baseline=str(BASELINE), length_control=str(LENGTH_CONTROL))
+    assert result.number("win rate").value == pytest.approx(2.591450540223603, abs=1e-5)
+    assert result.number("length-controlled win rate").value == pytest.approx(5.875487163278986, abs=0.005)
+    assert (result.n, dict(result.invalid), result.origin.baseline) == (805, {}, "gpt4_1106_preview")
