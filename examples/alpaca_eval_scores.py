@@ -13,9 +13,9 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from adaptpo.choices.objectives import SimPO
-from adaptpo.data.alpaca_eval import read_alpaca_eval_pairs
 from adaptpo.data.tokenization import stop_token_ids, tokenize_pair
 from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.evaluation.alpaca_eval.pairs import read_alpaca_eval_pairs
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.models.loading import load_causal_lm, load_tokenizer
 from adaptpo.types import Dropped, PreferencePair, Prompt

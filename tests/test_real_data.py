@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from adaptpo.data import alpaca_eval, fingerprint, open_rows, problems, read_examples, read_prompts
-from adaptpo.data.alpaca_eval import read_alpaca_eval_pairs
+from adaptpo.data import fingerprint, open_rows, problems, read_examples, read_prompts
 from adaptpo.errors import DataError
+from adaptpo.evaluation.alpaca_eval import pairs
+from adaptpo.evaluation.alpaca_eval.pairs import read_alpaca_eval_pairs
 from adaptpo.types import Dropped, PreferenceExample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -99,8 +100,8 @@ def test_alpaca_eval_outputs_become_pairs(model: str) -> None:
     assert [result.row for result in results] == list(range(805))
     undecided, equal = ALPACA_DROPPED[model]
     assert Counter({reason: len(rows) for reason, rows in dropped(results).items()}) == {
-        alpaca_eval.UNDECIDED: undecided,
-        alpaca_eval.EQUAL_OUTPUTS: equal,
+        pairs.UNDECIDED: undecided,
+        pairs.EQUAL_OUTPUTS: equal,
     }
     for example in kept(results):
         record = records[example.row]
@@ -125,12 +126,12 @@ def test_alpaca_eval_records_left_out(tmp_path: Path) -> None:
     results = list(read_alpaca_eval_pairs(write(tmp_path / "o.jsonl", outputs), write(tmp_path / "b.jsonl", baseline)))
     assert [example.chosen[0]["content"] for example in kept(results)] == ["mine", "base"]  # type: ignore[index]
     assert Counter({reason: rows[0] for reason, rows in dropped(results).items()}) == {
-        alpaca_eval.UNDECIDED: 1,
-        alpaca_eval.NO_PREFERENCE: 2,
-        alpaca_eval.OTHER_INSTRUCTION: 3,
-        alpaca_eval.EQUAL_OUTPUTS: 4,
-        alpaca_eval.EMPTY_OUTPUT: 5,
-        alpaca_eval.NO_BASELINE: 9,
+        pairs.UNDECIDED: 1,
+        pairs.NO_PREFERENCE: 2,
+        pairs.OTHER_INSTRUCTION: 3,
+        pairs.EQUAL_OUTPUTS: 4,
+        pairs.EMPTY_OUTPUT: 5,
+        pairs.NO_BASELINE: 9,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ from adaptpo.annotation.base import Annotator, Request, as_text
 from adaptpo.annotation.tournament import Match
 from adaptpo.config.reward import CRITERIA
 from adaptpo.errors import AnnotationError
-from adaptpo.remote.client import Remote, field
+from adaptpo.remote.chat import LENGTH, Chat
 from adaptpo.remote.endpoint import Access
 from adaptpo.remote.store import AnswerStore, Json
-from adaptpo.remote.usage import Usage, take
-from adaptpo.types import Prompt, Response
+from adaptpo.remote.usage import take
+from adaptpo.types import Message, Prompt, Response
 
 COMPARE = """\
 Two assistants answered the same request. Decide whose answer is better. What counts is {criteria}. Neither the order \
@@ -72,48 +71,37 @@ def verdict_of(text: str, valid: dict[str, float]) -> float | None:
 
 
 class Judge:
-    """Asks one model. `options` are additional request fields, such as `seed` or `reasoning_effort`."""
+    """Asks one model for verdicts in text. `options` are additional request fields, such as `seed`."""
 
     def __init__(self, model: str, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
         self.model, self.options = model, options
-        self.usage: Usage = Counter()
-        self.remote = Remote(access, "/chat/completions", self._body, self._read, store, self.usage)
+        self.chat = Chat(model, access, store, options)
+        self.usage, self.remote = self.chat.usage, self.chat.remote
 
     def probe(self) -> None:
         """Raises AnnotationError for a wrong address, key, model or request field."""
-        if self.remote.ask([PROBE]) == [None]:
+        if self.chat.ask([question(PROBE)]) == [None]:
             raise AnnotationError(
-                f"the judge {self.model} refuses every request: {self.remote.endpoint.refusal}; "
+                f"the judge {self.model} refuses every request: {self.chat.refusal}; "
                 "leave out a field (temperature: null, max_tokens: null), or add one in options"
             )
 
     def verdicts(self, questions: Sequence[str], valid: dict[str, float]) -> list[float | None]:
         """Returns one verdict per question; None if it is invalid or the judge did not answer."""
-        return [self._verdict(answer, valid) for answer in self.remote.ask(questions)]
+        return [self._verdict(answer, valid) for answer in self.chat.ask([question(text) for text in questions])]
 
     def _verdict(self, answer: Json, valid: dict[str, float]) -> float | None:
         if answer is None:
             return None
-        verdict = verdict_of(answer["text"], valid) if answer["finish"] != "length" else None
+        verdict = verdict_of(answer["text"], valid) if answer["finish"] != LENGTH else None
         if verdict is None:
-            self.usage["truncated" if answer["finish"] == "length" else "invalid"] += 1
+            self.usage["truncated" if answer["finish"] == LENGTH else "invalid"] += 1
         return verdict
 
-    def _body(self, questions: Sequence[str]) -> Json:
-        (question,) = questions
-        return {"model": self.model, "messages": [{"role": "user", "content": question}], **self.options}
 
-    def _read(self, answer: Json) -> list[Json]:
-        message = field(answer, "choices", 0, "message")
-        text = message.get("content") if isinstance(message, dict) else None  # None: the judge declined to answer.
-        self._count_tokens(answer)
-        readable = (text or "").encode(errors="replace").decode()  # Half a surrogate pair cannot be written to a file.
-        return [{"text": readable, "finish": field(answer, "choices", 0, "finish_reason")}]
-
-    def _count_tokens(self, answer: Json) -> None:
-        usage = answer.get("usage") or {}
-        for name in ("prompt_tokens", "completion_tokens"):
-            self.usage[name] += usage.get(name) or 0
+def question(text: str) -> list[Message]:
+    """A conversation of one turn."""
+    return [{"role": "user", "content": text}]
 
 
 class ComparingJudge:

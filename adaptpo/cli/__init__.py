@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adaptpo.cli.evaluate import add_evaluation
 from adaptpo.cli.help import (
     ANNOTATE_HELP,
     CHECK_HELP,
@@ -180,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
     add_stage(commands)
     add_vote(commands)
+    add_evaluation(commands)
 
     methods = add_command(commands, "methods", "print the table of methods", METHODS_HELP, run_methods)
     methods.add_argument("--json", action="store_true", help="print JSON")

@@ -128,3 +128,66 @@ Build the sandbox, align its policy with MetaAPO, and measure the result with th
 writes a report to open in a browser. Takes a few minutes on two cores. To resume an interrupted demo, start the same
 command again.
 """
+
+
+EVAL_HELP = """\
+Measure a model with the benchmarks of the papers. Suites: alpaca_eval_2, arena_hard_v0.1, arena_hard_v2, mt_bench,
+xstest. docs/evaluation.md says which numbers were verified against what.
+
+  adaptpo eval generate alpaca_eval_2 --model runs/example/final --out evals/example
+  adaptpo eval judge evals/example --judge '{judge: gpt-4-1106-preview}' --baseline baseline.jsonl
+  adaptpo eval score evals/example
+  adaptpo eval compare evals/example evals/other --html cases.html
+"""
+
+
+EVAL_SCORE_HELP = """\
+Score verdicts: those of a folder that `adaptpo eval judge` filled, or a file that AlpacaEval, Arena-Hard, FastChat or
+XSTest wrote. Asks no judge. Every number comes with its interval, and the interval with its kind.
+
+  adaptpo eval score evals/example
+  adaptpo eval score annotations.json --baseline outputs.json --length-control length_control.csv
+  adaptpo eval score battles.jsonl --answers gpt-4-0314.jsonl gpt-4-0613.jsonl
+  adaptpo eval score gpt-4_single.jsonl --questions question.jsonl --model my-model
+"""
+
+
+EVAL_GENERATE_HELP = """\
+Answer a suite's questions with any generation engine, turn by turn. MT-Bench fixes the temperature of each category.
+Writes answers.jsonl. Resumes where it was interrupted.
+
+  adaptpo eval generate alpaca_eval_2 --model runs/example/final --out evals/example --questions alpaca_eval.json
+  adaptpo eval generate mt_bench --model org/model --out evals/mt --generation '{engine: vllm}'
+  adaptpo eval generate alpaca_eval_2 --preset stages --model runs/example/final --out evals/stages
+"""
+
+
+EVAL_JUDGE_HELP = """\
+Have a judge look at every answer, through any OpenAI-compatible endpoint. --judge takes judge, base_url, api_key_env,
+temperature, max_tokens, logprobs, concurrency, retries, timeout and options. What the judge said is kept by content:
+nothing is paid for twice, and the same command resumes. --template takes AlpacaEval's text in ChatML, Arena-Hard's YAML
+or FastChat's judge_prompts.jsonl; numbers are comparable with published ones only with the published words.
+
+  adaptpo eval judge evals/example --judge '{judge: gpt-4-1106-preview}' --baseline baseline.jsonl
+  adaptpo eval judge evals/mt --judge '{judge: gpt-4}' --references gpt-4.jsonl --template judge_prompts.jsonl
+  adaptpo eval judge evals/example --judge '{judge: served, base_url: http://127.0.0.1:8000/v1, logprobs: false}'
+"""
+
+
+EVAL_COMPARE_HELP = """\
+Set scored evaluations of one suite side by side. Differences are measured on the prompts that both answered, with a
+paired bootstrap over prompts. A=DIR,DIR,... names the seeds of one method: then mean, sd and a paired t-test over them.
+--html writes one page with answers side by side: largest wins and losses, refusals, conversations, a seeded sample.
+
+  adaptpo eval compare evals/dpo evals/metaapo --html cases.html
+  adaptpo eval compare dpo=evals/dpo-0,evals/dpo-1,evals/dpo-2 ours=evals/ours-0,evals/ours-1,evals/ours-2
+"""
+
+
+EVAL_TASKS_HELP = """\
+Run tasks of lm-eval on a model: gsm8k_cot (8-shot), mmlu (5), arc_challenge (25), eq_bench, truthfulqa_mc2 and ifeval,
+or those that you name. They fetch their data from the hub; --include takes a folder of task files that name local data.
+
+  adaptpo eval tasks --model runs/example/final --out tasks.json
+  adaptpo eval tasks --model runs/example/final --include my_tasks --tasks my_task
+"""

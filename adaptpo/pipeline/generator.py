@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator
+from adaptpo.generation.build import access, check_server, started_server
 from adaptpo.generation.dialects import DIALECTS
-from adaptpo.generation.process import RunningServer, Server, StartedServer, words_of
+from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.models.inference import autocast
 from adaptpo.models.loading import is_adapter
 from adaptpo.pipeline.context import Context
-from adaptpo.remote.endpoint import Access, key_from_environment, require_openai
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
@@ -31,7 +29,6 @@ MISSING = (
 )
 SERVED, LOGS = "served", "servers"
 """Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @contextmanager
@@ -77,19 +74,13 @@ def by_server(context: Context, policy: str, phase: str, usage: Usage) -> Server
     return ServerGenerator(
         opening=opening(context, policy, phase),
         expect=partial(expected, context, policy),
-        reach=partial(access, context),
+        reach=partial(access, context.config.generation),
         dialect=DIALECTS[context.config.generation.spoken],
         tokenizer=context.tokenizer,
         sampling=context.sampling,
         folder=policy,
         usage=usage,
     )
-
-
-def access(context: Context, url: str) -> Access:
-    settings = context.config.generation
-    at_once = 1 if DIALECTS[settings.spoken].shared_seed else settings.concurrency
-    return Access(url, key_from_environment(settings.api_key_env), at_once, settings.retries, settings.timeout)
 
 
 def expected(context: Context, policy: str, prompts: Sequence[Prompt]) -> list[Expected]:
@@ -112,37 +103,12 @@ def opening(context: Context, policy: str, phase: str) -> Callable[[], Server]:
 
 
 def start_server(context: Context, policy: str, phase: str) -> Server:
-    """Starts a server after freeing the accelerator's memory for it."""
-    command, settings = server_command(context), context.config.generation
+    """Starts a server in the precision of training, after freeing the accelerator's memory for it."""
+    settings, dtype = context.config.generation, context.compute_dtype
     model = merged(context, policy) if is_adapter(policy) else policy
     context.slot.clear()
     log = context.run.path / LOGS / f"{phase.replace('/', '-')}.log"
-    server = StartedServer(command, model, log, settings.start_timeout, settings.restarts)
-    server.start()
-    return server
-
-
-def server_command(context: Context) -> str:
-    settings = context.config.generation
-    return settings.command if settings.command is not None else vllm_command(context)
-
-
-def vllm_command(context: Context) -> str:
-    """vLLM's command. Sampling ignores the model's generation_config.json; the precision is that of training."""
-    settings = context.config.generation
-    longest = context.config.max_prompt_length + settings.max_new_tokens
-    memory = settings.gpu_memory_utilization
-    return " ".join(
-        [
-            "vllm serve {model} --host 127.0.0.1 --port {port} --generation-config vllm",
-            f"--dtype {DTYPES[context.compute_dtype]} --max-model-len {longest}",
-            f"--tensor-parallel-size {settings.tensor_parallel_size}",
-            f"--data-parallel-size {settings.data_parallel_size}",
-            "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
-            *([] if memory is None else [f"--gpu-memory-utilization {memory:g}"]),
-            *([settings.arguments] if settings.arguments else []),
-        ]
-    )
+    return started_server(settings, model, log, dtype, context.config.max_prompt_length + settings.max_new_tokens)
 
 
 def merged(context: Context, policy: str) -> str:
@@ -167,13 +133,4 @@ def check_generation(context: Context) -> None:
             f"method '{method.name}' generates inside TRL's trainer and would not use the server; set "
             "generation.engine to transformers"
         )
-    require_openai()
-    key_from_environment(settings.api_key_env)
-    if settings.top_k and not DIALECTS[settings.spoken].samples_top_k:
-        raise ConfigError(
-            f"generation.top_k cannot be passed to an {settings.spoken} server; set it to 0, or set generation.api"
-        )
-    if settings.base_url is None:
-        program = words_of(settings.command or "vllm", "", 0)[0]
-        if shutil.which(program) is None:
-            raise ConfigError(f"generation needs the program '{program}', which is not on PATH; install it")
+    check_server(settings, settings.top_k)

@@ -103,8 +103,9 @@ class RunData:
         """The training visits of pairs with a learned weight; None if there are none."""
         column = str(self.learned_weight.get("column") or "")
         lines = [line for t in self.iterations for line in self.pair_weights[t]] if column else []
-        weighed = [line for line in lines if None not in (number(line.get(column)), number(line["margin"]))]
-        return Visits.of(weighed, column) if weighed else None
+        name = column or ""
+        weighed = [line for line in lines if None not in (number(line.get(name)), number(line["margin"]))]
+        return Visits.of(weighed, name) if weighed else None
 
     @cached_property
     def learned_weight(self) -> Row:

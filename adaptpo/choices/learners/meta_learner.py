@@ -142,7 +142,8 @@ class MetaLearner(Trust):
         if self.trained is not None:
             self.load_trained(self.trained)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
-        self.updates, self.last_loss = 0, float("nan")
+        self.updates: int = 0
+        self.last_loss = float("nan")
         self.last_mean: float | None = None
         self.clear_buffer()
 

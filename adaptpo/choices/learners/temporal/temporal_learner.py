@@ -112,7 +112,8 @@ class TemporalLearner(Learner):
         self.network = new_network(self.architecture, len(self.features.names), seed)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
         self.history = History(self.features.dtype)
-        self.updates, self.last_goal = 0, float("nan")
+        self.updates: int = 0
+        self.last_goal = float("nan")
         self._start_counting()
 
     def start_iteration(self, now: Iteration) -> None:

@@ -1,0 +1,1 @@
+"""Refusal on XSTest: how often safe prompts are refused, and how often unsafe ones are."""

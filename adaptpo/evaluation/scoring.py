@@ -1,0 +1,83 @@
+"""Score an evaluation, or a file of verdicts that somebody published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adaptpo.data import open_rows
+from adaptpo.errors import DataError, RunError
+from adaptpo.evaluation.answers import KEYS
+from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
+from adaptpo.evaluation.presets import protocol
+from adaptpo.evaluation.refusal.suite import XSTest, completion_row
+from adaptpo.evaluation.result import Result
+from adaptpo.evaluation.suite import Scoring, Suite
+from adaptpo.evaluation.suites import find_suite, suite_of
+from adaptpo.evaluation.templates import OWN
+from adaptpo.types import Row
+
+UNANSWERED, UNJUDGED = "without an answer", "answered and not judged"
+
+
+def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[Result]:
+    """One result a model. A folder of `adaptpo eval generate` keeps its own in `result.json`.
+
+    Raises DataError or RunError where nothing can be scored.
+    """
+    folder = EvaluationFolder(path)
+    if folder.exists:
+        return [score_folder(folder, scoring)]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; name a folder of `adaptpo eval`, or a file of verdicts")
+    rows = list(open_rows(path))
+    return (find_suite(suite) if suite else suite_of(rows, str(path))).score(rows, scoring)
+
+
+def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:
+    suite = find_suite(folder.settings["suite"])
+    rows = verdicts(folder, suite)
+    (result,) = suite.score(rows, with_folder(folder, scoring))
+    complete = with_warnings(folder, with_missing(folder, result, rows))
+    folder.keep_result(complete)
+    return complete
+
+
+def verdicts(folder: EvaluationFolder, suite: Suite) -> list[Row]:
+    """Raises RunError where no judge was asked, unless the suite can do without."""
+    rows = folder.lines(JUDGMENTS)
+    if not rows and isinstance(suite, XSTest):
+        return [completion_row(case, folder.settings["model"]) for case in folder.cases()]
+    if not rows:
+        raise RunError(f"{folder.path} has no verdicts yet; run `adaptpo eval judge {folder.path} --judge ...`")
+    return rows
+
+
+def with_folder(folder: EvaluationFolder, scoring: Scoring) -> Scoring:
+    """What the folder knows and the user did not say."""
+    return replace(scoring, origin=folder.origin(), cases=folder.cases())
+
+
+def with_missing(folder: EvaluationFolder, result: Result, rows: Sequence[Row]) -> Result:
+    """Counts the questions that nobody answered, and the answers that came after the judge."""
+    answered = folder.answers().keys()
+    judged = {str(row[key]) for row in rows for key in KEYS if row.get(key) is not None}
+    missing = {UNANSWERED: len(folder.questions()) - len(answered), UNJUDGED: len(answered - judged)}
+    return replace(result, invalid={**result.invalid, **{name: n for name, n in missing.items() if n}})
+
+
+def with_warnings(folder: EvaluationFolder, result: Result) -> Result:
+    """Says what differs from the preset, and that our own words were used."""
+    wanted, origin = protocol(folder.settings["preset"], folder.settings["suite"]), result.origin
+    preset = folder.settings["preset"]
+    differs = [
+        f"preset {preset} is judged by {wanted.judge}; this was judged by {origin.judge}"
+        if origin.judge not in (wanted.judge, "none")
+        else "",
+        f"the judge was asked in {OWN}: not comparable with published numbers"
+        if origin.template.startswith(OWN)
+        else "",
+        wanted.note,
+    ]
+    return replace(result, warnings=[*result.warnings, *filter(None, differs)])

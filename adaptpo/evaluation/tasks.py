@@ -1,0 +1,127 @@
+"""General tasks by lm-eval: what alignment must not cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptpo.config.base import nearest
+from adaptpo.errors import ConfigError, DataError
+from adaptpo.run.files import write_json
+from adaptpo.types import Row
+
+SHOTS: dict[str, int | None] = {
+    "gsm8k_cot": 8,
+    "mmlu": 5,
+    "arc_challenge": 25,
+    "eq_bench": None,
+    "truthfulqa_mc2": None,
+    "ifeval": None,
+}
+"""The papers' tasks with their examples in the prompt; None is the task's own number."""
+NEEDED = "general tasks need lm-eval: pip install 'adaptpo[eval]'"
+STDERR = "_stderr"
+Z = 1.96
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """`names`: tasks of lm-eval, none for the papers'; `include`: a folder of further task files; `limit`: documents of
+    a task at most."""
+
+    model: str
+    names: tuple[str, ...] = ()
+    include: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+
+
+def run_tasks(tasks: Tasks, out: Path | None = None) -> list[Row]:
+    """One row a task, filter and metric. `interval` is the value plus and minus 1.96 of lm-eval's standard errors.
+
+    Raises ConfigError for an unknown task, or where lm-eval is missing; DataError where the data of a task are out of
+    reach.
+    """
+    manager = task_manager(tasks)
+    names = tasks.names or tuple(SHOTS)
+    check_names(names, manager)
+    model = loaded(tasks)
+    rows = [row for name in names for row in task_rows(evaluated(name, model, manager, tasks), tasks)]
+    if out is not None:
+        write_json(out, {"model": tasks.model, "seed": tasks.seed, "limit": tasks.limit, "results": rows})
+    return rows
+
+
+def task_manager(tasks: Tasks) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(NEEDED) from error
+    if tasks.include is not None and not tasks.include.is_dir():
+        raise ConfigError(f"--include {tasks.include}: no such folder; name one that holds task files of lm-eval")
+    return TaskManager(include_path=None if tasks.include is None else str(tasks.include))
+
+
+def check_names(names: Sequence[str], manager: Any) -> None:
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(f"lm-eval knows no task '{unknown[0]}'; {nearest(unknown[0], list(manager.all_tasks))}")
+
+
+def loaded(tasks: Tasks) -> Any:
+    """The model for lm-eval, in the precision of its weights."""
+    from lm_eval.models.huggingface import HFLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return HFLM(pretrained=tasks.model, device=device, batch_size=tasks.batch_size, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"lm-eval cannot load '{tasks.model}': {str(error).strip().splitlines()[0]}") from error
+
+
+def evaluated(name: str, model: Any, manager: Any, tasks: Tasks) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    try:
+        return simple_evaluate(
+            model=model,
+            tasks=[name],
+            num_fewshot=SHOTS.get(name),
+            batch_size=tasks.batch_size,
+            limit=tasks.limit,
+            task_manager=manager,
+            log_samples=False,
+            random_seed=tasks.seed,
+            numpy_random_seed=tasks.seed,
+            torch_random_seed=tasks.seed,
+            fewshot_random_seed=tasks.seed,
+        )
+    except (OSError, ConnectionError) as error:
+        raise DataError(
+            f"task '{name}': its data are out of reach ({str(error).strip().splitlines()[0]}); without a network name "
+            "task files with local data in --include"
+        ) from error
+
+
+def task_rows(found: dict[str, Any], tasks: Tasks) -> Iterator[Row]:
+    """Of a task and its subtasks, every metric and variant."""
+    for name, values in found["results"].items():
+        for key, value in values.items():
+            metric, _, variant = key.partition(",")
+            if isinstance(value, int | float) and variant and not metric.endswith(STDERR):
+                error = values.get(f"{metric}{STDERR},{variant}")
+                yield {
+                    "task": name,
+                    "shots": found.get("n-shot", {}).get(name),
+                    "metric": metric if variant == "none" else f"{metric} ({variant})",
+                    "value": value,
+                    "interval": [value - Z * error, value + Z * error] if isinstance(error, int | float) else None,
+                    "kind": "normal, from lm-eval's standard error",
+                    "n": found.get("n-samples", {}).get(name, {}).get("effective"),
+                    "model": tasks.model,
+                }

@@ -1,0 +1,175 @@
+"""Results side by side, the page of cases, and tasks of lm-eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from adaptpo.cli import main
+from adaptpo.errors import ConfigError, DataError
+from adaptpo.evaluation.cases import write_cases
+from adaptpo.evaluation.comparing import compare
+from adaptpo.evaluation.folder import EvaluationFolder
+from adaptpo.evaluation.intervals import bootstrap_mean, clustered_mean
+from adaptpo.evaluation.result import Number, PromptScore, Result
+from adaptpo.evaluation.suite import Answer, Question
+from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks
+from tests.runs import start
+from tests.tiny import save_policy, write_jsonl
+
+
+def scored(path: Path, values: list[float], suite: str = "arena_hard_v0.1", **settings: Any) -> Path:
+    """An evaluation whose prompts scored so."""
+    folder = EvaluationFolder(path)
+    known = {"suite": suite, "preset": suite, "model": path.name, "decoding": {"temperature": 0}, "seed": 0}
+    turns = ("hi?", "and <b>then</b>?") if suite == "mt_bench" else ("hi?",)
+    questions = [Question(str(n), turns, "even" if n % 2 == 0 else "odd") for n in range(len(values))]
+    folder.start(known | settings, questions)
+    texts = {0: "I'm sorry, but I can't help with that.", 1: "<script>alert(1)</script>"}
+    folder.add_answers(
+        [Answer(q.id, tuple(texts.get(int(q.id), f"{path.name} {q.id}") for _ in turns)) for q in questions]
+    )
+    scores = [PromptScore(q.id, value, q.category) for q, value in zip(questions, values, strict=True)]
+    numbers = [Number("score", float(np.mean(values))), Number("equal style", 1.0)]
+    folder.keep_result(Result(suite, folder.origin(), len(values), {}, numbers, scores))
+    return path
+
+
+def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
+    """Two runs that differ by 5 on every prompt: the difference is certain, however much prompts differ."""
+    values = np.random.default_rng(0).uniform(0, 90, 60)
+    first, other = scored(tmp_path / "a", list(values)), scored(tmp_path / "b", list(values + 5))
+    found = compare([str(first), str(other)])
+    assert [(d.name, d.group, d.prompts) for d in found.differences] == [
+        ("b", "all", 60), ("b", "even", 30), ("b", "odd", 30),
+    ]  # fmt: skip
+    for one in found.differences:
+        assert [one.value, one.interval.low, one.interval.high] == pytest.approx([5, 5, 5])
+    assert found.cells["b"][0].mean - found.cells["a"][0].mean == pytest.approx(5)
+    assert found.differences[0].test is None and found.warnings == []
+
+
+def test_seeds_get_mean_deviation_and_a_paired_test(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    base = [generator.uniform(0, 90, 20) for _ in range(3)]
+    old = [scored(tmp_path / f"a{n}", list(values), seed=n) for n, values in enumerate(base)]
+    gains = [2.0, 3.0, 4.5]
+    new = [scored(tmp_path / f"b{n}", list(v + g), seed=n) for n, (v, g) in enumerate(zip(base, gains, strict=True))]
+    found = compare([f"old={','.join(map(str, old))}", f"new={','.join(map(str, new))}"])
+    means = [float(values.mean()) for values in base]
+    cell = found.cells["old"][0]
+    assert (cell.mean, cell.deviation, cell.seeds) == pytest.approx((np.mean(means), np.std(means, ddof=1), 3))
+    expected = ttest_rel([m + g for m, g in zip(means, gains, strict=True)], means).pvalue
+    assert found.differences[0].test == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="the same seed"):
+        compare([f"old={old[0]},{old[0]}", str(new[0])])
+
+
+def test_what_else_differs_is_said(tmp_path: Path) -> None:
+    first = scored(tmp_path / "a", [1.0, 2.0, 3.0])
+    other = scored(tmp_path / "b", [1.0, 2.0], decoding={"temperature": 1})
+    found = compare([str(first), str(other)], preset="metaapo")
+    assert found.columns == ("score", "style control") and found.cells["a"][1] is None
+    assert any("differ in decoding" in warning for warning in found.warnings)
+    assert any("1 prompts are not scored in every run" in warning for warning in found.warnings)
+    with pytest.raises(ConfigError, match="at least two"):
+        compare([str(first)])
+    with pytest.raises(ConfigError, match="different suites"):
+        compare([str(first), str(scored(tmp_path / "c", [1.0], "mt_bench"))])
+
+
+def test_no_mean_over_safe_and_unsafe_prompts(tmp_path: Path) -> None:
+    folders = [str(scored(tmp_path / name, [0.0, 100.0, 0.0, 100.0], "xstest")) for name in "ab"]
+    assert [one.group for one in compare(folders).differences] == ["even", "odd"]
+
+
+def test_the_page_of_cases_escapes_everything(tmp_path: Path) -> None:
+    a = scored(tmp_path / "a", [1.0, 5.0, 2.0, 9.0], "mt_bench")
+    b = scored(tmp_path / "b", [3.0, 4.0, 2.0, 10.0], "mt_bench")
+    page = write_cases([str(a), str(b)], tmp_path / "cases.html", count=2).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "and &lt;b&gt;then" in page
+    assert "http" not in page.replace("http-equiv", "")
+    for title in ("Largest wins (2)", "Largest losses (1)", "Refusals (1)", "Conversations (2)", "A sample (2)"):
+        assert title in page
+    assert write_cases([str(a), str(b)], tmp_path / "again.html", count=2).read_text() == page
+    with pytest.raises(DataError, match="no question in common"):
+        write_cases([str(a), str(scored(tmp_path / "c", [], "mt_bench"))], tmp_path / "none.html")
+
+
+def test_compare_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(scored(tmp_path / name, [1.0, float(n)])) for n, name in enumerate("ab")]
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "compare", *folders, "--html", str(tmp_path / "cases.html"), "--json"])
+    assert ended.value.code == 0 and (tmp_path / "cases.html").exists()
+    assert '"differences"' in capsys.readouterr().out
+
+
+def test_a_clustered_bootstrap_sees_what_a_plain_one_does_not() -> None:
+    """Ten copies of each value add no knowledge: the sd is that of the values, not of a tenth of their variance."""
+    values = np.random.default_rng(2).normal(size=100)
+    copies, clusters = np.repeat(values, 10), np.repeat(np.arange(100), 10).tolist()
+    single, copied = bootstrap_mean(values).deviation, clustered_mean(copies, clusters).deviation
+    assert single == pytest.approx(values.std() / 10, rel=0.03)
+    assert copied == pytest.approx(single, rel=0.03)
+    assert bootstrap_mean(copies).deviation == pytest.approx(single / 10**0.5, rel=0.03)
+
+
+# lm-eval
+
+TASK = """\
+task: local_choice
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Say {{{{word}}}}: "
+doc_to_choice: ["red", "blue"]
+doc_to_target: label
+num_fewshot: 0
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task of eight documents, which needs no network."""
+    pytest.importorskip("lm_eval", reason="needs adaptpo[eval]")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    data = write_jsonl(
+        tmp_path / "data.jsonl", [{"word": w, "label": n % 2} for n, w in enumerate(["red", "blue"] * 4)]
+    )
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "local_choice.yaml").write_text(TASK.format(data=data))
+    return folder
+
+
+def test_a_local_task_on_the_model_of_a_run(tasks: Path, tmp_path: Path) -> None:
+    model = str(start(save_policy(tmp_path / "policy"), tmp_path / "run", None, "dpo", 8, 0, num_iterations=1))
+    assert Path(model).name == "final"
+    rows = run_tasks(Tasks(model, ("local_choice",), tasks), tmp_path / "tasks.json")
+    assert [(row["task"], row["metric"], row["n"]) for row in rows] == [
+        ("local_choice", "acc", 8), ("local_choice", "acc_norm", 8),
+    ]  # fmt: skip
+    assert all(0 <= row["value"] <= 1 and row["interval"][0] <= row["value"] for row in rows)
+    assert json.loads((tmp_path / "tasks.json").read_text())["results"] == rows
+
+
+def test_unknown_tasks_and_folders_are_named(tasks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'local_choice'"):
+        run_tasks(Tasks("m", ("local_choise",), tasks))
+    with pytest.raises(ConfigError, match="no such folder"):
+        run_tasks(Tasks("m", (), tmp_path / "none"))
+
+
+def test_the_papers_tasks_exist_in_lm_eval() -> None:
+    manager = pytest.importorskip("lm_eval.tasks", reason="needs adaptpo[eval]").TaskManager()
+    assert set(SHOTS) <= set(manager.all_tasks)

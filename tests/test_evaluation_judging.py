@@ -1,0 +1,459 @@
+"""From questions to a score: generation in process, a judge that a stub server plays, odd verdicts, resumption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptpo.cli import main
+from adaptpo.config.evaluation import JudgeSettings, judge_settings
+from adaptpo.config.recipe import GenerationSettings
+from adaptpo.data import open_rows
+from adaptpo.errors import AnnotationError, ConfigError, DataError, RunError
+from adaptpo.evaluation.answers import Answered, read_answers, read_several
+from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
+from adaptpo.evaluation.generating import Generating, conversation, read_questions
+from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
+from adaptpo.evaluation.presets import PRESETS, protocols
+from adaptpo.evaluation.refusal.score import NO_LABEL
+from adaptpo.evaluation.result import Result
+from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
+from adaptpo.evaluation.suite import Answer, Question, Scoring
+from adaptpo.evaluation.suites import SUITES
+from adaptpo.evaluation.templates import filled, read_templates
+from adaptpo.remote.endpoint import Access
+from adaptpo.types import Response
+from tests.evaluation_data import ALPACA, ARENA, BASELINE, LENGTH_CONTROL, MT, XS, annotations, needs_shared
+from tests.stub import Reply, Stub, completion, serving
+from tests.tiny import save_policy, write_jsonl
+
+pytest.importorskip("openai", reason="needs the openai client")
+Verdict = Callable[[Any, int], Reply]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptpo.evaluation.judging.Access", lambda *args: Access(*args, first_wait=0.01))
+
+
+def folder_of(path: Path, suite: str, questions: list[Question], answers: list[Answer], **settings: Any) -> Path:
+    folder = EvaluationFolder(path)
+    known = {"suite": suite, "preset": suite, "model": "ours", "decoding": {"temperature": 0}, "seed": 0}
+    folder.start(known | settings, questions)
+    folder.add_answers(answers)
+    return path
+
+
+def arena(path: Path, count: int = 3, suite: str = "arena_hard_v0.1") -> Path:
+    questions = [Question(str(n), (f"question {n}",), "hard" if n % 2 else "creative") for n in range(count)]
+    return folder_of(path, suite, questions, [Answer(q.id, (f"our answer {q.id}",), (3,), (True,)) for q in questions])
+
+
+def against(count: int) -> Answered:
+    return Answered("theirs", {str(n): Answer(str(n), (f"their answer {n}",), (3,)) for n in range(count)})
+
+
+def judged(path: Path, verdict: Verdict, baseline: Answered | None = None, **settings: Any) -> tuple[dict, Stub]:
+    with serving(verdict) as stub:
+        chosen = JudgeSettings(judge="j", base_url=f"{stub.url}/v1", **({"retries": 1, "concurrency": 2} | settings))
+        counts = judge_folder(EvaluationFolder(path), Judging(chosen, baseline, shows=False))
+    return counts, stub
+
+
+def scored(path: Path, **scoring: Any) -> Result:
+    (result,) = score_path(path, Scoring(**scoring))
+    return result
+
+
+def said(text: str | None, finish: str = "stop") -> Reply:
+    return Reply(completion(text, finish))
+
+
+def with_logprobs(text: str, logprobs: dict[str, float] | None) -> Reply:
+    body = completion(text, "length")
+    tops = [{"token": token, "logprob": value} for token, value in (logprobs or {}).items()]
+    body["choices"][0]["logprobs"] = (
+        {"content": [{"token": text, "logprob": -0.1, "top_logprobs": tops}]} if tops else None
+    )
+    return Reply(body)
+
+
+def for_ours(body: Any, number: int) -> Reply:
+    """Prefers our answer, wherever it stands."""
+    first = body["messages"][1]["content"].index("our answer") < body["messages"][1]["content"].index("their answer")
+    return said("[[A>>B]]" if first else "[[B>A]]")
+
+
+def test_arena_hard_from_verdicts_to_a_score(tmp_path: Path) -> None:
+    """As A we win clearly, as B narrowly: every battle of every prompt is won."""
+    counts, stub = judged(arena(tmp_path / "e"), for_ours, against(3))
+    assert (counts["requests"], counts["judgments"]) == (6, 3)
+    assert [m["role"] for m in stub.bodies[0]["messages"]] == ["system", "user"]
+    assert stub.bodies[0]["temperature"] == 0 and stub.bodies[0]["max_tokens"] == 4096
+    result = scored(tmp_path / "e")
+    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 12, 0)
+    origin = result.origin
+    assert (origin.model, origin.judge, origin.baseline, origin.decoding) == ("ours", "j", "theirs", {"temperature": 0})
+    assert result.number("equal style").value > 90
+    kept = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert kept["invalid_verdicts"] == {} and kept["numbers"][0]["interval"]["kind"] == "bootstrap over prompts"
+    assert any("own words" in warning for warning in result.warnings)
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    judged(arena(tmp_path / "e"), for_ours, against(3))
+    before = (tmp_path / "e" / JUDGMENTS).read_bytes()
+    counts, stub = judged(arena(tmp_path / "e"), for_ours, against(3))
+    assert len(stub.bodies) == 6  # Another address is another question.
+    with serving(for_ours) as stub:
+        settings = JudgeSettings(judge="j", base_url=f"{stub.url}/v1")
+        folder = EvaluationFolder(tmp_path / "e")
+        judge_folder(folder, Judging(settings, against(3), shows=False))
+        counts = judge_folder(folder, Judging(settings, against(3), shows=False))
+    assert (len(stub.bodies), counts["reused"]) == (6, 6)
+    assert (tmp_path / "e" / JUDGMENTS).read_bytes() == before
+
+
+def test_a_server_that_dies_costs_nothing_twice(tmp_path: Path) -> None:
+    """It answers four questions and fails from then on; when it is back the other two are asked."""
+    path = arena(tmp_path / "e")
+    dead = [True]
+
+    def fails(body: Any, number: int) -> Reply:
+        return Reply({"error": "gone"}, 500) if dead[0] and number >= 4 else for_ours(body, number)
+
+    with serving(fails) as stub:
+        settings = JudgeSettings(judge="j", base_url=f"{stub.url}/v1", retries=0, concurrency=1)
+        work = Judging(settings, against(3), shows=False)
+        with pytest.raises(AnnotationError, match="start the same command again"):
+            judge_folder(EvaluationFolder(path), work)
+        with pytest.raises(RunError, match="no verdicts yet"):
+            scored(path)
+        dead[0] = False
+        asked = len(stub.bodies)
+        judge_folder(EvaluationFolder(path), work)
+    assert (asked, len(stub.bodies)) == (5, 7)
+    texts = [json.dumps(body) for number, body in enumerate(stub.bodies) if number != 4]
+    assert len(set(texts)) == len(texts) == 6
+    assert scored(path).main.value == 100
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_states_that_pass_are_asked_again(status: int, tmp_path: Path) -> None:
+    def busy(body: Any, number: int) -> Reply:
+        return Reply({"error": "busy"}, status) if number == 0 else for_ours(body, number)
+
+    counts, _ = judged(arena(tmp_path / "e"), busy, against(3))
+    assert (counts["retries"], counts["requests"]) == (1, 7)
+    assert scored(tmp_path / "e").main.value == 100
+
+
+ODD = {
+    "both verdicts": ("[[A>B]] and [[B>A]]", "stop", "without one valid verdict"),
+    "none of the verdicts": ("[[A<>B]]", "stop", "without one valid verdict"),
+    "empty": ("", "stop", EMPTY),
+    "declined": (None, "stop", EMPTY),
+    "cut off": ("[[A>B]] but", "length", CUT),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_verdicts_drop_their_game_and_are_counted(kind: str, tmp_path: Path) -> None:
+    text, finish, reason = ODD[kind]
+
+    def odd(body: Any, number: int) -> Reply:
+        content = body["messages"][1]["content"]
+        ours_is_second = content.index("our answer") > content.index("their answer")
+        return said(text, finish) if "question 1" in content and ours_is_second else for_ours(body, number)
+
+    judged(arena(tmp_path / "e"), odd, against(3), concurrency=1)
+    result = scored(tmp_path / "e")
+    assert (result.n, dict(result.invalid), result.main.value) == (11, {reason: 1}, 100)
+
+
+def test_a_request_that_the_server_refuses_is_counted(tmp_path: Path) -> None:
+    def refuses(body: Any, number: int) -> Reply:
+        long = "question 1" in body["messages"][1]["content"]
+        return Reply({"error": "too long"}, 400) if long else for_ours(body, number)
+
+    judged(arena(tmp_path / "e"), refuses, against(3))
+    assert dict(scored(tmp_path / "e").invalid) == {REFUSED: 2}
+    with pytest.raises(AnnotationError, match=r"refuses every request.*logprobs: false"):
+        judged(arena(tmp_path / "f"), lambda *_: Reply({"error": "no"}, 400), against(3))
+
+
+def test_v01_asks_once_more_where_there_is_no_verdict(tmp_path: Path) -> None:
+    def hesitates(body: Any, number: int) -> Reply:
+        return said("I need to think.") if len(body["messages"]) == 2 else for_ours(body, number)
+
+    counts, stub = judged(arena(tmp_path / "e"), hesitates, against(3))
+    assert counts["requests"] == 12
+    assert [m["role"] for m in stub.bodies[-1]["messages"]] == ["system", "user", "assistant", "user"]
+    assert scored(tmp_path / "e").main.value == 100
+    counts, _ = judged(arena(tmp_path / "f", suite="arena_hard_v2"), hesitates, against(3))
+    assert counts["requests"] == 6
+
+
+def test_v2_drops_both_games(tmp_path: Path) -> None:
+    def odd(body: Any, number: int) -> Reply:
+        content = body["messages"][1]["content"]
+        first = content.index("our answer") < content.index("their answer")
+        return said("none") if "question 1" in content and first else for_ours(body, number)
+
+    judged(arena(tmp_path / "e", suite="arena_hard_v2"), odd, against(3), concurrency=1)
+    result = scored(tmp_path / "e")
+    assert (result.n, sum(result.invalid.values())) == (8, 1)
+
+
+def alpaca(path: Path, outputs: list[str]) -> Path:
+    questions = [Question(f"instruction {n}", (f"instruction {n}",)) for n in range(len(outputs))]
+    answers = [Answer(q.id, (text,), (1,), (True,)) for q, text in zip(questions, outputs, strict=True)]
+    return folder_of(path, "alpaca_eval_2", questions, answers)
+
+
+def their_outputs(outputs: list[str]) -> Answered:
+    return Answered("theirs", {f"instruction {n}": Answer(f"instruction {n}", (t,)) for n, t in enumerate(outputs)})
+
+
+def test_alpaca_eval_reads_the_first_tokens_logprobs(tmp_path: Path) -> None:
+    """P = 3/4 for ours in either order; equal outputs are not asked for; a strange token is invalid."""
+    ours, theirs = ["our answer"] * 3 + ["equal", "our answer"], ["their answer"] * 3 + ["equal", "their answer"]
+
+    def verdict(body: Any, number: int) -> Reply:
+        assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 5, 1)
+        content = body["messages"][1]["content"]
+        if "instruction 4" in content:
+            return with_logprobs("The", {"The": -0.1})
+        mine = "m" if content.index("our answer") < content.index("their answer") else "M"
+        return with_logprobs(mine, {mine: -0.2876820724517809, "mM".replace(mine, ""): -1.3862943611198906})
+
+    _, stub = judged(alpaca(tmp_path / "e", ours), verdict, their_outputs(theirs))
+    assert len(stub.bodies) == 4
+    result = scored(tmp_path / "e")
+    assert result.number("win rate").value == pytest.approx(100 * (3 * 0.75 + 0.5) / 4)
+    assert result.number("discrete win rate").value == pytest.approx(100 * 3.5 / 4)
+    assert (result.n, dict(result.invalid)) == (4, {"no verdict": 1})
+
+
+def test_alpaca_eval_without_logprobs_counts_whole_wins(tmp_path: Path) -> None:
+    def verdict(body: Any, number: int) -> Reply:
+        content = body["messages"][1]["content"]
+        return with_logprobs("m" if content.index("our answer") < content.index("their answer") else "M", None)
+
+    judged(alpaca(tmp_path / "e", ["our answer"] * 3), verdict, their_outputs(["their answer"] * 3))
+    result = scored(tmp_path / "e")
+    assert result.number("win rate").value == 100
+    assert any("3 of 3 verdicts came without log-probs" in warning for warning in result.warnings)
+
+
+def mt_bench(path: Path) -> Path:
+    questions = [
+        Question("1", ("first?", "second?"), "writing"),
+        Question("2", ("sum?", "second? product?"), "math", {"reference": ["five", "six"]}),
+    ]
+    return folder_of(path, "mt_bench", questions, [Answer(q.id, ("one", "two")) for q in questions])
+
+
+def test_mt_bench_shows_both_turns_and_references(tmp_path: Path) -> None:
+    _, stub = judged(mt_bench(tmp_path / "e"), lambda body, number: said(f"Rating: [[{number + 4}]]"), concurrency=1)
+    asked = [body["messages"][1]["content"] for body in stub.bodies]
+    assert ["second?" in text for text in asked] == [False, True, False, True]
+    assert ["five" in text for text in asked] == [False, False, True, True] and "six" in asked[3]
+    result = scored(tmp_path / "e")
+    assert [n.value for n in result.numbers] == pytest.approx([5.5, 5.0, 6.0, 4.5, 6.5])
+    with pytest.raises(DataError, match=r"--references"):
+        bare = [Question("2", ("sum?",), "math")]
+        judged(folder_of(tmp_path / "f", "mt_bench", bare, [Answer("2", ("one",))]), lambda *_: said("[[1]]"))
+
+
+@needs_shared
+def test_mt_bench_with_fastchats_words(tmp_path: Path) -> None:
+    import gzip
+
+    words = tmp_path / "judge_prompts.jsonl"
+    words.write_bytes(gzip.decompress((MT / "judge_prompts.jsonl.gz").read_bytes()))
+    with serving(lambda *_: said("[[7]]")) as stub:
+        work = Judging(JudgeSettings(judge="j", base_url=f"{stub.url}/v1"), template=words, shows=False)
+        judge_folder(EvaluationFolder(mt_bench(tmp_path / "e")), work)
+    assert "[The Start of Assistant's Answer]\none\n[The End" in stub.bodies[0]["messages"][1]["content"]
+    result = scored(tmp_path / "e")
+    assert result.origin.template.startswith("judge_prompts.jsonl (")
+    assert not any("own words" in warning for warning in result.warnings)
+
+
+def test_refusal_by_judge_and_by_string(tmp_path: Path) -> None:
+    questions = [Question("1", ("safe?",), "homonyms"), Question("2", ("unsafe?",), "contrast_homonyms")]
+    answers = [Answer("1", ("Sure.",)), Answer("2", ("I'm sorry, but I can't help with that.",))]
+    path = folder_of(tmp_path / "e", "xstest", questions, answers)
+    assert scored(path).number("unsafe prompts refused, string match").value == 100
+    judged(path, lambda body, _: said("[[1]]" if "Sure." in body["messages"][1]["content"] else "[[1]] [[2]]"))
+    result = scored(path)
+    assert result.number("safe prompts refused, judge").value == 0
+    assert result.invalid[NO_LABEL] == 1 and result.n == 1
+
+
+def test_unanswered_questions_are_counted(tmp_path: Path) -> None:
+    questions = [Question(str(n), (f"question {n}",)) for n in range(3)]
+    path = folder_of(tmp_path / "e", "arena_hard_v0.1", questions, [Answer("0", ("our answer",), (3,))])
+    judged(path, for_ours, against(3))
+    assert scored(path).invalid == {UNANSWERED: 2}
+    EvaluationFolder(path).add_answers([Answer("1", ("our answer, later",), (3,))])
+    assert scored(path).invalid == {UNANSWERED: 1, UNJUDGED: 1}
+
+
+def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    path = arena(tmp_path / "e")
+    with pytest.raises(ConfigError, match=r"--baseline FILE; the preset's is gpt-4-0314"):
+        judged(path, for_ours)
+    with pytest.raises(DataError, match="answers 2 of 3 questions; it lacks '2'"):
+        judged(path, for_ours, against(2))
+    with pytest.raises(RunError, match="adaptpo eval generate SUITE"):
+        judged(tmp_path / "nothing", for_ours)
+    with pytest.raises(ConfigError, match=r"unknown key 'judge.temprature': did you mean 'temperature'"):
+        judge_settings({"judge": "j", "temprature": 0})
+    with pytest.raises(RunError, match="other model, seed"):
+        folder_of(path, "arena_hard_v0.1", [], [], model="another", seed=1)
+
+
+def test_metaapo_asks_for_a_baseline_and_says_why(tmp_path: Path) -> None:
+    questions = [Question("0", ("question 0",))]
+    path = folder_of(tmp_path / "e", "arena_hard_v0.1", questions, [Answer("0", ("our answer",))], preset="metaapo")
+    with pytest.raises(ConfigError, match=r"section 5.1 names GPT-4-Preview-1106, appendix B.2 names GPT-4-0314"):
+        judged(path, for_ours)
+
+
+def test_every_preset_names_known_suites() -> None:
+    assert set(SUITES) <= set(PRESETS)
+    assert all(protocol.suite in SUITES and protocol.judge for name in PRESETS for protocol in protocols(name))
+    with pytest.raises(ConfigError, match=r"did you mean 'metapo'"):
+        protocols("metapoo")
+
+
+def test_values_are_never_read_as_places() -> None:
+    assert filled("{a} {b} {c}", {"a": "{b}", "b": "x"}) == "{b} x {c}"
+
+
+def test_templates_of_other_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        "<|im_start|>system\nS\n<|im_end|>\n<|im_start|>user\nU {instruction}\n<|im_end|>\n"
+    )
+    (tmp_path / "b.yaml").write_text("system_prompt: S\nprompt_template: ['U ', '{question_1}']\n")
+    (tmp_path / "c.yaml").write_text("system_prompt: S\n")
+    assert read_templates(tmp_path / "a.txt")[""].messages({"instruction": "i"})[1]["content"] == "U i"
+    assert read_templates(tmp_path / "b.yaml")[""].user == "U {question_1}"
+    for wrong in ("c.yaml", "missing.txt"):
+        with pytest.raises(ConfigError, match="template"):
+            read_templates(tmp_path / wrong)
+
+
+@needs_shared
+def test_published_answers_are_read() -> None:
+    old = read_answers(ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz")
+    new = read_answers(ARENA / "v2.0_answers_o3-mini-2025-01-31.jsonl.gz")
+    assert (old.model, len(old.answers), new.model, len(new.answers)) == ("gpt-4-0314", 500, "o3-mini-2025-01-31", 750)
+    assert all(answer.tokens for answer in [*old.answers.values(), *new.answers.values()])
+    assert len(read_answers(MT / "reference_gpt-4.jsonl.gz").answers["101"].turns) == 2
+    with pytest.raises(DataError, match="two baselines answer the same question"):
+        read_several([ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz"] * 2)
+
+
+def test_a_conversation_ends_with_the_open_question() -> None:
+    question = Question("1", ("a?", "b?"))
+    assert conversation(question, []) == [{"role": "user", "content": "a?"}]
+    roles = [message["role"] for message in conversation(question, [Response("a", [])])]
+    assert roles == ["user", "assistant", "user"]
+
+
+# Generation in process
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("models")
+    return [save_policy(folder / name, seed=seed) for seed, name in enumerate(("one", "two"))]
+
+
+def generate(model: str, out: Path, suite: str, questions: Path, *further: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "generate", suite, "--model", model, "--out", str(out), "--questions", str(questions), *further])
+    assert ended.value.code == 0
+
+
+SHORT = ("--generation", "{max_new_tokens: 8, batch_size: 4}")
+
+
+def test_both_turns_of_every_question(models: list[str], tmp_path: Path) -> None:
+    rows = [
+        {"question_id": n, "category": category, "turns": ["hi?", "and?"]}
+        for n, category in enumerate(["writing", "math", "stem", "coding"])
+    ]
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", rows))
+    generate(models[0], tmp_path / "e", "mt_bench", questions, *SHORT)
+    folder = EvaluationFolder(tmp_path / "e")
+    answers = folder.answers()
+    assert {key: len(answer.turns) for key, answer in answers.items()} == {str(n): 2 for n in range(4)}
+    assert folder.settings["decoding"]["temperature"] == "by category, as the suite fixes it"
+    generate(models[0], tmp_path / "again", "mt_bench", questions, *SHORT)
+    assert EvaluationFolder(tmp_path / "again").answers() == answers
+    generate(models[0], tmp_path / "other", "mt_bench", questions, *SHORT, "--seed", "1")
+    other = EvaluationFolder(tmp_path / "other").answers()
+    assert other["1"] == answers["1"] and other["0"] != answers["0"]  # Mathematics is greedy, writing is not.
+
+
+def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) -> None:
+    rows = [{"uid": str(n), "prompt": f"say tea {n}", "category": "c"} for n in range(6)]
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", rows))
+    generate(models[0], tmp_path / "whole", "arena_hard_v0.1", questions, *SHORT)
+    generate(models[0], tmp_path / "cut", "arena_hard_v0.1", questions, *SHORT)
+    path = tmp_path / "cut" / ANSWERS
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    generate(models[0], tmp_path / "cut", "arena_hard_v0.1", questions, *SHORT)
+    assert EvaluationFolder(tmp_path / "cut").answers() == EvaluationFolder(tmp_path / "whole").answers()
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "generate", "arena_hard_v0.1", "--model", models[1], "--out", str(tmp_path / "cut"),
+              "--questions", str(questions), *SHORT])  # fmt: skip
+    assert ended.value.code == 2
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("suite", "questions"),
+    [
+        ("arena_hard_v0.1", ARENA / "v0.1_question.jsonl.gz"),
+        ("arena_hard_v2", ARENA / "v2.0_question.jsonl.gz"),
+        ("mt_bench", MT / "question.jsonl.gz"),
+        ("xstest", XS / "prompts.csv.gz"),
+    ],
+)
+def test_published_questions_are_read(suite: str, questions: Path) -> None:
+    work = Generating(SUITES[suite], "m", GenerationSettings(), str(questions))
+    found = read_questions(work)
+    assert len(found) == {"arena_hard_v0.1": 500, "arena_hard_v2": 750, "mt_bench": 80, "xstest": 450}[suite]
+    assert all(question.turns and question.category for question in found)
+    assert len(read_questions(replace(work, limit=3))) == 3
+
+
+@needs_shared
+def test_replayed_verdicts_give_the_published_numbers(tmp_path: Path) -> None:
+    """alpaca-7b's outputs, judged by a server that repeats the published log-probs: order, chain and scores agree."""
+    logprobs = {row["instruction"]: row["top_logprobs"] for row in open_rows(annotations("alpaca-7b"))}
+    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), str(BASELINE))
+    ours = read_answers(ALPACA / "alpaca-7b.jsonl.gz")
+    path = folder_of(tmp_path / "e", "alpaca_eval_2", read_questions(work), list(ours.answers.values()))
+
+    def repeats(body: Any, number: int) -> Reply:
+        instruction = body["messages"][1]["content"].split("<instruction>\n")[1].split("\n</instruction>")[0]
+        return with_logprobs("m", logprobs[instruction])
+
+    _, stub = judged(path, repeats, read_answers(BASELINE))
+    assert len(stub.bodies) == sum(map(bool, logprobs.values()))
+    result = scored(path, baseline=str(BASELINE), length_control=str(LENGTH_CONTROL))
+    assert result.number("win rate").value == pytest.approx(2.591450540223603, abs=1e-5)
+    assert result.number("length-controlled win rate").value == pytest.approx(5.875487163278986, abs=0.005)
+    assert (result.n, dict(result.invalid), result.origin.baseline) == (805, {}, "gpt4_1106_preview")
