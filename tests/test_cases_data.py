@@ -342,6 +342,11 @@ def test_json_lines_that_leave_out_an_empty_system_text_are_conversations_too() 
     assert [example.prompt for example in iter_examples(rows)] == [[BRIEF, user("a")], [user("b")]]  # type: ignore[union-attr]
 
 
+def test_a_messages_column_that_is_plain_text_is_not_the_prompt() -> None:
+    row = {"messages": "notes", "chosen": "The sky is blue", "rejected": "The sky is green"}
+    assert parts(row) == ("The sky is", " blue", " green")
+
+
 def test_other_columns_stay_for_reward_functions() -> None:
     (example,) = iter_examples([{"system": "be brief", "question": "q", "answer": 3, **RESPONSES}])
     assert example.columns == {"system": "be brief", "question": "q", "answer": 3}  # type: ignore[union-attr]

@@ -221,7 +221,7 @@ def test_alpaca_eval_outputs_and_messages(tmp_path: Path) -> None:
 def test_unusable_sources(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path / "none", "neither a run folder nor a file"),
-        (tmp_path, "is no run folder"),
+        (tmp_path, "is not a run folder"),
         (make_run(tmp_path / "run", ()), "keeps no held-out responses"),
         (Path(write_jsonl(tmp_path / "q.jsonl", [{"question": "x", "response": "y"}])), "lacks the column `prompt`"),
         (Path(write_jsonl(tmp_path / "e.jsonl", [{"prompt": "x", "response": " "}])), "1 x no response"),

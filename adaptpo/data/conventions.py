@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptpo.data.messages import message, normalize_messages, read_text, shared_length
 from adaptpo.data.problems import TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
-from adaptpo.data.stored import Unreadable, is_message, read_literal
+from adaptpo.data.stored import Unreadable, is_message, opens_messages, read_literal
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
 from adaptpo.types import Message, Row, Text
@@ -55,11 +55,15 @@ def has_prompt(row: Row) -> bool:
 
 def prompt_column(row: Row) -> str | None:
     """The column that holds the prompt in the convention of another tool, if the row follows one."""
-    if conversation := next((name for name in CONVERSATIONS if row.get(name)), None):
+    if conversation := next((name for name in CONVERSATIONS if _may_be_messages(row.get(name))), None):
         return conversation
     if "instruction" in row and (is_preference_row(row) or any(name in row for name in BESIDE_INSTRUCTION)):
         return "instruction"
     return "question" if "question" in row and any(name in row for name in SYSTEM) else None
+
+
+def _may_be_messages(value: Any) -> bool:
+    return bool(value) and (isinstance(value, list | dict) or (isinstance(value, str) and opens_messages(value)))
 
 
 def _with_both_responses(row: Row) -> Row:
@@ -98,8 +102,10 @@ def _prompt_elsewhere(row: Row, chosen: Text | None, rejected: Text | None) -> T
     text = read_text(row[name]) if name else None
     if name == "instruction" and isinstance(text, str):
         return "\n".join(part for part in (text, _text_of(row, "input")) if part)
-    if name not in CONVERSATIONS or not isinstance(text, list):
+    if name not in CONVERSATIONS:
         return text
+    if not isinstance(text, list):
+        return None
     replies = [as_turns(response, "assistant") for response in (chosen, rejected) if response is not None]
     return text[:-1] if text[-1:] in replies else text
 

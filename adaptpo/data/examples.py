@@ -52,9 +52,12 @@ def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> 
     - Strings with a `prompt` string are taken as they are.
     - Strings without `prompt` and without turns follow TRL's rule: the prompt is their common beginning, here never
       splitting a word. Opening words that both responses share count as prompt; only a `prompt` column avoids this.
+    - The columns of other tools, and `system`, `history` and `input` beside the prompt: see `adaptpo.data.conventions`.
+    - Messages stored as strings: see `adaptpo.data.stored`.
 
     Raises:
-        DataError: the first row lacks a required column; the message has the columns found and the name probably meant.
+        DataError: the first row lacks a required column (the message has the columns found and the name probably
+            meant), or a row has text beside the prompt that cannot become a part of it.
     """
     first, rows = _peek(rows)
     if first is not None:

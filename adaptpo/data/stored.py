@@ -45,7 +45,7 @@ def stored_messages(text: str) -> list[Any] | None:
     Raises:
         RowProblem: the string evidently holds messages, but cannot be parsed (for instance, because it was cut).
     """
-    if not OPENS_MESSAGES.match(text):
+    if not opens_messages(text):
         return None
     try:
         messages = read_literal(text)
@@ -57,6 +57,11 @@ def stored_messages(text: str) -> list[Any] | None:
         return None
     messages = messages if isinstance(messages, list) else [messages]
     return messages if messages and all(map(is_message, messages)) else None
+
+
+def opens_messages(text: str) -> bool:
+    """Whether the text begins as messages stored as a string do; other lists of dictionaries begin so too."""
+    return OPENS_MESSAGES.match(text) is not None
 
 
 def is_message(value: Any) -> bool:
