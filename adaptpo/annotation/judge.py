@@ -64,14 +64,14 @@ BRACKETED = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 
 
 def verdict_of(text: str, valid: dict[str, float]) -> float | None:
-    """The one bracketed verdict that ends the text; None for none, several, or one that is not valid."""
+    """The one bracketed verdict that ends the text; None if there is none, several, or an invalid one."""
     found = BRACKETED.findall(text)
     ends = text.rstrip().rstrip(".").endswith("]]")
     return valid.get(found[0].strip()) if len(found) == 1 and ends else None
 
 
 class Judge:
-    """Asks one model for verdicts in text. `options` are further fields of the request, such as `seed`."""
+    """Asks one model. `options` are additional request fields, such as `seed` or `reasoning_effort`."""
 
     def __init__(self, model: str, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
         self.model, self.options = model, options
@@ -79,15 +79,15 @@ class Judge:
         self.usage, self.remote = self.chat.usage, self.chat.remote
 
     def probe(self) -> None:
-        """Raises AnnotationError for a wrong address, key, model or field of the request."""
+        """Raises AnnotationError for a wrong address, key, model or request field."""
         if self.chat.ask([question(PROBE)]) == [None]:
             raise AnnotationError(
                 f"the judge {self.model} refuses every request: {self.chat.refusal}; "
-                "a field can be left out (temperature: null, max_tokens: null) or added in options"
+                "leave out a field (temperature: null, max_tokens: null), or add one in options"
             )
 
     def verdicts(self, questions: Sequence[str], valid: dict[str, float]) -> list[float | None]:
-        """None for a verdict that is not valid, and where the judge did not answer."""
+        """Returns one verdict per question; None if it is invalid or the judge did not answer."""
         return [self._verdict(answer, valid) for answer in self.chat.ask([question(text) for text in questions])]
 
     def _verdict(self, answer: Json, valid: dict[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""The generation engine of a phase: made for one policy, and gone when the phase is over."""
+"""The generation engine of a phase: made for one policy, and closed when the phase ends."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from adaptpo.types import Prompt, Response
 
 MISSING = (
     "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
-    "texts and no text gives the prompt's tokens"
+    "text and no text tokenizes to the prompt's tokens"
 )
 SERVED, LOGS = "served", "servers"
-"""Folders of the run: the policy with its adapter merged while it is served, and what servers printed."""
+"""Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
 
 
 @contextmanager
 def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]:
-    """The recipe's engine with the policy at this path; what a server takes goes to the metrics of the phase."""
+    """Yields the recipe's engine with the policy at this path; a server's usage goes to the metrics of the phase."""
     if context.config.generation.engine == "transformers":
         yield InProcess(context, policy)
         return
@@ -50,7 +50,7 @@ def generating(context: Context, policy: str, phase: str) -> Iterator[Generator]
 
 @dataclass(frozen=True)
 class InProcess:
-    """The policy in the process that generates, which need not be the one that entered the phase."""
+    """Loads the policy in the process that generates, which need not be the one that entered the phase."""
 
     context: Context
     policy: str
@@ -84,7 +84,7 @@ def by_server(context: Context, policy: str, phase: str, usage: Usage) -> Server
 
 
 def expected(context: Context, policy: str, prompts: Sequence[Prompt]) -> list[Expected]:
-    dtype = context.compute_dtype  # Before the policy: it may load the initial one.
+    dtype = context.compute_dtype  # Before the policy, because this may load the initial one.
     return expected_answers(
         model=context.policy(policy),
         tokenizer=context.tokenizer,
@@ -103,7 +103,7 @@ def opening(context: Context, policy: str, phase: str) -> Callable[[], Server]:
 
 
 def start_server(context: Context, policy: str, phase: str) -> Server:
-    """In the precision of training, and with the accelerator's memory free for it."""
+    """Starts a server in the precision of training, after freeing the accelerator's memory for it."""
     settings, dtype = context.config.generation, context.compute_dtype
     model = merged(context, policy) if is_adapter(policy) else policy
     context.slot.clear()
@@ -112,25 +112,25 @@ def start_server(context: Context, policy: str, phase: str) -> Server:
 
 
 def merged(context: Context, policy: str) -> str:
-    """A folder with the policy as one model: every server takes that, and none rounds adapters in its own way."""
+    """A folder with the policy as one model, which every server can load without rounding an adapter its own way."""
     folder = context.run.path / SERVED
     shutil.rmtree(folder, ignore_errors=True)
     model = context.take_policy(policy)
     if not hasattr(model, "merge_and_unload"):
-        raise ConfigError(f"'{policy}' is an adapter alone; merge it into its model and name that as the run's model")
+        raise ConfigError(f"'{policy}' is an adapter alone; merge it into its model and set `model` to the result")
     model.merge_and_unload().save_pretrained(folder)
     context.tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def check_generation(context: Context) -> None:
-    """What would be wrong with a server before any is started. Raises ConfigError."""
+    """Checks the settings of a generation server before one is started. Raises ConfigError."""
     settings, method = context.config.generation, context.method
     if settings.engine == "transformers":
         return
     if method.trainer.trains_on == "groups":
         raise ConfigError(
-            f"method '{method.name}' generates inside TRL's trainer and would not ask the server; set "
+            f"method '{method.name}' generates inside TRL's trainer and would not use the server; set "
             "generation.engine to transformers"
         )
     check_server(settings, settings.top_k)
