@@ -157,3 +157,11 @@ def test_soft_labels_reach_the_stationary_point() -> None:
     steps = np.eye(3) * 1e-4
     slopes = [(log_loss(design, weights + step) - log_loss(design, weights - step)) / 2e-4 for step in steps]
     assert slopes == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+@needs_shared
+def test_another_baseline_is_said() -> None:
+    found = comparisons(annotations("alpaca-7b"))[:60]
+    for baseline_name, said in (("gpt-4o-2024-05-13", True), ("gpt-4-1106-preview", False), ("unknown", False)):
+        warnings = score(found, Origin(baseline=baseline_name), table()).warnings
+        assert any("learned against gpt4_1106_preview" in warning for warning in warnings) == said

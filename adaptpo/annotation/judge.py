@@ -71,7 +71,7 @@ def verdict_of(text: str, valid: dict[str, float]) -> float | None:
 
 
 class Judge:
-    """Asks one model for verdicts in text. `options` are additional request fields, such as `seed`."""
+    """Asks one model. `options` are additional request fields, such as `seed` or `reasoning_effort`."""
 
     def __init__(self, model: str, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
         self.model, self.options = model, options

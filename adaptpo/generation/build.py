@@ -31,7 +31,7 @@ def started_server(settings: EngineSettings, model: str, log: Path, dtype: torch
 
 
 def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int) -> str:
-    """Nothing of the model's generation_config.json acts on the sampling."""
+    """vLLM's command. Sampling ignores the model's generation_config.json."""
     memory = settings.gpu_memory_utilization
     return " ".join(
         [
@@ -47,12 +47,14 @@ def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int) -> 
 
 
 def check_server(settings: EngineSettings, top_k: int) -> None:
-    """What would be wrong with a server before any is started. Raises ConfigError."""
+    """Checks the settings of a generation server before one is started. Raises ConfigError."""
     require_openai()
     key_from_environment(settings.api_key_env)
     if top_k and not DIALECTS[settings.spoken].samples_top_k:
-        raise ConfigError(f"generation.top_k cannot be told to an {settings.spoken} server; set it to 0, or set api")
+        raise ConfigError(
+            f"generation.top_k cannot be passed to an {settings.spoken} server; set it to 0, or set generation.api"
+        )
     if settings.base_url is None:
         program = words_of(settings.command or "vllm", "", 0)[0]
         if shutil.which(program) is None:
-            raise ConfigError(f"generation needs the program '{program}', and it is not on PATH; install it")
+            raise ConfigError(f"generation needs the program '{program}', which is not on PATH; install it")

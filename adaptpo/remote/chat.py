@@ -16,7 +16,7 @@ LENGTH = "length"
 
 
 class Chat:
-    """Asks one model. `options` are further fields of the request, such as `seed` or `reasoning_effort`."""
+    """Asks one model. `options` are additional request fields, such as `seed` or `reasoning_effort`."""
 
     def __init__(self, model: str, access: Access, store: AnswerStore, options: Mapping[str, Any]) -> None:
         self.model, self.options = model, options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from adaptpo.evaluation.alpaca_eval.length_control import (
 from adaptpo.evaluation.alpaca_eval.preference import EQUAL
 from adaptpo.evaluation.alpaca_eval.records import NO_PREFERENCE, Comparison, preferences, valid
 from adaptpo.evaluation.intervals import Floats, Interval, bootstrap_mean
-from adaptpo.evaluation.result import Number, Origin, PromptScore, Result
+from adaptpo.evaluation.result import UNKNOWN, Number, Origin, PromptScore, Result
 
 SUITE = "AlpacaEval 2"
 NO_TABLE = (
@@ -27,6 +28,11 @@ NO_TABLE = (
 )
 NO_LENGTHS = "no length-controlled win rate: the lengths of the outputs are not known; name --baseline"
 DISCRETE = "verdicts rounded to win, tie and loss: for judges without log-probs"
+TABLE_BASELINE = "gpt41106preview"
+OTHER_BASELINE = (
+    "length control's difficulties were learned against gpt4_1106_preview, and the baseline is {}: take the "
+    "length-controlled rate with care, and compare it with rates over the same baseline alone"
+)
 BY_ROW = "difficulty taken by row position, as in publications; it is another instruction's where records are missing"
 
 
@@ -52,9 +58,16 @@ def score(
         invalid=Counter(one.problem or NO_PREFERENCE for one in comparisons if one.preference is None),
         numbers=[*controlled, *numbers, *lengths(found)],
         scores=[PromptScore(key, 100 * win) for key, win in zip(keys, wins.tolist(), strict=True)],
-        warnings=missing + ([BY_ROW] if keyed_by == "row" and controlled else []),
+        warnings=[*missing, *(beware(origin, keyed_by) if controlled else [])],
         details={"ties": int((wins == EQUAL - 1).sum())},
     )
+
+
+def beware(origin: Origin, keyed_by: Keying) -> list[str]:
+    """What makes a length-controlled rate another one than the published."""
+    name = re.sub(r"[^a-z0-9]", "", origin.baseline.lower())
+    other = [OTHER_BASELINE.format(origin.baseline)] if name not in (UNKNOWN, TABLE_BASELINE) else []
+    return other + ([BY_ROW] if keyed_by == "row" else [])
 
 
 def win_rate(wins: Floats) -> Number:
