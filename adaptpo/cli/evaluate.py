@@ -42,7 +42,8 @@ def run_generate(options: argparse.Namespace) -> None:
         preset=options.preset or suite.name,
     )
     say(options.out, generate(EvaluationFolder(options.out), work))
-    print(f"Next: adaptpo eval judge {options.out} --judge '{{judge: {chosen.judge}}}'")
+    baseline = " --baseline FILE" if suite.needs_baseline else ""
+    print(f"Next: adaptpo eval judge {options.out} --judge '{{judge: {chosen.judge}}}'{baseline}")
     if chosen.note:
         print(f"! {chosen.note}")
 

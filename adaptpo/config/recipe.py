@@ -298,7 +298,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"no recipe at {path}") from error
+        raise ConfigError(
+            f"no recipe at {path}; give the path of a YAML file (recipes/ has examples, docs/recipes.md the keys)"
+        ) from error
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

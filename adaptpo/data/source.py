@@ -150,7 +150,12 @@ def folder_files(folder: Path, name: str | None) -> dict[str, list[str]]:
 
 
 def _hub_rows(source: str, split: str, name: str | None) -> Rows:
-    if not HUB_ID.fullmatch(source) or is_data_file(source):
+    if is_data_file(source):
+        raise DataError(
+            f"{source}: no such file. A path is looked up in the recipe's folder, then in the working directory "
+            f"({Path.cwd()}); correct it, or give an absolute path."
+        )
+    if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file or folder, and not a hub id either (accepted form: owner/name).")
     try:
         data = datasets.load_dataset(source, name, split=split)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptpo.data import open_rows
+from adaptpo.data.files import is_data_file
 from adaptpo.errors import DataError, RunError
 from adaptpo.evaluation.answers import KEYS
 from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
@@ -31,6 +32,8 @@ def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[R
         return [score_folder(folder, scoring)]
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; name a folder of `adaptpo eval`, or a file of verdicts")
+    if path.is_dir() and not any(is_data_file(file) for file in path.iterdir()):
+        raise DataError(f"{path} holds no evaluation; start with `adaptpo eval generate SUITE --out {path}`")
     rows = list(open_rows(path))
     return (find_suite(suite) if suite else suite_of(rows, str(path))).score(rows, scoring)
 

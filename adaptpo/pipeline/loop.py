@@ -94,7 +94,7 @@ def warn(context: Context) -> None:
     doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
-    context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", doubts))
+    context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", {"before_training": doubts}))
 
 
 def do(context: Context, phase: str, work: Work) -> None:

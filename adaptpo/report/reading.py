@@ -117,7 +117,7 @@ class RunData:
     def warnings(self) -> list[str]:
         """Warnings issued before training, about what the learners can learn."""
         path = self.root / "warnings.json"
-        return list(read_json(path)) if path.is_file() else []
+        return list(read_json(path)["before_training"]) if path.is_file() else []
 
     def files(self, pattern: str) -> list[Path]:
         """Matching files, in order; skips hidden ones, which are still being written."""

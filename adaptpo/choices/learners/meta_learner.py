@@ -122,7 +122,7 @@ class MetaLearner(Trust):
         if self.frozen or most >= self.update_interval:
             return []
         return [
-            f"the meta-learner will never be updated: an iteration has {most} optimizer steps, and an update comes "
+            f"the meta-learner will never be updated: an iteration has {most} optimizer step(s), and an update comes "
             f"every {self.update_interval}; lower meta.update_interval, or use smaller batches"
         ]
 
