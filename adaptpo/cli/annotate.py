@@ -26,7 +26,7 @@ MAX_TOKENS = 16384
 """Maximum number of tokens in one forward pass, including padding."""
 
 
-def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) -> dict[str, int]:
+def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None, trust_remote_code: bool = False) -> dict[str, int]:
     """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage.
 
     Raises ConfigError or DataError for invalid input before anything is computed.
@@ -37,7 +37,8 @@ def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) 
         raise ConfigError("--reward train needs a run; name a trained reward model, such as RUN/reward/model")
     rows = [dict(row) for row in open_rows(data)]
     requests = [row_requests(row, number) for number, row in enumerate(rows)]
-    annotator = build_annotator(reward_parts(reward), workplace(cache or out.with_name(out.name + ".answers")))
+    place = workplace(cache or out.with_name(out.name + ".answers"), trust_remote_code)
+    annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
     rewards, usage = all_rewards(annotator, requests)
     for row, found in zip(rows, rewards, strict=True):
@@ -47,8 +48,9 @@ def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) 
     return {"rewards": sum(v is not None for v in values), "without a reward": values.count(None), **usage}
 
 
-def workplace(cache: Path) -> Workplace:
-    return Workplace(torch.device("cuda" if torch.cuda.is_available() else "cpu"), MAX_TOKENS, cache)
+def workplace(cache: Path, trust_remote_code: bool = False) -> Workplace:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Workplace(device, MAX_TOKENS, cache, trust_remote_code=trust_remote_code)
 
 
 def row_requests(row: Row, number: int) -> list[Request]:

@@ -14,7 +14,7 @@ from adaptpo.errors import ModelError
 from adaptpo.models.adapters import adapter_settings, base_of, base_options, merged, merged_weights, refuse_other_task
 from adaptpo.models.loading import Options, load_causal_lm, load_tokenizer
 
-REWARD_REMEDY = "a reward model belongs under `reward`, and the policy is a model that generates text"
+REWARD_REMEDY = "give the adapter of a model that generates text (a reward model belongs under `reward`)"
 
 
 def merged_policy(path: str, options: Options) -> nn.Module:

@@ -18,16 +18,16 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server, StartedServer, words_of
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
+from adaptpo.models.adapters import is_adapter
 from adaptpo.models.inference import autocast
-from adaptpo.models.loading import is_adapter
 from adaptpo.pipeline.context import Context
 from adaptpo.remote.endpoint import Access, key_from_environment, require_openai
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
 MISSING = (
-    "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
-    "text and no text tokenizes to the prompt's tokens"
+    "the generation server refused the request, gave no usable answer within generation.retries and timeout, answered "
+    "with ids that the tokenizer has not, or takes text and no text tokenizes to the prompt's tokens"
 )
 SERVED, LOGS = "served", "servers"
 """Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
@@ -139,6 +139,7 @@ def vllm_command(context: Context) -> str:
             f"--tensor-parallel-size {settings.tensor_parallel_size}",
             f"--data-parallel-size {settings.data_parallel_size}",
             "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
+            *(["--trust-remote-code"] if context.config.trusts_code else []),
             *([] if memory is None else [f"--gpu-memory-utilization {memory:g}"]),
             *([settings.arguments] if settings.arguments else []),
         ]
