@@ -193,12 +193,12 @@ def test_first_losses_are_ln_2_without_dropout(family: str, tmp_path: Path) -> N
 
 
 def test_dropout_of_an_adapter_is_off(tmp_path: Path) -> None:
-    peft = {"r": 4, "target_modules": ["q_proj"], "lora_dropout": 0.5, "init_lora_weights": False}
-    path = save_policy(tmp_path / "policy")
-    out = [run(path, tmp_path / str(number), peft=peft, seed=3, **STILL) for number in range(2)]
+    """An adapter that changes the policy has the losses of the same adapter without dropout."""
+    path, peft = save_policy(tmp_path / "policy"), {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
+    out = [run(path, tmp_path / str(rate), peft=peft | {"lora_dropout": rate}, **STILL) for rate in (0.0, 0.5)]
     losses = [[log["loss"] for log in training_logs(folder)] for folder in out]
     assert losses[0] == losses[1] and losses[0][0] != pytest.approx(0.693147, abs=1e-6)
-    assert json.loads((out[0] / "final" / "adapter_config.json").read_text())["lora_dropout"] == 0.5
+    assert json.loads((out[1] / "final" / "adapter_config.json").read_text())["lora_dropout"] == 0.5
 
 
 def test_dropout_acts_if_it_is_asked_for(tmp_path: Path) -> None:
@@ -222,14 +222,14 @@ def test_noise_that_cannot_be_turned_off_is_refused(monkeypatch: pytest.MonkeyPa
         run(path, tmp_path / "run", **STILL)
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_policies_trained_on_rewards_have_no_dropout(name: str, tmp_path: Path) -> None:
-    """Where policy and reference agree, a ratio of 1 and no divergence."""
-    method = methods.METHODS[name](num_generations=4)
-    out = run(save_noisy(tmp_path / "gpt2"), tmp_path / "run", method, vowel_reward, **STILL)
-    assert (logs := training_logs(out))
-    still = {key: value for log in logs for key, value in log.items() if key.startswith(("clip", "kl"))}
-    assert still and set(still.values()) == {0.0}
+@pytest.mark.parametrize(("name", "measure"), [("ppo", "policy/approx_kl"), ("grpo", "kl")])
+def test_policies_trained_on_rewards_have_no_dropout(name: str, measure: str, tmp_path: Path) -> None:
+    """They do not diverge from the policy that sampled, nor from the reference."""
+    settings = {"num_generations": 4} | ({"beta": 0.1} if name == "grpo" else {})
+    path = save_noisy(tmp_path / "opt", "opt")
+    out = run(path, tmp_path / "run", methods.METHODS[name](**settings), vowel_reward, **STILL)
+    logs = training_logs(out, measure)
+    assert logs and [log[measure] for log in logs] == pytest.approx([0.0] * len(logs), abs=1e-8)
 
 
 def test_trained_reward_model_has_no_dropout(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_neutral_generation_config_overrules_that_of_the_model() -> None:
     model, ids = tiny_model(tokenizer).eval(), torch.tensor([[7, 8, 9]])
     kept = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": 2}
     expected = model.generate(ids, generation_config=GenerationConfig(**NEUTRAL, **kept))
-    model.generation_config.update(repetition_penalty=3.0, no_repeat_ngram_size=2, min_new_tokens=5)
+    model.generation_config.update(repetition_penalty=0.01, no_repeat_ngram_size=4, min_new_tokens=5)
     assert torch.equal(model.generate(ids, generation_config=GenerationConfig(**NEUTRAL, **kept)), expected)
     assert not torch.equal(model.generate(ids, generation_config=GenerationConfig(**kept)), expected)
 
@@ -316,7 +316,7 @@ def test_penalties_of_a_generation_config_change_no_response(name: str, tmp_path
     plain = save_policy(tmp_path / "plain")
     shutil.copytree(plain, tmp_path / "strict")
     path = tmp_path / "strict" / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}))
     method = methods.METHODS[name](num_generations=4)
     found = [run(str(tmp_path / kind), tmp_path / f"run-{kind}", method, vowel_reward) for kind in ("plain", "strict")]
     one, other = ({k: v for k, v in tables(out).items() if "responses" in k} for out in found)
@@ -342,6 +342,7 @@ def save_adapter(base: str, folder: Path, with_tokenizer: bool = True) -> str:
 
 
 def save_reward_adapter(base: str, folder: Path) -> str:
+    adapted(base)  # The seed of the head, as in the case.
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.config.pad_token_id = 0
     torch.manual_seed(5)
@@ -435,7 +436,7 @@ def test_adapters_that_cannot_be_merged(tmp_path: Path) -> None:
     whole = json.loads(config.read_text())
     for change, message in (
         ({"base_model_name_or_path": None}, "does not name its model; set base_model_name_or_path"),
-        ({"base_model_name_or_path": str(tmp_path / "gone")}, "cannot load a causal language model from .*gone"),
+        ({"base_model_name_or_path": str(tmp_path / "gone")}, "was trained on .*gone', which is not there; correct"),
         ({"target_modules": ["no_such"]}, "cannot be merged into its model"),
         ({"target_modules": ["k_proj"]}, "cannot be merged into its model: Found missing adapter keys"),
     ):
@@ -476,16 +477,32 @@ REWARD = "python:tests.tiny:vowel_reward"
 # --- 12: models with their own code ----------------------------------------------------------------------------------
 
 
+MODELING = """
+from torch import nn
+from transformers import BASE, LlamaModel, LlamaPreTrainedModel
+
+from .configuration_my import MyConfig
+
+
+class MyModel(BASE):
+    config_class = MyConfig
+
+    def __init__(self, config):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model, self.vocab_size, self.num_labels = LlamaModel(config), config.vocab_size, config.num_labels
+        name, width = ("score", 1) if "Sequence" in "BASE" else ("lm_head", config.vocab_size)
+        setattr(self, name, nn.Linear(config.hidden_size, width, bias=False))
+        self.post_init()
+"""
+
+
 def with_own_code(source: str, folder: Path, base: str, auto: str) -> str:
     """The model in `source` under configuration and model classes of its folder."""
     shutil.copytree(source, folder)
     (folder / "configuration_my.py").write_text(
         "from transformers import LlamaConfig\n\n\nclass MyConfig(LlamaConfig):\n    model_type = 'my_llama'\n"
     )
-    (folder / "modeling_my.py").write_text(
-        f"from transformers import {base}\n\nfrom .configuration_my import MyConfig\n\n\n"
-        f"class MyModel({base}):\n    config_class = MyConfig\n"
-    )
+    (folder / "modeling_my.py").write_text(MODELING.replace("BASE", base))
     named = {"AutoConfig": "configuration_my.MyConfig", auto: "modeling_my.MyModel"}
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "my_llama", "architectures": ["MyModel"], "auto_map": named}
@@ -593,9 +610,7 @@ def test_dtype_of_a_checkpoint_is_announced(
 @pytest.mark.parametrize(
     "given", [{"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {"torch_dtype": torch.bfloat16}, {"dtype": "auto"}]
 )
-def test_dtype_that_is_named_is_used(
-    given: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_dtype_that_is_named_is_used(given: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = save_bf16(tmp_path / "policy")
     out = run(path, tmp_path / "run", show_progress=True, model_init_kwargs=given)
     assert "float32" not in capsys.readouterr().out

@@ -56,7 +56,7 @@ def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, .
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
     except LOAD_ERRORS as error:
-        raise cannot_load("a reward model", path, error, HAS_NO_MODEL) from error
+        raise cannot_load("a reward model", path, error, HAS_NO_MODEL, options) from error
     absent = [name for name in loaded["missing_keys"] if name.split(".")[0] not in trained_elsewhere]
     if missing := sorted(absent):
         raise ModelError(

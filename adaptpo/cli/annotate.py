@@ -26,7 +26,9 @@ MAX_TOKENS = 16384
 """Maximum number of tokens in one forward pass, including padding."""
 
 
-def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None, trust_remote_code: bool = False) -> dict[str, int]:
+def annotate_file(
+    data: str, reward: Any, out: Path, cache: Path | None = None, trust_remote_code: bool = False
+) -> dict[str, int]:
     """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage.
 
     Raises ConfigError or DataError for invalid input before anything is computed.

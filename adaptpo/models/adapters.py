@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adaptpo.errors import ModelError
 NOT_FOUND = "missing adapter keys"
 """Words of the warning by which peft says that it left a part of the adapter as it was initialized."""
 REFUSED = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError)
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 
 
@@ -44,7 +46,7 @@ def adapter_settings(path: str, options: dict[str, Any] | None = None) -> dict[s
 def base_of(path: str, options: dict[str, Any] | None = None) -> str | None:
     """The folder or hub id of the model that the adapter at `path` was trained on; None if `path` is no adapter.
 
-    Raises ModelError if the adapter does not name it.
+    Raises ModelError if the adapter does not name it, or names a folder that is not there.
     """
     settings = adapter_settings(path, options)
     if settings is None:
@@ -54,8 +56,14 @@ def base_of(path: str, options: dict[str, Any] | None = None) -> str | None:
         raise ModelError(
             f"the adapter at '{path}' does not name its model; set base_model_name_or_path in its adapter_config.json"
         )
-    beside = Path(path) / base
-    return str(beside) if beside.exists() and not Path(base).exists() else base
+    if not Path(base).exists() and (Path(path) / base).exists():
+        return str(Path(path) / base)
+    if not Path(base).exists() and not HUB_ID.fullmatch(base):
+        raise ModelError(
+            f"the adapter at '{path}' was trained on '{base}', which is not there; correct base_model_name_or_path in "
+            "its adapter_config.json"
+        )
+    return base
 
 
 def base_options(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,9 @@ TRUST = (
 )
 
 
-def cannot_load(what: str, path: str, error: Exception, remedy: str) -> ModelError:
-    """The error for a model, or a part of it, that transformers refuses."""
-    if "trust_remote_code" in str(error):
+def cannot_load(what: str, path: str, error: Exception, remedy: str, options: Options | None = None) -> ModelError:
+    """The error for a model, or a part of it, that transformers refuses to load with these options."""
+    if "trust_remote_code" in str(error) and not (options or {}).get("trust_remote_code"):
         return ModelError(f"cannot load {what} from '{path}': {TRUST}")
     return ModelError(f"cannot load {what} from '{path}': {first_line(error)}\n{remedy}")
 
@@ -62,7 +62,7 @@ def read_config(path: str, options: Options | None = None) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(base_of(path, options) or path, **shared_options(options))
     except LOAD_ERRORS as error:
-        raise cannot_load("a configuration", path, error, HAS_NO_MODEL) from error
+        raise cannot_load("a configuration", path, error, HAS_NO_MODEL, options) from error
 
 
 def load_tokenizer(path: str, options: Options | None = None) -> PreTrainedTokenizerBase:
@@ -81,7 +81,7 @@ def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTok
     except LOAD_ERRORS as error:
         if base := base_of(path, options):
             return stored_tokenizer(base, options)
-        raise cannot_load("a tokenizer", path, error, "Save the model's tokenizer into its folder.") from error
+        raise cannot_load("a tokenizer", path, error, "Save its tokenizer into its folder.", options) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of '{path}' has no end-of-sequence token; set its eos_token")
     return tokenizer
@@ -117,7 +117,7 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
         model, loaded = AutoModelForCausalLM.from_pretrained(path, **(defaults | options), output_loading_info=True)
     except LOAD_ERRORS as error:
         remedy = f"{HAS_NO_MODEL} Also check model_init_kwargs."
-        raise cannot_load("a causal language model", path, error, remedy) from error
+        raise cannot_load("a causal language model", path, error, remedy, options) from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
             f"the model at '{path}' is not a causal language model: it has no {', '.join(missing[:3])}; "
@@ -137,7 +137,7 @@ def load_encoder(path: str, options: Options | None = None) -> tuple[nn.Module, 
             path, dtype=torch.float32, output_loading_info=True, **shared_options(options)
         )
     except LOAD_ERRORS as error:
-        raise cannot_load("an encoder", path, error, HAS_NO_MODEL) from error
+        raise cannot_load("an encoder", path, error, HAS_NO_MODEL, options) from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
         raise ModelError(f"the encoder at '{path}' lacks {', '.join(missing[:3])}; give one with all its weights")
     if tokenizer.pad_token_id is None:

@@ -45,14 +45,14 @@ class Options:
 def read_job(options: Options) -> Job:
     """Reads configurations, tokenizer and data; loads no model. Raises an AdaptpoError that names the remedy."""
     recipe = load_recipe(options.recipe, tuple(options.assignments))
-    options = recipe.load_options
-    method, config = build_method(recipe), read_config(recipe.model, options)
-    tokenizer = load_tokenizer(recipe.model, options)
+    loading = recipe.load_options
+    method, config = build_method(recipe), read_config(recipe.model, loading)
+    tokenizer = load_tokenizer(recipe.model, loading)
     source = DataInput.of(recipe.data)
     if source is None:
         raise ConfigError("'data' is missing")
     rows = source.rows()
-    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer, options)
+    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer, loading)
     data = measure_data(rows, recipe, tokenizer, mode, stop_ids, options.sample, rows.description)
     longest = recipe.generation.max_new_tokens
     fresh = min(longest, float(data.chosen.mean())) if options.fresh_tokens is None else options.fresh_tokens
