@@ -233,12 +233,12 @@ def test_policies_trained_on_rewards_have_no_dropout(name: str, measure: str, tm
 
 
 def test_trained_reward_model_has_no_dropout(tmp_path: Path) -> None:
-    """Two epochs at learning rate 0 measure the same loss twice."""
-    slow = SETTINGS["reward_training"] | {"learning_rate": 0.0, "num_train_epochs": 2}
+    """Every epoch at learning rate 0 measures the same loss."""
+    slow = SETTINGS["reward_training"] | {"learning_rate": 0.0, "num_train_epochs": 6}
     method = methods.online_dpo(num_generations=2)
     out = run(save_noisy(tmp_path / "opt", "opt"), tmp_path / "run", method, "train", reward_training=slow, **STILL)
     losses = [log["reward_model/loss"] for log in all_logs(out, "reward_model/loss")]
-    assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses == pytest.approx([losses[0]] * 6, abs=1e-6)
 
 
 def all_logs(out: Path, key: str) -> list[dict[str, Any]]:
@@ -549,11 +549,11 @@ def test_own_code_of_policy_and_reward_model(
 
 @pytest.mark.usefixtures("no_input")
 def test_own_code_is_refused_by_the_name_of_the_key(own_policy: str, own_reward: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="own_policy.*set trust_remote_code: true"):
+    with pytest.raises(ModelError, match=r"own_policy.*set trust_remote_code: true"):
         run(own_policy, tmp_path / "one")
-    with pytest.raises(ModelError, match="own_rm.*set trust_remote_code: true"):
+    with pytest.raises(ModelError, match=r"own_rm.*set trust_remote_code: true"):
         run(save_policy(tmp_path / "plain"), tmp_path / "two", methods.online_dpo(num_generations=2), own_reward)
-    with pytest.raises(ModelError, match="own_rm.*--trust-remote-code"):
+    with pytest.raises(ModelError, match=r"own_rm.*--trust-remote-code"):
         rewards_of(own_reward, tmp_path)
     assert rewards_of(own_reward, tmp_path, trust_remote_code=True) == pytest.approx(EXPECTED, abs=1e-5)
 
@@ -618,7 +618,7 @@ def test_dtype_that_is_named_is_used(given: dict[str, Any], capsys: pytest.Captu
 
 
 def test_dtypes_that_do_not_exist_or_agree() -> None:
-    with pytest.raises(ConfigError, match="model_init_kwargs.torch_dtype is 'bf16'; give one of auto, bfloat16"):
+    with pytest.raises(ConfigError, match=r"model_init_kwargs.torch_dtype is 'bf16'; give one of auto, bfloat16"):
         AlignmentConfig(output_dir="run", model_init_kwargs={"torch_dtype": "bf16"})
     with pytest.raises(ConfigError, match="names two dtypes"):
         AlignmentConfig(output_dir="run", model_init_kwargs={"torch_dtype": "float16", "dtype": "bfloat16"})

@@ -84,8 +84,8 @@ def adapted_classifier(path: str, options: Options) -> nn.Module:
 def stored_pad_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The padding token that a reward model was saved with: its configuration's, or else its tokenizer's.
 
-    If it is EOS, as TRL's `RewardTrainer` stores it, the model was trained to be read before its final EOS. EOS must not
-    stand in for a padding token that neither of them has.
+    If it is EOS, as TRL's `RewardTrainer` stores it, the model was trained to be read before its final EOS. EOS must
+    not stand in for a padding token that neither of them has.
     """
     stored = getattr(text_config(model), "pad_token_id", None)
     return tokenizer.pad_token_id if stored is None else stored

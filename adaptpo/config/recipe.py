@@ -234,7 +234,7 @@ def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"model_init_kwargs.{name} is {value!r}; give one of {', '.join(DTYPES)}")
     if len(set(given.values())) > 1:
         raise ConfigError("model_init_kwargs names two dtypes; torch_dtype is the older name of dtype, so drop one")
-    return rest | {"dtype": value for value in given.values()}
+    return rest | ({"dtype": min(given.values())} if given else {})
 
 
 def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:

@@ -182,10 +182,10 @@ def decode(
 class TransformersGenerator:
     """Samples from a transformers causal language model in this process.
 
-    The distribution is that of `generate` with the same temperature, top-k and top-p, over the tokens that the tokenizer
-    has: an embedding is often longer. No other setting of a `generation_config` counts. `batch_size` counts prompts;
-    None takes as many as fit into `memory` bytes. `precision` creates the context in which the model runs, such as
-    autocast.
+    The distribution is that of `generate` with the same temperature, top-k and top-p, over the tokens that the
+    tokenizer has: an embedding is often longer. No other setting of a `generation_config` counts. `batch_size` counts
+    prompts; None takes as many as fit into `memory` bytes. `precision` creates the context in which the model runs,
+    such as autocast.
     """
 
     def __init__(
@@ -201,8 +201,8 @@ class TransformersGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.sampling, self.batch_size, self.memory = sampling, batch_size, memory or default_memory()
         self.expands_cache = expands_cache(model)
-        vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        self.never = foreign_ids(tokenizer, vocabulary, sampling.stop_ids)
+        config: Any = model.config
+        self.never = foreign_ids(tokenizer, config.get_text_config().vocab_size, sampling.stop_ids)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:

@@ -95,7 +95,7 @@ def reward_digest(reward: Any, options: Options | None = None) -> str | None:
     if reward is None or reward == "train":
         return reward
     if isinstance(reward, str) or callable(reward):
-        return part_digest(*reward_parts(reward), options)
+        return part_digest(reward_parts(reward)[0], options)
     parts = [(part.identity(), part_digest(part, options)) for part in reward_parts(reward)]
     return content_key(parts)[:16]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,9 +18,9 @@ from adaptpo.errors import ConfigError
 from adaptpo.methods.build import build_method
 from adaptpo.models.loading import load_tokenizer, read_config, stop_ids_of, text_mode_of
 from adaptpo.pipeline.inputs import DataInput
+from adaptpo.plan.arithmetic import Shape
 from adaptpo.plan.data import measure_data
 from adaptpo.plan.job import AnnotatorFacts, Job
-from adaptpo.plan.arithmetic import Shape
 from adaptpo.plan.model import bytes_per_weight, shape_of, shape_of_encoder
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GroupPolicyGradient
-from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.data.tokenization import foreign_ids
+from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.generation.base import NEUTRAL
 from adaptpo.models.loading import read_config
