@@ -123,6 +123,7 @@ def whole_policy(target: Path, path: str, options: Options, shows: bool = False)
     if base is None:
         return path
     digest = model_digest(path, options)
+    target = target.resolve()  # Adapters that the run saves name it.
     if (target / MERGED_FROM).is_file() and model_digest(str(target)) == digest:
         return str(target)
     with whole_folder(target) as folder:
@@ -143,4 +144,4 @@ def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
     with whole_folder(target) as folder:
         whole(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return str(target)
+    return str(target.resolve())
