@@ -35,7 +35,7 @@ from adaptpo.errors import ConfigError, ModelError, RunError
 from adaptpo.generation.answers import AnswerReader
 from adaptpo.generation.base import NEUTRAL, Sampling
 from adaptpo.generation.dialects import DIALECTS
-from adaptpo.pipeline.inputs import model_digest
+from adaptpo.pipeline.inputs import as_folder, model_digest
 from adaptpo.plan.command import Options as PlanOptions
 from adaptpo.plan.command import read_job
 from adaptpo.remote.usage import Usage
@@ -341,13 +341,17 @@ def save_adapter(base: str, folder: Path, with_tokenizer: bool = True) -> str:
     return str(folder)
 
 
-def save_reward_adapter(base: str, folder: Path) -> str:
+def reward_adapter(base: str) -> Any:
     adapted(base)  # The seed of the head, as in the case.
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.config.pad_token_id = 0
     torch.manual_seed(5)
     settings = LoraConfig(**LORA, init_lora_weights=False, task_type="SEQ_CLS", modules_to_save=["score"])
-    get_peft_model(model, settings).save_pretrained(folder)
+    return get_peft_model(model, settings)
+
+
+def save_reward_adapter(base: str, folder: Path) -> str:
+    reward_adapter(base).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -415,8 +419,20 @@ def test_adapter_is_merged_once(tmp_path: Path) -> None:
 
 def test_reward_adapter_is_merged(tmp_path: Path) -> None:
     path = save_reward_adapter(save_policy(tmp_path / "base"), tmp_path / "rm_adapter")
-    assert rewards_of(path, tmp_path) == pytest.approx([0.11316, 0.06592], abs=1e-5)
+    saved = as_folder(tmp_path / "saved", reward_adapter(str(tmp_path / "base")), byte_tokenizer())
+    for given in (path, saved):
+        assert rewards_of(given, tmp_path) == pytest.approx([0.11316, 0.06592], abs=1e-5)
     run(save_policy(tmp_path / "policy"), tmp_path / "run", methods.online_dpo(num_generations=2), path)
+
+
+def test_reward_adapter_trained_with_end_of_sequence_as_padding(tmp_path: Path) -> None:
+    """TRL stores the pad token of a reward adapter's training in its tokenizer alone."""
+    folder = save_reward_adapter(save_policy(tmp_path / "base"), tmp_path / "rm_adapter")
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    model, loaded = load_reward_model(folder, {})
+    assert model.config.pad_token_id == loaded.eos_token_id
 
 
 def test_adapters_in_the_wrong_place(tmp_path: Path) -> None:
@@ -434,6 +450,9 @@ def test_adapters_that_cannot_be_merged(tmp_path: Path) -> None:
     folder = Path(save_adapter(base, tmp_path / "adapter"))
     config = folder / "adapter_config.json"
     whole = json.loads(config.read_text())
+    config.write_text("{")
+    with pytest.raises(ModelError, match=r"cannot read .*adapter_config.json: .*; save the adapter again"):
+        run(str(folder), tmp_path / "run")
     for change, message in (
         ({"base_model_name_or_path": None}, "does not name its model; set base_model_name_or_path"),
         ({"base_model_name_or_path": str(tmp_path / "gone")}, "was trained on .*gone', which is not there; correct"),

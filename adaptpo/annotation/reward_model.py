@@ -35,7 +35,8 @@ def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTraine
     The configuration's `pad_token_id` is then the one by which the model's rows end (see `RewardModelAnnotator`), or
     None. Raises ModelError if `path` holds no such model.
     """
-    model: Any = adapted_classifier(path, options) if base_of(path, options) else load_classifier(path, options)
+    is_adapter = base_of(path, options) is not None
+    model: Any = (adapted_classifier if is_adapter else load_classifier)(path, options)
     if model.config.num_labels != 1:
         raise ModelError(
             f"the model at '{path}' has {model.config.num_labels} labels; a reward model has one "
@@ -44,7 +45,7 @@ def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTraine
         )
     tokenizer = stored_tokenizer(path, options)
     check_tokenizer_fits(tokenizer, model.config)
-    set_pad_id(model, stored_pad_id(model, tokenizer))
+    set_pad_id(model, stored_pad_id(model, tokenizer, is_adapter))
     return model.eval(), tokenizer
 
 
@@ -68,27 +69,30 @@ def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, .
 
 HEADS = ("score", "classifier")
 """Names under which an adapter holds its trained head."""
+LABELS = ("score.weight", "classifier.weight", "out_proj.weight")
+"""Ends of the names of a head's last weight, with one row per label."""
 
 
 def adapted_classifier(path: str, options: Options) -> nn.Module:
     """The model that a reward model's adapter was trained on, with the adapter and its head merged in."""
     settings, base = adapter_settings(path, options) or {}, base_of(path, options) or ""
     refuse_other_task(path, settings, "SEQ_CLS", "give the adapter of a reward model, or the folder of a whole one")
-    shapes = adapter_shapes(path, options)
-    labels = next((shape[0] for name, shape in shapes.items() if set(HEADS) & set(name.split("."))), None)
-    own = {} if labels is None else {"num_labels": labels}
-    heads = HEADS if own else ()
-    return merged(load_classifier(base, base_options(settings, options) | own, heads), path)
+    shapes = adapter_shapes(path, options).items()
+    heads = {name: shape for name, shape in shapes if set(HEADS) & set(name.split(".")) and "lora_" not in name}
+    labels = next((shape[0] for name, shape in heads.items() if name.endswith(LABELS)), None)
+    own = base_options(settings, options) | ({} if labels is None else {"num_labels": labels})
+    return merged(load_classifier(base, own, HEADS if heads else ()), path)
 
 
-def stored_pad_id(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The padding token that a reward model was saved with: its configuration's, or else its tokenizer's.
+def stored_pad_id(model: Any, tokenizer: PreTrainedTokenizerBase, is_adapter: bool = False) -> int | None:
+    """The padding token that a reward model was saved with: its configuration's, or else its tokenizer's. With an
+    adapter, the tokenizer was saved and the configuration is the base model's, so the tokenizer's comes first.
 
     If it is EOS, as TRL's `RewardTrainer` stores it, the model was trained to be read before its final EOS. EOS must
     not stand in for a padding token that neither of them has.
     """
-    stored = getattr(text_config(model), "pad_token_id", None)
-    return tokenizer.pad_token_id if stored is None else stored
+    saved = [getattr(text_config(model), "pad_token_id", None), tokenizer.pad_token_id]
+    return next((id_ for id_ in (reversed(saved) if is_adapter else saved) if id_ is not None), None)
 
 
 def text_config(model: Any) -> Any:

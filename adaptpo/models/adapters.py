@@ -38,9 +38,12 @@ def adapter_file(path: str, options: dict[str, Any] | None = None) -> str | None
 
 
 def adapter_settings(path: str, options: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The content of `adapter_config.json`; None if `path` is no adapter."""
+    """The content of `adapter_config.json`; None if `path` is no adapter. Raises ModelError if it is damaged."""
     file = adapter_file(path, options)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        return None if file is None else dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot read {file}: {error}; save the adapter again with save_pretrained") from error
 
 
 def base_of(path: str, options: dict[str, Any] | None = None) -> str | None:
