@@ -18,12 +18,20 @@ from adaptpo.config.recipe import AlignmentConfig, Recipe
 from adaptpo.config.reward import reward_parts
 from adaptpo.config.version import __version__
 from adaptpo.distributed.executor import executor_of
-from adaptpo.distributed.ranks import join_ranks
+from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.inputs import DataInput, as_folder, function_name, input_digest, model_digest, reward_digest
+from adaptpo.pipeline.inputs import (
+    DataInput,
+    as_folder,
+    function_name,
+    input_digest,
+    model_digest,
+    reward_digest,
+    whole_policy,
+)
 from adaptpo.pipeline.loop import align, run_opening
 from adaptpo.run.branch import opening_facts, take_opening
 from adaptpo.run.directory import RunDirectory, open_run
@@ -36,7 +44,8 @@ class AlignmentTrainer:
     """Aligns a policy with preferences.
 
     Args:
-        model: hub id, folder, or a causal language model in memory (with its tokenizer as `processing_class`).
+        model: hub id, folder, or a causal language model in memory (with its tokenizer as `processing_class`). A LoRA
+            adapter is merged into its model, which is then the start and the reference.
         args: an `AlignmentConfig`, or a dict of its fields: all settings except model, data, method and reward.
         method: a method from `adaptpo.methods`, its name, or any `Method`. It is copied, so it can be reused.
         train_dataset: preference pairs in TRL's formats: a `datasets.Dataset`, a `pandas.DataFrame`, rows (dicts), a
@@ -128,7 +137,7 @@ class AlignmentTrainer:
         if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in (self.model, self.reward)):
             raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
         with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
-            initial, reward = self._models(run.path / "inputs")
+            initial, reward = self._models(run.path / "inputs", ranks)
             tokenizer = ranks.on_first(partial(self._tokenizer, run.path / "inputs"))
             ranks.on_first(partial(self._claim, run, initial, reward, tokenizer))
             yield self._context(run, initial, reward, tokenizer)
@@ -147,8 +156,10 @@ class AlignmentTrainer:
             self.processing_class.save_pretrained(target)
         return str(folder / "processing_class")
 
-    def _models(self, folder: Path) -> tuple[str, RewardSource]:
-        initial = as_folder(folder / "model", self.model, self.processing_class)
+    def _models(self, folder: Path, ranks: Ranks = ALONE) -> tuple[str, RewardSource]:
+        given = as_folder(folder / "model", self.model, self.processing_class)
+        options, shows = self.args.load_options, self.args.show_progress
+        initial = ranks.on_first(partial(whole_policy, folder / "model", given, options, shows))
         reward = self.reward
         if hasattr(reward, "save_pretrained"):
             reward = as_folder(folder / "reward_model", reward, self.reward_processing_class)
@@ -169,12 +180,13 @@ class AlignmentTrainer:
             "validation": None if self.method.validation is None else repr(self.method.validation),
             "opening": self.method.opening(),
         }
+        code = {"trust_remote_code": self.args.trusts_code}
         inputs = {
-            "model": model_digest(initial),
-            "reward": reward_digest(reward),
+            "model": model_digest(initial, self.args.load_options),
+            "reward": reward_digest(reward, code),
             "data": self.data.digest(),
             "eval_data": self.eval_data.digest() if self.eval_data else None,
-            **{name: input_digest(path) for name, path in self.method.external_inputs().items()},
+            **{name: input_digest(path, code) for name, path in self.method.external_inputs().items()},
         }
         inputs |= {} if tokenizer is None else {"processing_class": input_digest(tokenizer)}
         named = {"model": initial, "reward": described(reward), "method": method}

@@ -57,7 +57,8 @@ def generate(model: nn.Module, prompts: Sequence[Prompt], batch_size: int) -> li
 def ratios_of(case: str, lengths: Sequence[int], batch_size: int, repeats: int) -> list[Ratio]:
     model, prompts = flat(model_16m()), prompts_of(lengths)
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=NEW_TOKENS, stop_ids=STOPS)
-    ours = TransformersGenerator(model, byte_tokenizer(), sampling, batch_size=batch_size)
+    tokenizer = byte_tokenizer(VOCABULARY)  # The sampler never draws ids that the tokenizer lacks.
+    ours = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size)
     produced: dict[str, list[int]] = {"adaptpo": [], "generate": []}
 
     def sample() -> None:

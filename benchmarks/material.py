@@ -57,10 +57,12 @@ def prompt_groups(
     ]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte."""
+def byte_tokenizer(size: int = 0) -> PreTrainedTokenizerFast:
+    """One token a byte, and unused ones up to `size` in all, as many as a model's embedding has rows."""
     special = ["<pad>", "<end>"]
-    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens += [f"<unused {number}>" for number in range(len(tokens), size)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()

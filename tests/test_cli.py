@@ -176,7 +176,7 @@ def test_all_rows_dropped(recipe: Recipe, folder: Path, refusal: Callable[..., s
 def test_missing_data(recipe: Recipe, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped file name is no hub id: asking the hub takes many seconds where there is no network."""
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: pytest.fail("asked the hub"))
-    assert "none.jsonl: no such file or folder" in refusal("train", recipe(data="none.jsonl"))
+    assert "none.jsonl: no such file. A path is looked up" in refusal("train", recipe(data="none.jsonl"))
 
 
 # --- what is wrong with the models -----------------------------------------------------------------------------------

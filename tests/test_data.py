@@ -392,10 +392,12 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_missing_path_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such file\. A path is looked up"):
         open_rows(tmp_path / "nothing.jsonl")
-    with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such file\. A path is looked up"):
         open_rows("nothing.jsonl")
+    with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
+        open_rows(tmp_path / "nothing")
     with pytest.raises(DataError, match="cannot be read as a data set"):
         open_rows(tmp_path)
 

@@ -51,6 +51,20 @@ def test_what_is_kept_by_hand(chosen: Filter, kept: list[int]) -> None:
     assert chosen.keep(FACTS).nonzero()[:, 0].tolist() == kept
 
 
+def test_one_low_margin_excludes_a_pair() -> None:
+    """Margin -1 with gap 8 against 0.9 with 0.9, among many: a sum of standardized margins would keep the first."""
+    margins, gaps = [-1.0, 0.9, *[0.7, -0.7] * 49], [8.0, 0.9, *[-0.9] * 98]
+    facts = PairFacts(100, margin=torch.tensor(margins), reward_gap=torch.tensor(gaps))
+    summed = standardized(facts.margin) + standardized(facts.reward_gap)
+    assert summed.argmax() == 0 and AgreeingMargins(0.01).keep(facts).nonzero()[:, 0].tolist() == [1]
+
+
+def test_a_negative_gap_is_no_potential() -> None:
+    """The second pair's rejected response has by far the higher reward."""
+    facts = PairFacts(3, margin=torch.tensor([0.0, 0.0, 0.1]), reward_gap=torch.tensor([1.0, -9.0, 0.5]))
+    assert AlignmentPotential(0.3).keep(facts).nonzero()[:, 0].tolist() == [0]
+
+
 def test_standardized_by_hand() -> None:
     values = standardized(torch.tensor([1.0, 3.0, float("nan")]))
     assert values.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])

@@ -256,6 +256,14 @@ def test_a_saved_model_compares_as_before(folder: Path, model: PairRM) -> None:
     assert PairwiseModel(loaded, tokenizer).compare(MATCHES) == pytest.approx(expected, abs=1e-6)
 
 
+def test_tokenizer_without_a_pad_token(folder: Path, model: PairRM) -> None:
+    """The mask hides padding, whatever token it is."""
+    expected = PairwiseModel(model, TOKENIZER).compare(MATCHES)
+    loaded, tokenizer = load_pairwise_model(str(folder))
+    tokenizer.pad_token = None
+    assert PairwiseModel(loaded, tokenizer).compare(MATCHES) == pytest.approx(expected, abs=1e-6)
+
+
 def test_parts_are_named_as_in_the_published_checkpoint(model: PairRM) -> None:
     """`pretrained_model.` and `head_layer.{1,4}.` are the keys of llm-blender/PairRM-hf."""
     names = set(model.state_dict())

@@ -17,7 +17,8 @@ from tests.stub import Reply, serving
 
 FIELDS = {
     "model": str, "prompt": list, "n": int, "seed": int, "max_tokens": int, "temperature": float, "top_p": float,
-    "top_k": int, "stop_token_ids": list, "return_token_ids": bool,
+    "top_k": int, "stop_token_ids": list, "return_token_ids": bool, "presence_penalty": float,
+    "frequency_penalty": float, "repetition_penalty": float, "min_p": float, "min_tokens": int,
 }  # fmt: skip
 
 

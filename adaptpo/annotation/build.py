@@ -34,10 +34,19 @@ OPENAI = "https://api.openai.com/v1"
 
 class Workplace:
     """Resources that annotators share: the device of models, the maximum number of tokens in a forward pass, the store
-    of answers, and the number of rewards that a method asks a single annotator for (0: one)."""
+    of answers, the number of rewards that a method asks a single annotator for (0: one), and whether the Python code of
+    a model may run."""
 
-    def __init__(self, device: torch.device, max_tokens: int, cache: Path | None, num_rewards: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        max_tokens: int,
+        cache: Path | None,
+        num_rewards: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.device, self.max_tokens, self.num_rewards = device, max_tokens, num_rewards
+        self.trust_remote_code = trust_remote_code
         self.store = AnswerStore(cache)
 
 
@@ -57,7 +66,7 @@ def build(part: Any, place: Workplace) -> Annotator:
 
 @build.register
 def _(part: ModelReward, place: Workplace) -> Annotator:
-    model, tokenizer = load_reward_model(part.reward_model, {})
+    model, tokenizer = load_reward_model(part.reward_model, {"trust_remote_code": place.trust_remote_code})
     return RewardModelAnnotator(model.to(place.device), tokenizer, place.max_tokens)
 
 

@@ -64,7 +64,7 @@ def load_pairwise_model(path: str) -> tuple[PairRM, Tokenizer]:
         config = DebertaV2Config.from_pretrained(path)
         check_pairwise_config(path, config)
         model, loaded = PairRM.from_pretrained(path, config=config, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load a pairwise model from '{path}': {first_line(error)}") from error
     if missing := sorted(loaded["missing_keys"]):
@@ -118,6 +118,8 @@ class PairwiseModel:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.source_tokens, self.longest_row = source_tokens, source_tokens + 2 * candidate_tokens
         self.usage: Usage = Counter()
+        # The mask hides padding: any token will do for a tokenizer without one.
+        self.pad_id: int = tokenizer.pad_token_id or model.config.pad_token_id or 0
 
     def compare(self, matches: Sequence[Match]) -> list[float | None]:
         encode = cache(self._encode)
@@ -149,7 +151,7 @@ class PairwiseModel:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[PairwiseRow]) -> list[float]:
         device = self.model.device
-        ids = pad([row.ids for row in rows], self.tokenizer.pad_token_id).to(device)
+        ids = pad([row.ids for row in rows], self.pad_id).to(device)
         mask = pad([[1] * len(row.ids) for row in rows], 0).to(device)
         markers = torch.tensor([row.markers for row in rows], device=device)
         return self.model(ids, mask, markers).float().tolist()

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
@@ -22,39 +22,103 @@ from adaptpo.annotation.shared_forward import (
 )
 from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.errors import ModelError
+from adaptpo.models.adapters import adapter_settings, adapter_shapes, base_of, base_options, merged, refuse_other_task
 from adaptpo.models.collate import pad
-from adaptpo.models.loading import first_line, load_tokenizer
+from adaptpo.models.loading import HAS_NO_MODEL, LOAD_ERRORS, Options, cannot_load, stored_tokenizer
 from adaptpo.models.shared_prompt.attention import sharing_prompts
 from adaptpo.types import Prompt, Response
 
 
-def load_reward_model(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Loads a reward model with one label, and its tokenizer. Raises ModelError if `path` holds no such model."""
-    arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
-    try:
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a reward model from '{path}': {first_line(error)}") from error
-    if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(
-            f"the model at '{path}' is not a trained reward model: it has no {', '.join(missing[:3])}; "
-            "give the folder of a trained reward model, or set reward: train"
-        )
+def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Loads a reward model with one label, and its tokenizer. An adapter is merged into the model it was trained on.
+
+    The configuration's `pad_token_id` is then the one by which the model's rows end (see `RewardModelAnnotator`), or
+    None. Raises ModelError if `path` holds no such model.
+    """
+    is_adapter = base_of(path, options) is not None
+    model: Any = (adapted_classifier if is_adapter else load_classifier)(path, options)
     if model.config.num_labels != 1:
         raise ModelError(
             f"the model at '{path}' has {model.config.num_labels} labels; a reward model has one "
             "(AutoModelForSequenceClassification with num_labels=1). For a classifier, write a Python function that "
             "turns its logits into a reward: reward: python:module:function"
         )
-    tokenizer = load_tokenizer(path)
+    tokenizer = stored_tokenizer(path, options)
     check_tokenizer_fits(tokenizer, model.config)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    set_pad_id(model, stored_pad_id(model, tokenizer, is_adapter))
     return model.eval(), tokenizer
+
+
+def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, ...] = ()) -> nn.Module:
+    """Loads a model that classifies sequences, in float32. Its weights are all there, except for those of modules
+    named in `trained_elsewhere`."""
+    defaults = {"dtype": torch.float32, "trust_remote_code": False}
+    arguments = {**defaults, **options, "output_loading_info": True}
+    try:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
+    except LOAD_ERRORS as error:
+        raise cannot_load("a reward model", path, error, HAS_NO_MODEL, options) from error
+    absent = [name for name in loaded["missing_keys"] if name.split(".")[0] not in trained_elsewhere]
+    if missing := sorted(absent):
+        raise ModelError(
+            f"the model at '{path}' is not a trained reward model: it has no {', '.join(missing[:3])}; "
+            "give the folder of a trained reward model, or set reward: train"
+        )
+    return model
+
+
+HEADS = ("score", "classifier")
+"""Names under which an adapter holds its trained head."""
+LABELS = ("score.weight", "classifier.weight", "out_proj.weight")
+"""Ends of the names of a head's last weight, with one row per label."""
+
+
+def adapted_classifier(path: str, options: Options) -> nn.Module:
+    """The model that a reward model's adapter was trained on, with the adapter and its head merged in."""
+    settings, base = adapter_settings(path, options) or {}, base_of(path, options) or ""
+    refuse_other_task(path, settings, "SEQ_CLS", "give the adapter of a reward model, or the folder of a whole one")
+    shapes = adapter_shapes(path, options).items()
+    heads = {name: shape for name, shape in shapes if set(HEADS) & set(name.split(".")) and "lora_" not in name}
+    labels = next((shape[0] for name, shape in heads.items() if name.endswith(LABELS)), None)
+    own = base_options(settings, options) | ({} if labels is None else {"num_labels": labels})
+    return merged(load_classifier(base, own, HEADS if heads else ()), path)
+
+
+def stored_pad_id(model: Any, tokenizer: PreTrainedTokenizerBase, is_adapter: bool = False) -> int | None:
+    """The padding token that a reward model was saved with: its configuration's, or else its tokenizer's. With an
+    adapter, the tokenizer was saved and the configuration is the base model's, so the tokenizer's comes first.
+
+    If it is EOS, as TRL's `RewardTrainer` stores it, the model was trained to be read before its final EOS. EOS must
+    not stand in for a padding token that neither of them has.
+    """
+    saved = [getattr(text_config(model), "pad_token_id", None), tokenizer.pad_token_id]
+    return next((id_ for id_ in (reversed(saved) if is_adapter else saved) if id_ is not None), None)
+
+
+def text_config(model: Any) -> Any:
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def set_pad_id(model: Any, pad_id: int | None) -> None:
+    # Models look for it in one of the two.
+    model.config.pad_token_id = text_config(model).pad_token_id = pad_id
+
+
+def padding_for(rows: Sequence[Sequence[int]], stored: int | None, vocabulary: int) -> int:
+    """The token to pad `rows` with: the stored one, or else the first one that ends no row, so that none is cut."""
+    if stored is not None and 0 <= stored < vocabulary:
+        return stored
+    ends = {row[-1] for row in rows}
+    return next(token for token in range(len(ends) + 1) if token not in ends)
 
 
 class RewardModelAnnotator(Annotator):
     """Scores prompt and response together, as TRL's `RewardTrainer` presents them: through the reward model's own chat
     template, or as plain text, with the end-of-sequence token if the response ended.
+
+    A row is scored where the model, as saved, scores it alone: at its last token other than the configuration's
+    `pad_token_id`, or at its last token if there is no such id.
 
     Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the tokens of a batch,
     padding included. Responses to one prompt share its computation if this leaves a first prompt's rewards unchanged.
@@ -64,6 +128,8 @@ class RewardModelAnnotator(Annotator):
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         self.shares: bool | None = None
+        self.pad_id: int | None = getattr(text_config(model), "pad_token_id", None)
+        self.vocabulary: int = getattr(text_config(model), "vocab_size", 1 << 30)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         rows = [self.token_ids(prompt, response) for prompt, response in requests]
@@ -78,8 +144,7 @@ class RewardModelAnnotator(Annotator):
         for place, (prompt, _) in enumerate(requests):
             if len(rows[place]) <= self.limit:
                 places[prompt.id].append(place)
-        pad_id = self.tokenizer.pad_token_id
-        return [family_of([rows[i] for i in members], members, pad_id) for members in places.values()]
+        return [family_of([rows[i] for i in members], members, self.pad_id) for members in places.values()]
 
     def _may_share(self, families: Sequence[Family]) -> bool:
         """Whether sharing gives the same rewards; decided once, on one prompt."""
@@ -139,9 +204,17 @@ class RewardModelAnnotator(Annotator):
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
         device = next(self.model.parameters()).device
-        ids = pad(rows, self.tokenizer.pad_token_id).to(device)
-        mask = pad([[1] * len(row) for row in rows], 0).to(device)
-        return self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        filler = padding_for(rows, self.pad_id, self.vocabulary)
+        ids, mask = pad(rows, filler).to(device), pad([[1] * len(row) for row in rows], 0).to(device)
+        return self._logits(ids, mask, filler)[:, 0].float().tolist()
+
+    def _logits(self, ids: Tensor, mask: Tensor, filler: int) -> Tensor:
+        """The logits [rows, 1], with `filler` as the padding token that the model looks for."""
+        set_pad_id(self.model, filler)
+        try:
+            return self.model(input_ids=ids, attention_mask=mask).logits
+        finally:
+            set_pad_id(self.model, self.pad_id)
 
 
 def length_batches(rows: Sequence[Sequence[int]], max_tokens: int, limit: int) -> list[list[int]]:

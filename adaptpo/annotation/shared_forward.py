@@ -33,11 +33,11 @@ class Family:
         return self.tokens + len(self.prefix) * (len(self.endings) - 1)
 
 
-def family_of(rows: Sequence[list[int]], places: Sequence[int], pad_id: int) -> Family:
+def family_of(rows: Sequence[list[int]], places: Sequence[int], pad_id: int | None) -> Family:
     """Returns the family of `rows`; `places` are their indices among all rows.
 
     Padding tokens at the end are removed: transformers scores a row at its last non-padding token, and rows do end with
-    padding tokens if EOS is the padding token.
+    padding tokens if EOS is the padding token. None is no padding token.
     """
     rows = [without_padding(row, pad_id) for row in rows]
     alike = [len(set(tokens)) == 1 for tokens in zip(*rows, strict=False)]
@@ -45,7 +45,7 @@ def family_of(rows: Sequence[list[int]], places: Sequence[int], pad_id: int) -> 
     return Family(list(rows[0][:shared]), [list(row[shared:]) for row in rows], list(places))
 
 
-def without_padding(row: list[int], pad_id: int) -> list[int]:
+def without_padding(row: list[int], pad_id: int | None) -> list[int]:
     end = len(row)
     while end > 1 and row[end - 1] == pad_id:
         end -= 1

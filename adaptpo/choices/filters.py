@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from adaptpo.errors import ConfigError
 
@@ -101,26 +102,30 @@ class LowHeldOutLoss(ShareFilter):
 class AgreeingMargins(ShareFilter):
     """The share of pairs on which explicit and implicit margin agree most (BeeS, Deng et al., 2025).
 
-    Each standardized margin becomes a probability p that the label is right. The two are combined as independent
-    evidence: their log-odds add up, so one low margin is enough to exclude a pair.
+    Each standardized margin z is taken for the log-odds that it is right to prefer the chosen response. The priority is
+    the log-probability that both are right, `log sigmoid(z1) + log sigmoid(z2)`: one low margin is enough to exclude a
+    pair, and no high one makes up for it.
     """
 
     share: float = 0.25
     needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
 
     def priority(self, facts: PairFacts) -> Tensor:
-        return standardized(known(facts.margin)) + standardized(known(facts.reward_gap))
+        return logsigmoid(standardized(known(facts.margin))) + logsigmoid(standardized(known(facts.reward_gap)))
 
 
 @dataclass(frozen=True)
 class AlignmentPotential(ShareFilter):
-    """The share of pairs whose explicit margin exceeds the implicit one by the most (MAP, Huang et al., 2025)."""
+    """The share of pairs whose explicit margin exceeds the implicit one by the most (MAP, Huang et al., 2025).
+
+    The explicit margin keeps its sign: a pair whose rejected response has the higher reward is likely mislabeled.
+    """
 
     share: float = 0.4
     needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
 
     def priority(self, facts: PairFacts) -> Tensor:
-        return standardized(known(facts.reward_gap).abs()) - standardized(known(facts.margin))
+        return standardized(known(facts.reward_gap)) - standardized(known(facts.margin))
 
 
 @dataclass(frozen=True)

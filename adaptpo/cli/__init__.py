@@ -78,7 +78,8 @@ def run_annotate(options: argparse.Namespace) -> None:
     from adaptpo.distributed.quiet import quiet_libraries
 
     quiet_libraries()
-    counts = annotate_file(options.data, read_yaml(options.reward), options.out, options.cache)
+    trusts = options.trust_remote_code
+    counts = annotate_file(options.data, read_yaml(options.reward), options.out, options.cache, trusts)
     print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
@@ -179,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--reward", required=True, help="a reward model, python:module:function, or YAML")
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
+    annotate.add_argument("--trust-remote-code", action="store_true", help="run the Python code of a reward model")
     add_stage(commands)
     add_vote(commands)
     add_evaluation(commands)

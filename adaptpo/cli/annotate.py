@@ -29,7 +29,9 @@ MAX_TOKENS = 16384
 """Maximum number of tokens in one forward pass, including padding."""
 
 
-def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) -> dict[str, int]:
+def annotate_file(
+    data: str, reward: Any, out: Path, cache: Path | None = None, trust_remote_code: bool = False
+) -> dict[str, int]:
     """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage.
 
     Raises ConfigError or DataError for invalid input before anything is computed.
@@ -42,7 +44,8 @@ def annotate_file(data: str, reward: Any, out: Path, cache: Path | None = None) 
     check_writable(out, rows)
     left_out: Counter[str] = Counter()
     requests = [row_requests(row, number, left_out) for number, row in enumerate(rows)]
-    annotator = build_annotator(reward_parts(reward), workplace(cache or out.with_name(out.name + ".answers")))
+    place = workplace(cache or out.with_name(out.name + ".answers"), trust_remote_code)
+    annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
     rewards, usage = all_rewards(annotator, requests)
     rewards = [found or [None] * responses_in(row) for row, found in zip(rows, rewards, strict=True)]
@@ -62,8 +65,9 @@ def check_writable(out: Path, rows: list[Row]) -> None:
         raise DataError(f"a row has {problem}, which Parquet cannot hold; let --out end with .jsonl") from problem
 
 
-def workplace(cache: Path) -> Workplace:
-    return Workplace(torch.device("cuda" if torch.cuda.is_available() else "cpu"), MAX_TOKENS, cache)
+def workplace(cache: Path, trust_remote_code: bool = False) -> Workplace:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Workplace(device, MAX_TOKENS, cache, trust_remote_code=trust_remote_code)
 
 
 def responses_in(row: Row) -> int:

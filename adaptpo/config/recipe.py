@@ -116,6 +116,8 @@ class AlignmentConfig(Settings):
     the chat template, such as `enable_thinking`; a row's column of that name overrides them.
     `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
     `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
+    `trust_remote_code`: run the Python code that comes with a model, for policy, tokenizer, reward model and encoder.
+    `disable_dropout`: train without dropout, that of an adapter included, because the reference has none.
     `max_tokens_per_batch`: maximum number of tokens of one forward pass, padding included; a larger batch is computed
     in several passes of whole prompt groups, with the same result. `shard_size`: number of prompts that are scored,
     generated or annotated per file; a kill loses at most one file. `executor`: what computes these, the word `ray` or a
@@ -138,6 +140,8 @@ class AlignmentConfig(Settings):
     reward_training: dict[str, Any] = Field({})
     peft: dict[str, Any] | None = None
     model_init_kwargs: dict[str, Any] = Field({})
+    trust_remote_code: bool = False
+    disable_dropout: bool = True
     max_tokens_per_batch: int = Field(16384, gt=0)
     shard_size: int = Field(64, gt=0)
     executor: ExecutorSettings = ExecutorSettings()
@@ -188,6 +192,20 @@ class AlignmentConfig(Settings):
             check_types("peft", values, LoraConfig)
         return values
 
+    @field_validator("model_init_kwargs")
+    @classmethod
+    def _one_dtype(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_dtype(values)
+
+    @property
+    def trusts_code(self) -> bool:
+        return self.trust_remote_code or bool(self.model_init_kwargs.get("trust_remote_code"))
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """The arguments of `from_pretrained` for the policy."""
+        return self.model_init_kwargs | {"trust_remote_code": self.trusts_code}
+
 
 class RecipeGenerationSettings(GenerationSettings):
     num_generations: int = Field(8, gt=1)
@@ -224,6 +242,22 @@ class Recipe(AlignmentConfig):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+
+
+def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `from_pretrained` with their dtype under `dtype`, by name: also that of `torch_dtype`, its older
+    name, and of an object such as `torch.bfloat16`. Raises ConfigError for two different ones, or another name."""
+    given = {name: str(options[name]).removeprefix("torch.") for name in ("dtype", "torch_dtype") if options.get(name)}
+    rest = {name: value for name, value in options.items() if name not in ("dtype", "torch_dtype")}
+    for name, value in given.items():
+        if value not in DTYPES:
+            raise ConfigError(f"model_init_kwargs.{name} is {value!r}; give one of {', '.join(DTYPES)}")
+    if len(set(given.values())) > 1:
+        raise ConfigError("model_init_kwargs names two dtypes; torch_dtype is the older name of dtype, so drop one")
+    return rest | ({"dtype": min(given.values())} if given else {})
 
 
 def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:

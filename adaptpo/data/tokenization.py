@@ -162,6 +162,15 @@ def ending_token(tokenizer: PreTrainedTokenizerBase, prompt: Text, stop_ids: fro
     return next(token for token in likely if token in stop_ids)
 
 
+def foreign_ids(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: frozenset[int] = frozenset()
+) -> list[int]:
+    """The ids below `vocabulary`, the length of a model's embedding, for which the tokenizer has no token: they would
+    be trained on and read as nothing. A stop token is none of them, because it is never read."""
+    known = {*tokenizer.get_vocab().values(), *stop_ids}
+    return [token for token in range(vocabulary) if token not in known]
+
+
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
     """Raises ModelError if the tokenizer has ids for which the model has no embedding."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config

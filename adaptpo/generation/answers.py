@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,7 +42,8 @@ class AnswerReader:
     """Reads `count` responses from each answer.
 
     If a server returns no token ids, its text is tokenized; `usage["retokenized_differently"]` counts the responses for
-    which the server had a different number of tokens.
+    which the server had a different number of tokens. A response with ids for which the tokenizer has no token is left
+    out, as the annotator would not see them; `usage["ids_beyond_the_tokenizer"]` counts these.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,7 +58,16 @@ class AnswerReader:
         check_prompt(answer, choices, prompt)
         found = [self._response(choice, prompt, sampling) for choice in choices]
         self._count(answer, found)
-        return found
+        readable = [response for response in found if self._has_tokens(response, sampling)]
+        self.usage["ids_beyond_the_tokenizer"] += len(found) - len(readable)
+        return readable
+
+    def _has_tokens(self, response: Response, sampling: Sampling) -> bool:
+        return self.known.union(sampling.stop_ids).issuperset(response.ids)
+
+    @cached_property
+    def known(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_vocab().values())
 
     def _response(self, choice: Json, prompt: Prompt, sampling: Sampling) -> Response:
         finish = field(choice, "finish_reason")

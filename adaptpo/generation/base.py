@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from adaptpo.types import Prompt, Response
 
@@ -18,6 +18,23 @@ class Sampling:
     top_k: int
     max_new_tokens: int
     stop_ids: frozenset[int]
+
+
+NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+}
+"""Arguments of transformers' `generate` that leave a distribution as it is. Left out, each would take the value of the
+model's generation_config.json, and responses would not come from the policy in training."""
 
 
 class Generator(Protocol):

@@ -22,15 +22,17 @@ def access(settings: EngineSettings, url: str) -> Access:
     return Access(url, key_from_environment(settings.api_key_env), at_once, settings.retries, settings.timeout)
 
 
-def started_server(settings: EngineSettings, model: str, log: Path, dtype: torch.dtype, longest: int) -> Server:
+def started_server(
+    settings: EngineSettings, model: str, log: Path, dtype: torch.dtype, longest: int, trusts_code: bool = False
+) -> Server:
     """A server for the model in a folder, once it is up. `longest`: tokens of a prompt with its response."""
-    command = settings.command if settings.command is not None else vllm_command(settings, dtype, longest)
+    command = settings.command if settings.command is not None else vllm_command(settings, dtype, longest, trusts_code)
     server = StartedServer(command, model, log, settings.start_timeout, settings.restarts)
     server.start()
     return server
 
 
-def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int) -> str:
+def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int, trusts_code: bool = False) -> str:
     """vLLM's command. Sampling ignores the model's generation_config.json."""
     memory = settings.gpu_memory_utilization
     return " ".join(
@@ -40,6 +42,7 @@ def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int) -> 
             f"--tensor-parallel-size {settings.tensor_parallel_size}",
             f"--data-parallel-size {settings.data_parallel_size}",
             "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
+            *(["--trust-remote-code"] if trusts_code else []),
             *([] if memory is None else [f"--gpu-memory-utilization {memory:g}"]),
             *([settings.arguments] if settings.arguments else []),
         ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adaptpo.config.generation import Api
-from adaptpo.generation.base import Sampling
+from adaptpo.generation.base import NEUTRAL, Sampling
 from adaptpo.remote.store import Json
 
 Fields = dict[str, Json]
@@ -34,14 +34,19 @@ def plain_fields(sampling: Sampling) -> Fields:
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
     }
+
+
+WITHOUT_PENALTY: Fields = {"repetition_penalty": 1.0, "min_p": 0.0}
+"""Further fields of vLLM and SGLang that would otherwise take the value of the model's generation_config.json."""
 
 
 def vllm_fields(sampling: Sampling) -> Fields:
     return {
-        **plain_fields(sampling),
-        "top_k": sampling.top_k or -1,
-        "stop_token_ids": sorted(sampling.stop_ids),
+        **sglang_fields(sampling),
+        "min_tokens": 0,
         "return_token_ids": True,
     }
 
@@ -49,6 +54,7 @@ def vllm_fields(sampling: Sampling) -> Fields:
 def sglang_fields(sampling: Sampling) -> Fields:
     return {
         **plain_fields(sampling),
+        **WITHOUT_PENALTY,
         "top_k": sampling.top_k or -1,
         "stop_token_ids": sorted(sampling.stop_ids),
     }
@@ -58,6 +64,7 @@ def transformers_fields(sampling: Sampling) -> Fields:
     """The sampling fields of `transformers serve`: a whole generation config, as defaults (such as a `top_k` of 50)
     apply to every field that it leaves out."""
     config = {
+        **NEUTRAL,
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or None,
         "top_p": sampling.top_p,

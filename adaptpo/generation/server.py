@@ -116,7 +116,7 @@ class ServerGenerator:
         return questions
 
     def _ask(self, server: Server, questions: Sequence[Question], sampling: Sampling) -> list[list[Response]]:
-        """The responses to each question; an empty list if none arrived."""
+        """The responses to each question; an empty list if none arrived, or none that the tokenizer can read."""
         found: list[list[Response]] = [[] for _ in questions]
         problems: list[str] = []
 
@@ -130,7 +130,7 @@ class ServerGenerator:
             endpoint.post(bodies, take, lambda number, problem: problems.append(problem))
         except AnnotationError as error:
             raise GenerationError(str(error)) from error
-        if not any(found):
+        if problems and not any(found):
             raise GenerationError(f"the server answered none of {len(questions)} requests: {problems[-1]}")
         return found
 

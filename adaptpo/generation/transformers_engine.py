@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from adaptpo.data.tokenization import decode_response
+from adaptpo.data.tokenization import decode_response, foreign_ids
 from adaptpo.generation.base import Sampling
 from adaptpo.models.collate import pad
 from adaptpo.types import Prompt, Response
@@ -150,16 +150,21 @@ class UncachedRows:
         self.ids, self.row = self.ids[rows], self.row[rows]
 
 
-def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tensor) -> list[list[int]]:
-    """Returns the token ids of every row, up to and including a stop token, or up to `max_new_tokens`."""
+def decode(
+    rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tensor, never: Sequence[int] = ()
+) -> list[list[int]]:
+    """Returns the token ids of every row, up to and including a stop token, or up to `max_new_tokens`; ids of `never`
+    have probability 0."""
     warpers, stops = logits_warpers(sampling), torch.tensor(sorted(sampling.stop_ids), dtype=torch.long)
     outputs: list[list[int]] = [[] for _ in range(len(uniforms))]
     alive = torch.ones(len(rows.row), dtype=torch.bool)
+    banned = torch.tensor(never, dtype=torch.long, device=rows.logits.device)
     for step in range(sampling.max_new_tokens):
+        logits = rows.logits.index_fill(1, banned, -torch.inf) if never else rows.logits
         if sampling.temperature == 0:
-            tokens = rows.logits.argmax(dim=-1)
+            tokens = logits.argmax(dim=-1)
         else:
-            tokens = draw_tokens(warpers(None, rows.logits), uniforms[rows.row.cpu(), step])
+            tokens = draw_tokens(warpers(None, logits), uniforms[rows.row.cpu(), step])
         chosen = tokens.cpu()
         for row, token, living in zip(rows.row.tolist(), chosen.tolist(), alive.tolist(), strict=True):
             if living:
@@ -177,9 +182,10 @@ def decode(rows: DecodingRows | UncachedRows, sampling: Sampling, uniforms: Tens
 class TransformersGenerator:
     """Samples from a transformers causal language model in this process.
 
-    The distribution is that of `generate` with the same temperature, top-k and top-p. `batch_size` counts prompts;
-    None takes as many as fit into `memory` bytes. `precision` creates the context in which the model runs, such as
-    autocast.
+    The distribution is that of `generate` with the same temperature, top-k and top-p, over the tokens that the
+    tokenizer has: an embedding is often longer. No other setting of a `generation_config` counts. `batch_size` counts
+    prompts; None takes as many as fit into `memory` bytes. `precision` creates the context in which the model runs,
+    such as autocast.
     """
 
     def __init__(
@@ -195,6 +201,8 @@ class TransformersGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.sampling, self.batch_size, self.memory = sampling, batch_size, memory or default_memory()
         self.expands_cache = expands_cache(model)
+        config: Any = model.config
+        self.never = foreign_ids(tokenizer, config.get_text_config().vocab_size, sampling.stop_ids)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
@@ -204,7 +212,7 @@ class TransformersGenerator:
         for batch in self.batches(prompts, count):
             uniforms = uniform_draws([seeds[i] for i in batch], count, self.sampling.max_new_tokens)
             with self.precision():
-                tokens = decode(self._rows([prompts[i] for i in batch], count), self.sampling, uniforms)
+                tokens = decode(self._rows([prompts[i] for i in batch], count), self.sampling, uniforms, self.never)
             outputs = [self._response(ids) for ids in tokens]
             responses |= {index: outputs[n * count : (n + 1) * count] for n, index in enumerate(batch)}
         self.model.train(was_training)

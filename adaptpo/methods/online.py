@@ -31,7 +31,7 @@ def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 
     """Online DPO on the prompts of the pairs on which the reward model and a trained policy agree most.
 
     Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
-    Deviation: standardized margins are added as log-odds; the implicit margins are those of one epoch of DPO.
+    Deviation: standardized margins are taken for log-odds; the implicit margins are those of one epoch of DPO.
     """
     return replace(online_dpo(objective, num_generations), filter=AgreeingMargins(share))
 

@@ -2,37 +2,95 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
 
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.tokenization import stop_token_ids
 from adaptpo.errors import ConfigError, ModelError
+from adaptpo.models.adapters import base_of, is_adapter
 from adaptpo.models.shared_prompt.attention import base_model
 
+# A question on standard input would wait for ever in a batch job; with 0, transformers raises an error instead.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer; raises ModelError if there is none, or one without a token to end or pad with."""
+Options = dict[str, Any]
+"""Arguments of `from_pretrained`."""
+LOAD_ERRORS = (
+    *(OSError, ValueError, TypeError, AttributeError, ImportError, KeyError, IndexError, RuntimeError),
+    *(SyntaxError, SafetensorError),
+)
+"""What transformers raises for a folder, an id or arguments that do not fit, and a model's own code for itself."""
+WHERE_AND_WHOSE = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+"""The arguments of `from_pretrained` that hold for the configuration and the tokenizer of a model too."""
+HAS_NO_MODEL = "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
+TRUST = (
+    "it comes with Python code of its own. Read that code, then set trust_remote_code: true in the recipe "
+    "(AlignmentConfig(trust_remote_code=True), or --trust-remote-code of `adaptpo annotate`)"
+)
+
+
+def cannot_load(what: str, path: str, error: Exception, remedy: str, options: Options | None = None) -> ModelError:
+    """The error for a model, or a part of it, that transformers refuses to load with these options."""
+    if "trust_remote_code" in str(error) and not (options or {}).get("trust_remote_code"):
+        return ModelError(f"cannot load {what} from '{path}': {TRUST}")
+    return ModelError(f"cannot load {what} from '{path}': {first_line(error)}\n{remedy}")
+
+
+def shared_options(options: Options | None) -> Options:
+    """The arguments for the configuration and the tokenizer of a model that is loaded with `options`."""
+    found = {name: value for name, value in (options or {}).items() if name in WHERE_AND_WHOSE}
+    return {"trust_remote_code": False} | found  # None would ask on standard input.
+
+
+def read_config(path: str, options: Options | None = None) -> PretrainedConfig:
+    """The configuration of a model, or of the model that an adapter was trained on. Raises ModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a tokenizer from '{path}': {first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of '{path}' has no end-of-sequence token; set its eos_token")
+        return AutoConfig.from_pretrained(base_of(path, options) or path, **shared_options(options))
+    except LOAD_ERRORS as error:
+        raise cannot_load("a configuration", path, error, HAS_NO_MODEL, options) from error
+
+
+def load_tokenizer(path: str, options: Options | None = None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer, with EOS as padding if it has none. Raises ModelError if there is none, or one without EOS."""
+    tokenizer = stored_tokenizer(path, options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer as it is stored; that of an adapter's model if the adapter has none. Raises like
+    `load_tokenizer`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared_options(options))
+    except LOAD_ERRORS as error:
+        if base := base_of(path, options):
+            return stored_tokenizer(base, options)
+        raise cannot_load("a tokenizer", path, error, "Save its tokenizer into its folder.", options) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of '{path}' has no end-of-sequence token; set its eos_token")
+    return tokenizer
+
+
+def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase, options: Options | None = None) -> frozenset[int]:
     """Ids of the tokens that end a response of the model at `path`."""
     try:
-        generation_config = GenerationConfig.from_pretrained(path)
+        generation_config = GenerationConfig.from_pretrained(base_of(path, options) or path)
     except OSError:  # A model folder without generation_config.json.
         generation_config = None
     return stop_token_ids(tokenizer, generation_config)
@@ -54,15 +112,12 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
 
     Raises ModelError if there is none, or if weights are missing, which would otherwise be random.
     """
-    arguments = {"dtype": torch.float32, **options, "output_loading_info": True}
+    defaults = {"dtype": torch.float32, "trust_remote_code": False}
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(path, **arguments)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"cannot load a causal language model from '{path}': {first_line(error)}\n"
-            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach, and check "
-            "model_init_kwargs."
-        ) from error
+        model, loaded = AutoModelForCausalLM.from_pretrained(path, **(defaults | options), output_loading_info=True)
+    except LOAD_ERRORS as error:
+        remedy = f"{HAS_NO_MODEL} Also check model_init_kwargs."
+        raise cannot_load("a causal language model", path, error, remedy, options) from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
             f"the model at '{path}' is not a causal language model: it has no {', '.join(missing[:3])}; "
@@ -71,28 +126,23 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def load_encoder(path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_encoder(path: str, options: Options | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Loads a model from texts to hidden states, in float32, and its tokenizer.
 
     Raises ModelError if there is none, or if weights are missing (other than the pooler's, which are unused).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loaded = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load an encoder from '{path}': {first_line(error)}\n"
-            "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared_options(options))
+        model, loaded = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **shared_options(options)
+        )
+    except LOAD_ERRORS as error:
+        raise cannot_load("an encoder", path, error, HAS_NO_MODEL, options) from error
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
         raise ModelError(f"the encoder at '{path}' lacks {', '.join(missing[:3])}; give one with all its weights")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
-
-
-def is_adapter(path: str) -> bool:
-    return (Path(path) / "adapter_config.json").exists()
 
 
 def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict[str, Any], seed: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adaptpo.choices.objectives import Objective
 from adaptpo.errors import ModelError
 from adaptpo.models.collate import Batch, GroupCollator, padded_rows
 from adaptpo.models.inference import to_device
 from adaptpo.models.loading import first_line
-from adaptpo.models.logps import chunked_logps, whole_logps
+from adaptpo.models.logps import chunked_logps, pair_logps, whole_logps
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import base_model, sharing_prompts
-from adaptpo.types import PromptGroup
+from adaptpo.types import PairLogps, PromptGroup
 
 WORTH_SHARING = 0.15
 """Share of the tokens that sharing must save. On small models, its overhead can exceed a smaller saving."""
@@ -168,6 +169,34 @@ class SelfCheck:
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             return False
         return self.accepts(difference(self.exact, found))
+
+
+@torch.no_grad()
+def loss_at_reference(
+    model: nn.Module, group: PromptGroup, pad_id: int, dtype: torch.dtype, precision: Precision, objective: Objective
+) -> float:
+    """Returns the mean loss of a group's pairs in training mode, with the model itself as reference: ln 2 for DPO.
+
+    Raises ModelError if training mode changes the log-probs: the policy would be trained on noise.
+    """
+    batch = to_device(GroupCollator(pad_id)([group]), next(model.parameters()).device)
+    with precision():
+        still, moving = pair_logps(model.eval(), batch), pair_logps(model.train(), batch)
+    model.eval()
+    expected, found = (objective.loss(with_reference(one, still)).mean().item() for one in (still, moving))
+    apart = torch.cat([moving.chosen - still.chosen, moving.rejected - still.rejected]).abs().max().item()
+    if not apart <= tolerance_for(dtype).logps:
+        raise ModelError(
+            f"{type(base_model(model)).__name__} adds noise in training mode that disable_dropout does not reach: "
+            f"where policy and reference are the same, the loss is {found:.6f} instead of {expected:.6f} (log-probs "
+            f"differ by {apart:.2g} nats). Set the rates of its configuration to 0, for instance "
+            "model_init_kwargs: {attention_dropout: 0.0}, or accept the noise with disable_dropout: false"
+        )
+    return found
+
+
+def with_reference(logps: PairLogps, reference: PairLogps) -> PairLogps:
+    return replace(logps, reference_chosen=reference.chosen, reference_rejected=reference.rejected)
 
 
 def padded_because(reason: str) -> Facts:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from adaptpo.annotation.base import Annotator, Request
@@ -31,15 +31,17 @@ from adaptpo.data.pairs import TextFormat
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import ConfigError
 from adaptpo.generation.base import Sampling
+from adaptpo.models.adapters import is_adapter
+from adaptpo.models.dropout import turn_off_dropout
 from adaptpo.models.inference import PromptedPair
 from adaptpo.models.loading import (
     base_is_untouched,
     first_line,
-    is_adapter,
     load_causal_lm,
     load_encoder,
     load_policy,
     load_tokenizer,
+    read_config,
     stop_ids_of,
     text_mode_of,
 )
@@ -202,7 +204,7 @@ class Context:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.tokenizer_folder or self.initial)
+        return load_tokenizer(self.tokenizer_folder or self.initial, self.config.load_options)
 
     @property
     def text_mode(self) -> TextFormat:
@@ -222,13 +224,13 @@ class Context:
     @cached_property
     def max_length(self) -> int | None:
         """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
-        config = AutoConfig.from_pretrained(self.initial).get_text_config()
+        config = read_config(self.initial, self.config.load_options).get_text_config()
         limits = (self.config.max_length, getattr(config, "max_position_embeddings", None))
         return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        return stop_ids_of(self.initial, self.tokenizer)
+        return stop_ids_of(self.initial, self.tokenizer, self.config.load_options)
 
     @cached_property
     def compute_dtype(self) -> torch.dtype:
@@ -250,7 +252,14 @@ class Context:
 
     def _load_policy(self, path: str) -> nn.Module:
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
-        return load_policy(path, self.initial, self.config.peft, self.config.model_init_kwargs, adapter_seed)
+        options = self.config.load_options
+        return self._calm(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
+
+    def _calm(self, model: nn.Module) -> nn.Module:
+        """The model without dropout, unless the recipe keeps it: every model that trains comes through here."""
+        if self.config.disable_dropout:
+            turn_off_dropout(model)
+        return model
 
     def reference(self, path: str) -> nn.Module:
         """The frozen reference: the model at `path` as it is, without a fresh adapter."""
@@ -261,7 +270,7 @@ class Context:
     def _load_reference(self, path: str) -> nn.Module:
         if is_adapter(path) and path != self.initial:
             return self._load_policy(path)
-        return load_causal_lm(path, self.config.model_init_kwargs)
+        return self._calm(load_causal_lm(path, self.config.load_options))
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
         """The reference at `path`, for use beside a policy in training, which has left the slot: the policy without its
@@ -321,7 +330,8 @@ class Context:
     def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
         cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
         tokens, num_rewards = self.config.max_tokens_per_batch, self.method.pairing.num_rewards
-        place = Workplace(self.inference_arguments.device, tokens, cache, num_rewards)
+        trusts = self.config.trusts_code
+        place = Workplace(self.inference_arguments.device, tokens, cache, num_rewards, trusts)
         return build_annotator(parts, place)
 
     def annotate(self, phase: str, requests: Sequence[Request]) -> list[float | None]:
@@ -349,7 +359,7 @@ class Context:
         return self.slot.get(("encoder", path), lambda: self._load_encoder(path))
 
     def _load_encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        model, tokenizer = load_encoder(path)
+        model, tokenizer = load_encoder(path, {"trust_remote_code": self.config.trusts_code})
         return self._placed(model), tokenizer
 
     # Data

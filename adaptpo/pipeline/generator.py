@@ -17,15 +17,15 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
+from adaptpo.models.adapters import is_adapter
 from adaptpo.models.inference import autocast
-from adaptpo.models.loading import is_adapter
 from adaptpo.pipeline.context import Context
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
 MISSING = (
-    "the generation server refused the request, gave no usable answer within generation.retries and timeout, or takes "
-    "text and no text tokenizes to the prompt's tokens"
+    "the generation server refused the request, gave no usable answer within generation.retries and timeout, answered "
+    "with ids that the tokenizer has not, or takes text and no text tokenizes to the prompt's tokens"
 )
 SERVED, LOGS = "served", "servers"
 """Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
@@ -108,7 +108,8 @@ def start_server(context: Context, policy: str, phase: str) -> Server:
     model = merged(context, policy) if is_adapter(policy) else policy
     context.slot.clear()
     log = context.run.path / LOGS / f"{phase.replace('/', '-')}.log"
-    return started_server(settings, model, log, dtype, context.config.max_prompt_length + settings.max_new_tokens)
+    longest = context.config.max_prompt_length + settings.max_new_tokens
+    return started_server(settings, model, log, dtype, longest, context.config.trusts_code)
 
 
 def merged(context: Context, policy: str) -> str:

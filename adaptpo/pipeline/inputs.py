@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import datasets
 import pandas
+from transformers.utils.hub import extract_commit_hash
 
 from adaptpo.annotation.function import RewardFunction, import_function
 from adaptpo.config.recipe import DataSettings
@@ -18,8 +20,12 @@ from adaptpo.config.reward import FunctionReward, RewardPart, reward_parts
 from adaptpo.data import fingerprint, open_rows
 from adaptpo.data.source import Rows
 from adaptpo.errors import ConfigError, ModelError
+from adaptpo.models.adapters import adapter_file, adapter_settings, base_of, base_options
+from adaptpo.models.loading import TRUST, Options, read_config
+from adaptpo.models.merging import save_merged, whole
 from adaptpo.remote.store import content_key
-from adaptpo.run.files import whole_folder
+from adaptpo.run.files import whole_folder, write_json
+from adaptpo.run.progress import say
 
 DATASETS = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
 
@@ -81,43 +87,59 @@ def combined(hashes: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()[:16]
 
 
-def model_digest(path: str) -> str:
-    """Hash of a folder's content, or the commit of a hub model."""
+MERGED_FROM = "merged_from.json"
+"""In the folder of a merged adapter: what it was made of, which identifies it."""
+
+
+def model_digest(path: str, options: Options | None = None) -> str:
+    """Hash of a folder's content, or the commit of a hub model; that of an adapter includes its model's."""
+    if (Path(path) / MERGED_FROM).is_file():
+        return json.loads((Path(path) / MERGED_FROM).read_text(encoding="utf-8"))["digest"]
+    settings = adapter_settings(path, options)
+    if settings is None:
+        return own_digest(path, options)
+    below = model_digest(base_of(path, options) or "", base_options(settings, options or {}))
+    return content_key([own_digest(path, options), below])[:16]
+
+
+def own_digest(path: str, options: Options | None) -> str:
     if Path(path).is_dir():
         return combined(fingerprint(path))
-    from transformers import AutoConfig
-
+    if file := adapter_file(path, options):
+        return str(extract_commit_hash(file, None))
     try:
-        return str(AutoConfig.from_pretrained(path)._commit_hash)
-    except (OSError, ValueError) as error:
+        return str(read_config(path, options)._commit_hash)
+    except ModelError as error:
+        if TRUST in str(error):
+            raise
         raise ModelError(
             f"no model at '{path}': it is neither a folder nor a hub id that this machine can reach. "
             "Give a folder that `save_pretrained` wrote, or check the id and the connection."
         ) from error
 
 
-def input_digest(path: str) -> str:
+def input_digest(path: str, options: Options | None = None) -> str:
     """Hash of a file's content, or of a model."""
-    return combined(fingerprint(path)) if Path(path).is_file() else model_digest(path)
+    return combined(fingerprint(path)) if Path(path).is_file() else model_digest(path, options)
 
 
-def reward_digest(reward: Any) -> str | None:
+def reward_digest(reward: Any, options: Options | None = None) -> str | None:
     """Hash of what determines the rewards, except for the address of a remote annotator."""
     if reward is None or reward == "train":
         return reward
     if isinstance(reward, str) or callable(reward):
-        return part_digest(*reward_parts(reward))
-    parts = [(part.identity(), part_digest(part)) for part in reward_parts(reward)]
+        return part_digest(reward_parts(reward)[0], options)
+    parts = [(part.identity(), part_digest(part, options)) for part in reward_parts(reward)]
     return content_key(parts)[:16]
 
 
-def part_digest(part: RewardPart) -> str:
+def part_digest(part: RewardPart, options: Options | None = None) -> str:
     """Hash of a model's content, but only the name of a function: a run may resume after its function was fixed, and
     the source would not show what the function calls."""
     if isinstance(part, FunctionReward):
         return function_name(part.function)
     path = getattr(part, "reward_model", None) or getattr(part, "pairwise", None)
-    return model_digest(path) if path else ""
+    return model_digest(path, options) if path else ""
 
 
 def function_name(function: str | RewardFunction) -> str:
@@ -125,8 +147,27 @@ def function_name(function: str | RewardFunction) -> str:
     return f"{found.__module__}.{getattr(found, '__qualname__', type(found).__qualname__)}"
 
 
+def whole_policy(target: Path, path: str, options: Options, shows: bool = False) -> str:
+    """The path of a whole model: as given, or `target`, where an adapter is merged into its model, once.
+
+    The merged model is both the start of the run and its reference.
+    """
+    base = base_of(path, options)
+    if base is None:
+        return path
+    digest = model_digest(path, options)
+    target = target.resolve()  # Adapters that the run saves name it.
+    if (target / MERGED_FROM).is_file() and model_digest(str(target)) == digest:
+        return str(target)
+    with whole_folder(target) as folder:
+        save_merged(path, folder, options)
+        write_json(folder / MERGED_FROM, {"adapter": path, "base": base, "digest": digest})
+    say(f"the adapter {path} is merged into {base}; the run starts from the result, its reference too: {target}", shows)
+    return str(target)
+
+
 def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
-    """The path of a model: as given, or the folder that a model in memory is saved to."""
+    """The path of a model: as given, or the folder that a model in memory is saved to, with its adapter merged."""
     if isinstance(model, str | Path):
         return str(model)
     if tokenizer is None:
@@ -134,6 +175,6 @@ def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
             "a model in memory needs its tokenizer: give processing_class (for a reward model, reward_processing_class)"
         )
     with whole_folder(target) as folder:
-        model.save_pretrained(folder)
+        whole(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return str(target)
+    return str(target.resolve())

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transformers import AutoConfig, Trainer
+from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
 from adaptpo.choices.learners.base import Schedule
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.errors import ConfigError
-from adaptpo.models.loading import first_line
+from adaptpo.models.loading import first_line, read_config
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
+from adaptpo.run.progress import say
 from adaptpo.training.optimizer_rules import check_optimizer
 
 
@@ -38,11 +39,23 @@ def refuse_impossible(context: Context) -> None:
     check_generation(context)
     check_objectives(context)
     context.method.refuse_impossible()
-    config = AutoConfig.from_pretrained(context.initial)
+    config = read_config(context.initial, context.config.load_options)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
     check_training(context)
     check_reward(context)
+    announce_dtype(context, config)
+
+
+def announce_dtype(context: Context, model_config: Any) -> None:
+    """Says that the policy is trained in another dtype than that of its checkpoint, unless the recipe names one."""
+    stored = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
+    if stored != "float32" and "dtype" not in context.config.model_init_kwargs:
+        say(
+            f"the policy is trained in float32, and the checkpoint's dtype is {stored}; to train in it, set "
+            f"model_init_kwargs.dtype to {stored} (or training.bf16, for mixed precision)",
+            context.shows,
+        )
 
 
 def expected_schedule(context: Context) -> Schedule:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,11 +16,12 @@ from adaptpo.config.reward import JudgeReward, ModelReward, PairwiseReward, Rewa
 from adaptpo.data.conventions import is_preference_row
 from adaptpo.errors import ConfigError
 from adaptpo.methods.build import build_method
-from adaptpo.models.loading import load_tokenizer, stop_ids_of, text_mode_of
+from adaptpo.models.loading import load_tokenizer, read_config, stop_ids_of, text_mode_of
 from adaptpo.pipeline.inputs import DataInput
+from adaptpo.plan.arithmetic import Shape
 from adaptpo.plan.data import measure_data
 from adaptpo.plan.job import AnnotatorFacts, Job
-from adaptpo.plan.model import bytes_per_weight, read_config, shape_of, shape_of_encoder
+from adaptpo.plan.model import bytes_per_weight, shape_of, shape_of_encoder
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Options:
 def read_job(options: Options) -> Job:
     """Reads configurations, tokenizer and data; loads no model. Raises an AdaptpoError that names the remedy."""
     recipe = load_recipe(options.recipe, tuple(options.assignments))
-    method, config, tokenizer = build_method(recipe), read_config(recipe.model), load_tokenizer(recipe.model)
+    loading = recipe.load_options
+    method, config = build_method(recipe), read_config(recipe.model, loading)
+    tokenizer = load_tokenizer(recipe.model, loading)
     source = DataInput.of(recipe.data)
     if source is None:
         raise ConfigError("'data' is missing")
     rows = source.rows()
-    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer)
+    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer, loading)
     data = measure_data(rows, recipe, tokenizer, mode, stop_ids, options.sample, rows.description)
     longest = recipe.generation.max_new_tokens
     fresh = min(longest, float(data.chosen.mean())) if options.fresh_tokens is None else options.fresh_tokens
@@ -58,7 +61,7 @@ def read_job(options: Options) -> Job:
     return Job(
         config=recipe,
         method=method,
-        shape=shape_of(config, recipe.peft),
+        shape=shape_of(config, recipe.peft, recipe.trusts_code),
         data=data,
         fresh=fresh,
         annotator=annotator_facts(recipe, method),
@@ -90,13 +93,17 @@ def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
         return AnnotatorFacts()
     if recipe.reward == "train":
         needed = method.pairing.num_generations > 0 or recipe.eval_data is not None
-        return AnnotatorFacts(shape_of_encoder(read_config(recipe.model)), trained=needed)
+        return AnnotatorFacts(annotator_shape(recipe.model, recipe.load_options), trained=needed)
     parts = reward_parts(recipe.reward)
     models = [path for part in parts if (path := model_of(part))]
     if len(models) > 1:
         raise ConfigError("a plan supports one annotator with a model; set `reward` to the largest of them")
-    shape = shape_of_encoder(read_config(models[0])) if models else None
+    shape = annotator_shape(models[0], {"trust_remote_code": recipe.trusts_code}) if models else None
     return AnnotatorFacts(shape, opponents=next(filter(None, map(opponents_of, parts)), None))
+
+
+def annotator_shape(path: str, options: dict[str, Any]) -> Shape:
+    return shape_of_encoder(read_config(path, options), options["trust_remote_code"])
 
 
 def model_of(part: RewardPart) -> str | None:

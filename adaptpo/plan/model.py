@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from adaptpo.errors import ModelError
-from adaptpo.models.loading import first_line, lora_config
+from adaptpo.models.loading import lora_config
 from adaptpo.plan.arithmetic import Shape
 
 
-def read_config(path: str) -> PretrainedConfig:
-    """The configuration of a model. Raises ModelError if there is none."""
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot read the configuration of '{path}': {first_line(error)}; give a model folder, or a hub id that "
-            "this machine can reach"
-        ) from error
-
-
-def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None) -> Shape:
+def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None, trusts_code: bool = False) -> Shape:
     """The shape of a model with an output head. Raises ModelError if it has none."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code)
         inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
         if outputs is None:
             raise ModelError(f"{type(model).__name__} has no output head; a plan needs a model that generates text")
@@ -43,13 +33,24 @@ def shape_of(config: PretrainedConfig, peft: dict[str, Any] | None = None) -> Sh
     )
 
 
-def shape_of_encoder(config: PretrainedConfig) -> Shape:
+def shape_of_encoder(config: PretrainedConfig, trusts_code: bool = False) -> Shape:
     """The shape of a model without an output head, such as an annotator."""
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = bare_model(config, trusts_code)
         embedding = model.get_input_embeddings().weight.numel()
         parameters = sum(p.numel() for p in model.parameters())
     return Shape(parameters=parameters, embedding=embedding, head=0, tied=True, trained=parameters, **widths(config))
+
+
+OTHER_HEADS = ("AutoModelForSequenceClassification", "AutoModelForCausalLM")
+
+
+def bare_model(config: PretrainedConfig, trusts_code: bool) -> Any:
+    """The model itself; a model with its own code may name only the class with a head, which is small."""
+    named = getattr(config, "auto_map", None) or {}
+    heads = [name for name in OTHER_HEADS if name in named] if "AutoModel" not in named else []
+    kind = getattr(transformers, heads[0]) if heads else AutoModel
+    return kind.from_config(config, trust_remote_code=trusts_code)
 
 
 def widths(config: PretrainedConfig) -> dict[str, int]:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adaptpo.models.inference import autocast
-from adaptpo.models.self_check import choose_rows, representative
+from adaptpo.models.self_check import choose_rows, loss_at_reference, representative
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.directory import Summary
@@ -21,14 +21,18 @@ def check_model(context: Context) -> Summary:
     """Decides once, with the initial policy, so that all phases compute policy and reference in the same way."""
     shared, padded = token_counts(context.offline_rows)
     prompt, pair = context.offline()[representative(shared)]
-    return choose_rows(
-        model=context.policy(context.initial),
-        group=PromptGroup(prompt, (pair,)),
-        saved=1 - int(shared.sum()) / padded,
-        pad_id=context.tokenizer.pad_token_id,
-        dtype=context.compute_dtype,
-        precision=lambda: autocast(context.inference_arguments),
-    )
+    dtype, model = context.compute_dtype, context.policy(context.initial)
+    subject = {
+        "model": model,
+        "group": PromptGroup(prompt, (pair,)),
+        "pad_id": context.tokenizer.pad_token_id,
+        "dtype": dtype,
+        "precision": lambda: autocast(context.inference_arguments),
+    }
+    facts = choose_rows(**subject, saved=1 - int(shared.sum()) / padded)
+    if context.config.disable_dropout:
+        facts |= {"loss_at_reference": loss_at_reference(**subject, objective=context.method.objective)}
+    return facts
 
 
 def token_counts(rows: MappedRows) -> tuple[Counts, int]:

@@ -12,8 +12,11 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GroupPolicyGradient
+from adaptpo.data.tokenization import foreign_ids
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
+from adaptpo.generation.base import NEUTRAL
+from adaptpo.models.loading import read_config
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import prepared, recomputes_activations
@@ -72,9 +75,19 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        generation_kwargs=NEUTRAL | never_sampled(context),
+        disable_dropout=context.config.disable_dropout,
+        trust_remote_code=context.config.trusts_code,
         beta=settings.beta,
         epsilon=settings.epsilon,
     )
+
+
+def never_sampled(context: Context) -> dict[str, Any]:
+    """The argument of `generate` that rules out ids without a token; empty if there are none."""
+    config = read_config(context.initial, context.config.load_options)
+    foreign = foreign_ids(context.tokenizer, config.get_text_config().vocab_size, context.stop_ids)
+    return {"suppress_tokens": foreign} if foreign else {}
 
 
 def train_with_trl(

@@ -14,8 +14,9 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.distributed.quiet import turn_off_telemetry
-from adaptpo.errors import ModelError, TrainingError
-from adaptpo.models.loading import first_line, load_tokenizer
+from adaptpo.errors import TrainingError
+from adaptpo.models.dropout import turn_off_dropout
+from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, shared_options
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.train import own_folder
 from adaptpo.run.arrow_rows import BATCH
@@ -79,18 +80,19 @@ def reward_trainer(context: Context) -> Any:
         with torch.random.fork_rng():  # The random head must not depend on earlier draws.
             torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
             model = AutoModelForSequenceClassification.from_pretrained(
-                context.initial, num_labels=1, dtype=torch.float32
+                context.initial, num_labels=1, dtype=torch.float32, **shared_options(context.config.load_options)
             )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"reward: train cannot make a reward model from '{context.initial}': {first_line(error)}; "
-            "set `reward` to a reward model or to a Python function instead"
-        ) from error
-    tokenizer = load_tokenizer(context.initial)
+    except LOAD_ERRORS as error:
+        remedy = "Set `reward` to a reward model or to a Python function instead."
+        raise cannot_load("a reward model to train (reward: train)", context.initial, error, remedy) from error
+    tokenizer = load_tokenizer(context.initial, context.config.load_options)
     model.config.pad_token_id = tokenizer.pad_token_id
+    args = reward_arguments(context)
+    if args.disable_dropout:
+        turn_off_dropout(model)  # TRL's own misses the rates that are numbers.
     trainer = RewardTrainer(
         model=model,
-        args=reward_arguments(context),
+        args=args,
         train_dataset=reward_rows(context),
         processing_class=tokenizer,
         callbacks=[RewardHooks(context), TrainingBar(PHASE, context.shows)],
@@ -112,6 +114,7 @@ def reward_arguments(context: Context) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
         "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "disable_dropout": context.config.disable_dropout,
         "max_length": None if limit is None else limit + 64,  # Room for what the chat template adds after a response.
     }
     return RewardConfig(
