@@ -13,15 +13,24 @@ from adaptpo.evaluation.intervals import Interval
 from adaptpo.evaluation.result import Number, Result
 from adaptpo.types import Row
 
+PIPED_WIDTH = 160
+"""Columns of output that goes to a file or a pipe, and need not fit a screen."""
+
+
+def terminal() -> Console:
+    """The console of standard output."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPED_WIDTH)
+
 
 def show(result: Result, console: Console | None = None) -> None:
     """Print one result: its origin, its numbers, and what to beware of."""
-    console = console or Console()
+    console = console or terminal()
     for line in heading(result):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(number_table(result.numbers))
     for warning in result.warnings:
-        console.print(f"! {warning}", highlight=False, markup=False)
+        console.print(f"! {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def heading(result: Result) -> list[str]:
@@ -62,7 +71,7 @@ def interval_cells(interval: Interval | None) -> tuple[str, str]:
 
 def show_comparison(found: Comparison, console: Console | None = None) -> None:
     """Print the numbers of all entries, their differences from the first one, and what to beware of."""
-    console = console or Console()
+    console = console or terminal()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=found.suite, title_justify="left")
     for title in ("", *found.columns):
         table.add_column(title, no_wrap=True)
@@ -71,7 +80,7 @@ def show_comparison(found: Comparison, console: Console | None = None) -> None:
     console.print(table)
     console.print(difference_table(found))
     for warning in found.warnings:
-        console.print(f"! {warning}", highlight=False, markup=False)
+        console.print(f"! {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def cell_text(cell: Cell | None) -> str:
@@ -102,4 +111,4 @@ def show_tasks(rows: Sequence[Row], console: Console | None = None) -> None:
         low_high = "-" if row["interval"] is None else f"{row['interval'][0]:.4g} to {row['interval'][1]:.4g}"
         shots = "-" if row["shots"] is None else str(row["shots"])
         table.add_row(row["task"], shots, row["metric"], f"{row['value']:.4g}", low_high, str(row["n"]))
-    (console or Console()).print(table)
+    (console or terminal()).print(table)
