@@ -12,7 +12,9 @@ from adaptpo.config.elsewhere import elsewhere
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    """A section of settings. The text under a field is its meaning, from which help and reference are made."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 def without_secrets(url: str) -> str:

@@ -14,20 +14,28 @@ from adaptpo.errors import ConfigError
 
 
 class JudgeSettings(Settings):
-    """`judge`: the model's name at the endpoint. Without `base_url` it is OpenAI's address with the key in
-    OPENAI_API_KEY. `max_tokens`: of a judgment; None takes the suite's. `logprobs`: whether to ask for log-probs where
-    the suite reads them; `options` are further fields of every request."""
+    """The judge of a benchmark."""
 
     judge: str
+    """The model's name at the endpoint."""
     base_url: Url | None = None
+    """Address of the endpoint; null is OpenAI's."""
     api_key_env: str | None = None
+    """Environment variable that holds the key; null is OPENAI_API_KEY at OpenAI's address."""
     temperature: float | None = Field(0.0, ge=0)
+    """Sampling temperature; null leaves it to the endpoint."""
     max_tokens: int | None = Field(None, gt=0)
+    """Maximum tokens of a judgment; null takes the suite's."""
     logprobs: bool = True
+    """Whether to ask for log-probs where the suite reads them."""
     concurrency: int = Field(8, gt=0)
+    """Requests at a time."""
     retries: int = Field(6, ge=0)
+    """Attempts after the first."""
     timeout: float = Field(300.0, gt=0)
+    """Seconds for one answer."""
     options: dict[str, Any] = Field({})
+    """Further fields of every request."""
 
 
 def judge_settings(values: Any) -> JudgeSettings:

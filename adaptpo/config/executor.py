@@ -10,16 +10,16 @@ from adaptpo.config.base import Settings
 
 
 class ExecutorSettings(Settings):
-    """Settings of the executor. `kind`: `local` is this process; `ray` sends every phase's shards to Ray Data workers.
-
-    `address`: None starts Ray on this machine for this run only; `auto` or HOST:PORT joins a cluster. `workers`: None
-    starts as many as fit. A worker takes one GPU, or `num_cpus` cores if the run computes on CPUs.
-    """
+    """What computes the shards of a phase."""
 
     kind: Literal["local", "ray"] = "local"
+    """`local` is this process; `ray` sends every phase's shards to Ray Data workers."""
     address: str | None = Field(None, pattern=r"^(auto|[^/\s]+:\d+)$")
+    """`auto` or HOST:PORT joins a Ray cluster; null starts Ray on this machine for this run only."""
     workers: int | None = Field(None, gt=0)
+    """Number of Ray workers; null starts as many as fit. A worker takes one GPU if the run computes on GPUs."""
     num_cpus: int = Field(1, gt=0)
+    """Cores of one Ray worker."""
 
     @property
     def cores(self) -> int | None:

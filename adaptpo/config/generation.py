@@ -27,36 +27,45 @@ READ_BY: dict[str, tuple[str, ...]] = {
 
 
 class EngineSettings(Settings):
-    """Settings of the engine. `engine`: `transformers` in the process; a `server` that runs at `base_url` or is started
-    by `command`; or `vllm`, which is such a server with its command built from the keys here.
-
-    In the process, `batch_size` counts prompts; None takes as many as fit into `memory_gb` (None: 40 % of an
-    accelerator's memory, 1 GiB on a CPU).
-
-    `command` contains `{model}` and `{port}`. `api`: the server's API; None is inferred from the command, and is
-    `openai` for a `base_url`. `served_model`: the policy's name there; None is its path. `timeout`: seconds for a whole
-    answer; `start_timeout`: seconds until a started server is up; `restarts`: how often a server that died is restarted
-    in a phase. `arguments`: further arguments of `vllm serve`.
-    """
+    """The engine that samples."""
 
     engine: Literal["transformers", "server", "vllm"] = "transformers"
+    """`transformers` samples in the process; a `server` runs at `base_url` or is started by `command`; `vllm` is such
+    a server, with its command built from the keys here."""
     batch_size: int | None = Field(None, gt=0)
+    """Prompts sampled at once by `transformers`; null takes as many as fit into `memory_gb`."""
     memory_gb: float | None = Field(None, gt=0)
+    """GiB that sampling by `transformers` may take; null is 40 % of an accelerator's memory, and 1 GiB on a CPU."""
     base_url: Url | None = None
+    """Address of a running server, with `/v1`."""
     command: str | None = None
+    """Command that starts a server; it contains `{model}` and `{port}`."""
     api: Api | None = None
+    """The server's API; null is inferred from the command, and is `openai` for a `base_url`."""
     served_model: str | None = None
+    """The policy's name at the server; null is its path."""
     api_key_env: str | None = None
+    """Environment variable that holds the server's key."""
     concurrency: int = Field(64, gt=0)
+    """Requests at a time. A server of transformers always gets one at a time, as it computes one at a time."""
     retries: int = Field(4, ge=0)
+    """Attempts after the first."""
     timeout: float = Field(600.0, gt=0)
+    """Seconds for a whole answer."""
     start_timeout: float = Field(900.0, gt=0)
+    """Seconds until a started server must be up."""
     restarts: int = Field(2, ge=0)
+    """How often a server that died is restarted in a phase."""
     tensor_parallel_size: int = Field(1, gt=0)
+    """Accelerators of one vLLM replica."""
     data_parallel_size: int = Field(1, gt=0)
+    """Number of vLLM replicas."""
     prefix_caching: bool = True
+    """Whether a prompt's responses share its cache in vLLM."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of the accelerator's memory for vLLM; null is vLLM's default."""
     arguments: str = ""
+    """Further arguments of `vllm serve`."""
 
     @property
     def memory(self) -> int | None:

@@ -68,86 +68,102 @@ def read_yaml(text: str) -> Any:
 
 
 class DataSettings(Settings):
-    """A data set. `path`: hub id, file, or folder. `text_format`: how plain-text dialogues (HH-RLHF) are read.
-    `columns`: by name, the data's column that is read under it, such as `{prompt: question}`."""
+    """A data set."""
 
     path: str
+    """Hub id, file, or folder."""
     name: str | None = None
+    """Configuration of a hub data set."""
     split: str = "train"
+    """Split of the data set."""
     text_format: Literal["auto", "messages", "text"] = "auto"
+    """How plain-text dialogues (HH-RLHF) are read; `auto` reads messages if the tokenizer has a chat template."""
     columns: dict[str, str] = Field({})
+    """By name, the data's column that is read under it, such as `{prompt: question}`."""
 
 
 class EvalDataSettings(DataSettings):
+    """Held-out prompts or pairs, for evaluating the initial policy, the warm-up and each iteration."""
+
     max_prompts: int = Field(256, gt=0)
+    """Maximum number of held-out prompts."""
 
 
 class GenerationSettings(EngineSettings):
-    """Sampling of fresh responses, and the engine that samples. `top_k` 0 is off; `temperature` 0 is greedy."""
+    """Sampling of fresh responses, and the engine that samples."""
 
     temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
     top_k: int = Field(0, ge=0)
+    """Sample among the k likeliest tokens; 0 is off."""
     max_new_tokens: int = Field(512, gt=0)
+    """Maximum tokens of a fresh response."""
 
 
 class StageSettings(Settings):
-    """Settings of the boundary measurement, for methods that need one and for `adaptpo stage`.
-
-    It measures up to `prompts` prompts, and stops earlier once half the width of the 95 % interval is at most
-    `precision`. `groups`: number of groups of similarly worded prompts, each with its own score; 1 is one score for
-    all.
-    """
+    """The boundary measurement, for methods that need one and for `adaptpo stage`."""
 
     prompts: int = Field(2000, gt=0)
+    """Maximum number of prompts to measure."""
     precision: float | None = Field(None, gt=0, lt=0.5)
+    """Stop measuring once half the width of the 95 % interval is at most this; null measures all prompts."""
     groups: int = Field(1, gt=0)
+    """Groups of similarly worded prompts, each with its own score; 1 is one score for all."""
 
 
 class AlignmentConfig(Settings):
-    """All settings of a run except model, data, reward and method. Names follow TRL where it has one.
-
-    `branch_of`: the folder of another run, whose opening (everything before the first iteration) is reused instead of
-    repeated. `num_iterations`: T, the number of sequential parts of the data. `warmup_epochs`: epochs of offline
-    training before the first iteration; None is the method's default. `reference`: the initial model, or the policy
-    that started the iteration; None is the method's default. Prompts longer than `max_prompt_length` tokens are left
-    out and recorded. A response of the data that is longer than `max_completion_length`, or than `max_length`
-    (None: the model's positions) together with its prompt, is cut and counted. `chat_template_kwargs`: arguments of
-    the chat template, such as `enable_thinking`; a row's column of that name overrides them.
-    `training` takes any field of transformers' `TrainingArguments`, `reward_training` any field of TRL's
-    `RewardConfig`, `peft` any field of peft's `LoraConfig`, `model_init_kwargs` any argument of `from_pretrained`.
-    `trust_remote_code`: run the Python code that comes with a model, for policy, tokenizer, reward model and encoder.
-    `disable_dropout`: train without dropout, that of an adapter included, because the reference has none.
-    `max_tokens_per_batch`: maximum number of tokens of one forward pass, padding included; a larger batch is computed
-    in several passes of whole prompt groups, with the same result. `shard_size`: number of prompts that are scored,
-    generated or annotated per file; a kill loses at most one file. `executor`: what computes these, the word `ray` or a
-    section. `annotation_cache`: folder for the answers of remote annotators, which several runs may share; None stores
-    them in the run.
-    """
+    """All settings of a run except model, data, reward and method. Names follow TRL where it has one."""
 
     output_dir: str
+    """The run directory, relative to the working directory."""
     branch_of: str | None = None
+    """Folder of another run, whose opening (everything before the first iteration) is reused instead of repeated."""
     num_iterations: int = Field(3, gt=0)
+    """T: the data is split into T sequential parts, one per iteration."""
     warmup_epochs: int | None = Field(None, ge=0)
+    """Epochs of offline training before the first iteration; null is the method's default."""
     reference: Literal["initial", "previous"] | None = None
+    """The initial model, or the policy that started the iteration; null is the method's default."""
     max_prompt_length: int = Field(1024, gt=0)
+    """Prompts with more tokens are left out and recorded."""
     max_completion_length: int | None = Field(None, gt=0)
+    """Responses of the data with more tokens are cut and counted; null cuts none."""
     max_length: int | None = Field(None, gt=1)
+    """Tokens of prompt and response together, above which a response of the data is cut and counted; null is the
+    model's number of positions."""
     chat_template_kwargs: dict[str, Any] = Field({})
+    """Arguments of the chat template, such as `{enable_thinking: false}`; a row's own override them."""
     generation: GenerationSettings = GenerationSettings()
+    """Sampling of fresh responses, and the engine that samples."""
     stage: StageSettings = StageSettings()
+    """The boundary measurement, for methods that need one."""
     training: dict[str, Any] = Field({})
+    """Fields of transformers' `TrainingArguments`; `per_device_train_batch_size` counts prompts."""
     reward_training: dict[str, Any] = Field({})
+    """Fields of TRL's `RewardConfig`, for `reward: train`."""
     peft: dict[str, Any] | None = None
+    """Fields of peft's `LoraConfig`; the model without the adapter is the reference. null trains all weights."""
     model_init_kwargs: dict[str, Any] = Field({})
+    """Arguments of `from_pretrained`, such as `dtype` (default float32) or `attn_implementation`."""
     trust_remote_code: bool = False
+    """Run the Python code that comes with a model, for policy, tokenizer, reward model and encoder."""
     disable_dropout: bool = True
+    """Train without dropout, that of an adapter included, because the reference has none."""
     max_tokens_per_batch: int = Field(16384, gt=0)
+    """Maximum number of tokens of one forward pass, padding included; a larger batch is computed in several passes of
+    whole prompt groups, with the same result."""
     shard_size: int = Field(64, gt=0)
+    """Prompts that are scored, generated or annotated per file; a kill loses at most one file."""
     executor: ExecutorSettings = ExecutorSettings()
+    """What computes the shards of a phase: the word `local` or `ray`, or a section."""
     annotation_cache: str | None = None
+    """Folder for the answers of remote annotators, which several runs may share; null stores them in the run."""
     seed: int = Field(0, ge=0)
+    """Random seed of the run."""
     show_progress: bool = True
+    """Show progress bars."""
 
     def __init__(self, **values: Any) -> None:
         """Raises ConfigError that names every wrong key and the nearest valid one."""
@@ -208,26 +224,39 @@ class AlignmentConfig(Settings):
 
 
 class RecipeGenerationSettings(GenerationSettings):
+    """Sampling of fresh responses, and the engine that samples."""
+
     num_generations: int = Field(8, gt=1)
+    """K: fresh responses per prompt."""
 
 
 class MetaSettings(Settings):
-    """Settings of the meta-learner: its Adam learning rate, and the optimizer steps between its updates (T_meta)."""
+    """MetaAPO's meta-learner; ignored by methods without one."""
 
     learning_rate: float = Field(5e-3, gt=0)
+    """Its Adam learning rate."""
     update_interval: int = Field(8, gt=0)
+    """T_meta: optimizer steps between its updates."""
 
 
 class Recipe(AlignmentConfig):
     """A run as one YAML file: `AlignmentConfig` plus the model, data, reward and method."""
 
     model: str
+    """Folder or hub id of the policy to align; a LoRA adapter is merged into its model once."""
     reward: str | dict[str, Any] | list[Any] | None = None
+    """Folder or hub id of a reward model, `train`, `python:module:function`, or settings of other annotators."""
     data: DataSettings
+    """The preference pairs: a path, or a section."""
     eval_data: EvalDataSettings | None = None
+    """Held-out prompts or pairs: a path, or a section. Without a reward, pairs give
+    `eval_loss` and `eval_rewards/*`."""
     method: str | dict[str, Any] = "metaapo"
+    """A name (`adaptpo methods`), or a section with the name and any argument of the method or of its objective."""
     generation: RecipeGenerationSettings = RecipeGenerationSettings()
+    """Sampling of fresh responses, and the engine that samples."""
     meta: MetaSettings = MetaSettings()
+    """MetaAPO's meta-learner; ignored by methods without one."""
 
     @field_validator("reward")
     @classmethod

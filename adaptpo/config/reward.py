@@ -14,13 +14,14 @@ CRITERIA = "how well it does what the request asks for: correct, helpful, comple
 
 
 class RewardPart(Settings):
-    """Settings of one annotator. `weight`: how much its reward counts if there are several."""
+    """Settings of one annotator."""
 
     holds_model: ClassVar[bool] = False
     """Whether it occupies the accelerator's memory."""
     unnamed: ClassVar[frozenset[str]]
     """Keys that may change between the attempts of a run: how and where the annotator is reached."""
     weight: float = 1.0
+    """How much its reward counts if there are several annotators."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that determine the rewards, except for the content of models."""
@@ -28,58 +29,80 @@ class RewardPart(Settings):
 
 
 class ModelReward(RewardPart):
+    """A reward model with one label."""
+
     holds_model: ClassVar[bool] = True
     unnamed: ClassVar[frozenset[str]] = frozenset({"reward_model"})
     reward_model: str
+    """Folder or hub id of the reward model."""
 
 
 class FunctionReward(RewardPart):
+    """A Python function."""
+
     unnamed: ClassVar[frozenset[str]] = frozenset({"function"})
     function: str | Callable[..., Any]
+    """`python:module:function`, or the function itself: `f(prompts, completions, **columns)` returns floats."""
 
 
 class PairwiseReward(RewardPart):
-    """A pairwise model, with PairRM's limits in tokens; see `adaptpo.annotation.pairwise_model`."""
+    """A pairwise model such as PairRM; see `adaptpo.annotation.pairwise_model`."""
 
     holds_model: ClassVar[bool] = True
     unnamed: ClassVar[frozenset[str]] = frozenset({"pairwise"})
     pairwise: str
+    """Folder or hub id of the pairwise model."""
     source_tokens: int = Field(1224, ge=8)
+    """Maximum tokens of the prompt; the default is PairRM's."""
     candidate_tokens: int = Field(412, ge=8)
+    """Maximum tokens of a response; the default is PairRM's."""
 
 
 class RemoteReward(RewardPart):
-    """A remote annotator. `api_key_env` names the environment variable with the key; `options` are further fields of
-    every request."""
+    """A remote annotator."""
 
     unnamed: ClassVar[frozenset[str]] = frozenset({"concurrency", "retries", "timeout", "api_key_env"})
     api_key_env: str | None = None
+    """Environment variable that holds the key."""
     concurrency: int = Field(8, gt=0)
+    """Requests at a time."""
     retries: int = Field(6, ge=0)
+    """Attempts after the first."""
     timeout: float = Field(120.0, gt=0)
+    """Seconds for one answer."""
     options: dict[str, Any] = Field({})
+    """Further fields of every request."""
 
 
 class JudgeReward(RemoteReward):
-    """A judge model. `mode`: `first` compares each response with the first of its prompt, `all` compares every two,
-    `score` rates each by itself. Without `base_url`, OpenAI's address is used with the key in OPENAI_API_KEY."""
+    """A judge: a language model that compares or rates responses."""
 
     unnamed: ClassVar[frozenset[str]] = RemoteReward.unnamed | {"base_url"}
     judge: str
+    """The model's name at the endpoint."""
     mode: Literal["first", "all", "score"] = "first"
+    """`first` compares each response with the first of its prompt, `all` compares every two, `score` rates each by
+    itself."""
     base_url: Url | None = None
+    """Address of the endpoint; null is OpenAI's, with the key in OPENAI_API_KEY."""
     criteria: str = CRITERIA
+    """What the judge is asked to judge by."""
     temperature: float | None = Field(0.0, ge=0)
+    """Sampling temperature; null leaves it to the endpoint."""
     max_tokens: int | None = Field(1024, gt=0)
+    """Maximum tokens of a judgment; null leaves it to the endpoint."""
 
 
 class ServerReward(RemoteReward):
-    """A reward server. `api`: our own protocol, or vLLM's pooling endpoint; see `adaptpo.annotation.server`."""
+    """A reward server; see `adaptpo.annotation.server`."""
 
     unnamed: ClassVar[frozenset[str]] = RemoteReward.unnamed | {"server", "batch_size"}
     server: Url
+    """Address of the server."""
     api: Literal["items", "vllm"] = "items"
+    """`items` is our own protocol, `vllm` vLLM's pooling endpoint."""
     batch_size: int = Field(16, gt=0)
+    """Responses of one request."""
 
 
 KINDS: dict[str, type[RewardPart]] = {

@@ -54,18 +54,26 @@ ENGINES = {
 
 
 class Machine(Settings):
-    """`count` accelerators among which the work is divided evenly. The utilizations are shares of the peak: of the
-    matrix rate in training and in passes without gradients, of the bandwidth in decoding."""
+    """`count` accelerators among which the work is divided evenly."""
 
     name: str = "custom"
+    """The machine's name in the plan."""
     tflops: float = Field(gt=0)
+    """Peak matrix rate of one accelerator, in TFLOP/s."""
     memory_gb: float = Field(gt=0)
+    """Memory of one accelerator, in GB."""
     bandwidth_gb: float = Field(gt=0)
+    """Memory bandwidth of one accelerator, in GB/s."""
     count: int = Field(1, gt=0)
+    """Number of accelerators."""
     training_utilization: float = Field(0.4, gt=0, le=1)
+    """Share of the peak matrix rate in training."""
     inference_utilization: float = Field(0.4, gt=0, le=1)
+    """Share of the peak matrix rate in passes without gradients."""
     decoding_utilization: float = Field(0.6, gt=0, le=1)
+    """Share of the bandwidth in decoding."""
     engine: Literal["transformers", "continuous"] = "transformers"
+    """What samples: the run's own engine, or one with continuous batching such as vLLM."""
 
     @property
     def decoder(self) -> Engine:
