@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-engines lint format clean
+.PHONY: demo test test-engines real-model lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
@@ -16,6 +16,11 @@ test: $(VENV)/installed
 # Several processes, servers, Ray: slower, and not run by `make test`.
 test-engines: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m engines $(TESTS)
+
+# SmolLM2-135M-Instruct, which the tests on a real model use (docs/real-model.md).
+REAL_MODEL ?= real-model
+real-model: $(VENV)/installed
+	$(BIN)/python -m tests.real_model $(REAL_MODEL)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
