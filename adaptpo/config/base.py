@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from adaptpo.config.elsewhere import elsewhere
+from adaptpo.config.elsewhere import elsewhere, training_fields
 
 
 class Settings(BaseModel):
@@ -33,16 +34,37 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
 
 
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class that a key of this type takes; None if its value is no section."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
 def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The settings class that the keys at this location belong to."""
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:
             break
-        candidates = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        model = nested[0] if nested else model
+        model = section_of(field.annotation) or model
     return model
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of these settings and of the sections in them, such as `generation.top_p`."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if section := section_of(field.annotation):
+            yield from dotted_keys(section, f"{prefix}{name}.")
+
+
+def anywhere(name: str, model: type[BaseModel], own: list[str]) -> str | None:
+    """The key of another section whose name is closer to `name` than any of this section's `own`, if one is close."""
+    others = [*dotted_keys(model), *(f"training.{field}" for field in training_fields())]
+    words = {key.split(".")[-1]: key for key in reversed(others)}
+    close = difflib.get_close_matches(name, [*own, *words], n=1, cutoff=0.75)
+    return f"did you mean '{words[close[0]]}'?" if close and close[0] not in own else None
 
 
 def explain(error: ValidationError, model: type[BaseModel], section: str | None = None) -> str:
@@ -52,7 +74,8 @@ def explain(error: ValidationError, model: type[BaseModel], section: str | None 
         if problem["type"] == "extra_forbidden":
             *sections, name = map(str, (section, *problem["loc"]) if section else problem["loc"])
             valid = list(settings_at(model, problem["loc"][:-1]).model_fields)
-            lines.append(f"unknown key '{key}': {elsewhere(name, '.'.join(sections)) or nearest(name, valid)}")
+            hint = elsewhere(name, ".".join(sections)) or anywhere(name, model, valid) or nearest(name, valid)
+            lines.append(f"unknown key '{key}': {hint}")
         elif problem["type"] == "missing":
             lines.append(f"'{key}' is missing")
         else:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
         self.path, self.ranks, self.executor = path, ranks, executor
+        self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
         ranks.on_first(self._lock)
@@ -107,8 +108,19 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave_nothing()
         self.close()
+
+    def _leave_nothing(self) -> None:
+        """Removes the folders that this run made, if it was refused before its first phase."""
+        if not self.ranks.is_first or not self._missing or (self.path / "state.json").exists():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # Another run has begun beside it.
+            for folder in self._missing[1:]:
+                folder.rmdir()
 
     # Identity of the run
 
