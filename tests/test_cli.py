@@ -16,6 +16,9 @@ import yaml
 
 import adaptpo
 from adaptpo.cli import build_parser, main
+from adaptpo.cli.flags import as_assignments
+from adaptpo.config.base import dotted_keys
+from adaptpo.config.recipe import Recipe as RecipeSettings
 from adaptpo.methods import METHODS
 from adaptpo.run.directory import open_run
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, save_reward_model, write_jsonl
@@ -128,6 +131,38 @@ def test_set_reaches_the_run(recipe: Recipe, folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "assignments"),
+    [
+        (["--training.learning_rate", "1e-6"], ["training.learning_rate=1e-6"]),
+        (["--training.learning_rate=1e-6", "--seed=3"], ["training.learning_rate=1e-6", "seed=3"]),
+        (["--training.weight_decay", "-1"], ["training.weight_decay=-1"]),
+        (["--training.bf16", "--output-dir", "runs/x"], ["training.bf16=true", "output_dir=runs/x"]),
+        (["--generation.arguments=--max-num-seqs 4"], ["generation.arguments=--max-num-seqs 4"]),
+        (["--set", "a.b=--c", "--trust_remote_code"], ["a.b=--c", "trust_remote_code=true"]),
+    ],
+)
+def test_flags_are_settings(flags: list[str], assignments: list[str]) -> None:
+    """A recipe's path keeps its place, before flags or after them."""
+    expected = [part for assignment in assignments for part in ("--set", assignment)]
+    assert as_assignments(["train", "r.yaml", *flags]) == ["train", "r.yaml", *expected]
+
+
+def test_train_without_a_recipe(folder: Path, models: dict[str, str]) -> None:
+    flags = {"model": models["policy"], "data": "pairs.jsonl", "method": "ipo", "output_dir": "runs/ipo"}
+    flags |= {"num_iterations": "1", "training.learning_rate": "1e-3", "show-progress": "false"}
+    arguments = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    assert status_of("train", *arguments) == 0
+    stored = yaml.safe_load((folder / "runs/ipo/config.yaml").read_text())
+    assert (stored["method"]["name"], stored["training"]["learning_rate"]) == ("ipo", 1e-3)
+
+
+def test_a_flag_overrides_the_recipe(recipe: Recipe, folder: Path) -> None:
+    assert status_of("train", recipe(), "--training.learning_rate", "2e-3", f"--output_dir={folder}/other") == 0
+    stored = yaml.safe_load((folder / "other/config.yaml").read_text())
+    assert stored["training"]["learning_rate"] == 2e-3
+
+
 def test_report_of_a_run(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("train", recipe()) == 0
     capsys.readouterr()
@@ -142,6 +177,35 @@ def test_unknown_key(recipe: Recipe, folder: Path, refusal: Callable[..., str]) 
     assert refusal("train", recipe(num_iteration=3)).endswith("'num_iteration': did you mean 'num_iterations'?\n")
     assert "did you mean 'top_p'?" in refusal("train", recipe(), "--set", "generation.topp=1")
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("temprature=2", "did you mean 'generation.temperature'?"),
+        ("num_iterationz=2", "did you mean 'num_iterations'?"),
+        ("learning_rte=1", "did you mean 'training.learning_rate'?"),
+        ("generation.learning_rat=1", "did you mean 'training.learning_rate'?"),
+        ("training.temperature=1", "set generation.temperature"),
+        ("learning_rate=1", "set training.learning_rate"),
+    ],
+)
+def test_a_mistyped_key_is_found_in_its_section(
+    flag: str, hint: str, recipe: Recipe, refusal: Callable[..., str]
+) -> None:
+    assert hint in refusal("train", recipe(), "--set", flag)
+    assert hint in refusal("train", recipe(), f"--{flag}")
+
+
+def test_a_refused_run_leaves_no_folder(recipe: Recipe, folder: Path, refusal: Callable[..., str]) -> None:
+    """Also where it is refused by a check that needs the run's folder, or after that of its models."""
+    out = str(folder / "runs/x")
+    for changes in ({"model": str(folder / "none")}, {"method": "online_dpo"}, {"data": "none.jsonl"}):
+        refusal("train", recipe(output_dir=out, **changes))
+        assert not (folder / "runs").exists(), changes
+    (folder / "runs/other").mkdir(parents=True)
+    refusal("train", recipe(output_dir=out, method="online_dpo"))
+    assert [path.name for path in (folder / "runs").iterdir()] == ["other"]
 
 
 def test_missing_recipe(refusal: Callable[..., str], tmp_path: Path) -> None:
@@ -295,6 +359,18 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("--help") == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert {"train", "methods", "report", "sandbox", "demo"} <= set(listed)
+
+
+def test_help_of_train_is_short_and_help_all_has_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("train", "--help") == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 30 and "--help-all" in short
+    assert status_of("train", "--help-all") == 0
+    shown = capsys.readouterr().out
+    keys = [line.split()[0] for line in shown.splitlines() if line.startswith("--")]
+    assert keys == [f"--{key}" for key in dotted_keys(RecipeSettings)]
+    assert "--generation.temperature  (number, default 1.0)\n    Sampling temperature; 0 is greedy." in shown
+    assert "lr_scheduler_type" in shown and "save_total_limit" not in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

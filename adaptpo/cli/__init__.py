@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptpo.cli.evaluate import add_evaluation
+from adaptpo.cli.flags import ShowSettings, as_assignments
 from adaptpo.cli.help import (
     ANNOTATE_HELP,
     CHECK_HELP,
@@ -27,12 +28,14 @@ from adaptpo.errors import AdaptpoError
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from adaptpo.config.recipe import load_recipe
+    from adaptpo.config.recipe import load_recipe, make_recipe
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.trainer import AlignmentTrainer
 
+    if options.recipe is None and not options.set:
+        options.refuse("give a recipe, or at least --model, --data and --output_dir")
     quiet_libraries()
-    recipe = load_recipe(options.recipe, options.set)
+    recipe = load_recipe(options.recipe, options.set) if options.recipe else make_recipe({}, options.set, Path())
     final = AlignmentTrainer.from_recipe(recipe).train()
     if is_first_process():
         print(f"The aligned model is in {final}. For a report on the run: adaptpo report {recipe.output_dir}")
@@ -162,8 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = add_command(commands, "train", "align a model according to a recipe", TRAIN_HELP, run_train)
-    train.add_argument("recipe", type=Path, help="a YAML file; the folder recipes/ has examples")
-    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+    add_train(train)
 
     add_plan(commands)
 
@@ -200,6 +202,14 @@ def add_command(
     )
     parser.set_defaults(run_command=run)
     return parser
+
+
+def add_train(train: argparse.ArgumentParser) -> None:
+    train.usage = "adaptpo train [RECIPE] [--KEY VALUE ...] [--help-all]"
+    train.add_argument("recipe", type=Path, nargs="?", help="a YAML file; the folder recipes/ has examples")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="the same as --KEY VALUE")
+    train.add_argument("--help-all", action=ShowSettings, nargs=0, help="print every KEY with its meaning and default")
+    train.set_defaults(refuse=train.error)
 
 
 def add_plan(commands: argparse._SubParsersAction) -> None:
@@ -273,7 +283,8 @@ def add_table(actions: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser().parse_args(as_assignments(given) if given[:1] == ["train"] else given)
     try:
         status = options.run_command(options)
     except AdaptpoError as error:

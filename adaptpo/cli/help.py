@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 TRAIN_HELP = """\
-Align a model according to a recipe. One YAML file is one run. To resume an interrupted run, start the same command
-again.
+Align a model. One run is one recipe (a YAML file), keys given as flags, or both: a flag overrides the recipe. Values
+are YAML, and dots address keys inside sections. To resume an interrupted run, start the same command again.
 
   adaptpo train recipe.yaml
-  adaptpo train recipe.yaml --set method.name=online_dpo --set output_dir=runs/online
-  adaptpo train recipe.yaml --set training.learning_rate=1.0e-6 --set generation.num_generations=4
+  adaptpo train recipe.yaml --training.learning_rate 1e-6 --generation.num_generations 4
+  adaptpo train recipe.yaml --method.name online_dpo --output_dir runs/online
+  adaptpo train --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl --method dpo --output_dir runs/dpo
+  adaptpo train --model M --data D --reward org/reward-model --method metaapo --peft '{r: 16}' --output_dir runs/metaapo
 """
 
 
