@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
-from functools import partial
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from transformers import TrainerState
 
 from adaptpo.choices.method import Method
 from adaptpo.config.base import nearest
-from adaptpo.config.recipe import AlignmentConfig, Recipe
-from adaptpo.config.reward import reward_parts
-from adaptpo.config.version import __version__
-from adaptpo.distributed.executor import executor_of
-from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
-from adaptpo.errors import ConfigError
+from adaptpo.config.elsewhere import METHODS_OF_TRL
+from adaptpo.config.recipe import Recipe
+from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.inputs import (
-    DataInput,
-    as_folder,
-    function_name,
-    input_digest,
-    model_digest,
-    reward_digest,
-    whole_policy,
+from adaptpo.pipeline.given import (
+    callback_of,
+    callbacks_of,
+    check_held_out,
+    check_model,
+    check_reward_tokenizer,
+    check_tokenizer,
+    checked_reward,
+    config_of,
+    optimizer_of,
+    other_model,
+    refuse_strangers,
+    with_adapter,
 )
-from adaptpo.pipeline.loop import align, run_opening
-from adaptpo.run.branch import opening_facts, take_opening
-from adaptpo.run.directory import RunDirectory, open_run
-from adaptpo.run.files import whole_folder
-
-RewardSource = str | Callable[..., Any] | dict[str, Any] | list[Any] | None
+from adaptpo.pipeline.hub import push, repository_of
+from adaptpo.pipeline.inputs import DataInput
+from adaptpo.pipeline.loop import align, evaluate_now, run_opening
+from adaptpo.pipeline.outcome import AlignmentOutput, load_newest, outcome, run_state, tokenizer_of_run
+from adaptpo.pipeline.request import Request
 
 
 class AlignmentTrainer:
@@ -58,38 +59,54 @@ class AlignmentTrainer:
             a reward, held-out pairs give `eval_loss` and `eval_rewards/*`.
         processing_class: the tokenizer, beside a hub id or folder in place of the model's own.
         peft_config: a `peft.LoraConfig`, in place of `args.peft`.
+        ref_model: another model as the reference that stands for the start (hub id, folder, or in memory); it must have
+            the policy's tokenizer.
+        callbacks: transformers' `TrainerCallback`s. They see every phase that trains the policy, each with a state of
+            its own; trackers (`WandbCallback`, ...) see the run as `training.report_to` would show it.
+        optimizers: `(optimizer, None)`. Every phase makes one of its class and settings for the policy that it trains.
 
-    Raises ConfigError for arguments of other types, with what is accepted.
+    Raises ConfigError for arguments of other types, with what is accepted, and for those of TRL's trainers that have
+    another name or no meaning here.
     """
 
     def __init__(
         self,
-        model: Any,
-        args: AlignmentConfig,
-        method: Method,
-        train_dataset: Any,
+        model: Any = None,
+        args: Any = None,
+        method: Any = None,
+        train_dataset: Any = None,
         reward_funcs: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
         reward_processing_class: Any = None,
         max_eval_prompts: int = 256,
         peft_config: Any = None,
+        ref_model: Any = None,
+        callbacks: Any = None,
+        optimizers: Any = None,
+        **others: Any,
     ) -> None:
-        data = DataInput.of(train_dataset)
-        if data is None:
-            raise ConfigError("train_dataset is missing; give a datasets.Dataset, a list of rows, a path, or a hub id")
-        self.args, self.method = config_of(args), copy.deepcopy(method_of(method))
-        self.data, self.eval_data = data, DataInput.of(eval_dataset)
-        self.max_eval_prompts = max_eval_prompts
-        self.model, self.processing_class = model, processing_class
-        if peft_config is not None:
-            self.args = self.args.model_copy(update={"peft": lora_settings(peft_config)})
-        if reward_processing_class is not None and isinstance(reward_funcs, str | Path):
-            raise ConfigError(
-                "reward_processing_class is for a reward model in memory; the folder or hub id of a reward model has "
-                "its own tokenizer. Save yours in that folder, or pass the loaded model as reward_funcs"
-            )
-        self.reward, self.reward_processing_class = reward_funcs, reward_processing_class
+        refuse_strangers(others, [*AlignmentTrainer.__init__.__annotations__])
+        check_model(model, "model")
+        check_tokenizer(processing_class, "processing_class")
+        check_tokenizer(reward_processing_class, "reward_processing_class")
+        check_reward_tokenizer(reward_processing_class, reward_funcs)
+        check_held_out(eval_dataset)
+        self.args = with_adapter(config_of(args), peft_config)
+        self.request = Request(
+            model=model,
+            args=self.args,
+            method=copy.deepcopy(method_of(method)),
+            data=required(DataInput.of(train_dataset)),
+            eval_data=DataInput.of(eval_dataset),
+            max_eval_prompts=max_eval_prompts,
+            reward=checked_reward(reward_funcs),
+            processing_class=processing_class,
+            reward_processing_class=reward_processing_class,
+            ref_model=other_model(ref_model, model),
+            callbacks=callbacks_of(callbacks),
+            optimizer=optimizer_of(optimizers, self.args),
+        )
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, method: Method | None = None) -> AlignmentTrainer:
@@ -105,15 +122,26 @@ class AlignmentTrainer:
             reward_funcs=recipe.reward,
             eval_dataset=recipe.eval_data,
             max_eval_prompts=recipe.eval_data.max_prompts if recipe.eval_data else 256,
+            ref_model=recipe.ref_model,
         )
 
-    def train(self) -> Path:
+    def train(self, resume_from_checkpoint: bool | None = None) -> AlignmentOutput:
         """Trains, or resumes an unfinished run of the same settings and inputs in `args.output_dir`.
 
-        Returns the folder of the aligned model. Raises an AdaptpoError that names the remedy.
+        `resume_from_checkpoint` may be True or None, which mean the same, because every run resumes by itself.
+
+        Returns `(global_step, training_loss, metrics)`, which is also the path of the aligned model's folder. Raises an
+        AdaptpoError that names the remedy.
         """
+        if resume_from_checkpoint not in (None, True):
+            raise ConfigError(
+                f"resume_from_checkpoint is {resume_from_checkpoint!r}; leave it out: a run resumes by itself, and one "
+                "with another output_dir starts from the beginning"
+            )
+        self.__dict__.pop("model", None)
         with self.open() as context:
-            return align(context)
+            align(context)
+            return outcome(context.run.path)
 
     def prepare(self) -> Path:
         """Runs only what precedes the first iteration: data, checks, reference log-probs, evaluation, warm-up.
@@ -124,106 +152,90 @@ class AlignmentTrainer:
             run_opening(context)
             return context.run.path
 
+    def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
+        """Evaluates the run's newest policy on held-out data: `eval_dataset`, by default the trainer's.
+
+        Returns the metrics, which are in `metrics.jsonl` too; before `train`, those of the initial model.
+        """
+        check_held_out(eval_dataset)
+        other = DataInput.of(eval_dataset)
+        if other is None and self.request.eval_data is None:
+            raise ConfigError("evaluate needs held-out data: give eval_dataset, here or to the trainer")
+        with self.open() as context:
+            if other is None:
+                return evaluate_now(context)
+            return evaluate_now(replace(context, eval_rows=other.rows()), f"{other.digest()}/")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run's aligned model. Raises RunError before `train` has finished."""
+        final = Path(self.args.output_dir) / "final"
+        if not final.exists():
+            raise RunError(f"{self.args.output_dir} holds no aligned model yet; call train() first")
+        return final
+
+    @property
+    def state(self) -> TrainerState:
+        """transformers' `TrainerState` of the run so far; `log_history` has every metric of all phases."""
+        return run_state(Path(self.args.output_dir))
+
+    @property
+    def method(self) -> Method:
+        return self.request.method
+
+    @cached_property
+    def model(self) -> Any:
+        """The aligned model, on the CPU; before `train` has finished, the policy that the run starts from."""
+        return load_newest(self.request)
+
+    @cached_property
+    def processing_class(self) -> Any:
+        """The tokenizer."""
+        return self.request.processing_class or tokenizer_of_run(self.request)
+
+    def __getattr__(self, name: str) -> Any:
+        remedy = f": {METHODS_OF_TRL[name]}" if name in METHODS_OF_TRL else ""
+        raise AttributeError(f"AlignmentTrainer has no attribute '{name}'{remedy}", name=name, obj=self)
+
+    def add_callback(self, callback: Any) -> None:
+        self.request.callbacks.append(callback_of(callback))
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Copies the aligned model with its tokenizer and card to `output_dir`. None leaves it where it is: `final/` of
+        the run's folder. Raises RunError before `train` has finished."""
+        folder = self.folder
+        if output_dir is not None and Path(output_dir).absolute() != folder.absolute():
+            shutil.copytree(folder, output_dir, dirs_exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Pushes the aligned model to `training.hub_model_id` (by default the name of the run's folder).
+
+        Returns the address of the commit. Raises RunError before `train` has finished, and where the hub refuses.
+        """
+        target = repository_of(self.args.training, Path(self.args.output_dir))
+        given = {"token": token, "revision": revision, "private": private}
+        changed = replace(target, **{name: value for name, value in given.items() if value is not None})
+        return push(self.folder, changed, commit_message)
+
     def opening_facts(self) -> dict[str, Any]:
         """Returns what the opening depends on. Runs with equal values can share an opening through `branch_of`."""
-        folder = Path(self.args.output_dir) / "inputs"
-        initial, reward = self._models(folder)
-        return opening_facts(self._resolved(initial, reward, self._tokenizer(folder)))
+        return self.request.opening_facts()
 
-    @contextmanager
-    def open(self) -> Iterator[Context]:
+    def open(self) -> AbstractContextManager[Context]:
         """Opens the run, with its folder locked and claimed, before any phase. Raises the same errors as `train`."""
-        ranks = join_ranks(self.args.training)
-        if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in (self.model, self.reward)):
-            raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
-        with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
-            initial, reward = self._models(run.path / "inputs", ranks)
-            tokenizer = ranks.on_first(partial(self._tokenizer, run.path / "inputs"))
-            ranks.on_first(partial(self._claim, run, initial, reward, tokenizer))
-            yield self._context(run, initial, reward, tokenizer)
-
-    def _claim(self, run: RunDirectory, initial: str, reward: RewardSource, tokenizer: str | None) -> None:
-        config = self._resolved(initial, reward, tokenizer, run.ranks.count)
-        run.claim(config)
-        if self.args.branch_of is not None:
-            take_opening(run, Path(self.args.branch_of), config)
-
-    def _tokenizer(self, folder: Path) -> str | None:
-        """The folder of a tokenizer that is given beside a hub id or a folder; None if the model's own is used."""
-        if self.processing_class is None or not isinstance(self.model, str | Path):
-            return None
-        with whole_folder(folder / "processing_class") as target:
-            self.processing_class.save_pretrained(target)
-        return str(folder / "processing_class")
-
-    def _models(self, folder: Path, ranks: Ranks = ALONE) -> tuple[str, RewardSource]:
-        given = as_folder(folder / "model", self.model, self.processing_class)
-        options, shows = self.args.load_options, self.args.show_progress
-        initial = ranks.on_first(partial(whole_policy, folder / "model", given, options, shows))
-        reward = self.reward
-        if hasattr(reward, "save_pretrained"):
-            reward = as_folder(folder / "reward_model", reward, self.reward_processing_class)
-        return initial, reward
-
-    def _resolved(
-        self, initial: str, reward: RewardSource, tokenizer: str | None = None, processes: int = 1
-    ) -> dict[str, Any]:
-        """Returns what identifies this run. A run directory refuses a run with other values."""
-        recipe = self.args.model_dump(mode="json")
-        method = {
-            "name": self.method.name,
-            "choices": self.method.choices(),
-            "filter": repr(self.method.filter),
-            "trainer": repr(self.method.trainer),
-            "reference": self.method.reference,
-            "warmup_epochs": self.method.warmup_epochs,
-            "validation": None if self.method.validation is None else repr(self.method.validation),
-            "opening": self.method.opening(),
-        }
-        code = {"trust_remote_code": self.args.trusts_code}
-        inputs = {
-            "model": model_digest(initial, self.args.load_options),
-            "reward": reward_digest(reward, code),
-            "data": self.data.digest(),
-            "eval_data": self.eval_data.digest() if self.eval_data else None,
-            **{name: input_digest(path, code) for name, path in self.method.external_inputs().items()},
-        }
-        inputs |= {} if tokenizer is None else {"processing_class": input_digest(tokenizer)}
-        named = {"model": initial, "reward": described(reward), "method": method}
-        shared = {"processes": processes} if processes > 1 else {}
-        return {"adaptpo": __version__} | shared | recipe | named | {"inputs": inputs}
-
-    def _context(self, run: RunDirectory, initial: str, reward: RewardSource, tokenizer: str | None) -> Context:
-        rows = self.data.rows()
-        return Context(
-            run=run,
-            config=self.args,
-            method=self.method,
-            initial=initial,
-            reward=reward,
-            data_rows=rows,
-            eval_rows=self.eval_data.rows() if self.eval_data else None,
-            max_eval_prompts=self.max_eval_prompts,
-            text_format=self.data.text_format,
-            source=rows.description,
-            tokenizer_folder=tokenizer or initial,
-        )
-
-
-def config_of(args: Any) -> AlignmentConfig:
-    """Raises ConfigError for settings of another library, and for what are no settings."""
-    if isinstance(args, AlignmentConfig):
-        return args
-    if isinstance(args, Mapping):
-        return AlignmentConfig(**args)
-    raise ConfigError(
-        f"args is of type {type(args).__name__}; give AlignmentConfig(output_dir=..., training={{...}}), whose "
-        "`training` takes the fields of transformers' TrainingArguments"
-    )
+        return self.request.open()
 
 
 def method_of(method: Any) -> Method:
     """The method, also by its name or as the function that makes it. Raises ConfigError for anything else."""
+    if method is None:
+        raise ConfigError("method is missing; give for instance adaptpo.methods.dpo() or adaptpo.methods.metaapo()")
     if isinstance(method, Method):
         return method
     if isinstance(method, str):
@@ -235,23 +247,7 @@ def method_of(method: Any) -> Method:
     raise ConfigError(f"method is of type {type(method).__name__}; give for instance adaptpo.methods.metaapo()")
 
 
-def lora_settings(config: Any) -> dict[str, Any]:
-    """The fields of a `LoraConfig` that differ from its defaults. Raises ConfigError for another kind of adapter."""
-    if isinstance(config, Mapping):
-        return dict(config)
-    if type(config) is not LoraConfig:
-        raise ConfigError(f"peft_config is of type {type(config).__name__}; give a peft.LoraConfig")
-    usual = LoraConfig()
-    changed = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
-    changed = {name: value for name, value in changed.items() if value != getattr(usual, name)}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
-
-
-def described(reward: RewardSource) -> Any:
-    """The reward as `config.yaml` shows it, with functions given by name."""
-    if isinstance(reward, list | tuple | dict):
-        return [
-            {name: value if not callable(value) else function_name(value) for name, value in part.model_dump().items()}
-            for part in reward_parts(reward)
-        ]
-    return reward if isinstance(reward, str) or reward is None else getattr(reward, "__qualname__", "object")
+def required(data: DataInput | None) -> DataInput:
+    if data is None:
+        raise ConfigError("train_dataset is missing; give a datasets.Dataset, a list of rows, a path, or a hub id")
+    return data

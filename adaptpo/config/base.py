@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from textwrap import shorten
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -79,7 +80,7 @@ def explain(error: ValidationError, model: type[BaseModel], section: str | None 
         elif problem["type"] == "missing":
             lines.append(f"'{key}' is missing")
         else:
-            lines.append(f"'{key}': {problem['msg']} (found {problem['input']!r})")
+            lines.append(f"'{key}': {problem['msg']} (found {shorten(repr(problem['input']), 100)})")
     return "\n".join(lines)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from adaptpo.config.base import Settings, explain
 from adaptpo.config.elsewhere import elsewhere
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
+from adaptpo.config.plain import plain
 from adaptpo.errors import ConfigError
 
 OWNED_TRAINING_ARGUMENTS = {
@@ -43,6 +44,16 @@ OWNED_TRAINING_ARGUMENTS = {
     "do_eval": "set eval_data of the recipe",
     "do_predict": "set eval_data of the recipe",
     "local_rank": "`accelerate launch` and `torchrun` set it",
+    "average_tokens_across_devices": "leave it out; the loss is divided by the prompts of a whole optimizer step",
+    "dataloader_drop_last": "leave it out; a run trains on every prompt, and its last batch may be smaller",
+    "logging_nan_inf_filter": "leave it out; a loss that is not finite ends the run",
+    "neftune_noise_alpha": "leave it out; the reference has no noise on its embeddings, so the policy has none",
+    "parallelism_config": "set training.fsdp or training.deepspeed",
+    "skip_memory_metrics": "leave it out; no memory is measured in a run",
+    "use_cache": "leave it out; a forward pass of training keeps no cache",
+    "hub_token": "log in with `hf auth login`, or set HF_TOKEN; a run stores its settings, so none may be a secret",
+    "hub_strategy": "set push_to_hub; the final model is pushed once, when the run ends",
+    "hub_always_push": "set push_to_hub; the final model is pushed once, when the run ends",
 } | dict.fromkeys(
     [
         *("eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "eval_do_concat_batches"),
@@ -177,6 +188,13 @@ class AlignmentConfig(Settings):
     def _kind_alone(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
+    @field_validator("training", "reward_training", "peft", "model_init_kwargs", "chat_template_kwargs", mode="before")
+    @classmethod
+    def _can_be_stored(cls, values: Any, info: ValidationInfo) -> Any:
+        if values is None or isinstance(values, Mapping):
+            return None if values is None else plain(values, str(info.field_name))
+        raise ValueError(f"it takes a mapping of names to values, and not a {type(values).__name__}")
+
     @field_validator("training")
     @classmethod
     def _training_fields_exist(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +203,10 @@ class AlignmentConfig(Settings):
         refuse_owned("training", values)
         check_names("training", values, TrainingArguments)
         check_types("training", values, TrainingArguments)
+        if values.get("train_sampling_strategy") == "group_by_length":
+            raise ConfigError(
+                "training.train_sampling_strategy: set random or sequential; batches are sorted by length"
+            )
         return values
 
     @field_validator("reward_training")
@@ -194,6 +216,7 @@ class AlignmentConfig(Settings):
             from trl import RewardConfig
 
             refuse_owned("reward_training", values)
+            refuse_shared(values)
             check_names("reward_training", values, RewardConfig)
             check_types("reward_training", values, RewardConfig)
         return values
@@ -244,6 +267,8 @@ class Recipe(AlignmentConfig):
 
     model: str
     """Folder or hub id of the policy to align; a LoRA adapter is merged into its model once."""
+    ref_model: str | None = None
+    """Folder or hub id of another model as the reference `initial`; null is `model`."""
     reward: str | dict[str, Any] | list[Any] | None = None
     """Folder or hub id of a reward model, `train`, `python:module:function`, or settings of other annotators."""
     data: DataSettings
@@ -318,6 +343,19 @@ def refuse_owned(section: str, values: dict[str, Any]) -> None:
             raise ConfigError(f"{section}.{name} is not taken from a recipe: {remedy}")
 
 
+OF_THE_WHOLE_RUN = {
+    "report_to": "set training.report_to; its trackers follow the whole run",
+    "run_name": "set training.run_name; its trackers follow the whole run",
+    "push_to_hub": "training.push_to_hub pushes the aligned model; push the folder reward/model of the run yourself",
+}
+
+
+def refuse_shared(values: dict[str, Any]) -> None:
+    for name, remedy in OF_THE_WHOLE_RUN.items():
+        if name in values and values[name] not in ("none", False):
+            raise ConfigError(f"reward_training.{name} is not taken from a recipe: {remedy}")
+
+
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
 """The key that a string in place of a section sets; for data sections it is `path`."""
 
@@ -390,6 +428,8 @@ METHOD_PATHS = ("learner", "encoder")
 
 def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
     update: dict[str, Any] = {"model": resolve_path(recipe.model, folder)}
+    if recipe.ref_model is not None:
+        update["ref_model"] = resolve_path(recipe.ref_model, folder)
     if isinstance(recipe.method, dict):
         given = {name: recipe.method[name] for name in METHOD_PATHS if isinstance(recipe.method.get(name), str)}
         update["method"] = recipe.method | {name: resolve_path(path, folder) for name, path in given.items()}

@@ -95,6 +95,12 @@ def shared_rows(
     }
 
 
+def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Sequence[int]], prompt_of: Sequence[int]) -> Tensor:
+    """The tokens of all responses, each with its prompt, which is how TRL counts them; scalar."""
+    lengths = [len(group.prompt.ids) for group in groups]
+    return torch.tensor(sum(lengths[prompt] for prompt in prompt_of) + sum(map(len, responses)))
+
+
 def response_rows(
     groups: Sequence[ResponseGroup],
     responses: Sequence[list[int]],
@@ -104,9 +110,10 @@ def response_rows(
 ) -> Batch:
     """The rows of a forward pass; response i follows the prompt of `groups[prompt_of[i]]`."""
     prompts = [group.prompt.ids for group in groups]
+    count = {"num_tokens": num_tokens(groups, responses, prompt_of)}
     if rows.shared_prompts:
-        return shared_rows(prompts, responses, prompt_of)
-    return padded_rows([prompts[i] for i in prompt_of], responses, pad_id)
+        return shared_rows(prompts, responses, prompt_of) | count
+    return padded_rows([prompts[i] for i in prompt_of], responses, pad_id) | count
 
 
 def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:

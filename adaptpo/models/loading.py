@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     dynamic_module_utils,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.tokenization import stop_token_ids
@@ -124,6 +126,27 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
             "give a model that generates text (a reward model belongs under `reward`)"
         )
     return model
+
+
+def check_loading(config: PretrainedConfig, options: Options, adapted: bool) -> None:
+    """Raises ModelError or ConfigError for arguments of `from_pretrained` that this machine cannot follow, such as an
+    attention implementation or a quantization whose package is missing. Loads no weights."""
+    quantization = options.get("quantization_config")
+    if quantization is not None and not adapted:
+        raise ConfigError(
+            "model_init_kwargs.quantization_config: quantized weights are not trained; set peft (LoRA), or leave the "
+            "quantization out"
+        )
+    implementation = {name: options[name] for name in ("attn_implementation",) if name in options}
+    try:
+        if quantization is not None:
+            AutoHfQuantizer.from_config(quantization).validate_environment(device_map=options.get("device_map"))
+        if implementation:
+            trust = bool(options.get("trust_remote_code"))
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust, **implementation)
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"model_init_kwargs: {first_line(error)}") from error
 
 
 def load_encoder(path: str, options: Options | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:

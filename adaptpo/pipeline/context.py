@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from adaptpo.annotation.base import Annotator, Request
@@ -54,13 +54,13 @@ from adaptpo.run.lazy_sequence import Indices, Lazy, as_array, pick
 from adaptpo.run.schemas import PROMPT_COLUMNS, read_offline, read_prompt
 from adaptpo.seeds import seed_for
 from adaptpo.training.actor_critic import CRITIC, Critic
+from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.whole_vocabulary import LiveReference
 from adaptpo.types import Prompt
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-7,
     "logging_steps": 1,
-    "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
@@ -114,13 +114,19 @@ class Context:
     source: str = "the data set"
     tokenizer_folder: str | None = None
     """The folder or hub id of the tokenizer, if it is not the initial model's."""
+    reference_model: str | None = None
+    """The folder or hub id of the reference `initial`, if it is not the initial model."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """The user's; they see every phase that trains the policy."""
+    optimizer: OwnOptimizer | None = None
+    """The user's, in place of that of `training`."""
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
     """The annotator, if it takes no accelerator memory."""
 
     def __getstate__(self) -> dict[str, Any]:
         """The state sent to a worker of the executor: settings and paths. It loads models and connects by itself."""
-        left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
+        left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None, "callbacks": ()}
         return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
 
     @property
@@ -166,7 +172,12 @@ class Context:
 
     def reference_path(self, iteration: int) -> str:
         """The path of the model whose log-probs the loss of an iteration compares with."""
-        return self.start_policy(iteration) if self.reference_choice == "previous" else self.initial
+        return self.start_policy(iteration) if self.reference_choice == "previous" else self.first_reference
+
+    @property
+    def first_reference(self) -> str:
+        """The path of the model whose log-probs stand for the start: the initial one, unless the user gave another."""
+        return self.reference_model or self.initial
 
     def iteration(self, number: int) -> Iteration:
         """What the method's choices may know about an iteration; includes the stage once it is measured."""
@@ -192,11 +203,20 @@ class Context:
             "seed": seed_for(self.config.seed, "training", phase) % 2**31,
             "remove_unused_columns": False,
             "disable_tqdm": True,  # `adaptpo.run.progress` draws the bar.
+            "report_to": "none",  # `adaptpo.pipeline.trackers` follows the whole run.
+            "push_to_hub": False,  # `adaptpo.pipeline.hub` pushes the final model.
         }
         try:
-            return kind(**{"run_name": f"{self.run.path.name}/{phase}", **settings, **owned})
+            return kind(**{**settings, **owned})
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"training: {first_line(error)}") from error
+
+    @property
+    def report_to(self) -> list[str]:
+        """The names of the trackers, as `training.report_to` gives them."""
+        given = self.config.training.get("report_to") or "none"
+        names = [given] if isinstance(given, str) else list(given)
+        return [] if names == ["none"] else names
 
     @cached_property
     def inference_arguments(self) -> TrainingArguments:

@@ -9,21 +9,25 @@ from typing import Any
 
 from adaptpo.choices.learners.base import METHOD_STATE
 from adaptpo.pipeline.context import SCRATCH, Context
+from adaptpo.pipeline.hub import Repository, check_repository, push_final, repository_of
 from adaptpo.pipeline.iteration import Work, iteration_phases
 from adaptpo.pipeline.model_card import model_card
 from adaptpo.pipeline.phases.check import check_model
 from adaptpo.pipeline.phases.data import prepare_data
-from adaptpo.pipeline.phases.evaluate import evaluate_policy
+from adaptpo.pipeline.phases.evaluate import evaluate_policy, evaluation_phase
 from adaptpo.pipeline.phases.features import keep_feature
 from adaptpo.pipeline.phases.filter import filter_pairs, proxies
 from adaptpo.pipeline.phases.hold_out import hold_out
-from adaptpo.pipeline.phases.reference import keep_reference
+from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
 from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, refuse_impossible
+from adaptpo.pipeline.trackers import tracking
+from adaptpo.run.directory import Summary, metrics_of
 from adaptpo.run.files import whole_folder, write_json
-from adaptpo.run.progress import announce, say
+from adaptpo.run.history import global_step
+from adaptpo.run.progress import announce, caution, say
 from adaptpo.training.actor_critic import CRITIC
 from adaptpo.training.prompt_group_trainer import load_method
 
@@ -32,19 +36,44 @@ NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
 
 def align(context: Context) -> Path:
     """Runs every phase that is not done yet and returns the folder of the aligned model."""
+    final = context.run.path / "final"
     if context.run.done("final"):
         say(f"{context.run.path} is already finished", context.shows)
-        return context.run.path / "final"
-    run_opening(context)
+    else:
+        check(context)
+        with tracking(context):
+            run_phases(context)
+    if context.config.training.get("push_to_hub"):
+        do_once(context, "push", partial(push_final, final, hub_repository(context), context.shows))
+    return final
+
+
+def hub_repository(context: Context) -> Repository:
+    return repository_of(context.config.training, context.run.path)
+
+
+def run_phases(context: Context) -> None:
+    open_phases(context)
     for iteration in range(context.config.num_iterations):
         run_iteration(context, iteration)
     do_once(context, "final", partial(write_final, context))
-    return context.run.path / "final"
+    warn_untrained(context)
 
 
 def run_opening(context: Context) -> None:
     """Runs everything before the first iteration; other runs may share it (see `adaptpo.run.branch`)."""
+    check(context)
+    open_phases(context)
+
+
+def check(context: Context) -> None:
+    """Raises an error for what would otherwise fail hours later."""
     context.ranks.on_first(partial(refuse_impossible, context))
+    if context.config.training.get("push_to_hub"):
+        context.ranks.on_first(partial(check_repository, hub_repository(context)))
+
+
+def open_phases(context: Context) -> None:
     context.method.reset(context.config.seed)
     snapshot(context, "start")
     prepare(context)
@@ -57,6 +86,28 @@ def run_opening(context: Context) -> None:
     context.run.mark_opened()
 
 
+def evaluate_now(context: Context, data: str = "") -> Summary:
+    """Evaluates the newest policy, and the initial one before it, on the context's held-out data. `data`, which ends
+    in a slash, names a data set other than the run's. Returns the newest one's metrics."""
+    check(context)
+    context.method.reset(context.config.seed)
+    prepare(context)
+    stage, policy = newest_policy(context)
+    evaluate(context, f"{data}initial", context.initial)
+    evaluate(context, f"{data}{stage}", policy)
+    return metrics_of(context.run.state["phases"][evaluation_phase(f"{data}{stage}")])
+
+
+def newest_policy(context: Context) -> tuple[str, str]:
+    """The stage and the folder of the policy that the run has trained last. Restores its learners."""
+    for iteration in reversed(range(context.config.num_iterations)):
+        if context.run.done(f"{context.folder(iteration)}/train"):
+            load_method(context.method, context.checkpoint(iteration))
+            return f"iteration-{iteration}", str(context.checkpoint(iteration))
+    warm = context.run.done("warmup")
+    return ("warmup", context.start_policy(0)) if warm else ("initial", context.initial)
+
+
 def prepare(context: Context) -> None:
     do_once(context, "data", partial(prepare_data, context))
     do_once(context, "check", partial(check_model, context))
@@ -65,7 +116,7 @@ def prepare(context: Context) -> None:
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
     if context.method.needs_reference and uses_offline_pairs(context):
-        do(context, "reference", lambda: keep_reference(context, "reference", context.initial, context.offline()))
+        do(context, "reference", lambda: keep_initial_reference(context, "reference", context.offline()))
     if not context.method.filter.keeps_all:
         do(context, "filter", partial(filter_pairs, context))
         for proxy in proxies(context):
@@ -109,7 +160,13 @@ def do_once(context: Context, phase: str, work: Work) -> None:
 
 def evaluate(context: Context, stage: str, policy: str) -> None:
     if context.eval_rows is not None:
-        do(context, f"evaluate/{stage}", partial(evaluate_policy, context, stage, policy))
+        do(context, evaluation_phase(stage), partial(evaluate_policy, context, stage, policy))
+
+
+def warn_untrained(context: Context) -> None:
+    """Says that the final model is the one that the run started from, if nothing was trained."""
+    if not global_step(context.run.path):
+        caution("nothing was trained: the policy is as before, and final/ is the initial model", context.ranks.is_first)
 
 
 def uses_offline_pairs(context: Context) -> bool:

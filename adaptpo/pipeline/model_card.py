@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from adaptpo.config.version import __version__
 from adaptpo.pipeline.context import Context
 
@@ -9,10 +11,11 @@ from adaptpo.pipeline.context import Context
 def model_card(context: Context) -> str:
     choices = "\n".join(f"- {axis}: `{choice}`" for axis, choice in context.method.choices().items())
     trainer = "" if context.method.trainer.uses_pairs else f"\n- trainer: `{context.method.trainer!r}`"
+    # The hub takes no other base than one of its own models.
+    base = "" if Path(context.initial).exists() else f"base_model: {context.initial}\n"
     return f"""---
 library_name: {"peft" if context.config.peft is not None else "transformers"}
-base_model: {context.initial}
-tags: [adaptpo, preference-optimization, {context.method.name}]
+{base}tags: [adaptpo, preference-optimization, {context.method.name}]
 ---
 
 # Aligned with {context.method.name}

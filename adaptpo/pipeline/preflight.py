@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from transformers import Trainer
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Schedule
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.errors import ConfigError
-from adaptpo.models.loading import first_line, read_config
+from adaptpo.models.loading import check_loading, first_line, load_tokenizer, read_config
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
-from adaptpo.run.progress import say
+from adaptpo.pipeline.trackers import make_trackers
+from adaptpo.run.progress import caution, say
 from adaptpo.training.optimizer_rules import check_optimizer
 
 
@@ -42,6 +44,8 @@ def refuse_impossible(context: Context) -> None:
     config = read_config(context.initial, context.config.load_options)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
+    check_loading(config, context.config.load_options, context.config.peft is not None)
+    check_reference(context)
     check_training(context)
     check_reward(context)
     announce_dtype(context, config)
@@ -129,12 +133,10 @@ def check_training(context: Context) -> None:
     args = context.inference_arguments
     if args.per_device_train_batch_size < 1:
         raise ConfigError("training.per_device_train_batch_size counts prompts; set it to 1 or more")
-    try:
-        for tracker in get_reporting_integration_callbacks(args.report_to):
-            tracker()
-        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"training: {first_line(error)}") from error
+    make_trackers(context.report_to)
+    optimizer, settings = optimizer_settings(context)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError("training.use_liger_kernel needs the package liger-kernel; install it, or leave the key out")
     if context.method.looks_ahead:
         check_optimizer(optimizer, settings)
         if args.fp16:
@@ -143,7 +145,48 @@ def check_training(context: Context) -> None:
                 "training.fp16 scales; set training.bf16, or neither"
             )
     if context.config.peft is not None:
-        context.policy(context.initial)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            context.policy(context.initial)
+        for message in dict.fromkeys(str(warning.message) for warning in said if "tie" in str(warning.message)):
+            caution(f"peft: {' '.join(message.split())}", context.ranks.is_first)
+
+
+def optimizer_settings(context: Context) -> tuple[type, dict[str, Any]]:
+    """The class and the settings of the optimizer. Raises ConfigError if it is missing, or not the method's to take."""
+    if context.optimizer is not None:
+        if not context.method.trainer.uses_pairs:
+            raise ConfigError(
+                f"method '{context.method.name}' makes its own optimizer; leave optimizers out and set training.optim"
+            )
+        return context.optimizer.kind, context.optimizer.settings
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(context.inference_arguments)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"training.optim: {first_line(error)}") from error
+
+
+def check_reference(context: Context) -> None:
+    """Raises ConfigError for a reference model that the run would not read, or that reads other tokens."""
+    path = context.reference_model
+    if path is None:
+        return
+    if not context.method.needs_reference:
+        raise ConfigError(f"method '{context.method.name}' compares with no reference; leave ref_model out")
+    if context.reference_choice == "previous":
+        raise ConfigError("ref_model stands for the reference 'initial'; set reference to initial, or leave it out")
+    if context.method.trainer.trains_on == "groups" and context.config.peft is not None:
+        raise ConfigError(
+            f"method '{context.method.name}' with peft takes the model below the adapter as its reference; leave "
+            "ref_model out, or train without peft"
+        )
+    config = read_config(path, context.config.load_options)
+    check_tokenizer_fits(context.tokenizer, config)
+    if load_tokenizer(path, context.config.load_options).get_vocab() != context.tokenizer.get_vocab():
+        raise ConfigError(
+            f"ref_model '{path}' has another tokenizer than the policy, so their log-probs cannot be compared; give "
+            "a model with the policy's tokenizer"
+        )
 
 
 def check_lengths(context: Context, model_config: Any) -> None:

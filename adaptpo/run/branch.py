@@ -31,6 +31,8 @@ OWN_FILES = frozenset(
         "snapshots",
         "iterations",
         "final",
+        "trackers.json",
+        "tensorboard",
     }
 )
 
@@ -55,8 +57,9 @@ def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> Non
     if any(facts["done"] for facts in run.state["phases"].values()):
         return
     state = opened_state(source, config)
+    saved = {path.name for path in (source / "final").glob("*")}  # `save_model` may have copied it into the run.
     for path in sorted(source.iterdir()):
-        if path.name not in OWN_FILES and not path.name.startswith("."):
+        if path.name not in OWN_FILES | saved and not path.name.startswith("."):
             copy(path, run.path / path.name)
     for name in ("metrics.jsonl", "dropped.jsonl"):
         (run.path / name).unlink(missing_ok=True)
@@ -84,7 +87,9 @@ def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_opening(phase: str) -> bool:
-    return phase != "final" and not phase.startswith(("iterations/", "evaluate/iteration-"))
+    return phase not in ("final", "push") and not phase.startswith(
+        ("iterations/", "evaluate/iteration-", "evaluate-on/")
+    )
 
 
 def copy(source: Path, target: Path) -> None:

@@ -36,13 +36,25 @@ Summary = dict[str, Any]
 """What `state.json` stores about a finished phase."""
 
 NOT_COMPARED = frozenset(
-    {"output_dir", "branch_of", "model", "reward", "data.path", "eval_data.path", "show_progress", "annotation_cache"}
+    {
+        "output_dir",
+        "branch_of",
+        "model",
+        "ref_model",
+        "reward",
+        "data.path",
+        "eval_data.path",
+        "show_progress",
+        "annotation_cache",
+    }
     | {"adaptpo", "training"}
     | {f"executor.{name}" for name in ExecutorSettings.model_fields}
     | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
     | {f"generation.{name}" for name in ("concurrency", "retries", "timeout", "start_timeout", "restarts")}
     | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
+    | {f"training.{name}" for name in ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "project")}
+    | {f"training.{name}" for name in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")}
 )
 """Keys that may change between attempts: where inputs lie and what is shown. The content of inputs is compared by hash.
 
@@ -69,6 +81,8 @@ class RunDirectory:
         self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
+        self.listeners: list[Callable[[Row], None]] = []
+        """They get, on rank 0, every record of the metrics."""
         ranks.on_first(self._lock)
 
     def _lock(self) -> None:
@@ -95,7 +109,8 @@ class RunDirectory:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state sent to a worker of the executor, which reads and logs but holds no lock."""
-        return {name: value for name, value in vars(self).items() if name != "_lock_file"} | {"executor": HERE}
+        kept = {name: value for name, value in vars(self).items() if name != "_lock_file"}
+        return kept | {"executor": HERE, "listeners": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -203,6 +218,8 @@ class RunDirectory:
         """Like `log`, but on every rank, for values that the other ranks do not know."""
         where = {"phase": phase, "iteration": iteration, "step": step, "time": round(time.time(), 3)}
         self.metrics.append(where | values)
+        for listener in self.listeners:
+            listener(where | values)
 
     def forget_after(self, phase: str, step: int) -> None:
         """Discards what a phase logged after this step (0: all of it), because it is about to be repeated."""
@@ -299,6 +316,15 @@ class LeftOut:
         if self.log is not None:
             self.log.append(*self.waiting)
         self.waiting = []
+
+
+OF_PHASES = ("done", "attempts", "seconds", "cpu_seconds")
+"""What `state.json` has about every phase, beside its summary."""
+
+
+def metrics_of(facts: Summary) -> Summary:
+    """The summary of a phase in `state.json`."""
+    return {name: value for name, value in facts.items() if name not in OF_PHASES}
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -43,6 +44,12 @@ SHOWN = {
 def say(text: str, visible: bool) -> None:
     if visible:
         tqdm.write(text)
+
+
+def caution(text: str, is_first: bool) -> None:
+    """A warning, which is shown even where progress is not."""
+    if is_first:
+        tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 def announce(phase: str, facts: dict[str, Any], visible: bool) -> None:

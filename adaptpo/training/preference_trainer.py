@@ -19,6 +19,7 @@ from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.run.files import JsonLines
 from adaptpo.seeds import seed_for
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
+from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
 from adaptpo.training.step import Step, preference_step
 from adaptpo.training.whole_vocabulary import VocabularyProbe
@@ -50,6 +51,7 @@ class PreferenceTrainer(GroupTrainer):
         validation: Sequence[PromptGroup] = (),
         ranks: Ranks = ALONE,
         probe: VocabularyProbe | None = None,
+        optimizer: OwnOptimizer | None = None,
     ) -> None:
         self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
         self.probe = probe
@@ -57,7 +59,9 @@ class PreferenceTrainer(GroupTrainer):
         self.trained = list[Trained]()
         self.taken: LookAhead | None = None
         self.collator = GroupCollator(tokenizer.pad_token_id, rows)
-        super().__init__(model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks)
+        super().__init__(
+            model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks, optimizer
+        )
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
         self.pair_records.append([])

@@ -23,9 +23,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from adaptpo.choices.learners.base import METHOD_STATE
 from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
-from adaptpo.errors import TrainingError
+from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import Batch
 from adaptpo.training.checkpoints import mark_complete
+from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
 
 Log = Callable[[int, dict[str, float]], None]
@@ -103,7 +104,9 @@ class GroupTrainer(Trainer):
         log: Log,
         callbacks: Sequence[TrainerCallback] = (),
         ranks: Ranks = ALONE,
+        optimizer: OwnOptimizer | None = None,
     ) -> None:
+        self.own_optimizer = optimizer
         self.method, self.write_log, self.means = method, log, MeanMetrics()
         self.groups, self.collate, self.ranks = groups, collate, ranks
         self.order: EvenOrder | None = None
@@ -120,6 +123,10 @@ class GroupTrainer(Trainer):
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """What the batch adds to the divisor."""
+
+    def count_tokens(self, batch: Batch) -> int:
+        """The tokens that the batch trains on, each response with its prompt, as TRL counts them."""
+        return int(batch["num_tokens"])
 
     @abstractmethod
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
@@ -156,11 +163,13 @@ class GroupTrainer(Trainer):
         self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device
     ) -> tuple[list[list[Batch]], int]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        total = sum(self.count(batch) for passes in batches for batch in passes if FILLER not in batch)
-        told = self.ranks.gather((total, [len(passes) for passes in batches]))
+        counted = [batch for passes in batches for batch in passes if FILLER not in batch]
+        total, tokens = sum(map(self.count, counted)), sum(map(self.count_tokens, counted))
+        told = self.ranks.gather((total, [len(passes) for passes in batches], tokens))
+        self.state.num_input_tokens_seen += sum(own for _, _, own in told)
         for number, passes in enumerate(batches):
-            passes += [self.filler] * (max(lengths[number] for _, lengths in told) - len(passes))
-        return batches, sum(own for own, _ in told)
+            passes += [self.filler] * (max(lengths[number] for _, lengths, _ in told) - len(passes))
+        return batches, sum(own for own, _, _ in told)
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
         """Runs forward and backward for the passes of a micro-batch, one after the other."""
@@ -190,11 +199,23 @@ class GroupTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = logs | self.means.drain(self.ranks) | self.method.metrics()
+            counts = {"epoch": self.state.epoch, "num_tokens": self.state.num_input_tokens_seen}
+            logs = logs | self.means.drain(self.ranks) | self.method.metrics() | counts
             self.write_log(self.state.global_step, logs)
         super().log(logs, start_time)
         # The log is in metrics.jsonl; keeping all steps here would cost memory and enlarge every checkpoint.
         del self.state.log_history[:-1]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.own_optimizer is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = self.own_optimizer.over(self.model.parameters())
+        return self.optimizer
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        raise ConfigError(
+            "a callback set control.should_evaluate; a run evaluates after every iteration, on eval_dataset (eval_data)"
+        )
 
     @property
     def layout(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import torch
@@ -28,14 +29,31 @@ from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.seeds import seed_for
 from adaptpo.types import Dropped, PairLogps, PreferenceExample, PreferencePair, Prompt, Response, Row
 
-REFERENCE = "evaluation/reference"
 Heldout = tuple[Prompt, PreferencePair | None]
 """A held-out prompt, and its offline pair if the data has one."""
 NEVER_CAME = Response("", [], ended=False)
 """Placeholder for a response that the generation server did not return; it has no length and no reward."""
 
 
-def heldout(context: Context) -> list[Heldout]:
+def evaluation_phase(stage: str) -> str:
+    """The phase of a stage; `DATA/STAGE` is one on another data set than the run's, which its report leaves out."""
+    return f"evaluate-on/{stage}" if "/" in stage else f"evaluate/{stage}"
+
+
+def beside(stage: str, name: str) -> str:
+    """Another stage on the same data set."""
+    return f"{stage[: stage.rfind('/') + 1]}{name}"
+
+
+def evaluation_file(context: Context, stage: str) -> Path:
+    return context.run.path / "evaluation" / f"{stage}.parquet"
+
+
+def reference_folder(stage: str) -> str:
+    return f"evaluation/{beside(stage, 'reference')}"
+
+
+def heldout(context: Context, stage: str) -> list[Heldout]:
     """The first usable prompts of the evaluation data; their ids count from 0, independently of the training data.
 
     Rows left out are recorded. Raises DataError if no prompt is left.
@@ -50,7 +68,7 @@ def heldout(context: Context) -> list[Heldout]:
             kept.append(item)
         if len(kept) == context.max_eval_prompts:
             break
-    context.run.drop("eval_data", dropped)
+    context.run.drop(beside(stage, "eval_data"), dropped)
     require_rows(len(kept), Counter(record["reason"] for record in dropped), "eval_data")
     return kept
 
@@ -84,9 +102,9 @@ def tokenized_prompt(context: Context, number: int, example: PromptExample) -> H
 
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     """Samples, annotates and scores; writes the table to `evaluation/STAGE.parquet` and its means to the metrics."""
-    items = heldout(context)
+    items = heldout(context, stage)
     if pairs := with_pairs(items):
-        keep_initial_reference(context, REFERENCE, pairs)
+        keep_initial_reference(context, reference_folder(stage), pairs)
     if context.reward is None:
         return context.ranks.on_first(partial(measure_pairs, context, stage, policy, pairs))
     return context.ranks.on_first(partial(tabulate, context, stage, policy, items))
@@ -99,12 +117,12 @@ def measure_pairs(context: Context, stage: str, policy: str, pairs: Sequence[Pro
     """
     if not pairs:
         raise DataError("eval_data holds no pairs, and the run has no reward: set `reward`, or give held-out pairs")
-    return logged(context, stage, pair_metrics(context, held_out_logps(context, policy, pairs)))
+    return logged(context, stage, pair_metrics(context, held_out_logps(context, stage, policy, pairs)))
 
 
 def logged(context: Context, stage: str, summary: Summary) -> Summary:
     """The summary, written to the metrics in place of an earlier attempt's."""
-    phase = f"evaluate/{stage}"
+    phase = evaluation_phase(stage)
     context.run.forget_after(phase, 0)
     context.run.log(phase, summary)
     return summary
@@ -133,12 +151,12 @@ def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
 def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
     prompts = [prompt for prompt, _ in items]
     seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
-    with generating(context, policy, f"evaluate/{stage}") as generator:
+    with generating(context, policy, evaluation_phase(stage)) as generator:
         responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
     missing = [prompt.id for prompt, response in zip(prompts, responses, strict=True) if response is NEVER_CAME]
-    context.run.drop(f"evaluate/{stage}", [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
+    context.run.drop(evaluation_phase(stage), [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
     pairs = with_pairs(items)
-    logps = held_out_logps(context, policy, pairs) if pairs else None
+    logps = held_out_logps(context, stage, policy, pairs) if pairs else None
     margins = {} if logps is None else offline_margins(context, pairs, logps)
     found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
     rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
@@ -146,8 +164,8 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
         evaluation_row(item, response, reward, margins.get(item[0].id))
         for item, response, reward in zip(items, responses, rewards, strict=True)
     ]
-    write_table(context.run.path / "evaluation" / f"{stage}.parquet", table(rows, EVALUATION_SCHEMA))
-    summary = summarize(rows, read_rows(context.run.path / "evaluation" / "initial.parquet"))
+    write_table(evaluation_file(context, stage), table(rows, EVALUATION_SCHEMA))
+    summary = summarize(rows, read_rows(evaluation_file(context, beside(stage, "initial"))))
     return logged(context, stage, summary | ({} if logps is None else pair_metrics(context, logps)))
 
 
@@ -156,9 +174,9 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
     phase = f"annotate/{stage}"
     if not context.annotator().relative:
         return context.annotate(phase, requests)
-    if stage == "initial":
+    if stage == beside(stage, "initial"):
         return [0.0] * len(requests)
-    rows = read_rows(context.run.path / "evaluation" / "initial.parquet", ["response", "ended", "reward"])
+    rows = read_rows(evaluation_file(context, beside(stage, "initial")), ["response", "ended", "reward"])
     initial = [Response(row["response"], [], row["ended"]) for row in rows]
     opponents = [(prompt, response) for (prompt, _), response in zip(requests, initial, strict=True)]
     rewards = context.annotate(phase, [*requests, *opponents])
@@ -166,10 +184,10 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
     return [None if new is None or old is None or row["reward"] is None else new - old for new, old, row in both]
 
 
-def held_out_logps(context: Context, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
+def held_out_logps(context: Context, stage: str, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
     """Log-probs of the held-out pairs, with the initial model's stored ones."""
     if context.method.needs_reference:
-        items = joined(context, REFERENCE, items)
+        items = joined(context, reference_folder(stage), items)
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
     return evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
 

@@ -19,7 +19,7 @@ from adaptpo.generation.base import NEUTRAL
 from adaptpo.models.loading import read_config
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.select import selected_ids
-from adaptpo.pipeline.phases.train import prepared, recomputes_activations
+from adaptpo.pipeline.phases.train import phase_callbacks, prepared, recomputes_activations
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_folder, write_table
 from adaptpo.run.progress import TrainingBar
@@ -110,7 +110,7 @@ def train_with_trl(
         args=args,
         train_dataset=Dataset.from_list([{"prompt": p.text, "prompt_id": p.id} for p in prompts]),
         processing_class=context.tokenizer,
-        callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.shows)],
+        callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.shows), *phase_callbacks(context)],
     )
     trainer.remove_callback(PrinterCallback)
     forget_copied_adapter(context, model)
@@ -124,7 +124,7 @@ def train_with_trl(
 def choose_reference(context: Context, iteration: int, model: nn.Module) -> None:
     """Sets the model's `_name_or_path`, from which TRL loads the reference."""
     previous = context.reference_choice == "previous"
-    model.config._name_or_path = context.start_policy(iteration) if previous else context.initial
+    model.config._name_or_path = context.start_policy(iteration) if previous else context.first_reference
 
 
 def forget_copied_adapter(context: Context, model: Any) -> None:

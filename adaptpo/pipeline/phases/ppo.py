@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 import torch
@@ -13,7 +14,14 @@ from adaptpo.models.logps import token_logps
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.pair import read_candidates
 from adaptpo.pipeline.phases.select import selected_ids
-from adaptpo.pipeline.phases.train import prepared, recomputes_activations, train_phase
+from adaptpo.pipeline.phases.train import (
+    log_step,
+    phase_callbacks,
+    prepared,
+    recomputes_activations,
+    tokens_before,
+    train_phase,
+)
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import whole_folder
 from adaptpo.run.progress import TrainingBar
@@ -96,8 +104,8 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
         tokenizer=context.tokenizer,
         method=context.method,
         settings=settings,
-        log=lambda step, logged: context.run.log(f"{phase}/train", logged, iteration, step),
-        callbacks=[TrainingBar(f"{phase}/train", context.shows)],
+        log=partial(log_step, context, f"{phase}/train", iteration, tokens_before(context, f"{phase}/train")),
+        callbacks=[TrainingBar(f"{phase}/train", context.shows), *phase_callbacks(context)],
         rows=context.rows,
     )
     if tokens:
@@ -107,7 +115,8 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
         context.tokenizer.save_pretrained(folder)
         save_method(context.method, folder)
     facts = rollout_facts(prompts, old, reference, tokens) if tokens else {}
-    return {"prompts": len(prompts), "rollouts": len(old), "steps": trainer.state.global_step} | facts
+    counts = {"steps": trainer.state.global_step, "num_tokens": trainer.state.num_input_tokens_seen}
+    return {"prompts": len(prompts), "rollouts": len(old)} | counts | facts
 
 
 def actor_critic(context: Context, iteration: int, gradient_checkpointing: bool) -> ActorCritic:

@@ -48,9 +48,10 @@ def with_tokens(row: Row, tokens: TokenLogps) -> Row:
     return row | {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
 
 
-def keep_initial_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> None:
-    if context.method.needs_reference:
-        keep_reference(context, folder, context.initial, items)
+def keep_initial_reference(context: Context, folder: str, items: Sequence[PromptedPair]) -> Summary:
+    if not context.method.needs_reference:
+        return {}
+    return keep_reference(context, folder, context.first_reference, items)
 
 
 def keep_iteration_reference(context: Context, iteration: int) -> Summary:
@@ -61,4 +62,4 @@ def keep_iteration_reference(context: Context, iteration: int) -> Summary:
     if context.reference_choice == "previous":
         items = iteration_pairs(context, iteration) + context.validation()
         return keep_reference(context, folder, context.start_policy(iteration), items)
-    return keep_reference(context, folder, context.initial, fresh_pairs(context, iteration))
+    return keep_reference(context, folder, context.first_reference, fresh_pairs(context, iteration))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ModelError
@@ -24,6 +26,7 @@ from adaptpo.pipeline.phases.pair import iteration_pairs
 from adaptpo.run.arrow_rows import MappedRows, write_rows
 from adaptpo.run.directory import RunDirectory, Summary
 from adaptpo.run.files import JsonLines, disk_errors, whole_folder
+from adaptpo.run.history import policy_phases
 from adaptpo.run.lazy_sequence import Lazy
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
@@ -32,6 +35,8 @@ from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.prompt_group_trainer import GroupTrainer, load_method, save_method
 from adaptpo.training.whole_vocabulary import VocabularyProbe
 from adaptpo.types import PromptGroup
+
+TRACKERS = tuple(INTEGRATION_TO_CALLBACK.values())
 
 
 def warm_up(context: Context) -> Summary:
@@ -117,9 +122,10 @@ def train(
         groups=groups,
         tokenizer=context.tokenizer,
         method=method.warmup() if offline else method,
-        log=lambda step, values: context.run.log(log_phase, values, iteration, step),
+        log=partial(log_step, context, log_phase, iteration, tokens_before(context, log_phase)),
         pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
-        callbacks=[TrainingBar(log_phase, context.shows)],
+        callbacks=[TrainingBar(log_phase, context.shows), *([] if proxy else phase_callbacks(context))],
+        optimizer=context.optimizer,
         rows=training_rows(context),
         ranks=context.ranks,
         probe=None if iteration is None else vocabulary_probe(context, iteration, model),
@@ -134,8 +140,27 @@ def train(
     context.ranks.wait()  # A filter evaluates the checkpoint next.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
+    summary["num_tokens"] = trainer.state.num_input_tokens_seen
     learned = {title: count - before[title] for title, count in method.updates().items()}
     return summary if offline else summary | {"learner_updates": learned}
+
+
+def tokens_before(context: Context, phase: str) -> int:
+    """The tokens that earlier phases trained on."""
+    return sum(facts.get("num_tokens", 0) for name, facts in policy_phases(context.run.path).items() if name != phase)
+
+
+def log_step(
+    context: Context, phase: str, iteration: int | None, before: int, step: int, values: dict[str, float]
+) -> None:
+    """Writes a training log; `num_tokens` counts over the run, as TRL counts over its training."""
+    tokens = {"num_tokens": before + values["num_tokens"]}
+    context.run.log(phase, values | tokens, iteration, step)
+
+
+def phase_callbacks(context: Context) -> list[TrainerCallback]:
+    """The user's callbacks; trackers among them follow the whole run instead (`adaptpo.pipeline.trackers`)."""
+    return [callback for callback in context.callbacks if not isinstance(callback, TRACKERS)]
 
 
 def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:

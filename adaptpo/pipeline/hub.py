@@ -1,0 +1,92 @@
+"""Pushes the aligned model to the hub: checked before anything is spent, and done as the run's last phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
+from adaptpo.errors import ConfigError, RunError
+from adaptpo.run.progress import say
+
+REMEDIES = {
+    401: "log in with `hf auth login`, or set HF_TOKEN to a token with write permission",
+    403: "use a token with write permission, or name a repository of yours in training.hub_model_id (owner/name)",
+    404: "name a repository that you may write to in training.hub_model_id (owner/name)",
+}
+NO_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with write permission; or leave push_to_hub out"
+NO_ANSWER = "check the connection (HF_ENDPOINT, HF_HUB_OFFLINE), or leave push_to_hub out and push the folder later"
+BAD_NAME = "set training.hub_model_id to owner/name, with letters, digits, '-', '_' and '.'"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where the model goes. `name`: `owner/name`, or a name alone, whose owner is the user who is logged in."""
+
+    name: str
+    private: bool | None = None
+    revision: str | None = None
+    token: str | None = None
+
+
+def repository_of(training: dict[str, Any], output_dir: Path) -> Repository:
+    """The repository of a run's `training` settings; as in transformers, the run's folder names it by default."""
+    name = training.get("hub_model_id") or output_dir.absolute().name
+    return Repository(name, training.get("hub_private_repo"), training.get("hub_revision"))
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turns what the hub's client raises into a ConfigError that names the remedy."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:
+        raise ConfigError(f"{what}: {' '.join(str(error).split())[:300]}; {remedy(error)}") from error
+
+
+def remedy(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return REMEDIES.get(response.status_code, NO_ANSWER)
+    if isinstance(error, ValueError):
+        return BAD_NAME
+    return NO_LOGIN if "token" in type(error).__name__.lower() else NO_ANSWER
+
+
+def check_repository(repository: Repository) -> str:
+    """Creates the repository if it does not exist, and returns its full name.
+
+    Raises ConfigError without a login, without permission to write, or for a name that is none.
+    """
+    api = HfApi(token=repository.token)
+    with hub_errors(f"cannot push to '{repository.name}'"):
+        api.whoami()
+        name = api.create_repo(repository.name, private=repository.private, exist_ok=True).repo_id
+        api.auth_check(name, write=True)
+        if repository.revision is not None:
+            api.create_branch(name, branch=repository.revision, exist_ok=True)
+    return name
+
+
+def push(folder: Path, repository: Repository, message: str) -> str:
+    """Uploads the folder and returns the address of the commit. Raises RunError; the folder is as it was."""
+    try:
+        name = check_repository(repository)
+        with hub_errors(f"cannot push to '{name}'"):
+            commit = HfApi(token=repository.token).upload_folder(
+                repo_id=name, folder_path=folder, commit_message=message, revision=repository.revision
+            )
+    except ConfigError as error:
+        raise RunError(f"{error}. The model is in {folder}; the same command, started again, pushes it") from error
+    return str(commit.commit_url)
+
+
+def push_final(folder: Path, repository: Repository, shows: bool) -> dict[str, str]:
+    url = push(folder, repository, "End of training")
+    say(f"pushed to {url}", shows)
+    return {"url": url}

@@ -1,0 +1,170 @@
+"""A run as it was asked for: opens its folder, and says what identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from adaptpo.choices.method import Method
+from adaptpo.config.recipe import AlignmentConfig
+from adaptpo.config.reward import reward_parts
+from adaptpo.config.version import __version__
+from adaptpo.distributed.executor import executor_of
+from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
+from adaptpo.errors import ConfigError
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.inputs import (
+    DataInput,
+    as_folder,
+    function_name,
+    input_digest,
+    model_digest,
+    reward_digest,
+    whole_policy,
+)
+from adaptpo.run.branch import opening_facts, take_opening
+from adaptpo.run.directory import RunDirectory, open_run
+from adaptpo.run.files import whole_folder
+from adaptpo.training.own_optimizer import OwnOptimizer
+
+RewardSource = str | Callable[..., Any] | dict[str, Any] | list[Any] | None
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders or hub ids of the run's models. `tokenizer` and `reference` are None if they are the initial model's."""
+
+    reward: RewardSource
+    initial: str
+    tokenizer: str | None
+    reference: str | None
+
+
+@dataclass
+class Request:
+    """The inputs of a run, as `adaptpo.trainer.AlignmentTrainer` documents them, checked."""
+
+    model: Any
+    args: AlignmentConfig
+    method: Method
+    data: DataInput
+    eval_data: DataInput | None
+    max_eval_prompts: int
+    reward: Any
+    processing_class: Any
+    reward_processing_class: Any
+    ref_model: Any
+    callbacks: list[TrainerCallback]
+    optimizer: OwnOptimizer | None
+
+    def opening_facts(self) -> dict[str, Any]:
+        """Returns what the opening depends on. Runs with equal values can share an opening through `branch_of`."""
+        return opening_facts(self._resolved(self._models(Path(self.args.output_dir) / "inputs")))
+
+    @contextmanager
+    def open(self) -> Iterator[Context]:
+        """Opens the run, with its folder locked and claimed, before any phase. Raises the same errors as `train`."""
+        ranks = join_ranks(self.args.training)
+        if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in self._given):
+            raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
+        with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
+            models = self._models(run.path / "inputs", ranks)
+            ranks.on_first(partial(self._claim, run, models))
+            yield self._context(run, models)
+
+    @property
+    def _given_models(self) -> tuple[Any, ...]:
+        return self.model, self.reward, self.ref_model
+
+    def _claim(self, run: RunDirectory, models: Models) -> None:
+        config = self._resolved(models, run.ranks.count)
+        run.claim(config)
+        if self.args.branch_of is not None:
+            take_opening(run, Path(self.args.branch_of), config)
+
+    def _models(self, folder: Path, ranks: Ranks = ALONE) -> Models:
+        """Writes what is in memory to the folder, and returns where everything lies."""
+        reward = self.reward
+        if hasattr(reward, "save_pretrained"):
+            reward = as_folder(folder / "reward_model", reward, self.reward_processing_class)
+        return Models(reward, *ranks.on_first(partial(self._policies, folder)))
+
+    def _policies(self, folder: Path) -> tuple[str, str | None, str | None]:
+        reference = None if self.ref_model is None else self._whole(folder / "ref_model", self.ref_model)
+        return self._whole(folder / "model", self.model), self._tokenizer(folder), reference
+
+    def _whole(self, target: Path, model: Any) -> str:
+        given = as_folder(target, model, self.processing_class)
+        return whole_policy(target, given, self.args.load_options, self.args.show_progress)
+
+    def _tokenizer(self, folder: Path) -> str | None:
+        """The folder of a tokenizer that is given beside a hub id or a folder; None if the model's own is used."""
+        if self.processing_class is None or not isinstance(self.model, str | Path):
+            return None
+        with whole_folder(folder / "processing_class") as target:
+            self.processing_class.save_pretrained(target)
+        return str(folder / "processing_class")
+
+    def _resolved(self, models: Models, processes: int = 1) -> dict[str, Any]:
+        """Returns what identifies this run. A run directory refuses a run with other values."""
+        recipe = self.args.model_dump(mode="json")
+        method = {
+            "name": self.method.name,
+            "choices": self.method.choices(),
+            "filter": repr(self.method.filter),
+            "trainer": repr(self.method.trainer),
+            "reference": self.method.reference,
+            "warmup_epochs": self.method.warmup_epochs,
+            "validation": None if self.method.validation is None else repr(self.method.validation),
+            "opening": self.method.opening(),
+        }
+        code = {"trust_remote_code": self.args.trusts_code}
+        inputs = {
+            "model": model_digest(models.initial, self.args.load_options),
+            "reward": reward_digest(models.reward, code),
+            "data": self.data.digest(),
+            "eval_data": self.eval_data.digest() if self.eval_data else None,
+            **{name: input_digest(path, code) for name, path in self.method.external_inputs().items()},
+        }
+        others = {"processing_class": models.tokenizer, "ref_model": models.reference}
+        inputs |= {name: input_digest(path, code) for name, path in others.items() if path is not None}
+        named = {"model": models.initial, "reward": described(models.reward), "method": method}
+        named |= {} if models.reference is None else {"ref_model": models.reference}
+        named |= {} if self.optimizer is None else {"optimizer": self.optimizer.described}
+        shared = {"processes": processes} if processes > 1 else {}
+        return {"adaptpo": __version__} | shared | recipe | named | {"inputs": inputs}
+
+    def _context(self, run: RunDirectory, models: Models) -> Context:
+        rows = self.data.rows()
+        return Context(
+            run=run,
+            config=self.args,
+            method=self.method,
+            initial=models.initial,
+            reward=models.reward,
+            data_rows=rows,
+            eval_rows=self.eval_data.rows() if self.eval_data else None,
+            max_eval_prompts=self.max_eval_prompts,
+            text_format=self.data.text_format,
+            source=rows.description,
+            tokenizer_folder=models.tokenizer or models.initial,
+            reference_model=models.reference,
+            callbacks=self.callbacks,
+            optimizer=self.optimizer,
+        )
+
+
+def described(reward: RewardSource) -> Any:
+    """The reward as `config.yaml` shows it, with functions given by name."""
+    if isinstance(reward, list | tuple | dict):
+        return [
+            {name: value if not callable(value) else function_name(value) for name, value in part.model_dump().items()}
+            for part in reward_parts(reward)
+        ]
+    return reward if isinstance(reward, str) or reward is None else getattr(reward, "__qualname__", "object")

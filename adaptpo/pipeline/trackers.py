@@ -1,0 +1,163 @@
+"""The trackers of `training.report_to`: one run in each, over all phases and all attempts of a run.
+
+They get what `metrics.jsonl` gets, on one axis: the optimizer steps since the start of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
+
+from adaptpo.errors import ConfigError
+from adaptpo.models.loading import first_line
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases.train import TRACKERS
+from adaptpo.run.files import JsonLines, write_json
+from adaptpo.run.history import WHERE, StepAxis
+from adaptpo.run.progress import say
+from adaptpo.types import Row
+
+IDENTITY = "trackers.json"
+"""In the run's folder: the id under which a resumed run continues its tracked run."""
+MODEL_IS_NOT_TRACKED = ("WANDB_LOG_MODEL", "WANDB_WATCH")
+"""Variables by which trackers read a model in memory; a run has another one in every phase."""
+
+
+def make_trackers(names: Any) -> list[TrainerCallback]:
+    """transformers' callbacks of these trackers. Raises ConfigError for an unknown or missing one."""
+    try:
+        return [kind() for kind in get_reporting_integration_callbacks("all" if names == ["all"] else names)]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"training.report_to: {first_line(error)}") from error
+
+
+class Trackers:
+    """Sends the records of a run to its trackers; one that fails in a run is left out from then on, with a warning."""
+
+    def __init__(self, callbacks: list[TrainerCallback], args: TrainingArguments, run: Path) -> None:
+        self.callbacks, self.args, self.axis, self.last = callbacks, args, StepAxis(run), 0
+        self.control = TrainerControl()
+        for record in JsonLines(run / "metrics.jsonl").records():
+            self.follow(record)
+
+    def follow(self, record: Row) -> None:
+        self.last = max(self.last, self.axis.place(record))
+
+    def state(self) -> TrainerState:
+        return TrainerState(global_step=self.last, is_world_process_zero=True)
+
+    def open(self) -> None:
+        """Raises ConfigError if a tracker does not start, for instance without a login."""
+        for callback in self.callbacks:
+            try:
+                callback.on_train_begin(self.args, self.state(), self.control, model=None)
+            except Exception as error:
+                raise ConfigError(
+                    f"training.report_to: {tracker_name(callback)} does not start: {first_line(error)}; log in or "
+                    "start it offline (WANDB_MODE=offline), or set training.report_to to none"
+                ) from error
+
+    def send(self, record: Row) -> None:
+        self.follow(record)
+        values = {shown_name(record["phase"], name): value for name, value in record.items() if name not in WHERE}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        if record["iteration"] is not None:
+            numbers["iteration"] = record["iteration"]
+        for callback in list(self.callbacks):
+            try:
+                callback.on_log(self.args, self.state(), self.control, logs=dict(numbers), model=None)
+            except Exception as error:  # noqa: BLE001 (a tracker's failure, of whatever kind, must not end the run)
+                self.callbacks.remove(callback)
+                say(f"warning: {tracker_name(callback)} failed ({first_line(error)}); the run goes on without it", True)
+
+    def close(self) -> None:
+        for callback in self.callbacks:
+            callback.on_train_end(self.args, self.state(), self.control, model=None)
+
+
+def tracker_name(callback: TrainerCallback) -> str:
+    return next(name for name, kind in INTEGRATION_TO_CALLBACK.items() if isinstance(callback, kind))
+
+
+def shown_name(phase: str, name: str) -> str:
+    """The metric's name for a tracker, which sorts by prefix: what an evaluation measured has transformers' `eval_`."""
+    return f"eval_{name}" if phase.startswith("evaluate/") and not name.startswith("eval_") else name
+
+
+@contextmanager
+def tracking(context: Context) -> Iterator[None]:
+    """Sends to the run's trackers, while the block runs, what is logged."""
+    given = [callback for callback in context.callbacks if isinstance(callback, TRACKERS)]
+    if not context.ranks.is_first or not (given or context.report_to):
+        yield
+        return
+    identity = tracked_id(context.run.path)
+    with variables(identity, context.shows), finishing():
+        trackers = open_trackers(context, given, identity)
+        context.run.listeners.append(trackers.send)
+        try:
+            yield
+        finally:
+            context.run.listeners.remove(trackers.send)
+            trackers.close()
+
+
+def open_trackers(context: Context, given: list[TrainerCallback], identity: str) -> Trackers:
+    callbacks = [*make_trackers(context.report_to), *given]
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(context.run.path / "tensorboard")  # Its default is a new folder per attempt.
+    args = context.arguments("inference")
+    args.output_dir, args.report_to = str(context.run.path), context.report_to
+    args.run_name = context.config.training.get("run_name") or f"{context.run.path.absolute().name}-{identity}"
+    trackers = Trackers(callbacks, args, context.run.path)
+    trackers.open()
+    return trackers
+
+
+def tracked_id(run: Path) -> str:
+    """The id of the tracked run, made once."""
+    path = run / IDENTITY
+    if not path.exists():
+        write_json(path, {"id": uuid.uuid4().hex[:8]})
+    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+
+
+@contextmanager
+def variables(identity: str, shows: bool) -> Iterator[None]:
+    """Sets what wandb reads from the environment, unless the user has: the id by which an attempt continues its run."""
+    wanted = {"WANDB_RUN_ID": identity, "WANDB_RESUME": "allow"}
+    unread = {name: "false" for name in MODEL_IS_NOT_TRACKED if os.environ.get(name, "false") != "false"}
+    if unread:
+        say(f"warning: {', '.join(unread)} is not read; the aligned model is in the run's folder", shows)
+    before = {name: os.environ.get(name) for name in (*wanted, *unread)}
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None} | unread)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Finishes the wandb run that the block begins, so that the next run in this process gets its own."""
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        yield
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        if wandb is not None and before is None and wandb.run is not None:
+            wandb.finish()
