@@ -7,6 +7,7 @@ import shutil
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adaptpo.choices.method import Method
 from adaptpo.config.base import nearest
 from adaptpo.config.elsewhere import METHODS_OF_TRL
 from adaptpo.config.recipe import Recipe
+from adaptpo.distributed.launch import is_first_process
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
@@ -86,7 +88,7 @@ class AlignmentTrainer:
         optimizers: Any = None,
         **others: Any,
     ) -> None:
-        refuse_strangers(others, [*AlignmentTrainer.__init__.__annotations__])
+        refuse_strangers(others, list(signature(AlignmentTrainer).parameters)[:-1])
         check_model(model, "model")
         check_tokenizer(processing_class, "processing_class")
         check_tokenizer(reward_processing_class, "reward_processing_class")
@@ -204,7 +206,7 @@ class AlignmentTrainer:
         """Copies the aligned model with its tokenizer and card to `output_dir`. None leaves it where it is: `final/` of
         the run's folder. Raises RunError before `train` has finished."""
         folder = self.folder
-        if output_dir is not None and Path(output_dir).absolute() != folder.absolute():
+        if is_first_process() and output_dir is not None and Path(output_dir).absolute() != folder.absolute():
             shutil.copytree(folder, output_dir, dirs_exist_ok=True)
 
     def push_to_hub(

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"choices", "distributed", "models", "run"},
     "pipeline": {"annotation", "choices", "config", "data", "distributed", "generation", "models", "remote", "run"}
     | {"stage", "training"},
-    "trainer": {"choices", "config", "methods", "pipeline"},
+    "trainer": {"choices", "config", "distributed", "methods", "pipeline"},
     "report": {"run", "stage"},
     "evaluation": {"config", "data", "generation", "models", "remote", "report", "run"},
     "plan": {"choices", "config", "data", "methods", "models", "pipeline", "run"},

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCal
 from trl import DPOConfig, DPOTrainer
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
-from adaptpo.errors import AdaptpoError, ConfigError, RunError
+from adaptpo.errors import AdaptpoError, ConfigError, RunError, TrainingError
 from adaptpo.run.files import JsonLines, read_rows
 from tests.runs import weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
@@ -203,6 +203,16 @@ def test_a_callback_can_end_a_phase(policy: str, tmp_path: Path) -> None:
     made = trainer(policy, tmp_path / "run")
     made.add_callback(Stop)
     assert made.train().global_step == 2
+
+
+class Fill(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_a_full_accelerator_names_the_remedy(policy: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"phase iterations/0/train: CUDA out of memory\. .* max_tokens_per_batch"):
+        trainer(policy, tmp_path / "run", callbacks=[Fill()]).train()
 
 
 def test_a_callback_cannot_ask_for_an_evaluation(policy: str, tmp_path: Path) -> None:
