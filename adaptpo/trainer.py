@@ -36,7 +36,7 @@ from adaptpo.pipeline.given import (
     refuse_strangers,
     with_adapter,
 )
-from adaptpo.pipeline.hub import push, repository_of
+from adaptpo.pipeline.hub import Repository, push, repository_of
 from adaptpo.pipeline.inputs import DataInput
 from adaptpo.pipeline.loop import align, evaluate_now, run_opening
 from adaptpo.pipeline.outcome import AlignmentOutput, load_newest, outcome, run_state, tokenizer_of_run
@@ -220,10 +220,10 @@ class AlignmentTrainer:
 
         Returns the address of the commit. Raises RunError before `train` has finished, and where the hub refuses.
         """
-        target = repository_of(self.args.training, Path(self.args.output_dir))
-        given = {"token": token, "revision": revision, "private": private}
-        changed = replace(target, **{name: value for name, value in given.items() if value is not None})
-        return push(self.folder, changed, commit_message)
+        usual = repository_of(self.args.training, Path(self.args.output_dir))
+        private = usual.private if private is None else private
+        target = Repository(usual.name, private, revision or usual.revision, token)
+        return push(self.folder, target, commit_message)
 
     def opening_facts(self) -> dict[str, Any]:
         """Returns what the opening depends on. Runs with equal values can share an opening through `branch_of`."""

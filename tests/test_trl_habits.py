@@ -23,6 +23,7 @@ from tests.runs import weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
 
 QUICK: dict[str, Any] = {"num_iterations": 2, "max_prompt_length": 64, "show_progress": False}
+QUICK |= {"generation": {"max_new_tokens": 10}}
 TRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 2}
 ROWS = preference_rows(8)
 HELD_OUT = preference_rows(3, seed=5)

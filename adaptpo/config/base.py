@@ -62,7 +62,7 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def anywhere(name: str, model: type[BaseModel], own: list[str]) -> str | None:
     """The key of another section whose name is closer to `name` than any of this section's `own`, if one is close."""
-    others = [*dotted_keys(model), *(f"training.{field}" for field in training_fields())]
+    others = [*(f"training.{field}" for field in training_fields()), *dotted_keys(model)]
     words = {key.split(".")[-1]: key for key in reversed(others)}
     close = difflib.get_close_matches(name, [*own, *words], n=1, cutoff=0.75)
     return f"did you mean '{words[close[0]]}'?" if close and close[0] not in own else None

@@ -95,10 +95,11 @@ def optimizer_of(given: Any, settings: AlignmentConfig) -> OwnOptimizer | None:
         return None
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizers holds a {type(optimizer).__name__}; give a torch.optim.Optimizer, or None")
+    own = OwnOptimizer.like(optimizer)
     doubled = [name for name in ("optim", "learning_rate", "weight_decay") if name in settings.training]
     if doubled:
         raise ConfigError(f"optimizers has settings of its own; leave out training.{', training.'.join(doubled)}")
-    return OwnOptimizer.like(optimizer)
+    return own
 
 
 def check_tokenizer(given: Any, name: str) -> None:

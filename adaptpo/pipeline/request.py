@@ -79,7 +79,7 @@ class Request:
             yield self._context(run, models)
 
     @property
-    def _given_models(self) -> tuple[Any, ...]:
+    def _given(self) -> tuple[Any, ...]:
         return self.model, self.reward, self.ref_model
 
     def _claim(self, run: RunDirectory, models: Models) -> None:

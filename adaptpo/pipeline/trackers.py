@@ -24,7 +24,7 @@ from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.train import TRACKERS
 from adaptpo.run.files import JsonLines, write_json
 from adaptpo.run.history import WHERE, StepAxis
-from adaptpo.run.progress import say
+from adaptpo.run.progress import caution
 from adaptpo.types import Row
 
 IDENTITY = "trackers.json"
@@ -78,7 +78,7 @@ class Trackers:
                 callback.on_log(self.args, self.state(), self.control, logs=dict(numbers), model=None)
             except Exception as error:  # noqa: BLE001 (a tracker's failure, of whatever kind, must not end the run)
                 self.callbacks.remove(callback)
-                say(f"warning: {tracker_name(callback)} failed ({first_line(error)}); the run goes on without it", True)
+                caution(f"{tracker_name(callback)} failed ({first_line(error)}); the run goes on without it", True)
 
     def close(self) -> None:
         for callback in self.callbacks:
@@ -102,7 +102,7 @@ def tracking(context: Context) -> Iterator[None]:
         yield
         return
     identity = tracked_id(context.run.path)
-    with variables(identity, context.shows), finishing():
+    with variables(identity), finishing():
         trackers = open_trackers(context, given, identity)
         context.run.listeners.append(trackers.send)
         try:
@@ -134,12 +134,12 @@ def tracked_id(run: Path) -> str:
 
 
 @contextmanager
-def variables(identity: str, shows: bool) -> Iterator[None]:
+def variables(identity: str) -> Iterator[None]:
     """Sets what wandb reads from the environment, unless the user has: the id by which an attempt continues its run."""
     wanted = {"WANDB_RUN_ID": identity, "WANDB_RESUME": "allow"}
     unread = {name: "false" for name in MODEL_IS_NOT_TRACKED if os.environ.get(name, "false") != "false"}
     if unread:
-        say(f"warning: {', '.join(unread)} is not read; the aligned model is in the run's folder", shows)
+        caution(f"{', '.join(unread)} is not read; the aligned model is in the run's folder", True)
     before = {name: os.environ.get(name) for name in (*wanted, *unread)}
     os.environ.update({name: value for name, value in wanted.items() if before[name] is None} | unread)
     try:

@@ -25,8 +25,6 @@ FASTER_CRITIC = 10
 class PPOTrainer(GroupTrainer):
     """Trains policy and critic. The divisor of the loss is the number of response tokens of the optimizer step."""
 
-    optimizer: torch.optim.Optimizer | None
-
     def __init__(
         self,
         model: ActorCritic,
