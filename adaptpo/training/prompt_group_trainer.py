@@ -92,7 +92,7 @@ class GroupTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
-    optimizer: torch.optim.Optimizer | None
+    optimizer: Any
 
     def __init__(
         self,
