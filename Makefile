@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-engines real-model lint format clean
+.PHONY: demo test test-engines real-model lint format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
@@ -26,6 +26,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; fails on a broken link and on a public name without a docstring.
+docs: $(VENV)/installed
+	$(BIN)/python docs/hooks/floor_plan.py
+	$(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -49,7 +49,8 @@ TOPICS = ("a lighthouse", "two lost keys", "the tide", "a slow train", "an hones
 
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+    path.with_suffix(".new").write_text(json.dumps(value))
+    path.with_suffix(".new").replace(path)
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -386,15 +387,20 @@ def test_seconds_of_resumed_phases_are_named_as_those_of_their_last_attempt(tmp_
 def test_dropped_rows_are_grouped_by_reason_with_examples(run: Path) -> None:
     table = dropped_table(RunData.open(run))
     assert table.columns == ["reason", "phase", "count", "examples"]
-    assert table.rows[0] == ["prompt has 417 tokens, limit 400 (numbers vary)", "data", "3", "row 17, row 31, row 56"]
-    assert table.rows[1] == ["chosen equals rejected", "data", "2", "row 1, row 3"]
+    rows = [[without_tags(cell) for cell in row] for row in table.rows]
+    assert rows[0] == ["prompt has 417 tokens, limit 400 (numbers vary)", "data", "3", "row 17, row 31, row 56"]
+    assert rows[1] == ["chosen equals rejected", "data", "2", "row 1, row 3"]
+
+
+def without_tags(text: str) -> str:
+    return re.sub("<[^>]*>", "", text)
 
 
 def test_dropped_responses_are_named_by_prompt_and_index(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "run")
     line = {"phase": "iterations/0/annotate", "prompt_id": 5, "index": 2, "reason": "reward is not finite"}
     write_lines(run.root / "dropped.jsonl", [line])
-    assert dropped_table(RunData.open(run.root)).rows[0][-1] == "prompt 5 response 2"
+    assert without_tags(dropped_table(RunData.open(run.root)).rows[0][-1]) == "prompt 5 response 2"
 
 
 def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
@@ -404,7 +410,7 @@ def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
     config = run.root / "config.yaml"
     config.write_text(config.read_text().replace("tiny/llama-sft", "<i>model</i>"))
     page = write_report(run.root).read_text()
-    assert page.count("&lt;script&gt;alert") == 3
+    assert page.count("&lt;script&gt;alert") == 4
     assert "&lt;i&gt;model&lt;/i&gt;" in page
     assert not Links(page).tags & {"script", "i"}
 

@@ -112,6 +112,7 @@ class Method:
 
     @property
     def needs_reference(self) -> bool:
+        """Whether the run stores the initial model's log-probs of the offline pairs."""
         split = self.validation is not None and self.validation.needs_reference
         return self.objective.needs_reference or self.weighting.needs_reference_tokens or split
 
@@ -120,6 +121,7 @@ class Method:
         return Method(SelectNone(), Offline(), self.objective, Uniform(), name=f"{self.name} warm-up")
 
     def choices(self) -> dict[str, str]:
+        """The four choices as text, by axis."""
         return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
 
     def opening(self) -> dict[str, Any]:
@@ -135,39 +137,49 @@ class Method:
         }
 
     def reset(self, seed: int) -> None:
+        """Starts all learners afresh."""
         for learner in self.learners():
             learner.reset(seed)
 
     def start_iteration(self, now: Iteration) -> None:
+        """Tells all learners that an iteration starts."""
         for learner in self.learners():
             learner.start_iteration(now)
 
     def observe(self, batch: PairBatch) -> None:
+        """Shows a micro-batch to all learners."""
         for learner in self.learners():
             learner.observe(batch)
 
     def look_ahead(self) -> Estimator | None:
+        """How the next optimizer step is to be differentiated; None if no learner asks for it."""
         wanted = [estimator for learner in self.learners() if (estimator := learner.look_ahead())]
         return wanted[0] if wanted else None
 
     def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
+        """Lets the learners that asked for it learn from the step that was just taken."""
         for learner in self.learners():
             if learner.look_ahead():
                 learner.learn_ahead(step, gather)
 
     def update(self, gather: Gather) -> None:
+        """Lets all learners update after an optimizer step; `gather` concatenates rows of all ranks."""
         for learner in self.learners():
             learner.update(gather)
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of all learners, for a checkpoint."""
         return {"learners": [learner.state_dict() for learner in self.learners()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         for learner, saved in zip(self.learners(), state["learners"], strict=True):
             learner.load_state_dict(saved)
 
     def metrics(self) -> dict[str, float]:
+        """The metrics of all learners."""
         return {name: value for learner in self.learners() for name, value in learner.metrics().items()}
 
     def snapshot(self) -> dict[str, Any]:
+        """What the report shows of all learners."""
         return {name: value for learner in self.learners() for name, value in learner.snapshot().items()}

@@ -22,6 +22,8 @@ from adaptpo.cli.help import (
     TRAIN_HELP,
     VOTE_HELP,
 )
+from adaptpo.cli.parsing import add_command
+from adaptpo.cli.recipes import add_recipes
 from adaptpo.config.version import __version__
 from adaptpo.distributed.launch import is_first_process, name_of_process
 from adaptpo.errors import AdaptpoError
@@ -70,9 +72,18 @@ def run_methods(options: argparse.Namespace) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from adaptpo.report import write_report
+    from adaptpo.errors import ConfigError
+    from adaptpo.report import watch, write_comparison, write_report
 
-    print(write_report(options.run, options.out))
+    several = len(options.run) > 1
+    if several and options.watch:
+        raise ConfigError("--watch follows one run; name one, or leave out --watch to compare several")
+    if several:
+        print(write_comparison(options.run, options.out or Path("comparison")))
+    elif options.watch:
+        watch(options.run[0], options.out)
+    else:
+        print(write_report(options.run[0], options.out))
 
 
 def run_annotate(options: argparse.Namespace) -> None:
@@ -167,6 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = add_command(commands, "train", "align a model according to a recipe", TRAIN_HELP, run_train)
     add_train(train)
 
+    add_recipes(commands)
     add_plan(commands)
 
     demo = add_command(commands, "demo", "align a small model in the sandbox and report on it", DEMO_HELP, run_demo)
@@ -174,8 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
 
     report = add_command(commands, "report", "write the report of a run", REPORT_HELP, run_report)
-    report.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
-    report.add_argument("--out", type=Path, default=None, help="folder to write to (default: RUN/report)")
+    report.add_argument("run", type=Path, nargs="+", help="run folders (output_dir of a recipe); several are compared")
+    report.add_argument("--out", type=Path, help="folder to write to (default: RUN/report; of several: comparison)")
+    report.add_argument("--watch", action="store_true", help="write the page again and again until the run is finished")
 
     annotate = add_command(commands, "annotate", "add rewards to the responses in a file", ANNOTATE_HELP, run_annotate)
     annotate.add_argument("data", help="a JSON, JSONL or Parquet file, a folder, or a hub id")
@@ -191,16 +204,6 @@ def build_parser() -> argparse.ArgumentParser:
     methods.add_argument("--json", action="store_true", help="print JSON")
 
     add_sandbox(commands)
-    return parser
-
-
-def add_command(
-    commands: argparse._SubParsersAction, name: str, summary: str, text: str, run: object
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run_command=run)
     return parser
 
 

@@ -15,6 +15,7 @@ from adaptpo.cli.help import (
     EVAL_SCORE_HELP,
     EVAL_TASKS_HELP,
 )
+from adaptpo.cli.parsing import add_command
 
 SUITES = "alpaca_eval_2, arena_hard_v0.1, arena_hard_v2, mt_bench or xstest"
 PRESETS = "the settings of a paper: metaapo, metapo or stages (default: the suite's own)"
@@ -136,17 +137,8 @@ def add_evaluation(commands: argparse._SubParsersAction) -> None:
     add_tasks(actions)
 
 
-def add_action(
-    actions: argparse._SubParsersAction, name: str, summary: str, text: str, run: object
-) -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    action = actions.add_parser(name, help=summary, description=text, formatter_class=formatter)
-    action.set_defaults(run_command=run)
-    return action
-
-
 def add_generate(actions: argparse._SubParsersAction) -> None:
-    generate = add_action(actions, "generate", "answer a suite's questions", EVAL_GENERATE_HELP, run_generate)
+    generate = add_command(actions, "generate", "answer a suite's questions", EVAL_GENERATE_HELP, run_generate)
     generate.add_argument("suite", metavar="SUITE", help=SUITES)
     generate.add_argument("--model", required=True, help="folder or hub id of the model")
     generate.add_argument("--out", type=Path, required=True, help="folder of the evaluation")
@@ -161,7 +153,7 @@ def add_generate(actions: argparse._SubParsersAction) -> None:
 
 
 def add_judge(actions: argparse._SubParsersAction) -> None:
-    judge = add_action(actions, "judge", "have the answers judged", EVAL_JUDGE_HELP, run_judge)
+    judge = add_command(actions, "judge", "have the answers judged", EVAL_JUDGE_HELP, run_judge)
     judge.add_argument("folder", type=Path, help="a folder that `adaptpo eval generate` wrote")
     judge.add_argument(
         "--judge", metavar="YAML", required=True, help="'{judge: MODEL, base_url: ...}', or a file of it"
@@ -172,7 +164,7 @@ def add_judge(actions: argparse._SubParsersAction) -> None:
 
 
 def add_score(actions: argparse._SubParsersAction) -> None:
-    score = add_action(actions, "score", "score verdicts", EVAL_SCORE_HELP, run_score)
+    score = add_command(actions, "score", "score verdicts", EVAL_SCORE_HELP, run_score)
     score.add_argument("path", type=Path, help="a folder of `adaptpo eval`, or a file of verdicts")
     score.add_argument("--suite", help="whose verdicts these are (default: read off the file)")
     score.add_argument("--model", help="of a file with verdicts on several models, this one alone")
@@ -192,7 +184,7 @@ def add_score(actions: argparse._SubParsersAction) -> None:
 
 
 def add_compare(actions: argparse._SubParsersAction) -> None:
-    compare = add_action(actions, "compare", "set results side by side", EVAL_COMPARE_HELP, run_compare)
+    compare = add_command(actions, "compare", "set results side by side", EVAL_COMPARE_HELP, run_compare)
     compare.add_argument("folders", metavar="DIR", nargs="+", help="scored evaluations; A=DIR,DIR names seeds of one")
     compare.add_argument(
         "--preset", help="the columns of a paper: metaapo, metapo or stages (default: the main number)"
@@ -204,7 +196,7 @@ def add_compare(actions: argparse._SubParsersAction) -> None:
 
 
 def add_tasks(actions: argparse._SubParsersAction) -> None:
-    tasks = add_action(actions, "tasks", "run tasks of lm-eval", EVAL_TASKS_HELP, run_tasks)
+    tasks = add_command(actions, "tasks", "run tasks of lm-eval", EVAL_TASKS_HELP, run_tasks)
     tasks.add_argument("--model", required=True, help="folder or hub id of the model, for instance RUN/final")
     tasks.add_argument("--tasks", nargs="+", default=[], help="names of lm-eval (default: the papers' six)")
     tasks.add_argument("--include", type=Path, metavar="DIR", help="folder of task files of your own")

@@ -14,6 +14,24 @@ are YAML, and dots address keys inside sections. To resume an interrupted run, s
 """
 
 
+INIT_HELP = """\
+Write a commented recipe. Asks for what is not given; without a terminal, a missing answer is an error or the default.
+
+  adaptpo init
+  adaptpo init --model org/policy --data pairs.jsonl --reward org/reward-model --method metaapo --machine h100x8
+"""
+
+
+CHECK_RECIPE_HELP = """\
+Run every check that a run makes before it spends anything. Reads the recipe, model, tokenizer, data and reward,
+tokenizes the rows, and compares log-probs with those of separate rows. Says how many rows are left out and why, and
+shows three rows as they are trained, token by token. Writes nothing.
+
+  adaptpo check recipe.yaml
+  adaptpo check recipe.yaml --rows 1000 --examples 10
+"""
+
+
 PLAN_HELP = """\
 Estimate what a recipe takes before it starts: tokens, floating-point operations, memory, disk, annotations and hours on
 a machine, each with its arithmetic. Reads the model's configuration, the tokenizer and the data; loads no model.
@@ -30,10 +48,12 @@ METHODS_HELP = "Print every named method with its four choices: selection, pairi
 
 
 REPORT_HELP = """\
-Write one self-contained HTML page about a run, and its figures as PNG files. Reads only the run folder, and works on
-unfinished runs.
+Write one self-contained HTML page about a run, and its figures as PNG files. It begins with a verdict in words. Reads
+only the run folder, and works on unfinished runs. With several runs, writes one page that compares them.
 
   adaptpo report runs/example
+  adaptpo report runs/example --watch              # follows a run; the open page loads itself again
+  adaptpo report runs/dpo runs/metaapo --out runs/comparison
 """
 
 

@@ -71,9 +71,11 @@ def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # n
 def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: float = 1.0) -> Method:  # noqa: B008
     """Fresh responses for prompts on which the policy is undecided, used for training beside the offline pairs.
 
-    Paper: Ji et al., 2024 (ADPO), as described in B.3 of the MetaAPO paper.
-    Deviation: ADPO asks for labels of given pairs, B.3 for new pairs; the threshold on the absolute margin is ours, as
-    B.3 gives none. Offline pairs of unselected prompts stay.
+    Paper: Ji et al., 2024 (ADPO); a baseline of the MetaAPO paper (B.3).
+    Deviation: the rule is the publication's, a small absolute margin. B.3 instead selects where the loss is below a
+    threshold, which are the pairs that the policy already ranks correctly. As in B.3, and unlike the publication, which
+    asks for labels of given pairs, the selected prompts get new pairs, and offline pairs of unselected prompts stay.
+    Neither gives a threshold for this margin; 1 is ours.
     """
     pairing = OfflineAndOnline(num_generations, keep_unselected=True)
     return Method(SelectUncertain(threshold), pairing, objective, Uniform(), warmup_epochs=1)

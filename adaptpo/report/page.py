@@ -14,7 +14,8 @@ from adaptpo.report.outcome import dynamics_figure, reward_figure
 from adaptpo.report.overview import header, key_figures, warnings
 from adaptpo.report.reading import RunData
 from adaptpo.report.samples import samples
-from adaptpo.report.tables import dropped_table, evaluation_table, iteration_table, phase_table
+from adaptpo.report.tables import dropped_list, dropped_table, evaluation_table, iteration_table, phase_table
+from adaptpo.report.verdict import verdict
 from adaptpo.run.files import write_text
 
 FIGURES = (
@@ -32,18 +33,21 @@ FIGURES = (
 )
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, refresh: int | None = None) -> Path:
     """Writes the report of a run folder, finished or not; returns the path of its page.
 
-    `out` is the folder for `report.html` and its figures; the default is `<run>/report`. Raises `RunError` if
-    `run` is not a run folder or one of its files cannot be read.
+    `out` is the folder for `report.html` and its figures; the default is `<run>/report`. `refresh`: seconds after which
+    the browser loads the page again; None for never. Raises `RunError` if `run` is not a run folder or one of its files
+    cannot be read.
     """
     data = RunData.open(Path(run))
     folder = Path(out) if out is not None else data.root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     page = template().render(
         title=data.root.name,
+        refresh=refresh,
         run=header(data),
+        verdict=verdict(data),
         warnings=warnings(data),
         key_figures=key_figures(data),
         evaluation=evaluation_table(data),
@@ -53,6 +57,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         feature_importance=learned_weights.importance_table(data),
         phases=phase_table(data),
         dropped=dropped_table(data),
+        left_out=dropped_list(data),
         samples=samples(data),
         figures={spec.name: render(spec, folder) for spec in figure_specs(data)},
         config=data.config_text,

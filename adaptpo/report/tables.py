@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from adaptpo.report.formats import duration, styled
 from adaptpo.report.reading import RunData, finite, number
@@ -16,6 +17,7 @@ from adaptpo.report.visits import FloatArray
 from adaptpo.types import Row
 
 REASONS_AT_MOST = 20
+LISTED_AT_MOST = 100
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,27 @@ def dropped_table(run: RunData) -> Table | None:
 
     Reasons that differ only in numbers count as one.
     """
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for line in run.dropped:
-        groups[line["phase"], re.sub(r"\d+", "0", line["reason"])].append(line)
-    ranked = sorted(groups.values(), key=len, reverse=True)
+    ranked = dropped_groups(run)
     rows = [dropped_row(lines) for lines in ranked[:REASONS_AT_MOST]]
     rest = sum(map(len, ranked[REASONS_AT_MOST:]))
     if rest:
         more = {"reason": "other reasons", "phase": None, "count": styled(rest), "examples": "see dropped.jsonl"}
         rows.append(more)
     return Table.of(rows)
+
+
+def dropped_groups(run: RunData) -> list[list[Row]]:
+    """What was left out, by phase and reason, most frequent first."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for line in run.dropped:
+        groups[line["phase"], re.sub(r"\d+", "0", line["reason"])].append(line)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def dropped_list(run: RunData) -> list[tuple[str, str, str]]:
+    """Anchor, place and reason of what was left out: the first `LISTED_AT_MOST` of each reason in the table."""
+    groups = dropped_groups(run)[:REASONS_AT_MOST]
+    return [(anchor(line), place(line), line["reason"]) for lines in groups for line in lines[:LISTED_AT_MOST]]
 
 
 def dropped_row(lines: Sequence[Row]) -> dict[str, str | None]:
@@ -166,8 +179,16 @@ def dropped_row(lines: Sequence[Row]) -> dict[str, str | None]:
         "reason": wordings.most_common(1)[0][0] + (" (numbers vary)" if len(wordings) > 1 else ""),
         "phase": lines[0]["phase"],
         "count": styled(len(lines)),
-        "examples": ", ".join(place(line) for line in lines[:4]) + (", …" if len(lines) > 4 else ""),
+        "examples": Markup(", ").join(map(link, lines[:4])) + (", …" if len(lines) > 4 else ""),
     }
+
+
+def link(line: Row) -> Markup:
+    return Markup('<a href="#{}">{}</a>').format(anchor(line), place(line))
+
+
+def anchor(line: Row) -> str:
+    return "left-out-" + re.sub(r"[^a-z0-9]+", "-", f"{line['phase']} {place(line)}".lower())
 
 
 def place(line: Row) -> str:

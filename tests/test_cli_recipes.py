@@ -1,0 +1,112 @@
+"""`adaptpo init` writes recipes that load; `adaptpo check` refuses what a run refuses and shows what it trains."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adaptpo.cli import main
+from adaptpo.cli.init import Answers, recipe_text
+from adaptpo.config.recipe import load_recipe
+from adaptpo.methods import METHODS
+from tests.tiny import preference_rows, save_policy, write_jsonl
+
+REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_policy(tmp_path_factory.mktemp("models") / "policy")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write_jsonl(tmp_path / "pairs.jsonl", [*preference_rows(5), {"prompt": "p", "chosen": "", "rejected": "b"}])
+    return tmp_path
+
+
+def status(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code or 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("machine", ["cpu", "h100x8"])
+def test_every_method_has_a_recipe(name: str, machine: str, tmp_path: Path) -> None:
+    reward = "org/reward" if METHODS[name]().pairing.num_generations else None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(Answers("org/model", "org/data", name, reward, machine), "runs/x"))
+    recipe = load_recipe(path)
+    training = recipe.training
+    count = 8 if machine == "h100x8" else 1
+    assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * count == 128
+    assert (recipe.method, recipe.reward, recipe.peft is None) == (name, reward, machine != "cpu")
+
+
+def test_init_and_check(policy: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "shop_reward_of_init.py").write_text(REWARD)
+    given = ("--model", policy, "--data", "pairs.jsonl", "--reward", "python:shop_reward_of_init:reward")
+    assert status("init", *given, "--method", "metaapo") == 0
+    assert "adaptpo check recipe.yaml" in capsys.readouterr().out
+    assert status("init", *given) == 2  # The file exists.
+    assert "--out" in capsys.readouterr().err
+
+    smaller = ("--set", "max_prompt_length=64", "--set", "generation.max_new_tokens=8")
+    assert status("check", "recipe.yaml", *smaller, "--examples", "1") == 0
+    said = capsys.readouterr().out
+    assert "5 pairs are usable, 1 rows are left out" in said
+    assert "1 x " in said and "empty" in said
+    assert "will never be updated" in said  # One step of 128 prompts, and an update every 8 steps.
+    first = preference_rows(5)[0]
+    text = first["chosen"][-1]["content"] if isinstance(first["chosen"], list) else first["chosen"]
+    assert "|".join(text) in said
+    assert "prompt, not trained" in said and "rejected, trained" in said
+    assert not (folder / "runs").exists()
+
+
+def test_check_reads_only_so_many_rows(policy: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"model": policy, "data": "pairs.jsonl", "method": "dpo", "max_prompt_length": 64, "output_dir": "runs/x"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"generation": {"max_new_tokens": 8}}))
+    assert status("check", "recipe.yaml", "--rows", "2", "--examples", "0") == 0
+    said = capsys.readouterr().out
+    assert "2 pairs of the first 2 rows are usable, 0 rows are left out" in said and "not trained" not in said
+
+
+def test_check_refuses_what_a_run_refuses(policy: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"model": policy, "data": "pairs.jsonl", "method": "online_dpo", "output_dir": "runs/x"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert status("check", "recipe.yaml") == 2
+    assert "the run has no reward" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--data", "d"), "--model is missing"),
+        (("--model", "m", "--data", "d"), "--reward is missing"),
+        (("--model", "m", "--data", "d", "--method", "metapo2"), "did you mean 'metapo'?"),
+        (("--model", "m", "--data", "d", "--method", "dpo", "--machine", "h10x8"), "h100"),
+    ],
+)
+def test_init_names_what_is_missing(
+    given: tuple[str, ...], told: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert status("init", *given) == 2
+    assert told in capsys.readouterr().err
+    assert not (folder / "recipe.yaml").exists()
+
+
+def test_init_asks(policy: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([policy, "pairs.jsonl", "kto", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    assert status("init", "--out", "mine.yaml") == 0
+    recipe = load_recipe(folder / "mine.yaml")
+    assert (recipe.method, recipe.reward, recipe.output_dir) == ("kto", None, "runs/mine")
