@@ -11,7 +11,7 @@ import yaml
 
 from adaptpo.choices.method import Method
 from adaptpo.config.base import nearest
-from adaptpo.config.recipe import load_recipe
+from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.plan.machines import ACCELERATORS, Machine, read_machine
@@ -23,7 +23,7 @@ QUESTIONS = {
     "reward": "reward (reward model, `train`, or python:module:function)",
     "machine": f"machine (cpu, or for instance {', '.join(f'{name}x1' for name in ACCELERATORS)})",
 }
-USUAL = {"method": "metaapo", "machine": "cpu"}
+USUAL = {"method": Recipe.model_fields["method"].default, "machine": "cpu"}
 PROMPTS_PER_STEP = 128
 """Of the MetaAPO paper (Table 3)."""
 
