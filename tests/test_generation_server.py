@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from adaptpo.generation.base import Generator, Sampling
 from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server, StartedServer
 from adaptpo.generation.server import ServerGenerator
+from adaptpo.generation.server_log import cause
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.pipeline.boundary_measure import compared
 from adaptpo.remote.endpoint import Access
@@ -192,6 +194,38 @@ def test_another_policy_is_noticed(model: torch.nn.Module) -> None:
     assert "the policy's own most likely answer begins" in problem and f"serve the folder {POLICY}" in problem
 
 
+@dataclass
+class Restarting:
+    """A started server that was asked to take the policy's weights, and has them after a restart."""
+
+    url: str
+    stub: VllmStub
+    policy: Any
+    model: str = POLICY
+    note: str = ""
+    started_over: int = 0
+
+    def start_over(self) -> bool:
+        self.stub.model = self.policy
+        self.started_over += 1
+        return self.started_over == 1
+
+    def revive(self) -> None: ...
+
+    def rest(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_a_server_that_did_not_take_the_weights_is_restarted(model: torch.nn.Module) -> None:
+    usage: Counter[str] = Counter()
+    stub = VllmStub(POLICY, chatty_model(TOKENIZER, seed=1), TOKENIZER)
+    with serving(stub) as served:
+        server = Restarting(f"{served.url}/v1", stub, model)
+        assert len(asking(server, model, usage=usage).generate(PROMPTS, 2, SEEDS)) == len(PROMPTS)
+    assert (server.started_over, usage["reloads_that_failed"]) == (1, 1)
+
+
 def test_greedy_answers_may_part_at_a_near_tie() -> None:
     logps = torch.full((2, 300), -9.0)
     logps[0, 70], logps[1, 71], logps[1, 72] = -0.1, -0.50, -0.54
@@ -321,6 +355,34 @@ def test_a_server_that_does_not_start_says_what_it_printed(tmp_path: Path) -> No
     assert slow.process is None
 
 
+SHUTDOWN = "(APIServer pid=7) INFO 11-26 01:00:09 [launcher.py:110] Shutting down FastAPI HTTP server.\n" * 30
+TRACEBACK = """(EngineCore pid=9) ERROR 11-26 01:00:05 [core.py:866] EngineCore failed to start.
+(EngineCore pid=9) ERROR 11-26 01:00:05 [core.py:866] Traceback (most recent call last):
+(EngineCore pid=9) ERROR 11-26 01:00:05 [core.py:866]   File "core.py", line 857, in run_engine_core
+(EngineCore pid=9) ERROR 11-26 01:00:05 [core.py:866]     raise ValueError("
+(EngineCore pid=9) ERROR 11-26 01:00:05 [core.py:866] ValueError: the cache holds 0 blocks
+Traceback (most recent call last):
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        (TRACEBACK, "[core.py:866] ValueError: the cache holds 0 blocks"),
+        ("pydantic.ValidationError: 1 validation error for M\n  Value error, no head\n", "Value error, no head"),
+        ("usage: serve [--help]\nserve: error: unrecognized arguments: --nope\n", "unrecognized arguments: --nope"),
+        ("run.sh: line 1:    7 Illegal instruction     vllm serve\n", "Illegal instruction"),
+    ],
+)
+def test_a_dead_server_shows_its_first_error_not_its_shutdown(tmp_path: Path, printed: str, shown: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"$ serve a\nOSError: of the start before\n$ serve b\nloading\n{printed}{SHUTDOWN}")
+    found = cause(log)
+    assert found.startswith(f"the first error in {log}:\n") and shown in found
+    assert "the start before" not in found and len(found) < 2000
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_no_server_outlives_its_run(tmp_path: Path, how: signal.Signals) -> None:
     starting = (
@@ -349,6 +411,7 @@ def test_no_server_outlives_its_run(tmp_path: Path, how: signal.Signals) -> None
         ({"engine": "server", "base_url": "http://me:key@x/v1"}, "must hold no key"),
         ({"engine": "server", "base_url": "http://x/v1", "restarts": 3}, "a server that command starts"),
         ({"engine": "vllm", "base_url": "http://x/v1"}, "base_url is not read by engine vllm, only by server"),
+        ({"engine": "server", "base_url": "http://x/v1", "reload": False}, "reload applies only to engine vllm"),
         ({"engine": "vllm", "batch_size": 4}, "batch_size is not read by engine vllm, only by transformers"),
         ({"tensor_parallel_size": 2}, "not read by engine transformers, only by vllm"),
         ({"engine": "vllm", "tensor_paralel_size": 2}, "did you mean 'tensor_parallel_size'"),
@@ -416,6 +479,63 @@ def test_a_run_records_what_a_running_server_did_not_answer(tmp_path: Path, mode
     assert [line["prompt_id"] for line in dropped(out, "evaluate/initial")] == [2]
 
 
+MOVING: dict[str, Any] = {
+    "training": {"learning_rate": 0.1, "per_device_train_batch_size": 4}, "held_out": 0, "warmup_epochs": 0,
+}  # fmt: skip
+"""Training after which the policy's greedy answers are others."""
+
+
+def by_running(stub: Any, tmp_path: Path) -> dict[str, Any]:
+    reached = {"base_url": f"{stub.url}/v1", "api": "vllm", "served_model": str(tmp_path / "policy"), "retries": 0}
+    return SHORT | {"engine": "server"} | reached
+
+
+def test_a_running_vllm_takes_the_weights_of_each_iteration(tmp_path: Path) -> None:
+    """The greedy check of the second iteration would end the run otherwise."""
+    policy = VllmStub(str(tmp_path / "policy"), chatty_model(TOKENIZER, seed=1), TOKENIZER, loads="weights")
+    with serving(policy) as stub:
+        out = run_with(tmp_path, by_running(stub, tmp_path), **MOVING)
+    taken = [body["kwargs"]["weights_path"] for body in stub.bodies if "method" in body]
+    assert taken == [str(tmp_path / "policy"), str(out / "iterations/0/checkpoint")]
+
+
+@pytest.mark.parametrize(("loads", "said"), [(None, "started without VLLM_SERVER_DEV_MODE=1"), ("nothing", None)])
+def test_a_running_vllm_with_other_weights_ends_the_run(tmp_path: Path, loads: Any, said: str | None) -> None:
+    policy = VllmStub(str(tmp_path / "policy"), chatty_model(TOKENIZER, seed=1), TOKENIZER, loads=loads)
+    with serving(policy) as stub, pytest.raises(GenerationError) as caught:
+        run_with(tmp_path, by_running(stub, tmp_path), num_iterations=1, held_out=0, warmup_epochs=0)
+    assert "the server's begins" in str(caught.value)
+    assert (said or "") in str(caught.value)
+
+
+def test_shards_are_in_flight_together_and_each_is_written_when_complete(
+    tmp_path: Path, model: torch.nn.Module
+) -> None:
+    """The server holds back an answer of one shard until the other five are on disk. The responses are those of a
+    server that gets one request at a time."""
+    answering, folder = VllmStub(str(tmp_path / "policy"), model, TOKENIZER), tmp_path / "run/iterations/0/responses"
+    held, waited = threading.Event(), list[int]()
+
+    def reply(body: Any, number: int) -> Reply:
+        if body.get("temperature") and not held.is_set():
+            held.set()
+            end = time.monotonic() + 20
+            while len(waited) < 5 and time.monotonic() < end:
+                waited[:] = [1 for _ in folder.glob("*.parquet")]
+                time.sleep(0.01)
+        return answering(body, number)
+
+    settings = {"num_iterations": 1, "shard_size": 2, "held_out": 0, "warmup_epochs": 0}
+    with serving(reply) as stub:
+        out = run_with(tmp_path, by_running(stub, tmp_path) | {"concurrency": 8}, **settings)
+    assert len(waited) == 5 and stub.most_at_once <= 8
+    found = tables(out)
+    shutil.rmtree(out)
+    with serving(answering) as stub:
+        run_with(tmp_path, by_running(stub, tmp_path) | {"concurrency": 1}, **settings)
+    assert stub.most_at_once == 1 and tables(out) == found
+
+
 def test_a_measurement_counts_prompts_whose_responses_never_came() -> None:
     class Undecided:
         def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
@@ -444,13 +564,8 @@ def test_a_run_serves_each_iterations_checkpoint_with_its_adapter_by_vllm(
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.vllm_stub "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    settings: dict[str, Any] = {
-        "peft": {"r": 4, "target_modules": ["lm_head"]},
-        "training": {"learning_rate": 0.1, "per_device_train_batch_size": 4},
-        "held_out": 0,
-        "warmup_epochs": 0,
-    }
-    out = run_with(tmp_path, SHORT | {"engine": "vllm", "gpu_memory_utilization": 0.8}, **settings)
+    settings = MOVING | {"peft": {"r": 4, "target_modules": ["lm_head"]}}
+    out = run_with(tmp_path, SHORT | {"engine": "vllm", "gpu_memory_utilization": 0.8, "reload": False}, **settings)
     logs = {path.name: path.read_text() for path in (out / "servers").iterdir()}
     assert f"vllm serve {tmp_path / 'policy'} " in logs["iterations-0-generate.log"]
     assert f"vllm serve {out / 'served'} " in logs["iterations-1-generate.log"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from peft import LoraConfig, get_peft_model
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
@@ -400,6 +401,24 @@ def test_central_difference_survives_float32() -> None:
     exact = bench("adamw", max_norm=0.5).influence("exact").of_weights
     central = in_float32(bench("adamw", max_norm=0.5)).influence("central").of_weights
     assert (central - exact).norm() < 1e-2 * exact.norm()
+
+
+def test_central_difference_survives_mixed_precision() -> None:
+    """Accelerate puts autocast into the model's forward, where turning it off outside has no effect. The direction is
+    that of training, in bfloat16; the derivative along it is not."""
+    central, forward = (prepared(in_float32(bench("adamw", max_norm=0.5))) for _ in range(2))
+    inside = central.losses.model.forward
+    found, expected = central.influence("central").of_weights, forward.influence("jvp").of_weights
+    assert (found - expected).norm() < 1e-2 * expected.norm()
+    assert central.losses.model.forward is inside
+
+
+def prepared(made: Bench) -> Bench:
+    """As accelerate prepares a model for bf16."""
+    model = made.losses.model
+    model._original_forward = model.forward
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    return made
 
 
 def in_float32(made: Bench) -> Bench:

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from adaptpo.annotation.base import Annotator
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.annotation.combined import CombinedAnnotator
+from adaptpo.annotation.reward_model import RewardModelAnnotator
 from adaptpo.cli import main
 from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.config.reward import KINDS, FunctionReward, ModelReward, reward_parts
 from adaptpo.errors import AdaptpoError, AnnotationError, ConfigError, DataError, RunError
+from adaptpo.models.loading import reading_dtype
 from adaptpo.pipeline.inputs import reward_digest
 from adaptpo.run.directory import open_run
 from adaptpo.types import Prompt, Response
@@ -151,6 +153,20 @@ def test_settings_build_the_sum() -> None:
     assert annotator.rewards(REQUESTS) == pytest.approx(
         [0.5 * n - 2 * v for n, v in zip((3, 12, 2), vowels, strict=True)]
     )
+
+
+def test_a_reward_model_in_bfloat16_scores_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does on CUDA. In bfloat16, whose numbers of this size are 2^-9 of it apart, close scores would be equal."""
+    path, place = save_reward_model(tmp_path / "reward"), Workplace(torch.device("cpu"), 1000, None)
+    settings = {"reward_model": path, "model_init_kwargs": {"dtype": "bfloat16"}}
+    full, half = (build_annotator(reward_parts(s), place) for s in (path, settings))
+    assert isinstance(half, RewardModelAnnotator) and half.model.model.embed_tokens.weight.dtype == torch.bfloat16
+    scores = half.rewards(REQUESTS)
+    assert scores == pytest.approx(full.rewards(REQUESTS), abs=0.02)
+    assert [torch.tensor(score).bfloat16().item() == score for score in scores] == [False] * 3
+    assert reading_dtype(torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert reading_dtype(torch.device("cuda")) == torch.bfloat16
 
 
 def test_a_lone_weight_counts() -> None:

@@ -31,7 +31,7 @@ from adaptpo import methods
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import chosen_logps, response_logps, token_logps
 from adaptpo.models.packing import RowPacking, row_tokens, token_batches
-from adaptpo.models.self_check import SelfCheck, choose_rows, representative
+from adaptpo.models.self_check import SelfCheck, choose_rows, recomputing, representative
 from adaptpo.models.shared_prompt.attention import NAME, share_prompts, sharing_prompts
 from adaptpo.models.shared_prompt.layout import UNSEEN, shared_prompts
 from adaptpo.types import PromptGroup
@@ -402,7 +402,36 @@ def lengthened(pair: Any) -> Any:
     return replace(pair, chosen=chosen, rejected=rejected)
 
 
+def test_the_check_recomputes_activations_and_changes_nothing(groups: list[PromptGroup]) -> None:
+    """Of a model in evaluation mode with dropout, which must stay off."""
+    config = CONFIGS["llama"]()
+    config.attention_dropout = 0.5
+    model = built(config).eval()
+    layer = model.model.layers[0]
+    calls: list[bool] = []
+    layer.self_attn.register_forward_hook(lambda module, *_: calls.append(module.training))
+    batch = GroupCollator(0)(groups)
+    plain = results(model, token_logps(model, batch).sum(dim=1))
+    assert len(calls) == 1
+    with recomputing(model):
+        again = results(model, token_logps(model, batch).sum(dim=1))
+    assert_equal(again, plain, nats=1e-6)
+    assert calls == [False] * 3 and not any(part.training for part in model.modules())
+    token_logps(model, batch).sum().backward()
+    assert len(calls) == 4
+
+
+def test_the_check_takes_a_twentieth_of_a_run_at_most() -> None:
+    """32 forward passes of the group against 4 of the data; with few groups, one of ordinary length."""
+    tokens = np.array([100] * 700 + [400, 500, 1500])
+    assert tokens[representative(tokens)] == 400
+    assert 32 * 400 <= 0.05 * 4 * tokens.sum() < 32 * 500
+    assert (10 * tokens)[representative(10 * tokens)] == 1000  # The cap.
+    assert representative(np.array([5, 60, 50, 900])) == 2
+
+
 def test_the_checked_group_is_the_longest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptpo.models.self_check.COST", 1)
     tokens = np.array([30, 50, 20, 40, 50])
     assert representative(tokens) == 1
     monkeypatch.setattr("adaptpo.models.self_check.LONGEST_CHECKED", 30)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from transformers import TrainingArguments
 
 from adaptpo import methods
@@ -16,13 +17,15 @@ from adaptpo.choices.objectives import DPO, KTO, DPOShift
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import ConfigError, ModelError, TrainingError
 from adaptpo.models.collate import GroupCollator
+from adaptpo.models.inference import autocast
 from adaptpo.models.loading import load_causal_lm, load_policy
-from adaptpo.models.logps import pair_logps
+from adaptpo.models.logps import pair_logps, token_logps
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.pipeline.phases.train import stretch
 from adaptpo.run.files import JsonLines
 from adaptpo.training.preference_trainer import PreferenceTrainer
+from adaptpo.training.prompt_group_trainer import FILLER, reduce_in_float32
 from adaptpo.training.step import preference_step
 from adaptpo.types import OFFLINE, PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference
@@ -212,6 +215,54 @@ def test_bf16_stays_near_float32(tokenizer: Any, groups: list[PromptGroup], tmp_
     with torch.no_grad():
         difference = pair_logps(full.model, batch).chosen - pair_logps(half.model, batch).chosen
     assert difference.abs().max() < 0.1
+
+
+def test_training_computes_chunks_of_the_head_in_the_precision_of_scoring(
+    tokenizer: Any, groups: list[PromptGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate's autocast holds in the model's forward alone, and the chunks are computed after it."""
+    trainer = make_trainer(tiny_model(tokenizer), groups, tokenizer, methods.dpo(), tmp_path, bf16=True)
+    batch = GroupCollator(0)(groups)
+    with torch.no_grad(), autocast(trainer.args):
+        scored = token_logps(tiny_model(tokenizer), batch)
+    prepared = trainer.accelerator.prepare_model(trainer.model)
+    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(tokenizer) * 50)
+    with torch.no_grad():
+        torch.testing.assert_close(token_logps(prepared, batch, chunked_head=True), scored, rtol=0, atol=1e-5)
+
+
+@dataclass
+class LongerElsewhere:
+    """Two ranks, of which the other has two batches more in each micro-batch."""
+
+    index: int = 0
+    count: int = 2
+
+    def gather(self, told: Any) -> list[Any]:
+        total, lengths, tokens = told
+        return [told, (total, [length + 2 for length in lengths], tokens)]
+
+
+@pytest.mark.parametrize("rows", [PADDED, RowPacking(shared_prompts=True)])
+def test_batches_that_fill_up_lie_on_the_device_of_training(
+    rows: RowPacking, tokenizer: Any, groups: list[PromptGroup], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_model(tokenizer), groups, tokenizer, methods.dpo(), tmp_path, rows=rows)
+    trainer.ranks = LongerElsewhere()
+    (passes,), _ = trainer.get_batch_samples(iter([trainer.passes(groups[:2])]), 1, torch.device("meta"))
+    fillers = [batch for batch in passes if FILLER in batch]
+    assert len(fillers) == 2
+    for name, value in (item for batch in fillers for item in batch.items()):
+        parts = [value.places, *(bucket.keys for bucket in value.buckets)] if name == "shared_prompts" else [value]
+        assert {part.device.type for part in parts} == {"meta"}, name
+
+
+def test_ranks_sum_gradients_in_float32() -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    reduce_in_float32(plugin)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
 def offline_only(groups: list[PromptGroup]) -> list[PromptGroup]:

@@ -4,9 +4,10 @@ documented to take. As a program it takes the words of `vllm serve`."""
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,21 +25,37 @@ FIELDS = {
 
 @dataclass
 class VllmStub:
-    """`extra` ids are put before every prompt, as by a server that reads prompts in its own way."""
+    """`extra` ids are put before every prompt, as by a server that reads prompts in its own way. `loads`: it takes new
+    weights as in development mode; "nothing" says that it did, and did not."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     extra: tuple[int, ...] = ()
+    loads: Literal["weights", "nothing"] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, body: Any, number: int) -> Reply:
+        if not body or "method" in body:
+            return self.develop(body)
         assert {name: type(value) for name, value in body.items()} == FIELDS, body
         assert body["model"] == self.name
         assert body["top_k"] == -1 or body["top_k"] > 0
         assert all(type(token) is int for token in body["prompt"])
         with self.lock:
             return Reply(self.completion(body, [*self.extra, *body["prompt"]]))
+
+    def develop(self, body: Any) -> Reply:
+        """`/collective_rpc` and `/reset_prefix_cache`."""
+        if self.loads is None:
+            return Reply({"detail": "Not Found"}, 404)
+        if not body:
+            return Reply({"success": True})
+        assert body["method"] == "reload_weights" and [*body["kwargs"]] == ["weights_path"], body
+        if self.loads == "weights":
+            with self.lock:
+                self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        return Reply({"results": [None]})
 
     def completion(self, body: Any, ids: list[int]) -> dict[str, Any]:
         stops = frozenset(body["stop_token_ids"])
@@ -79,6 +96,7 @@ def words() -> argparse.Namespace:
 if __name__ == "__main__":
     said = words()
     model = AutoModelForCausalLM.from_pretrained(said.model, dtype=said.dtype)
-    stub = VllmStub(said.model, model, AutoTokenizer.from_pretrained(said.model))
+    loads = "weights" if os.environ.get("VLLM_SERVER_DEV_MODE") == "1" else None
+    stub = VllmStub(said.model, model, AutoTokenizer.from_pretrained(said.model), loads=loads)
     with serving(stub, said.port):
         threading.Event().wait()

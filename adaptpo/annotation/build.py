@@ -26,6 +26,7 @@ from adaptpo.config.reward import (
     RewardPart,
     ServerReward,
 )
+from adaptpo.models.loading import reading_dtype
 from adaptpo.remote.endpoint import Access, key_from_environment
 from adaptpo.remote.store import AnswerStore
 
@@ -66,7 +67,8 @@ def build(part: Any, place: Workplace) -> Annotator:
 
 @build.register
 def _(part: ModelReward, place: Workplace) -> Annotator:
-    model, tokenizer = load_reward_model(part.reward_model, {"trust_remote_code": place.trust_remote_code})
+    usual = {"trust_remote_code": place.trust_remote_code, "dtype": reading_dtype(place.device)}
+    model, tokenizer = load_reward_model(part.reward_model, usual | part.model_init_kwargs)
     return RewardModelAnnotator(model.to(place.device), tokenizer, place.max_tokens)
 
 

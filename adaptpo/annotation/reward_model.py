@@ -46,12 +46,20 @@ def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTraine
     tokenizer = stored_tokenizer(path, options)
     check_tokenizer_fits(tokenizer, model.config)
     set_pad_id(model, stored_pad_id(model, tokenizer, is_adapter))
+    score_in_float32(model)
     return model.eval(), tokenizer
 
 
+def score_in_float32(model: Any) -> None:
+    """In bfloat16, which has 8 bits, scores that differ by less than a percent would be equal."""
+    if scores_last_token(model):
+        model.score.float()
+        model.score.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
+
+
 def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, ...] = ()) -> nn.Module:
-    """Loads a model that classifies sequences, in float32. Its weights are all there, except for those of modules
-    named in `trained_elsewhere`."""
+    """Loads a model that classifies sequences, in float32 unless the options set another dtype. Its weights are all
+    there, except for those of modules named in `trained_elsewhere`."""
     defaults = {"dtype": torch.float32, "trust_remote_code": False}
     arguments = {**defaults, **options, "output_loading_info": True}
     try:

@@ -13,14 +13,14 @@ SAID_BY_COMMAND: dict[str, Api] = {"vllm": "vllm", "sglang": "sglang", "transfor
 """The API of a server whose command contains the word."""
 
 IN_PROCESS = ("batch_size", "memory_gb")
-REACHED = ("api_key_env", "concurrency", "retries", "timeout")
+REACHED = ("api_key_env", "concurrency", "retries", "timeout", "reload")
 STARTED = ("start_timeout", "restarts")
 READ_BY: dict[str, tuple[str, ...]] = {
     "transformers": IN_PROCESS,
     "server": ("base_url", "command", "api", "served_model", *REACHED, *STARTED),
     "vllm": (
         *("tensor_parallel_size", "data_parallel_size", "prefix_caching", "gpu_memory_utilization", "arguments"),
-        *("concurrency", "retries", "timeout", *STARTED),
+        *("program", "concurrency", "retries", "timeout", "reload", *STARTED),
     ),
 }
 """The keys of each engine."""
@@ -47,7 +47,8 @@ class EngineSettings(Settings):
     api_key_env: str | None = None
     """Environment variable that holds the server's key."""
     concurrency: int = Field(64, gt=0)
-    """Requests at a time. A server of transformers always gets one at a time, as it computes one at a time."""
+    """Requests at a time, of each vLLM replica. A server of transformers always gets one at a time, as it computes one
+    at a time."""
     retries: int = Field(4, ge=0)
     """Attempts after the first."""
     timeout: float = Field(600.0, gt=0)
@@ -56,6 +57,11 @@ class EngineSettings(Settings):
     """Seconds until a started server must be up."""
     restarts: int = Field(2, ge=0)
     """How often a server that died is restarted in a phase."""
+    reload: bool = True
+    """Whether a vLLM that runs takes the weights of each phase's policy; false starts one for each phase, and leaves
+    the weights of a running server as they are."""
+    program: str = "vllm"
+    """The program of vLLM, such as `.vllm/bin/vllm` in an environment of its own."""
     tensor_parallel_size: int = Field(1, gt=0)
     """Accelerators of one vLLM replica."""
     data_parallel_size: int = Field(1, gt=0)
@@ -100,6 +106,8 @@ class EngineSettings(Settings):
             raise ValueError(f"set api to the API of the command's server: {', '.join(SAID_BY_COMMAND)} or openai")
         if self.command is None and (self.start_timeout, self.restarts) != (900.0, 2):
             raise ValueError("start_timeout and restarts apply only to a server that command starts")
+        if not self.reload and (self.command is not None or self.spoken != "vllm"):
+            raise ValueError("reload applies only to engine vllm, and to a vLLM at base_url (api: vllm)")
 
 
 def said_by(command: str | None) -> Api | None:

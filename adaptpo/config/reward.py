@@ -35,6 +35,9 @@ class ModelReward(RewardPart):
     unnamed: ClassVar[frozenset[str]] = frozenset({"reward_model"})
     reward_model: str
     """Folder or hub id of the reward model."""
+    model_init_kwargs: dict[str, Any] = Field({})
+    """Arguments of `from_pretrained`, such as `{dtype: float32}`; the default precision is bfloat16 on CUDA, else
+    float32, with the score itself in float32."""
 
 
 class FunctionReward(RewardPart):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from adaptpo.errors import ConfigError
@@ -21,24 +23,54 @@ class Executor(Protocol):
         Raises ConfigError if the executor is not available."""
         ...
 
-    def compute(self, work: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
-        """Yields each number with the result of `work`, as they finish. Raises what `work` raises."""
+    def compute(
+        self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
+    ) -> Iterator[tuple[int, Result]]:
+        """Yields each number with the result of `work`, as they finish. Raises what `work` raises.
+
+        `at_once`: how many a process without workers computes at a time, in threads; for work that waits for others."""
         ...
 
     def close(self) -> None: ...
 
 
 class ThisProcess:
-    """Computes shards one after the other in this process."""
+    """Computes shards in this process, one after the other or in threads."""
 
     def start(self, device: torch.device, release: Callable[[], None]) -> None:
         pass
 
-    def compute(self, work: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
-        return ((number, work(number)) for number in numbers)
+    def compute(
+        self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
+    ) -> Iterator[tuple[int, Result]]:
+        return in_threads(work, numbers, at_once) if at_once > 1 else ((number, work(number)) for number in numbers)
 
     def close(self) -> None:
         pass
+
+
+def in_threads(work: Callable[[int], Result], numbers: Sequence[int], at_once: int) -> Iterator[tuple[int, Result]]:
+    """Yields each number with its result, as they finish. After a failure nothing new begins, what is in progress is
+    still yielded, and then the failure is raised."""
+    waiting, running = deque(numbers), dict[Future[Result], int]()
+    failures: list[BaseException] = []
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                number = waiting.popleft()
+                running[pool.submit(work, number)] = number
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(future)
+                if failure := future.exception():
+                    failures.append(failure)
+                    waiting.clear()
+                else:
+                    yield number, future.result()
+        for failure in failures:
+            raise failure
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 HERE = ThisProcess()

@@ -73,7 +73,9 @@ class RayExecutor:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(int(resources.get(self.resource, 0) // self.share) for resources in machines)
 
-    def compute(self, work: Callable[[int], Result], numbers: Sequence[int]) -> Iterator[tuple[int, Result]]:
+    def compute(
+        self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
+    ) -> Iterator[tuple[int, Result]]:
         if not numbers:
             return
         self.release()

@@ -11,22 +11,25 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation import watch
+from adaptpo.generation.server_log import STARTED, cause
+from adaptpo.generation.weights import ReloadError, Weights
 
 LOOK_EVERY = 0.2
 """Seconds between two checks whether a server is up."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """The model is on disk: a server needs no downloads, and sends no usage statistics."""
-SHOWN_OF_LOG = 1500
 
 
 class Server(Protocol):
-    """A generation server. `url` is its address up to `/v1`; `model` is the name of the model there."""
+    """A generation server. `url` is its address up to `/v1`; `model` is the name of the model there; `note` is why it
+    did not take the weights of a policy, if it was asked to."""
 
     @property
     def url(self) -> str: ...
@@ -34,8 +37,19 @@ class Server(Protocol):
     @property
     def model(self) -> str: ...
 
+    @property
+    def note(self) -> str: ...
+
     def revive(self) -> None:
         """Restarts the server if it died. Raises GenerationError if that does not help."""
+        ...
+
+    def start_over(self) -> bool:
+        """Restarts a server that took its weights while it ran; returns False for any other."""
+        ...
+
+    def rest(self) -> None:
+        """Called at the end of a phase: frees the accelerator."""
         ...
 
     def stop(self) -> None: ...
@@ -47,9 +61,16 @@ class RunningServer:
 
     url: str
     model: str
+    note: str = ""
 
     def revive(self) -> None:
         """Does nothing: the server's operator restarts it."""
+
+    def start_over(self) -> bool:
+        return False
+
+    def rest(self) -> None:
+        """Does nothing: the server keeps running."""
 
     def stop(self) -> None:
         """Does nothing: the server keeps running."""
@@ -74,8 +95,9 @@ def words_of(command: str, model: str, port: int) -> list[str]:
 class StartedServer:
     """Runs `command` for the policy in the folder `model`, with its output in `log`.
 
-    `start_timeout`: maximum seconds until `/health` answers. `restarts`: maximum number of restarts. The server ends
-    with this process, however this process ends; see `adaptpo.generation.watch`.
+    `start_timeout`: maximum seconds until `/health` answers, or until new weights are loaded. `restarts`: maximum
+    number of restarts. `reloads`: it is a vLLM that takes new weights while it runs. `sleeps`: it frees the accelerator
+    between two phases. The server ends with this process, however this process ends; see `adaptpo.generation.watch`.
     """
 
     command: str
@@ -83,8 +105,16 @@ class StartedServer:
     log: Path
     start_timeout: float
     restarts: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    reloads: bool = False
+    sleeps: bool = False
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    loaded: str | None = None
+    """The folder whose weights it took while it ran."""
+    asleep: bool = False
+    note: str = ""
+    stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -97,34 +127,35 @@ class StartedServer:
 
     def start(self) -> None:
         """Returns when the server is up. Raises GenerationError if it ends or takes too long."""
+        self.stopped = False
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = words_of(self.command, self.model, self.port)
         with self.log.open("ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.write(f"{STARTED}{shlex.join(command)}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
                 [sys.executable, watch.__file__, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=ENVIRONMENT | os.environ,
+                env=ENVIRONMENT | os.environ | dict(self.environment),
                 start_new_session=True,
             )
         try:
             self._wait_until_up()
         except BaseException:
-            self.stop()
+            self._end()
             raise
 
     def _wait_until_up(self) -> None:
         until = time.monotonic() + self.start_timeout
         while not self._is_up():
             if not self._is_alive():
-                raise GenerationError(f"the generation server ended before it was up; {self._end_of_log()}")
+                raise GenerationError(f"the generation server ended before it was up; {cause(self.log)}")
             if time.monotonic() > until:
                 raise GenerationError(
                     f"the generation server was not up within {self.start_timeout:g} s; set a higher "
-                    f"generation.start_timeout, or correct the command; {self._end_of_log()}"
+                    f"generation.start_timeout, or correct the command; {cause(self.log)}"
                 )
             time.sleep(LOOK_EVERY)
 
@@ -138,22 +169,70 @@ class StartedServer:
     def _is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def _end_of_log(self) -> str:
-        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
-        return f"the end of {self.log}:\n{text[-SHOWN_OF_LOG:]}"
+    def serve(self, folder: str, log: Path, restarts: int) -> None:
+        """Serves the policy in the folder from now on: with new weights if it runs and takes them, else restarted."""
+        self.restarts = restarts
+        if self._is_alive() and self._took(folder):
+            return
+        self.stop()
+        self.model, self.log = folder, log
+        self.start()
+
+    def _took(self, folder: str) -> bool:
+        weights, self.note = Weights(self.address, self.start_timeout), ""
+        try:
+            (weights.wake if self.asleep else weights.load)(folder)
+        except ReloadError as error:
+            self.note = str(error)
+            return False
+        self.loaded, self.asleep = folder, False
+        return True
 
     def revive(self) -> None:
         with self.lock:
             if self._is_alive():
                 return
+            if self.stopped:
+                raise GenerationError("the run has stopped its generation server")
             if not self.restarts:
-                raise GenerationError(f"the generation server keeps dying; {self._end_of_log()}")
+                raise GenerationError(f"the generation server keeps dying; {cause(self.log)}")
             self.restarts -= 1
-            self.stop()
+            loaded = self.loaded
+            self._end()
             self.start()
+            # By its first model's name, which the open requests contain.
+            if loaded is not None and not self._took(loaded):
+                raise GenerationError(f"the generation server died, and did not take its weights again: {self.note}")
+
+    def start_over(self) -> bool:
+        if self.loaded is None:
+            return False
+        folder = self.loaded
+        self.stop()
+        self.model = folder
+        self.start()
+        return True
+
+    def rest(self) -> None:
+        if not self.reloads or (self.sleeps and not self._fell_asleep()):
+            self.stop()
+
+    def _fell_asleep(self) -> bool:
+        try:
+            Weights(self.address, self.start_timeout).sleep()
+        except ReloadError as error:
+            self.note = str(error)
+            return False
+        self.asleep = True
+        return True
 
     def stop(self) -> None:
         """Ends the server and waits until it has ended."""
+        self.stopped = True
+        self._end()
+
+    def _end(self) -> None:
+        self.loaded, self.asleep = None, False
         if self.process is None:
             return
         assert self.process.stdin is not None

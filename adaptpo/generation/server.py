@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +16,7 @@ from adaptpo.generation.base import Sampling
 from adaptpo.generation.dialects import Dialect
 from adaptpo.generation.process import Server
 from adaptpo.remote.endpoint import Access, Endpoint
+from adaptpo.remote.slots import Slots
 from adaptpo.remote.store import Json
 from adaptpo.remote.usage import Usage
 from adaptpo.seeds import seed_for
@@ -39,10 +42,11 @@ class Question:
 
 
 class ServerGenerator:
-    """Generates with a server, which `opening` starts at the first call and `close` ends.
+    """Generates with a server, which `opening` gives at the first call and `close` sends to rest.
 
     First, the server must answer two prompts greedily, as `expect` predicts for the policy at `folder`. Every answer's
-    prompt is checked. A response that does not arrive within the attempts is left out and counted in
+    prompt is checked. Several threads may call `generate`; they share the limit on requests at a time. A response that
+    does not arrive within the attempts is left out and counted in
     `usage["missing"]`.
     """
 
@@ -62,6 +66,8 @@ class ServerGenerator:
         self.folder, self.usage = folder, usage
         self.reader = AnswerReader(tokenizer, usage)
         self.server: Server | None = None
+        self.slots: Slots | None = None
+        self.opening_lock, self.lock = Lock(), Lock()
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Response]]:
         """Raises GenerationError if the server fails, disagrees with training, or answers no request at all."""
@@ -73,28 +79,40 @@ class ServerGenerator:
         responses: list[list[Response]] = [[] for _ in prompts]
         for question, found in zip(questions, answers, strict=True):
             responses[question.place] += found
-        self.usage["missing"] += sum(count - len(several) for several in responses)
+        with self.lock:
+            self.usage["missing"] += sum(count - len(several) for several in responses)
         return responses
 
     def close(self) -> None:
         if self.server is not None:
-            self.server.stop()
+            self.server.rest()
             self.server = None
 
     def _opened(self, prompts: Sequence[Prompt]) -> Server:
-        if self.server is None:
-            expected = self.expect(prompts)
-            self.server = self.opening()
-            self._check_agreement(self.server, expected)
-        return self.server
+        with self.opening_lock:
+            if self.server is None:
+                expected = self.expect(prompts)
+                self.server = self.opening()
+                self.check_agreement(self.server, expected)
+            return self.server
 
-    def _check_agreement(self, server: Server, expected: Sequence[Expected]) -> None:
+    def check_agreement(self, server: Server, expected: Sequence[Expected]) -> None:
+        """Raises GenerationError if the server answers otherwise than the policy. One that took the policy's weights
+        while it ran is first restarted."""
+        problem = self._disagreement(server, expected)
+        if problem and server.start_over():
+            with self.lock:
+                self.usage["reloads_that_failed"] += 1
+            problem = self._disagreement(server, expected)
+        if problem:
+            raise GenerationError(f"{problem}; {OTHER_POLICY.format(folder=self.folder)}{told(server)}")
+
+    def _disagreement(self, server: Server, expected: Sequence[Expected]) -> str | None:
         questions = self._questions([one.prompt for one in expected], 1, [0] * len(expected))
         answers = self._ask(server, questions, greedily(self.sampling))
-        for question, found in zip(questions, answers, strict=True):
-            problem = disagreement(expected[question.place], found[0]) if found else None
-            if problem:
-                raise GenerationError(f"{problem}; {OTHER_POLICY.format(folder=self.folder)}")
+        both = ((expected[question.place], found) for question, found in zip(questions, answers, strict=True))
+        problems = (disagreement(ours, found[0]) for ours, found in both if found)
+        return next(filter(None, problems), None)
 
     def _questions(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[Question]:
         """One question per prompt if the server gives several responses at once, otherwise one per response. Prompts
@@ -103,7 +121,8 @@ class ServerGenerator:
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             said = prompt.ids if self.dialect.takes_ids else prompt_text(self.tokenizer, prompt)
             if said is None:
-                self.usage["prompts_without_text"] += 1
+                with self.lock:
+                    self.usage["prompts_without_text"] += 1
             elif self.dialect.several:
                 questions.append(Question(place, prompt, said, count, request_seed(seed, 0)))
             else:
@@ -119,25 +138,40 @@ class ServerGenerator:
         """The responses to each question; an empty list if none arrived, or none that the tokenizer can read."""
         found: list[list[Response]] = [[] for _ in questions]
         problems: list[str] = []
+        counted: Usage = Counter()
 
         def take(number: int, answer: Json) -> None:
             question = questions[number]
-            found[number] = self.reader.responses(answer, question.prompt, question.count, sampling)
+            with self.lock:
+                found[number] = self.reader.responses(answer, question.prompt, question.count, sampling)
 
-        endpoint = Endpoint(self.reach(server.url), "/completions", self.usage, server.revive)
+        access = self.reach(server.url)
+        endpoint = Endpoint(access, "/completions", counted, server.revive, self._slots(access))
         bodies = [self._body(server, question, sampling) for question in questions]
         try:
             endpoint.post(bodies, take, lambda number, problem: problems.append(problem))
         except AnnotationError as error:
             raise GenerationError(str(error)) from error
+        finally:
+            with self.lock:
+                self.usage.update(counted)
         if problems and not any(found):
             raise GenerationError(f"the server answered none of {len(questions)} requests: {problems[-1]}")
         return found
+
+    def _slots(self, access: Access) -> Slots:
+        with self.lock:
+            self.slots = self.slots or Slots(access.concurrency)
+            return self.slots
 
     def _body(self, server: Server, question: Question, sampling: Sampling) -> Json:
         fields = self.dialect.sampling_fields(sampling)
         several = {"n": question.count} if self.dialect.several else {}
         return {"model": server.model, "prompt": question.said, "seed": question.seed, **several, **fields}
+
+
+def told(server: Server) -> str:
+    return f". It did not take the weights of that folder while it ran: {server.note}" if server.note else ""
 
 
 def request_seed(seed: int, index: int) -> int:

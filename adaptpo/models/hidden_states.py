@@ -51,7 +51,7 @@ def response_states(model: nn.Module, head: nn.Module, batch: Batch) -> Tensor:
     arguments = model_arguments(model, batch)
     with head_inputs(head) as inputs:
         model(**arguments)
-    states = inputs[0] if "logits_to_keep" in arguments else inputs[0][:, batch["columns"]]
+    states = inputs[0].states if "logits_to_keep" in arguments else inputs[0].states[:, batch["columns"]]
     return states[batch["target_mask"]]
 
 
@@ -79,7 +79,7 @@ def encode(
     ).to(device)
     states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     rows = zip(states, batch["attention_mask"].bool(), lengths, strict=True)
-    return [(row[mask], length > limit) for row, mask, length in rows]
+    return [(row[mask].float(), length > limit) for row, mask, length in rows]
 
 
 def response_text(text: Text) -> str:

@@ -149,15 +149,23 @@ def check_loading(config: PretrainedConfig, options: Options, adapted: bool) -> 
         raise ConfigError(f"model_init_kwargs: {first_line(error)}") from error
 
 
-def load_encoder(path: str, options: Options | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Loads a model from texts to hidden states, in float32, and its tokenizer.
+def reading_dtype(device: torch.device) -> torch.dtype:
+    """The precision of models that only read: bfloat16 on an accelerator that computes in it, else float32."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_encoder(
+    path: str, options: Options | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Loads a model from texts to hidden states, and its tokenizer.
 
     Raises ModelError if there is none, or if weights are missing (other than the pooler's, which are unused).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **shared_options(options))
         model, loaded = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **shared_options(options)
+            path, dtype=dtype, output_loading_info=True, **shared_options(options)
         )
     except LOAD_ERRORS as error:
         raise cannot_load("an encoder", path, error, HAS_NO_MODEL, options) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,13 +56,30 @@ def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
     return chosen_logps(logits, batch["targets"])[batch["target_mask"]]
 
 
+@dataclass(frozen=True)
+class HeadInput:
+    """The hidden `states` that reach the head, and the `autocast` that holds there, if any: accelerate's holds inside a
+    model's forward alone."""
+
+    states: Tensor
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(cls, states: Tensor) -> HeadInput:
+        device = states.device.type
+        return cls(states, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+
+    def precision(self) -> AbstractContextManager:
+        return nullcontext() if self.autocast is None else torch.autocast(self.states.device.type, self.autocast)
+
+
 @contextmanager
-def head_inputs(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the hidden states that reach the language-model head; the head itself computes only one position."""
-    inputs: list[Tensor] = []
+def head_inputs(head: nn.Module) -> Iterator[list[HeadInput]]:
+    """Collects what reaches the language-model head; the head itself computes only one position."""
+    inputs: list[HeadInput] = []
 
     def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        inputs.append(arguments[0])
+        inputs.append(HeadInput.of(arguments[0]))
         return (arguments[0][:, :1],)
 
     handle = head.register_forward_pre_hook(collect)
@@ -76,13 +94,14 @@ def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
     head = base_model(model).get_output_embeddings()
     with head_inputs(head) as inputs:
         model(**model_arguments(model, batch))
-    hidden, targets = inputs[0][batch["target_mask"]], batch["targets"][batch["target_mask"]]
+    hidden, targets = inputs[0].states[batch["target_mask"]], batch["targets"][batch["target_mask"]]
 
     def logps(states: Tensor, tokens: Tensor) -> Tensor:
         return chosen_logps(head(states), tokens)
 
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
+    with inputs[0].precision():
+        return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
 
 
 def tokens_at_once(model: nn.Module) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adaptpo.choices.objectives import Objective
 from adaptpo.errors import ModelError
@@ -25,7 +28,10 @@ from adaptpo.types import PairLogps, PromptGroup
 WORTH_SHARING = 0.15
 """Share of the tokens that sharing must save. On small models, its overhead can exceed a smaller saving."""
 
-LONGEST_CHECKED = 4096
+LONGEST_CHECKED = 1536
+COST = 8 / 0.05
+"""Data's tokens per token of the checked group: the check computes it about 32 times as a forward pass, a run computes
+the data at least 4 times, and the check may take 5 % of that."""
 TOLERANCES = {torch.float32: (1e-3, 1e-3), torch.float64: (1e-3, 1e-3)}
 LOW_PRECISION = (0.1, 0.1)
 """Tolerances: nats, and norm of the difference over the norm of the gradient."""
@@ -75,8 +81,10 @@ def tolerance_for(dtype: torch.dtype) -> Difference:
 
 
 def representative(tokens: NDArray[np.integer]) -> int:
-    """Index of the longest group whose gradient should still fit into memory; `tokens` [n] are the groups' lengths."""
-    short = np.flatnonzero(tokens <= LONGEST_CHECKED)
+    """Index of the longest group whose gradient should still fit into memory and whose check takes little of the run's
+    time; of few groups, one of ordinary length. `tokens` [n] are the groups' lengths."""
+    limit = min(LONGEST_CHECKED, max(float(tokens.sum()) / COST, float(np.median(tokens))))
+    short = np.flatnonzero(tokens <= limit)
     return int(short[tokens[short].argmax()] if len(short) else tokens.argmin())
 
 
@@ -107,6 +115,12 @@ class SelfCheck:
     def measure(self, batches: Sequence[Batch], token_logps: TokenLogps) -> Measured:
         """Measures batches in the order of the responses; gradients of `sum_i c_i logp_i` with c_i of both signs."""
         parameters = checked_parameters(self.model)
+        with recomputing(self.model):
+            return self._measured(batches, token_logps, parameters)
+
+    def _measured(
+        self, batches: Sequence[Batch], token_logps: TokenLogps, parameters: Sequence[nn.Parameter]
+    ) -> Measured:
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         logps: list[Tensor] = []
         for batch in batches:
@@ -169,6 +183,24 @@ class SelfCheck:
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             return False
         return self.accepts(difference(self.exact, found))
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Recomputes the activations of each layer in the backward pass, also of a model in evaluation mode.
+
+    The layers alone are in training mode, not what they contain, which stays without dropout."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and not m.gradient_checkpointing]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training, layer.gradient_checkpointing = training, False
+            del layer._gradient_checkpointing_func
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from adaptpo.config.recipe import StageSettings
+from adaptpo.generation.build import shards_at_once
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import generating
@@ -86,8 +87,9 @@ def sample(context: Context, subject: Subject, items: Sequence[PromptedPair]) ->
         return table(response_rows(prompts, generator.generate(prompts, FRESH, seeds)), RESPONSES_SCHEMA)
 
     folder = f"{subject.folder}/responses"
+    at_once = shards_at_once(context.config.generation)
     with generating(context, subject.policy, subject.folder) as generator:
-        context.run.shards(folder, items, context.config.shard_size, work, context.shows)
+        context.run.shards(folder, items, context.config.shard_size, work, context.shows, at_once)
 
 
 def fresh_responses(context: Context, subject: Subject) -> dict[int, list[Response]]:

@@ -31,6 +31,7 @@ from adaptpo.data.pairs import TextFormat
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import ConfigError
 from adaptpo.generation.base import Sampling
+from adaptpo.generation.process import StartedServer
 from adaptpo.models.adapters import is_adapter
 from adaptpo.models.dropout import turn_off_dropout
 from adaptpo.models.inference import PromptedPair
@@ -42,6 +43,7 @@ from adaptpo.models.loading import (
     load_policy,
     load_tokenizer,
     read_config,
+    reading_dtype,
     stop_ids_of,
     text_mode_of,
 )
@@ -91,6 +93,18 @@ class ModelSlot:
             torch.cuda.empty_cache()
 
 
+@dataclass
+class ServerSlot:
+    """Holds the generation server that the run has started, if any; it may rest."""
+
+    value: StartedServer | None = None
+
+    def stop(self) -> None:
+        if self.value is not None:
+            self.value.stop()
+            self.value = None
+
+
 def load_whole_models() -> None:
     """Makes transformers load whole models. Under DeepSpeed's ZeRO-3, it would load one shard per process once training
     settings exist, but here a single process may load a model. Training shards the weights later."""
@@ -123,11 +137,17 @@ class Context:
     slot: ModelSlot = field(default_factory=ModelSlot)
     without_model: Annotator | None = None
     """The annotator, if it takes no accelerator memory."""
+    server: ServerSlot = field(default_factory=ServerSlot)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state sent to a worker of the executor: settings and paths. It loads models and connects by itself."""
-        left_here = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None, "callbacks": ()}
+        left_here: dict[str, Any] = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
+        left_here |= {"callbacks": (), "server": ServerSlot()}
         return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
+
+    def close(self) -> None:
+        """Ends what must not outlive the run."""
+        self.server.stop()
 
     @property
     def ranks(self) -> Ranks:
@@ -379,7 +399,8 @@ class Context:
         return self.slot.get(("encoder", path), lambda: self._load_encoder(path))
 
     def _load_encoder(self, path: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        model, tokenizer = load_encoder(path, {"trust_remote_code": self.config.trusts_code})
+        options, dtype = {"trust_remote_code": self.config.trusts_code}, reading_dtype(self.inference_arguments.device)
+        model, tokenizer = load_encoder(path, options, dtype)
         return self._placed(model), tokenizer
 
     # Data

@@ -12,9 +12,9 @@ from functools import partial
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator
-from adaptpo.generation.build import access, check_server, started_server
+from adaptpo.generation.build import access, check_server, running_server, started_server
 from adaptpo.generation.dialects import DIALECTS
-from adaptpo.generation.process import RunningServer, Server
+from adaptpo.generation.process import Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.models.adapters import is_adapter
@@ -97,19 +97,33 @@ def expected(context: Context, policy: str, prompts: Sequence[Prompt]) -> list[E
 
 def opening(context: Context, policy: str, phase: str) -> Callable[[], Server]:
     settings = context.config.generation
-    if settings.base_url is not None:
-        return partial(RunningServer, settings.base_url, settings.served_model or policy)
-    return partial(start_server, context, policy, phase)
+    return partial(running if settings.base_url is not None else serve, context, policy, phase)
 
 
-def start_server(context: Context, policy: str, phase: str) -> Server:
-    """Starts a server in the precision of training, after freeing the accelerator's memory for it."""
+def running(context: Context, policy: str, phase: str) -> Server:
+    """The server at `base_url`, with the policy's weights if it takes them."""
+    return running_server(context.config.generation, policy, partial(as_model, context, policy))
+
+
+def serve(context: Context, policy: str, phase: str) -> Server:
+    """The run's server with this policy, after freeing the accelerator's memory for it: the one of an earlier phase
+    with new weights, or one that is started, in the precision of training."""
     settings, dtype = context.config.generation, context.compute_dtype
-    model = merged(context, policy) if is_adapter(policy) else policy
+    model = as_model(context, policy)
     context.slot.clear()
     log = context.run.path / LOGS / f"{phase.replace('/', '-')}.log"
     longest = context.config.max_prompt_length + settings.max_new_tokens
-    return started_server(settings, model, log, dtype, longest, context.config.trusts_code)
+    kept = context.server.value
+    if kept is None:
+        kept = started_server(settings, model, log, dtype, longest, context.config.trusts_code, kept=True)
+        context.server.value = kept
+    else:
+        kept.serve(model, log, settings.restarts)
+    return kept
+
+
+def as_model(context: Context, policy: str) -> str:
+    return merged(context, policy) if is_adapter(policy) else policy
 
 
 def merged(context: Context, policy: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,8 @@ class Request:
         with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
             models = self._models(run.path / "inputs", ranks)
             ranks.on_first(partial(self._claim, run, models))
-            yield self._context(run, models)
+            with closing(self._context(run, models)) as context:
+                yield context
 
     @property
     def _given(self) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,10 +68,19 @@ def nothing_to_revive() -> None:
 
 class Endpoint:
     """Posts requests to an endpoint. `revive` is called in a thread before a request is repeated, and restarts a server
-    that died; an error that it raises ends all requests."""
+    that died; an error that it raises ends all requests. `slots` is entered for each request, by all endpoints that
+    share a limit."""
 
-    def __init__(self, access: Access, path: str, usage: Usage, revive: Callable[[], None] = nothing_to_revive) -> None:
+    def __init__(
+        self,
+        access: Access,
+        path: str,
+        usage: Usage,
+        revive: Callable[[], None] = nothing_to_revive,
+        slots: AbstractAsyncContextManager[None] = nullcontext(),  # noqa: B008 - it has no state.
+    ) -> None:
         require_openai()
+        self.slots = slots
         self.access, self.path, self.usage, self.revive = access, path, usage, revive
         self.refusal = ""
         """The server's message about the last request that it refused."""
@@ -94,9 +104,12 @@ class Endpoint:
             async def work() -> None:
                 nonlocal refused
                 while waiting:
-                    number, body = waiting.popleft()
                     try:
-                        await self._answer(client, body, partial(take, number))
+                        async with self.slots:
+                            if not waiting:
+                                return
+                            number, body = waiting.popleft()
+                            await self._answer(client, body, partial(take, number))
                     except Refusal as refusal:
                         self.refusal = str(refusal)
                         refused += 1

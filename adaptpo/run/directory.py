@@ -50,6 +50,7 @@ NOT_COMPARED = frozenset(
     | {"adaptpo", "training"}
     | {f"executor.{name}" for name in ExecutorSettings.model_fields}
     | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
+    | {f"generation.{name}" for name in ("program", "reload")}
     | {f"generation.{name}" for name in ("concurrency", "retries", "timeout", "start_timeout", "restarts")}
     | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
     | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
@@ -249,10 +250,12 @@ class RunDirectory:
         size: int,
         work: Callable[[Sequence[Item]], pa.Table],
         show_progress: bool = True,
+        at_once: int = 1,
     ) -> None:
         """Applies `work` to consecutive shards of `size` items and stores each result as one Parquet file.
 
-        Ranks take the missing shards in turn, and the executor computes them. The composition of a shard depends only
+        Ranks take the missing shards in turn, and the executor computes them, in this process up to `at_once` at a
+        time in threads. Each is stored when it is complete. The composition of a shard depends only
         on `items` and `size`. A resumed run, or one with more ranks or workers, therefore computes each shard exactly
         like an uninterrupted run.
         """
@@ -267,7 +270,7 @@ class RunDirectory:
 
         prompts = {number: min(size, len(items) - starts[number]) for number in own}
         with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
-            for number, table in self.executor.compute(compute, own):
+            for number, table in self.executor.compute(compute, own, at_once):
                 write_table(self._shard(folder, number), table)
                 bar.update(prompts[number])
         self.ranks.wait()

@@ -178,7 +178,8 @@ class LookAhead:
         if length == 0:
             return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
         reach = REACH * float(get_total_norm(weights)) / length
-        with evaluating(self.losses), torch.autocast(weights[0].device.type, enabled=False):
+        device = weights[0].device.type
+        with evaluating(self.losses), own_forward(self.losses.model), torch.autocast(device, enabled=False):
             ahead = self._losses_at(moved(weights, direction, reach))
             behind = self._losses_at(moved(weights, direction, -2 * reach))
         return (ahead - behind) / (2 * reach)
@@ -187,7 +188,7 @@ class LookAhead:
         return torch.cat([self._call(weights, batch)[0] for batch, _, _ in self.trained])
 
     def _forward_mode(self, weights: list[Tensor], direction: list[Tensor]) -> Tensor:
-        with differentiable_attention(), evaluating(self.losses):
+        with differentiable_attention(), evaluating(self.losses), own_forward(self.losses.model):
             derivatives = [
                 jvp(self._functional(batch), tuple(weights), tuple(direction))[1] for batch, _, _ in self.trained
             ]
@@ -273,6 +274,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Undoes accelerate's mixed precision, which is in a prepared model's forward: turning autocast off around that
+    forward has no effect, and a difference of two losses in bfloat16 is mostly rounding."""
+    prepared, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if prepared is None or own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = prepared
 
 
 def differentiable_attention() -> AbstractContextManager:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -25,6 +27,7 @@ from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import Batch
+from adaptpo.models.inference import to_device
 from adaptpo.training.checkpoints import mark_complete
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
@@ -120,6 +123,8 @@ class GroupTrainer(Trainer):
             callbacks=[StepHooks(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
+        if self.accelerator.distributed_type is DistributedType.FSDP:
+            reduce_in_float32(self.accelerator.state.fsdp_plugin)
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
@@ -169,7 +174,9 @@ class GroupTrainer(Trainer):
         told = self.ranks.gather((total, [len(passes) for passes in batches], tokens))
         self.state.num_input_tokens_seen += sum(own for _, _, own in told)
         for number, passes in enumerate(batches):
-            passes += [self.filler] * (max(lengths[number] for _, lengths, _ in told) - len(passes))
+            missing = max(lengths[number] for _, lengths, _ in told) - len(passes)
+            # Trainer moves the tensors of a batch, but not a row's `SharedPrompts`.
+            passes += [to_device(self.filler, device) for _ in range(missing)]
         return batches, sum(own for own, _, _ in told)
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
@@ -254,6 +261,13 @@ class StepHooks(TrainerCallback):
         if self.trainer.ranks.is_first:
             save_method(self.trainer.method, checkpoint)
             mark_complete(checkpoint, self.trainer.layout)
+
+
+def reduce_in_float32(plugin: Any) -> None:
+    """Sums the gradients of FSDP2's ranks in float32; accelerate would sum them in the precision of the forward pass,
+    whose rounding grows with the number of ranks."""
+    if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
 def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> TrainingError:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adaptpo.generation.build import shards_at_once
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.phases.select import selected_ids
@@ -32,7 +33,8 @@ def generate_responses(context: Context, iteration: int) -> Summary:
         return table(response_rows(shard, generator.generate(shard, count, seeds)), RESPONSES_SCHEMA)
 
     with generating(context, context.start_policy(iteration), f"{context.folder(iteration)}/generate") as generator:
-        context.run.shards(folder, context.prompts_of(ids), context.config.shard_size, work, context.shows)
+        at_once = shards_at_once(context.config.generation)
+        context.run.shards(folder, context.prompts_of(ids), context.config.shard_size, work, context.shows, at_once)
     (ended,) = context.run.read_columns(folder, "ended")
     context.run.drop(f"{context.folder(iteration)}/generate", incomplete(context, folder, ids, count))
     missing = len(ids) * count - len(ended)
