@@ -21,6 +21,7 @@ Row = dict[str, Any]
 
 Message = dict[str, Any]
 Text = str | list[Message]
+Side = Literal["chosen", "rejected"]
 Source = Literal["offline", "online", "mixed"]
 SOURCES = ("offline", "online", "mixed")
 OFFLINE, ONLINE, MIXED = range(3)
@@ -32,7 +33,8 @@ class PreferenceExample:
     """One row of a preference data set, before tokenization.
 
     `chosen` and `rejected` hold the response alone (text, or the messages that follow the shared prompt);
-    `columns` holds the row's other columns, which are passed to reward functions.
+    `columns` holds the row's other columns, which are passed to reward functions. `absent` is the side that an unpaired
+    row lacks, where a placeholder stands.
     """
 
     row: int
@@ -40,6 +42,7 @@ class PreferenceExample:
     chosen: Text
     rejected: Text
     columns: dict[str, Any] = field(default_factory=dict)
+    absent: Side | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """A response with its tokens. `ended`: whether the last token ends the turn; False if the response was cut."""
+    """A response with its tokens. `ended`: whether the last token ends the turn; False if the response was cut.
+
+    A response without tokens is absent: an unpaired row has one response, and a verdict in place of the other.
+    """
 
     text: Text
     ids: list[int]
@@ -74,7 +80,8 @@ class PreferencePair:
     """Two responses to one prompt with their provenance.
 
     `reference_logps` are log pi_ref of (chosen, rejected) in nats, summed over response tokens; None until computed.
-    `reference_tokens` are the same per token, float32, for methods that need them. `reward_gap` is the annotator's
+    `reference_shared` are the same, summed over as many tokens as the shorter response has. `reference_tokens` are the
+    same per token, float32, for methods that need them. `reward_gap` is the annotator's
     reward of chosen minus rejected, None if the pair was not annotated. `sample` is a fresh response to the prompt as
     it was drawn, ranked or not, if the pairing keeps one. `objective` is the index of the reward that ranked the pair,
     if the annotator returns several.
@@ -87,6 +94,7 @@ class PreferencePair:
     iteration: int = 0
     reward_gap: float | None = None
     reference_logps: tuple[float, float] | None = None
+    reference_shared: tuple[float, float] | None = None
     reference_tokens: tuple[array[float], array[float]] | None = None
     sample: Response | None = None
     objective: int | None = None
@@ -103,9 +111,9 @@ class PromptGroup:
 
     @property
     def responses(self) -> list[Response]:
-        """All responses of its pairs, each one row of the forward pass."""
+        """All responses of its pairs that are there, each one row of the forward pass."""
         sides = [response for pair in self.pairs for response in (pair.chosen, pair.rejected, pair.sample)]
-        return [response for response in sides if response is not None]
+        return [response for response in sides if response is not None and response.ids]
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,13 @@ class PairBatch:
 
     `group` numbers the prompt groups of the micro-batch from 0; `group_size` is the total number of pairs of the pair's
     prompt; `reward_gap` is NaN if the pair was not annotated; `data_weight` is the row's column `weight`, or 1;
-    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference); `features` hold, by
-    name, the [n, width] that learners requested of the offline pair of each pair's prompt. `divergence` is that of
-    `PairLogps`, None if the run stores no per-token reference log-probs, or the exact one for a weighting that measures
-    it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss with respect to the weight of the
-    language-model head, None if the weighting does not measure it.
+    `ratios` [n, 2] are log pi / pi_ref of chosen and rejected in nats (log pi without a reference), NaN for an absent
+    response; `features` hold, by name, the [n, width] that learners requested of the offline pair of each pair's
+    prompt. `divergence` is that of `PairLogps`, None if the run stores no per-token reference log-probs, or the exact
+    one for a weighting that measures it; `head_gradient_norm` is `log(1 + norm)` of the gradient of the pair's loss
+    with respect to the weight of the language-model head, and `on_policy` the product over both responses of how likely
+    the policy is to write them, per token and relative to its own samples (`adaptpo.choices.weighting.OnPolicy`); each
+    is None if the weighting does not measure it.
 
     Raises TrainingError if a group is split: its weights would no longer be shares of one prompt.
     """
@@ -134,6 +144,7 @@ class PairBatch:
     features: dict[str, Tensor] = field(default_factory=dict)
     divergence: Tensor | None = None
     head_gradient_norm: Tensor | None = None
+    on_policy: Tensor | None = None
 
     def __post_init__(self) -> None:
         present = self.group.bincount()[self.group]
@@ -147,12 +158,14 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n].
+    """Log-probabilities of n pairs: sums over response tokens in nats, float32, every field of shape [n] unless noted.
 
     The reference fields are None for objectives that do not need a reference. The token counts are for objectives that
-    normalize by length. `sample` holds the sums of each pair's fresh sample: 0 if a pair has none, None if no pair has
-    one. `divergence` estimates KL(policy | reference) in nats per token, as a mean over the tokens of both responses,
-    without gradient; None if per-token reference log-probs are not stored.
+    normalize by length; an absent response has none. `shared` and `reference_shared` [n, 2] are those of chosen and
+    rejected, summed over as many tokens as the shorter of the two has. `sample` holds the sums of each pair's fresh
+    sample: 0 if a pair has none, None if no pair has one. `divergence` estimates KL(policy | reference) in nats per
+    token, as a mean over the tokens of both responses, without gradient; None if per-token reference log-probs are not
+    stored.
     """
 
     chosen: Tensor
@@ -163,6 +176,8 @@ class PairLogps:
     reference_rejected: Tensor | None = None
     sample: Tensor | None = None
     divergence: Tensor | None = None
+    shared: Tensor | None = None
+    reference_shared: Tensor | None = None
 
     def ratios(self) -> Tensor:
         """log pi / pi_ref of chosen and rejected, [n, 2]; log pi if there is no reference."""

@@ -12,6 +12,7 @@ from adaptpo.data import iter_examples
 from adaptpo.data.tokenization import tokenize_pair
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import pair_logps
+from adaptpo.pipeline.phases.data import offline_pair
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Source
 
 
@@ -21,7 +22,7 @@ def tokenized_groups(tokenizer: Any, rows: list[dict], reference: torch.nn.Modul
     for number, example in enumerate(iter_examples(rows)):
         pair = tokenize_pair(example, tokenizer, None, None)
         prompt = Prompt(number, example.prompt, pair.prompt_ids)
-        groups.append(PromptGroup(prompt, (PreferencePair(number, "offline", pair.chosen, pair.rejected),)))
+        groups.append(PromptGroup(prompt, (offline_pair(number, example, pair),)))
     return with_reference(groups, reference) if reference is not None else groups
 
 
@@ -51,5 +52,6 @@ def with_reference(groups: list[PromptGroup], reference: torch.nn.Module) -> lis
 
 def kept_pairs(group: PromptGroup, reference: torch.nn.Module) -> list[PreferencePair]:
     logps = pair_logps(reference, GroupCollator(0)([group]))
-    kept = zip(group.pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
-    return [replace(pair, reference_logps=(chosen, rejected)) for pair, chosen, rejected in kept]
+    sides = torch.stack([logps.chosen, logps.rejected], dim=1).tolist()
+    kept = zip(group.pairs, sides, logps.shared.tolist(), strict=True)
+    return [replace(pair, reference_logps=tuple(w), reference_shared=tuple(s)) for pair, w, s in kept]

@@ -49,6 +49,7 @@ def start(
     quiet_libraries()
     torch.set_num_threads(1)
     settings_of_method = {"num_generations": 4, "update_interval": 2, "meta_interval": 2}
+    settings_of_method["ref_model_sync_steps"] = 1
     taken = inspect.signature(METHODS[method]).parameters
     arguments = {name: value for name, value in settings_of_method.items() if name in taken} | (method_settings or {})
     trainer = AlignmentTrainer(

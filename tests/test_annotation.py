@@ -179,9 +179,9 @@ def test_function_is_imported_from_the_working_folder(working_folder: Path) -> N
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("python:rewards", "must have the form python:package.module:function"),
-        ("python::length", "must have the form python:package.module:function"),
-        ("python:rewards:", "must have the form python:package.module:function"),
+        ("python:rewards", "must have the form python:package.module:name"),
+        ("python::length", "must have the form python:package.module:name"),
+        ("python:rewards:", "must have the form python:package.module:name"),
         ("python:no_such_module:length", "cannot import 'no_such_module' .*No module named"),
         ("python:rewards:width", "module 'rewards' has no 'width'"),
         ("python:rewards:LIMIT", "'LIMIT' is a int, not a function"),

@@ -150,7 +150,7 @@ def test_logged_rewards_are_trls() -> None:
         ({"eval_strategy": "steps"}, "set eval_data"),
         ({"training": {"beta": 0.1}}, "unknown key 'training.beta': set method.objective.beta"),
         ({"training": {"max_length": 512}}, "unknown key 'training.max_length': set max_length at the top"),
-        ({"training": {"label_smoothing_factor": 0.1}}, "set method.objective.label_smoothing"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "set method.label_smoothing"),
         ({"training": {"eval_steps": 5}}, "every iteration ends with an evaluation"),
         ({"training": {"save_only_model": True}}, "a run resumes from the state of its optimizer"),
         ({"generation": {"learning_rate": 1}}, "unknown key 'generation.learning_rate': set training.learning_rate"),

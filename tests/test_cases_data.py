@@ -404,22 +404,6 @@ def test_tool_turns_of_sharegpt_are_left_out_as_tools() -> None:
     assert reason({**SHAREGPT, "conversations": calls}) == problems.TOOLS
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "say 0", "completion": "cat", "label": False},
-        {"prompt": [user("say 0")], "completion": [assistant("cat")], "label": True},
-        {"messages": [user("q"), assistant("a")], "label": True},
-        {"instruction": "i", "input": "", "output": "o", "kto_tag": True},
-    ],
-)
-def test_unpaired_rows_are_refused_with_the_way_to_pairs(row: dict[str, Any]) -> None:
-    message = refusal(row)
-    assert "unpaired data" in message and "pair each good response with a bad one to the same prompt" in message
-    assert ("good.merge(bad, on='prompt')" in message) == isinstance(row.get("prompt"), str)
-    assert "rename `" not in message and "did you mean" not in message
-
-
 def test_rows_without_a_second_response_are_refused() -> None:
     for row in ({"prompt": "p", "completion": "c"}, {"instruction": "i", "output": "o"}, {"messages": [user("q")]}):
         message = refusal(row)

@@ -277,5 +277,5 @@ def test_evaluation_leaves_no_gradient_and_switches_dropout_off(groups: list[Pro
 
 def test_empty_list(tmp_path: Path) -> None:
     logps = evaluate_pairs(tiny_model(TOKENIZER), 0, [], arguments(tmp_path, 4))
-    assert {tuple(value.shape) for _, value in values(logps)} == {(0,)}
+    assert {tuple(value.shape) for _, value in values(logps)} == {(0,), (0, 2)}
     assert DPO().margin(logps).shape == (0,)

@@ -31,6 +31,7 @@ from tests.test_metapo import with_wide_norms
 from tests.tiny import SIZES, byte_tokenizer, preference_rows, save_policy, tiny_model
 
 ROWS = {"padded": PADDED, "shared": RowPacking(shared_prompts=True)}
+DIVERGENCE = frozenset({"divergence"})
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -88,13 +89,13 @@ def divergence_by_hand(policy: torch.nn.Module, reference: torch.nn.Module, grou
 def test_exact_divergence_by_hand(
     rows: RowPacking, chunked: bool, policy: PreTrainedModel, reference: PreTrainedModel, groups: list[PromptGroup]
 ) -> None:
-    batch, probe = GroupCollator(0, rows)(groups), VocabularyProbe(LiveReference(reference), False, nullcontext)
+    batch, probe = GroupCollator(0, rows)(groups), VocabularyProbe(LiveReference(reference), DIVERGENCE, nullcontext)
     logps, measured = probe.logps(policy, batch, chunked, DPO())
     expected = divergence_by_hand(policy, reference, groups)
     assert measured.keys() == {"divergence"}
     assert measured["divergence"].tolist() == pytest.approx(expected, rel=1e-10)
     assert min(expected) > 0.01
-    same = VocabularyProbe(LiveReference(policy), False, nullcontext).logps(policy, batch, chunked, DPO())[1]
+    same = VocabularyProbe(LiveReference(policy), DIVERGENCE, nullcontext).logps(policy, batch, chunked, DPO())[1]
     assert same["divergence"].abs().max() < 1e-12
     alone = pair_logps(policy, batch, chunked)
     assert torch.equal(logps.chosen, alone.chosen) and torch.equal(logps.rejected, alone.rejected)
@@ -107,7 +108,9 @@ def test_head_gradient_norm_is_that_of_a_backward_pass(
 ) -> None:
     """Of each pair's loss by itself, whatever else is in the batch."""
     batch = GroupCollator(0, rows)(groups)
-    measured = VocabularyProbe(None, True, nullcontext).logps(policy, batch, chunked, objective)[1]
+    measured = VocabularyProbe(None, frozenset({"head_gradient_norm"}), nullcontext).logps(
+        policy, batch, chunked, objective
+    )[1]
     head, losses = policy.get_output_embeddings().weight, objective.loss(pair_logps(policy, batch))
     norms = [torch.autograd.grad(loss, head, retain_graph=True)[0].norm().log1p().item() for loss in losses]
     assert measured.keys() == {"head_gradient_norm"}
@@ -121,7 +124,7 @@ def test_reference_computes_in_the_precision_of_training(groups: list[PromptGrou
     policy.forward = low_precision()(policy.forward)
     batch, live = GroupCollator(0)(groups), LiveReference(reference)
     found, other = (
-        VocabularyProbe(live, False, precision).logps(policy, batch, True, DPO())[1]["divergence"]
+        VocabularyProbe(live, DIVERGENCE, precision).logps(policy, batch, True, DPO())[1]["divergence"]
         for precision in (low_precision, nullcontext)
     )
     assert found.abs().max() == 0 < other.abs().min()
@@ -139,7 +142,7 @@ def test_policy_without_its_adapter_is_the_reference(groups: list[PromptGroup]) 
     adapted = get_peft_model(adapted, settings).double().train()
     batch = GroupCollator(0)(groups)
     beside, without = (
-        VocabularyProbe(found, False, nullcontext)
+        VocabularyProbe(found, DIVERGENCE, nullcontext)
         for found in (LiveReference(plain), LiveReference(adapted, adapted.disable_adapter))
     )
     found, gradients = [], []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
+from adaptpo.config.imported import import_object
 from adaptpo.errors import AnnotationError, ConfigError
 
 RewardFunction = Callable[..., list[float | None] | list[list[float]]]
@@ -19,20 +17,9 @@ def import_function(spec: str) -> RewardFunction:
 
     Raises ConfigError if it cannot be found.
     """
-    module_name, _, name = spec.removeprefix("python:").partition(":")
-    if not module_name or not name:
-        raise ConfigError(f"reward '{spec}' must have the form python:package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # A module can raise anything when it is imported.
-        problem = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"reward '{spec}': cannot import '{module_name}' ({problem})") from error
-    if not hasattr(module, name):
-        raise ConfigError(f"reward '{spec}': module '{module_name}' has no '{name}'")
-    function = getattr(module, name)
+    function = import_object(spec, "reward")
     if not callable(function):
+        name = spec.rpartition(":")[2]
         raise ConfigError(f"reward '{spec}': '{name}' is a {type(function).__name__}, not a function")
     return function
 

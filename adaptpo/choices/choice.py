@@ -5,10 +5,11 @@ Each of them also has `at(now)`, which returns the choice for an iteration if it
 
 from __future__ import annotations
 
+from adaptpo.choices.described import Described
 from adaptpo.choices.learners.base import Learner
 
 
-class Choice:
+class Choice(Described):
     """By default, a choice needs no measurement and holds no learner."""
 
     def needs_stage(self, iteration: int) -> bool:

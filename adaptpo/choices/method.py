@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from adaptpo.choices.described import code_digests
 from adaptpo.choices.filters import KEEP_ALL, Filter
 from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.iteration import Iteration
@@ -13,12 +14,11 @@ from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.choices.objectives import Objective
 from adaptpo.choices.pairing import Offline, Pairing
 from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
+from adaptpo.choices.reference import Reference
 from adaptpo.choices.selection import Selection, SelectNone
 from adaptpo.choices.weighting import Uniform, Weighting
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairBatch
-
-Reference = Literal["initial", "previous"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Method:
     """The four choices and the settings around them.
 
     `warmup_epochs`: epochs of offline training before the first iteration. `reference`: whose log-probs the loss
-    compares with, those of the initial model or of the policy that started the iteration. `filter`: which offline pairs
-    are used. `validation`: which of those are held out from training, for learners that look ahead. `trainer`: what
-    trains the policy, by default the objective on the pairs. Under another trainer, the objective serves only a warm-up
-    and the margins that selection and evaluation see.
+    compares with, those of the initial model, of the policy that started the iteration, or of a model that follows it
+    in training. `filter`: which offline pairs are used. `validation`: which of those are held out from training, for
+    learners that look ahead. `trainer`: what trains the policy, by default the objective on the pairs. Under another
+    trainer, the objective serves only a warm-up and the margins that selection and evaluation see.
 
     A method may hold learners, and two choices may share one. The trainer copies the method at the start of a run, so
     one `Method` object can be used for many runs.
@@ -74,12 +74,32 @@ class Method:
         return tuple(found.values())
 
     def refuse_impossible(self) -> None:
-        """Raises ConfigError if the objective needs a fresh response beside each pair and the pairing keeps none."""
+        """Raises ConfigError for choices that do not fit together: an objective that needs a fresh response beside each
+        pair, which the pairing does not keep; gradients of sums of log-probs, for an objective of their parts."""
         if self.objective.needs_sample and not self.pairing.keep_sample:
             raise ConfigError(
                 f"the objective {self.objective!r} needs a fresh response beside each pair, but method "
                 f"'{self.name}' keeps none; use the method selm, or another objective"
             )
+        if self.objective.needs_shared and self._differentiates_sums:
+            raise ConfigError(
+                f"method '{self.name}' measures gradients by way of the log-probs of whole responses, which "
+                "method.objective.ld_alpha divides; leave ld_alpha out, or gradient norms out of the method"
+            )
+
+    @property
+    def _differentiates_sums(self) -> bool:
+        """Whether gradients of the loss are computed in closed form from those by the two log-probs of a pair."""
+        measured = "head_gradient_norm" in self.weighting.measures
+        return measured or any(feature.needs_head for feature in self.features())
+
+    @property
+    def takes_unpaired(self) -> bool:
+        """Whether offline data may have one response and a verdict in each row: nothing may compare two responses."""
+        compares = self.selection.needs_margins or not self.filter.keeps_all or self.validation is not None
+        measures = self.weighting.measures or self.weighting.needs_reference_tokens or self.features()
+        fresh = self.pairing.num_generations > 0 or not self.trainer.uses_pairs
+        return self.objective.takes_unpaired and not (compares or measures or fresh)
 
     def updates(self) -> dict[str, int]:
         """The number of updates of each learner that counts them, by title."""
@@ -124,6 +144,10 @@ class Method:
         """The four choices as text, by axis."""
         return {axis: repr(getattr(self, axis)) for axis in ("selection", "pairing", "objective", "weighting")}
 
+    def code(self) -> dict[str, str]:
+        """Hashes of the choices that are not this package's, by class."""
+        return code_digests(self.selection, self.pairing, self.objective, self.weighting)
+
     def opening(self) -> dict[str, Any]:
         """The properties that the phases before the first iteration depend on, as text and numbers."""
         return {
@@ -134,6 +158,7 @@ class Method:
             "needs_reference_tokens": self.weighting.needs_reference_tokens,
             "uses_offline_pairs": self.trainer.uses_pairs or self.selection.needs_margins,
             "features": [repr(feature) for feature in self.features() if not feature.follows_policy],
+            "code": code_digests(self.objective),
         }
 
     def reset(self, seed: int) -> None:

@@ -138,6 +138,24 @@ class Focal(Weighting):
 
 
 @dataclass(frozen=True)
+class OnPolicy(Weighting):
+    """`w(y_w) w(y_l)`, times the pair's share of its prompt (WPO; Zhou et al., 2024, Eq. 2, with sampled alignment).
+
+    `w(y) = exp(mean over the tokens of y of [log pi(y_t) - log sum_v pi(v)^2])`: 1 for responses that are as likely as
+    the policy's own samples, so that off-policy pairs count like on-policy ones. The policy is that of the current
+    step, and the weight carries no gradient.
+    """
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        return frozenset({"on_policy"})
+
+    def weights(self, batch: PairBatch) -> Tensor:
+        assert batch.on_policy is not None
+        return batch.on_policy / batch.group_size
+
+
+@dataclass(frozen=True)
 class RewardDifference(Weighting):
     """Annotated pairs count by their reward gap, `gap / mean gap`, clipped at `limit`; other pairs count 1.
 
@@ -225,6 +243,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "learned_blend": LearnedBlend,
     "label_degrees": LabelDegrees,
     "focal": Focal,
+    "on_policy": OnPolicy,
     "reward_difference": RewardDifference,
     "data_weight": DataWeight,
     "stage_blend": StageBlend,

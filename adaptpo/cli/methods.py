@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptpo.choices.filters import FILTERS
+from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import OBJECTIVES
 from adaptpo.choices.pairing import PAIRINGS
 from adaptpo.choices.policy_update import POLICY_TRAINERS
@@ -36,7 +37,7 @@ def method_row(name: str) -> dict[str, Any]:
         "filter": repr(method.filter),
         "trainer": repr(method.trainer),
         "validation": None if method.validation is None else repr(method.validation),
-        "reference": method.reference,
+        "reference": named_reference(method),
         "warmup_epochs": method.warmup_epochs,
         "paper": " ".join(paper.group(1).split()) if paper else "",
     }
@@ -69,7 +70,12 @@ def further(name: str) -> str:
     said += [] if method.trainer.uses_pairs else [name_in(POLICY_TRAINERS, method.trainer)]
     if method.validation is not None:
         said.append(f"holds out {method.validation.share:.0%}")
-    return ", ".join(said + (["reference: previous"] if method.reference == "previous" else []))
+    reference = named_reference(method)
+    return ", ".join(said + ([] if reference == "initial" else [f"reference: {reference}"]))
+
+
+def named_reference(method: Method) -> str:
+    return method.reference if isinstance(method.reference, str) else "follows the policy"
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:

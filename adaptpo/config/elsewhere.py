@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+FOLLOW = "set reference: {ref_model_sync_steps: 512, ref_model_mixup_alpha: 0.6}, or the method tr_dpo"
+AS_AOT = (
+    "aot and aot_unpaired are not offered: they sort a micro-batch, so that a pair's loss depends on its neighbours"
+)
 FROM_TRL = {
     "beta": "set method.objective.beta, for instance method: {name: dpo, beta: 0.05}",
-    "label_smoothing": "set method.objective.label_smoothing, or the method conservative_dpo",
-    "loss_type": "the method is the loss: set method to dpo, ipo, hinge, simpo, ... (`adaptpo methods`)",
-    "loss_weights": "set one objective: method.objective",
+    "label_smoothing": "set method.label_smoothing of the method conservative_dpo, robust_dpo, exo_pair or cpo",
+    "loss_type": (
+        "the method is the loss: dpo is sigmoid, robust_dpo is robust, and hinge, ipo, exo_pair, nca_pair, bco_pair, "
+        "sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm, simpo, cpo and alphapo have TRL's names "
+        f"(`adaptpo methods`). A list is method.objective: [{{name: dpo, weight: 0.8}}, sft]. {AS_AOT}"
+    ),
+    "loss_weights": (
+        "give each objective its weight, method.objective: [{name: dpo, weight: 0.8}, {name: sft, weight: 1.0}], or "
+        "set the method mpo or rpo"
+    ),
     "simpo_gamma": "set method.objective.gamma of the method simpo",
-    "cpo_alpha": "set the method: `adaptpo methods` lists them",
-    "f_divergence_type": "set the method: `adaptpo methods` lists them",
-    "f_alpha_divergence_coef": "set the method: `adaptpo methods` lists them",
-    "ld_alpha": "set the method: `adaptpo methods` lists them",
-    "use_weighting": "set the method: `adaptpo methods` lists them",
-    "discopop_tau": "set the method: `adaptpo methods` lists them",
+    "cpo_alpha": "set method: {name: cpo, cpo_alpha: 1.0}",
+    "rpo_alpha": "set method: {name: rpo, rpo_alpha: 1.0}",
+    "f_divergence_type": "set method: {name: dpo, f_divergence_type: js_divergence}, or another method of DPO's margin",
+    "f_alpha_divergence_coef": "set it in method, beside f_divergence_type: alpha_divergence",
+    "ld_alpha": "set method: {name: dpo, ld_alpha: 0.5}, or another method with a reference",
+    "use_weighting": "set the method wpo, or method.weighting: on_policy",
+    "discopop_tau": "set method: {name: discopop, discopop_tau: 0.05}",
+    "desirable_weight": "set method: {name: kto, desirable_weight: 1.0}",
+    "undesirable_weight": "set method: {name: kto, undesirable_weight: 1.0}",
     "max_completion_length": "set max_completion_length at the top of the recipe",
     "max_prompt_length": "set max_prompt_length at the top of the recipe",
     "max_length": "set max_length at the top of the recipe",
     "truncation_mode": "responses that are too long are cut at the end; prompts that are too long are left out",
     "precompute_ref_log_probs": "leave it out; a run always stores the reference's log-probs",
     "precompute_ref_batch_size": "set max_tokens_per_batch",
-    "sync_ref_model": "set reference: previous, the policy that starts each iteration",
-    "ref_model_sync_steps": "set reference: previous, the policy that starts each iteration",
-    "ref_model_mixup_alpha": "set reference: previous, the policy that starts each iteration",
+    "sync_ref_model": FOLLOW,
+    "ref_model_sync_steps": FOLLOW,
+    "ref_model_mixup_alpha": FOLLOW,
     "reference_free": "set a method without a reference, such as simpo",
     "model_name_or_path": "set model",
     "dataset_name": "set data",

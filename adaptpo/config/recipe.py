@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from adaptpo.config.base import Settings, explain
 from adaptpo.config.elsewhere import elsewhere
@@ -36,7 +37,7 @@ OWNED_TRAINING_ARGUMENTS = {
     "auto_find_batch_size": "set max_tokens_per_batch of the recipe; larger batches are computed in several passes",
     "disable_tqdm": "set show_progress of the recipe",
     "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
-    "label_smoothing_factor": "set method.objective.label_smoothing, or the method conservative_dpo",
+    "label_smoothing_factor": "set method.label_smoothing of the method conservative_dpo, robust_dpo, exo_pair or cpo",
     "label_names": "batches are made from prompt groups",
     "length_column_name": "batches are made from prompt groups",
     "include_num_input_tokens_seen": "adaptpo counts the tokens of prompt groups itself",
@@ -124,6 +125,15 @@ class StageSettings(Settings):
     """Groups of similarly worded prompts, each with its own score; 1 is one score for all."""
 
 
+class SyncedReference(Settings):
+    """A reference that follows the policy, as TRL's `sync_ref_model`: TR-DPO."""
+
+    ref_model_sync_steps: int = Field(512, gt=0)
+    """Optimizer steps between two updates of the reference."""
+    ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
+    """The share of the policy in the updated reference; 1 replaces it."""
+
+
 class AlignmentConfig(Settings):
     """All settings of a run except model, data, reward and method. Names follow TRL where it has one."""
 
@@ -135,8 +145,9 @@ class AlignmentConfig(Settings):
     """T: the data is split into T sequential parts, one per iteration."""
     warmup_epochs: int | None = Field(None, ge=0)
     """Epochs of offline training before the first iteration; null is the method's default."""
-    reference: Literal["initial", "previous"] | None = None
-    """The initial model, or the policy that started the iteration; null is the method's default."""
+    reference: Literal["initial", "previous"] | SyncedReference | None = None
+    """The initial model, the policy that started the iteration, or a section, for a model that follows the policy;
+    null is the method's default."""
     max_prompt_length: int = Field(1024, gt=0)
     """Prompts with more tokens are left out and recorded."""
     max_completion_length: int | None = Field(None, gt=0)
@@ -182,6 +193,19 @@ class AlignmentConfig(Settings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self))) from error
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _reference_by_name_or_section(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            try:
+                return SyncedReference(**value)
+            except ValidationError as error:
+                raise ConfigError(explain(error, SyncedReference, "reference")) from error
+        if value not in (None, "initial", "previous") and not isinstance(value, SyncedReference):
+            accepted = "Input should be 'initial' or 'previous', or a section with ref_model_sync_steps"
+            raise PydanticCustomError("reference", accepted)
+        return value
 
     @field_validator("executor", mode="before")
     @classmethod
@@ -329,12 +353,17 @@ def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]
 
 def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
     """Raises ConfigError for the first value that is not of the type that `target` declares for it."""
-    hints = get_type_hints(target)
+    declares = target.__init__ if isinstance(target, type) and not is_dataclass(target) else target  # type: ignore[misc]
+    hints = get_type_hints(declares)
     for name, value in values.items():
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:
             raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
+        except PydanticSchemaGenerationError as error:
+            raise ConfigError(
+                f"'{section}.{name}' is an object, which a recipe cannot give (found {value!r})"
+            ) from error
 
 
 def refuse_owned(section: str, values: dict[str, Any]) -> None:

@@ -16,18 +16,7 @@ USUAL_OTHER_NAMES = {
     "rejected": ("response_k", "rejected_response", "response_rejected", "dispreferred", "loser", "negative"),
 }
 ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` if they do not contain it"
-VERDICTS = ("label", "labels", "kto_tag")
 SINGLE_RESPONSES = ("completion", "completions", "response", "output", "answer", "messages", "conversations")
-UNPAIRED = (
-    "each row has one response and a verdict on it (unpaired data, as TRL's KTOTrainer takes them), and every method "
-    "here, `kto` included, compares two responses to one prompt. Renaming columns cannot help: pair each good response "
-    "with a bad one to the same prompt, as `chosen` and `rejected`.{example} Prompts without both kinds can be the "
-    "`prompt` column of `eval_data`."
-)
-WITH_PANDAS = (
-    " With pandas: `good, bad = d[d.{verdict}], d[~d.{verdict}]`, then `good.merge(bad, on='prompt')`, whose columns "
-    "`{response}_x` and `{response}_y` become `chosen` and `rejected`."
-)
 ONE_RESPONSE = (
     "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
     "worse response to the same prompt and name the two `chosen` and `rejected`. As `eval_data`, the prompts alone are "
@@ -73,10 +62,6 @@ def _responses_are_strings(row: Row) -> bool:
 
 def _refuse_without_pairs(row: Row) -> None:
     response = next((name for name in SINGLE_RESPONSES if name in row), None)
-    verdict = next((name for name in VERDICTS if name in row), None)
-    if response and verdict:
-        example = WITH_PANDAS.format(response=response, verdict=verdict) if isinstance(row.get("prompt"), str) else ""
-        raise DataError(f"{UNPAIRED.format(example=example)} Found {_names(row)}.")
     if response and "text" not in row:
         raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
     if has_prompt(row):

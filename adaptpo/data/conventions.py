@@ -10,6 +10,7 @@ from adaptpo.data.messages import message, normalize_messages, read_text, shared
 from adaptpo.data.problems import TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
 from adaptpo.data.stored import Unreadable, is_message, opens_messages, read_literal
 from adaptpo.data.transcripts import is_transcript
+from adaptpo.data.unpaired import is_unpaired_row, with_partner
 from adaptpo.errors import DataError
 from adaptpo.types import Message, Row, Text
 
@@ -32,8 +33,9 @@ class Columns:
 
 
 def is_preference_row(row: Row) -> bool:
-    """Whether the row has both responses."""
-    return {"chosen", "rejected"} <= row.keys() or ("messages" in row and _rejected_beside_messages(row) is not None)
+    """Whether the row has both responses, or one and a verdict on it."""
+    paired = {"chosen", "rejected"} <= row.keys() or ("messages" in row and _rejected_beside_messages(row) is not None)
+    return paired or is_unpaired_row(row)
 
 
 def read_columns(row: Row) -> Columns:
@@ -67,10 +69,10 @@ def _may_be_messages(value: Any) -> bool:
 
 
 def _with_both_responses(row: Row) -> Row:
-    """The row with `chosen` and `rejected`, also if it has ms-swift's columns."""
+    """The row with `chosen` and `rejected`, also if it has ms-swift's columns or is unpaired."""
     name = None if "rejected" in row else _rejected_beside_messages(row)
     if name is None:
-        return row
+        return with_partner(row)
     conversation = read_text(row.get("messages"))
     if not isinstance(conversation, list):
         return row

@@ -12,6 +12,7 @@ from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.source import DataSource, describe, open_rows
+from adaptpo.data.unpaired import absent_side
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
@@ -54,6 +55,7 @@ def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> 
       splitting a word. Opening words that both responses share count as prompt; only a `prompt` column avoids this.
     - The columns of other tools, and `system`, `history` and `input` beside the prompt: see `adaptpo.data.conventions`.
     - Messages stored as strings: see `adaptpo.data.stored`.
+    - One response with a verdict, `completion` and `label`: see `adaptpo.data.unpaired`.
 
     Raises:
         DataError: the first row lacks a required column (the message has the columns found and the name probably
@@ -118,7 +120,7 @@ def _parse_row(number: int, row: Row, text_format: TextFormat) -> PreferenceExam
     except RowProblem as problem:
         return Dropped(number, str(problem))
     columns = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
-    return PreferenceExample(number, prompt, chosen, rejected, columns)
+    return PreferenceExample(number, prompt, chosen, rejected, columns, absent_side(row))
 
 
 def _parse_prompt_row(number: int, row: Row, text_format: TextFormat) -> PromptExample | Dropped:

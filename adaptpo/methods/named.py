@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -53,4 +53,4 @@ def adjusted(name: str, objective: Objective | None, settings: dict[str, Any]) -
 
 def objective_fields(objective: Objective) -> list[str]:
     """The names of an objective's settings."""
-    return [field.name for field in fields(objective) if field.init]  # type: ignore[arg-type]
+    return [field.name for field in fields(objective) if field.init] if is_dataclass(objective) else []

@@ -20,7 +20,8 @@ Batch = dict[str, Any]
 
 `input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
 tokens that they predict; `target_mask` [rows, c], true where there is such a token; `response_mask` [n, longest], true
-for the tokens of each of the n responses. In reading order, the true entries of both masks mark the same tokens.
+for the tokens of each of the n responses. In reading order, the true entries of both masks mark the same tokens. An
+absent response has a row of `response_mask`, without a true entry, and takes no part in the forward pass.
 """
 
 
@@ -48,17 +49,17 @@ def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[i
 
     No token sees what follows it. No mask is needed, and models that ignore masks are exact as well.
     """
-    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    input_ids = pad(rows, pad_id)
-    columns = torch.arange(min(map(len, prompts)) - 1, input_ids.shape[1] - 1)
-    first = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
-    lengths = [len(response) for response in responses]
+    present = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if response]
+    input_ids = pad([[*prompt, *response] for prompt, response in present], pad_id)
+    columns = torch.arange(min(len(prompt) for prompt, _ in present) - 1, input_ids.shape[1] - 1)
+    first = torch.tensor([len(prompt) - 1 for prompt, _ in present])[:, None]
+    lengths = torch.tensor([len(response) for _, response in present])[:, None]
     return {
         "input_ids": input_ids,
         "columns": columns,
         "targets": input_ids[:, columns + 1],
-        "target_mask": (columns >= first) & (columns < first + torch.tensor(lengths)[:, None]),
-        "response_mask": token_mask(lengths),
+        "target_mask": (columns >= first) & (columns < first + lengths),
+        "response_mask": token_mask([len(response) for response in responses]),
     }
 
 
@@ -71,7 +72,8 @@ def shared_rows(
     """
     members: list[list[int]] = [[] for _ in prompts]
     for index, prompt in enumerate(prompt_of):
-        members[prompt].append(index)
+        if responses[index]:
+            members[prompt].append(index)
     lengths = [[len(responses[i]) - 1 for i in inside] for inside in members]
     tokens: list[int] = []
     predictors: dict[int, list[int]] = {}
@@ -88,7 +90,7 @@ def shared_rows(
         "input_ids": torch.tensor([tokens]),
         "position_ids": positions(prompt_lengths, lengths)[None],
         "shared_prompts": shared_prompts(prompt_lengths, lengths),
-        "columns": torch.tensor([column for i in range(len(responses)) for column in predictors[i]]),
+        "columns": torch.tensor([column for i in range(len(responses)) for column in predictors.get(i, [])]),
         "targets": targets,
         "target_mask": torch.ones_like(targets, dtype=torch.bool),
         "response_mask": token_mask([len(response) for response in responses]),
@@ -122,7 +124,14 @@ def reference_tensors(pairs: Sequence[PreferencePair]) -> Batch:
     if len(logps) < len(pairs):
         return {}
     chosen, rejected = torch.tensor(logps, dtype=torch.float32).unbind(dim=1)
-    return {"reference_chosen": chosen, "reference_rejected": rejected, **reference_tokens(pairs)}
+    sums = {"reference_chosen": chosen, "reference_rejected": rejected}
+    return {**sums, **reference_shared(pairs), **reference_tokens(pairs)}
+
+
+def reference_shared(pairs: Sequence[PreferencePair]) -> Batch:
+    """`reference_shared` [n, 2] float32."""
+    kept = [pair.reference_shared for pair in pairs if pair.reference_shared is not None]
+    return {"reference_shared": torch.tensor(kept, dtype=torch.float32)} if len(kept) == len(pairs) else {}
 
 
 def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
@@ -183,10 +192,11 @@ class GroupCollator:
 def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
     """The fields of a batch that weightings and learners see; `measured` are those that a `VocabularyProbe` adds."""
     names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
+    absent = torch.stack([logps.chosen_tokens, logps.rejected_tokens], dim=1) == 0
     return PairBatch(
         **{name: batch[name] for name in names},
         margin=margin.detach().float(),
-        ratios=logps.ratios().detach().float(),
+        ratios=logps.ratios().detach().float().masked_fill(absent, float("nan")),
         features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
         **({"divergence": logps.divergence} | measured),
     )

@@ -61,7 +61,7 @@ def evaluate_tokens(
         columns.append(as_matrix(sum_pairs(tokens, batch)))
         kept += by_pair(tokens, batch) if keep else []
         order += indices
-    matrix = torch.cat(columns) if columns else torch.zeros(0, 6)
+    matrix = torch.cat(columns) if columns else torch.zeros(0, 10)
     places = torch.tensor(order, dtype=torch.long).argsort()
     return from_matrix(matrix[places]), [kept[i] for i in places.tolist()] if keep else []
 
@@ -87,16 +87,18 @@ def by_pair(tokens: Tensor, batch: Batch) -> list[TokenLogps]:
 
 
 def as_matrix(logps: PairLogps) -> Tensor:
-    """The fields as columns of a matrix [n, 6] on the CPU; NaN for a missing reference."""
+    """The fields as columns of a matrix [n, 10] on the CPU; NaN for a missing reference."""
     nan = torch.full_like(logps.chosen, float("nan"))
     references = [nan if r is None else r for r in (logps.reference_chosen, logps.reference_rejected)]
+    parts = [(nan, nan) if part is None else part.unbind(dim=1) for part in (logps.shared, logps.reference_shared)]
     fields = [logps.chosen, logps.rejected, logps.chosen_tokens, logps.rejected_tokens, *references]
-    return torch.stack([field.float() for field in fields], dim=1).cpu()
+    return torch.stack([field.float() for field in (*fields, *parts[0], *parts[1])], dim=1).cpu()
 
 
 def from_matrix(matrix: Tensor) -> PairLogps:
-    chosen, rejected, chosen_tokens, rejected_tokens, reference_chosen, reference_rejected = matrix.unbind(dim=1)
+    chosen, rejected, chosen_tokens, rejected_tokens, reference_chosen, reference_rejected = matrix[:, :6].unbind(dim=1)
     known = not bool(torch.isnan(reference_chosen).any())
+    shared, reference_shared = matrix[:, 6:8], matrix[:, 8:]
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
@@ -104,4 +106,6 @@ def from_matrix(matrix: Tensor) -> PairLogps:
         rejected_tokens=rejected_tokens,
         reference_chosen=reference_chosen if known else None,
         reference_rejected=reference_rejected if known else None,
+        shared=shared,
+        reference_shared=None if torch.isnan(reference_shared).any() else reference_shared,
     )

@@ -152,7 +152,18 @@ def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
         reference_rejected=batch.get("reference_rejected"),
         sample=sample_logps(batch, sums[both:]),
         divergence=divergence(tokens[:both].detach(), batch),
+        shared=shared_sums(tokens[:both], counts[:both]),
+        reference_shared=batch.get("reference_shared"),
     )
+
+
+def shared_sums(tokens: Tensor, counts: Tensor) -> Tensor:
+    """Sums of n pairs [n, 2] over as many tokens as the shorter response has, from `tokens` [2n, longest] of the n
+    chosen and the n rejected responses and their `counts` [2n]."""
+    shorter, longer = (bound(*counts.chunk(2)) for bound in (torch.minimum, torch.maximum))
+    shorter = torch.where(shorter > 0, shorter, longer).repeat(2)  # A response alone is as long as itself.
+    inside = torch.arange(tokens.shape[1], device=tokens.device) < shorter[:, None]
+    return torch.stack((tokens * inside).sum(dim=1).chunk(2), dim=1)
 
 
 def sample_logps(batch: Batch, logps: Tensor) -> Tensor | None:

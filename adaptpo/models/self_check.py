@@ -228,7 +228,12 @@ def loss_at_reference(
 
 
 def with_reference(logps: PairLogps, reference: PairLogps) -> PairLogps:
-    return replace(logps, reference_chosen=reference.chosen, reference_rejected=reference.rejected)
+    return replace(
+        logps,
+        reference_chosen=reference.chosen,
+        reference_rejected=reference.rejected,
+        reference_shared=reference.shared,
+    )
 
 
 def padded_because(reason: str) -> Facts:

@@ -24,8 +24,9 @@ from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.annotation.function import RewardFunction
 from adaptpo.choices.iteration import Iteration, StageReading
-from adaptpo.choices.method import Method, Reference
-from adaptpo.config.recipe import AlignmentConfig
+from adaptpo.choices.method import Method
+from adaptpo.choices.reference import Reference, Synced
+from adaptpo.config.recipe import AlignmentConfig, SyncedReference
 from adaptpo.config.reward import RewardPart, reward_parts
 from adaptpo.data.pairs import TextFormat
 from adaptpo.distributed.ranks import Ranks
@@ -56,6 +57,7 @@ from adaptpo.run.lazy_sequence import Indices, Lazy, as_array, pick
 from adaptpo.run.schemas import PROMPT_COLUMNS, read_offline, read_prompt
 from adaptpo.seeds import seed_for
 from adaptpo.training.actor_critic import CRITIC, Critic
+from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.whole_vocabulary import LiveReference
 from adaptpo.types import Prompt
@@ -188,10 +190,16 @@ class Context:
 
     @property
     def reference_choice(self) -> Reference:
-        return self.config.reference or self.method.reference
+        chosen = self.config.reference
+        return self.method.reference if chosen is None else as_reference(chosen)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the run stores the reference's log-probs of an iteration's pairs, before it trains on them."""
+        return self.method.needs_reference and not isinstance(self.reference_choice, Synced)
 
     def reference_path(self, iteration: int) -> str:
-        """The path of the model whose log-probs the loss of an iteration compares with."""
+        """The path of the model whose log-probs the loss of an iteration compares with, at first if it follows."""
         return self.start_policy(iteration) if self.reference_choice == "previous" else self.first_reference
 
     @property
@@ -321,6 +329,18 @@ class Context:
         # Autocast would cache low-precision copies of weights that require gradients.
         load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
         return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
+
+    def following_reference(self, iteration: int) -> FollowingReference | None:
+        """The reference that follows the policy in this iteration, as the last one left it; None for other choices."""
+        rule = self.reference_choice
+        if not isinstance(rule, Synced) or not self.method.needs_reference:
+            return None
+        model = self._sharing(self._placed(self._load_reference(self.first_reference)))
+        by_token, chunked = self.method.weighting.needs_reference_tokens, self.rows.chunked_head
+        reference = FollowingReference(model, rule, chunked, by_token)
+        if iteration > 0:
+            reference.load(self.checkpoint(iteration - 1))
+        return reference
 
     def _sharing(self, model: nn.Module) -> nn.Module:
         if self.run.done("check") and self.rows.shared_prompts:
@@ -462,6 +482,11 @@ class Context:
     def scratch(self, phase: str, name: str) -> Path:
         """The path of a file that is needed only until the phase, or its iteration, is over."""
         return self.run.path / phase / SCRATCH / f"{name}.arrow"
+
+
+def as_reference(chosen: str | SyncedReference) -> Reference:
+    """The reference that a recipe chooses."""
+    return Synced(**chosen.model_dump()) if isinstance(chosen, SyncedReference) else chosen  # type: ignore[return-value]
 
 
 def first_of(part: int, parts: int, total: int) -> int:

@@ -52,7 +52,7 @@ def sampling(context: Context, iteration: int) -> Phases:
 def on_pairs(context: Context, iteration: int, trainer: PolicyTrainer) -> Phases:
     phases = sampling(context, iteration)
     phases["pair"] = once(context, build_pairs, iteration)
-    if context.method.needs_reference:
+    if context.keeps_reference:
         phases["reference"] = partial(keep_iteration_reference, context, iteration)
     return phases | {"train": partial(train_iteration, context, iteration)}
 

@@ -52,6 +52,7 @@ def row_key(row: Row) -> Key:
 def reference_fields(row: Row) -> Row:
     """The reference fields of a `PreferencePair`."""
     fields: Row = {"reference_logps": (row["chosen"], row["rejected"])}
+    fields["reference_shared"] = (row["chosen_shared"], row["rejected_shared"])
     if "chosen_tokens" in row:
         fields["reference_tokens"] = (array("f", row["chosen_tokens"]), array("f", row["rejected_tokens"]))
     return fields

@@ -28,16 +28,17 @@ from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
-from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, refuse_impossible
+from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, reference_doubts, refuse_impossible
 from adaptpo.pipeline.trackers import tracking
 from adaptpo.run.directory import Summary, metrics_of
 from adaptpo.run.files import whole_folder, write_json
 from adaptpo.run.history import global_step
 from adaptpo.run.progress import announce, caution, say
 from adaptpo.training.actor_critic import CRITIC
+from adaptpo.training.following_reference import FOLLOWING
 from adaptpo.training.prompt_group_trainer import load_method
 
-NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC)
+NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC, FOLLOWING)
 
 
 def align(context: Context) -> Path:
@@ -147,8 +148,10 @@ def run_iteration(context: Context, iteration: int) -> None:
 
 
 def warn(context: Context) -> None:
-    """Prints why the learners may learn little or nothing, and stores it for the report."""
-    doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []
+    """Prints why learners or the reference may stay as they are, and stores it for the report."""
+    schedule = expected_schedule(context)
+    doubts = context.method.doubts(schedule) if context.method.trainer.uses_pairs else []
+    doubts += reference_doubts(context, schedule)
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
     context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", {"before_training": doubts}))

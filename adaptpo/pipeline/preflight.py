@@ -10,8 +10,10 @@ from transformers import Trainer
 from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Schedule
+from adaptpo.choices.reference import Synced
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.tokenization import check_tokenizer_fits
+from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ConfigError
 from adaptpo.models.loading import check_loading, first_line, load_tokenizer, read_config
 from adaptpo.pipeline.context import Context
@@ -40,6 +42,7 @@ def refuse_impossible(context: Context) -> None:
     check_sampling(context)
     check_generation(context)
     check_objectives(context)
+    check_following(context)
     context.method.refuse_impossible()
     config = read_config(context.initial, context.config.load_options)
     check_tokenizer_fits(context.tokenizer, config)
@@ -69,6 +72,37 @@ def expected_schedule(context: Context) -> Schedule:
     prompts = [len(context.offline_ids(iteration)) for iteration in range(context.config.num_iterations)]
     steps = [args.max_steps if args.max_steps > 0 else math.ceil(epochs * math.ceil(n / together)) for n in prompts]
     return Schedule(tuple(steps), epochs if args.max_steps <= 0 else min(steps) * together / max(1, min(prompts)))
+
+
+def reference_doubts(context: Context, schedule: Schedule) -> list[str]:
+    rule, steps = context.reference_choice, sum(schedule.steps)
+    if not isinstance(rule, Synced) or steps >= rule.ref_model_sync_steps:
+        return []
+    return [
+        f"the reference never follows the policy: the run has {steps} optimizer steps, and ref_model_sync_steps is "
+        f"{rule.ref_model_sync_steps}; lower it"
+    ]
+
+
+def check_following(context: Context) -> None:
+    """Raises ConfigError for a reference that cannot follow the policy."""
+    if not isinstance(context.reference_choice, Synced):
+        return
+    if not (context.method.needs_reference and context.method.trainer.uses_pairs):
+        raise ConfigError(
+            f"method '{context.method.name}' compares pairs with no reference that could follow the policy; leave "
+            "reference out, or set it to initial"
+        )
+    if context.config.peft is not None:
+        raise ConfigError(
+            "a reference that follows the policy needs full weights, because the mean of two adapters is not that of "
+            "their models; leave peft out, or set reference to previous"
+        )
+    if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "a reference that follows the policy needs whole weights on every process; train without FSDP and "
+            "DeepSpeed, or set reference to previous"
+        )
 
 
 def check_ranks(context: Context) -> None:

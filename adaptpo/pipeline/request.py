@@ -118,9 +118,10 @@ class Request:
         method = {
             "name": self.method.name,
             "choices": self.method.choices(),
+            "code": self.method.code(),
             "filter": repr(self.method.filter),
             "trainer": repr(self.method.trainer),
-            "reference": self.method.reference,
+            "reference": str(self.method.reference),
             "warmup_epochs": self.method.warmup_epochs,
             "validation": None if self.method.validation is None else repr(self.method.validation),
             "opening": self.method.opening(),

@@ -14,7 +14,7 @@ from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import TokenizedPair, options_of, tokenize_pair
+from adaptpo.data.tokenization import options_of, tokenize_pair
 from adaptpo.plan.arithmetic import Lengths
 from adaptpo.types import Dropped, PreferenceExample
 
@@ -57,23 +57,28 @@ def measure_data(
     step = max(1, total // sample)
     sampled = islice(iter_examples(rows, text_mode), 0, None, step)
     taken = [
-        None if isinstance(example, Dropped) else tokenized(example, config, tokenizer, stop_ids)
+        None if isinstance(example, Dropped) else token_counts(example, config, tokenizer, stop_ids)
         for example in with_words_rendered(sampled, tokenizer)
     ]
-    kept = [pair for pair in taken if isinstance(pair, TokenizedPair)]
-    require_rows(len(kept), {"the run would drop it": len(taken)} if taken else {}, source)
-    lengths = [(len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids)) for pair in kept]
+    lengths = [counts for counts in taken if counts is not None]
+    require_rows(len(lengths), {"the run would drop it": len(taken)} if taken else {}, source)
     prompt, chosen, rejected = np.array(lengths, dtype=np.float64).T
-    return DataFacts(total, round(total * len(kept) / len(taken)), prompt, chosen, rejected)
+    return DataFacts(total, round(total * len(lengths) / len(taken)), prompt, chosen, rejected)
 
 
-def tokenized(
+def token_counts(
     example: PreferenceExample, config: AlignmentConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
-) -> TokenizedPair | str:
-    """As a run tokenizes it."""
+) -> tuple[int, int, int] | None:
+    """The tokens of prompt, chosen and rejected response as a run counts them, 0 for one that an unpaired row lacks;
+    None for a row that it leaves out."""
     options = options_of(example.columns, config.chat_template_kwargs)
     limits = (config.max_prompt_length, config.max_completion_length)
-    return tokenize_pair(example, tokenizer, *limits, stop_ids, options or {}, config.max_length)
+    found = tokenize_pair(example, tokenizer, *limits, stop_ids, options or {}, config.max_length)
+    if isinstance(found, str):
+        return None
+    sides = {"chosen": len(found.chosen.ids), "rejected": len(found.rejected.ids)}
+    sides |= {example.absent: 0} if example.absent else {}
+    return len(found.prompt_ids), sides["chosen"], sides["rejected"]
 
 
 def assumed_data(pairs: int, prompt: float, response: float) -> DataFacts:

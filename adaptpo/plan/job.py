@@ -72,12 +72,15 @@ class Job:
         return any(self.config.training.get(name) for name in names)
 
     @property
-    def reference(self) -> Literal["initial", "previous"]:
-        return self.config.reference or self.method.reference
+    def reference(self) -> Literal["initial", "previous", "synced"]:
+        chosen = self.config.reference or self.method.reference
+        return chosen if isinstance(chosen, str) else "synced"
 
     @property
     def second_model(self) -> bool:
         """Whether training needs a reference model in memory that is not the policy without its adapter."""
+        if self.reference == "synced":
+            return True
         measured = "divergence" in self.method.weighting.measures
         return measured and (self.config.peft is None or self.reference == "previous")
 

@@ -167,13 +167,17 @@ def on_pairs(job: Job, number: int, selected: float) -> Iterator[Phase]:
 
 
 def pair_references(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
-    if job.method.objective.needs_reference:
+    if job.method.objective.needs_reference and job.reference != "synced":
         for sides in made.pairs if job.reference == "previous" else made.new_pairs:
             yield forward(job, "pair reference", prompts, sides)
 
 
 def live_reference(job: Job, prompts: float, made: Contribution) -> Iterator[Phase]:
-    """Extra work of the exact divergence: the reference's forward pass in every step, and the policy's logits again."""
+    """Extra work of a reference in training: its forward pass in every step and, for the exact divergence, the policy's
+    logits again."""
+    if job.method.objective.needs_reference and job.reference == "synced":
+        phase = forward(job, "reference in training", prompts, made.group)
+        yield replace(phase, passes=phase.passes * job.epochs)
     if "divergence" in job.method.weighting.measures:
         phase = forward(job, "reference in training", prompts, made.group)
         passes = replace(phase.passes, logits=2 * phase.passes.logits) * job.epochs

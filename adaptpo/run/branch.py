@@ -19,7 +19,7 @@ from adaptpo.run.files import JsonLines, whole_file, whole_folder, write_json
 from adaptpo.run.lazy_sequence import batched
 
 LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
-LATER_SECTIONS = ("meta.", "method.", "stage.")
+LATER_SECTIONS = ("meta.", "method.", "stage.", "reference.")
 OWN_FILES = frozenset(
     {
         "config.yaml",

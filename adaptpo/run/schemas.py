@@ -38,6 +38,8 @@ LOGPS_SCHEMA = pa.schema(
         "objective": pa.int32(),
         "chosen": pa.float32(),
         "rejected": pa.float32(),
+        "chosen_shared": pa.float32(),
+        "rejected_shared": pa.float32(),
     }
 )
 TOKEN_LOGPS_SCHEMA = LOGPS_SCHEMA.append(pa.field("chosen_tokens", pa.list_(pa.float32()))).append(
@@ -103,6 +105,7 @@ TRAINED_PAIR = pa.struct(
     [
         *PAIRS_SCHEMA,
         pa.field("reference_logps", pa.list_(pa.float32())),
+        pa.field("reference_shared", pa.list_(pa.float32())),
         pa.field("reference_tokens", pa.list_(pa.list_(pa.float32()))),
     ]
 )
@@ -229,6 +232,7 @@ def group_row(group: PromptGroup) -> Row:
             {
                 **pair_row(pair),
                 "reference_logps": pair.reference_logps,
+                "reference_shared": pair.reference_shared,
                 "reference_tokens": pair.reference_tokens,
             }
             for pair in group.pairs
@@ -243,9 +247,9 @@ def read_group(row: Row) -> PromptGroup:
 
 
 def read_reference(row: Row) -> Row:
-    logps, tokens = row["reference_logps"], row["reference_tokens"]
-    return {
-        "reference_logps": None if logps is None else tuple(logps),
+    tokens = row["reference_tokens"]
+    sums = {name: None if row[name] is None else tuple(row[name]) for name in ("reference_logps", "reference_shared")}
+    return sums | {
         "reference_tokens": None if tokens is None else tuple(array("f", side) for side in tokens),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from adaptpo.models.logps import token_logps
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.run.files import JsonLines
 from adaptpo.seeds import seed_for
+from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
@@ -33,7 +35,8 @@ class PreferenceTrainer(GroupTrainer):
     of prompts of the optimizer step. With `rows.shared_prompts`, `share_prompts` must have been applied to the model.
     `stretch` is the start and end of this training as shares of the run's training: the first and the last progress
     that the objective sees. `validation` holds the prompts held out for learners that look ahead; a step is measured
-    on as many of them as it trains on. `probe` measures what the method's weighting needs.
+    on as many of them as it trains on. `probe` measures what the method's weighting needs. `reference` computes the
+    reference's log-probs in each step, in place of stored ones.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class PreferenceTrainer(GroupTrainer):
         ranks: Ranks = ALONE,
         probe: VocabularyProbe | None = None,
         optimizer: OwnOptimizer | None = None,
+        reference: FollowingReference | None = None,
     ) -> None:
         self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
-        self.probe = probe
+        self.probe, self.reference = probe, reference
         self.pair_records = list[list[dict[str, Any]]]()
         self.trained = list[Trained]()
         self.taken: LookAhead | None = None
@@ -83,7 +87,7 @@ class PreferenceTrainer(GroupTrainer):
         return 0.0 * token_logps(model, batch, self.rows.chunked_head).sum()
 
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
-        chunked_head = self.rows.chunked_head
+        chunked_head, batch = self.rows.chunked_head, self.with_reference(batch)
         step = preference_step(model, batch, self.method, divisor, chunked_head, self.progress, self.probe)
         if torch.isfinite(step.loss):
             self.pair_records[-1] += pair_records(step, self.method)
@@ -91,6 +95,19 @@ class PreferenceTrainer(GroupTrainer):
             if self.method.look_ahead():
                 self.trained.append((batch, step.pairs, step.weights))
         return BatchLoss(step.loss, step.metrics, step.pairs.prompt_id)
+
+    def with_reference(self, batch: Batch) -> Batch:
+        return batch if self.reference is None else self.reference.added_to(batch)
+
+    def save_beside(self, folder: Path) -> None:
+        super().save_beside(folder)
+        if self.reference is not None:
+            self.reference.save(folder)
+
+    def load_beside(self, folder: Path) -> None:
+        super().load_beside(folder)
+        if self.reference is not None:
+            self.reference.load(folder)
 
     def look_ahead(self, prompts: int) -> LookAhead:
         """The look-ahead of the step that the optimizer is about to take, whose gradient is complete."""
@@ -115,7 +132,9 @@ class PreferenceTrainer(GroupTrainer):
         groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
         size = max(1, self.args.per_device_train_batch_size // 4)
         pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
-        return [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
+        batches = [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
+        with self.compute_loss_context_manager():
+            return [self.with_reference(batch) for batch in batches]
 
     def finish_step(self) -> None:
         """Updates the learners and logs how much each pair counted."""
@@ -123,6 +142,8 @@ class PreferenceTrainer(GroupTrainer):
             self.method.learn_ahead(self.taken, self.gather_rows)
         self.trained, self.taken = [], None
         self.method.update(self.gather_rows)
+        if self.reference is not None:
+            self.reference.follow(self.accelerator.unwrap_model(self.model))
         records = self.gather_records()
         if self.pair_log is not None and self.ranks.is_first:
             self.pair_log.append(*({"step": self.state.global_step, **record} for record in records))

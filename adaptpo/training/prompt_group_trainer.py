@@ -145,6 +145,14 @@ class GroupTrainer(Trainer):
     def finish_step(self) -> None:
         """Called after every optimizer step."""
 
+    def save_beside(self, folder: Path) -> None:
+        """Writes the state that training needs beside the policy, its optimizer and the learners to a checkpoint."""
+        save_method(self.method, folder)
+
+    def load_beside(self, folder: Path) -> None:
+        """Restores what `save_beside` wrote."""
+        load_method(self.method, folder)
+
     def forget_after(self, step: int) -> None:
         """Discards what was written after this step, because it is about to be repeated."""
 
@@ -259,7 +267,7 @@ class StepHooks(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.ranks.wait()
         if self.trainer.ranks.is_first:
-            save_method(self.trainer.method, checkpoint)
+            self.trainer.save_beside(checkpoint)
             mark_complete(checkpoint, self.trainer.layout)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptpo.choices.method import Method
+from adaptpo.choices.objectives import Objective
 from adaptpo.models.collate import Batch, pair_batch
 from adaptpo.models.logps import pair_logps
 from adaptpo.training.whole_vocabulary import VocabularyProbe
@@ -54,17 +55,24 @@ def preference_step(
 @torch.no_grad()
 def step_metrics(method: Method, logps: PairLogps, pairs: PairBatch, weights: Tensor) -> dict[str, float]:
     """Metrics under TRL's names, as means over pairs; weights as means over the pairs of each source."""
-    chosen, rejected = method.objective.rewards(logps)
-    values = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).float(),
-        "logps/chosen": logps.chosen,
-        "logps/rejected": logps.rejected,
-    }
+    values = reward_values(method.objective, logps)
     online = pairs.source == ONLINE
     for name, members in (("weight/online", online), ("weight/offline", ~online)):
         if members.any():
             values[name] = weights[members]
     return {name: value.float().mean().item() for name, value in values.items()}
+
+
+def reward_values(objective: Objective, logps: PairLogps) -> dict[str, Tensor]:
+    """Values under TRL's names, each of the pairs that have what it is about: an unpaired response has no margin."""
+    chosen, rejected = objective.rewards(logps)
+    has_chosen, has_rejected = logps.chosen_tokens > 0, logps.rejected_tokens > 0
+    values = {
+        "rewards/chosen": chosen[has_chosen],
+        "rewards/rejected": rejected[has_rejected],
+        "rewards/margins": (chosen - rejected)[has_chosen & has_rejected],
+        "rewards/accuracies": (chosen > rejected).float()[has_chosen & has_rejected],
+        "logps/chosen": logps.chosen[has_chosen],
+        "logps/rejected": logps.rejected[has_rejected],
+    }
+    return {name: value for name, value in values.items() if len(value)}

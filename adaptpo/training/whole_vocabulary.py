@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from adaptpo.choices.learners.base import Measure
 from adaptpo.choices.learners.pair_features import HeadGradient, log_norm
 from adaptpo.choices.objectives import Objective
 from adaptpo.models.collate import Batch
@@ -77,11 +78,11 @@ def first_input(head: nn.Module) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class VocabularyProbe:
-    """Measures in each training step what a weighting needs: the exact divergence from `reference`, if there is one,
-    and the norm of the head's gradient if `gradient`. `precision` returns the precision context of training."""
+    """Measures in each training step what a weighting has `asked` for, the exact divergence from `reference` among it.
+    `precision` returns the precision context of training."""
 
     reference: LiveReference | None
-    gradient: bool
+    asked: frozenset[Measure]
     precision: Callable[[], AbstractContextManager]
 
     def logps(
@@ -96,7 +97,9 @@ class VocabularyProbe:
         with torch.no_grad(), self.precision(), evaluating(ours.head):
             if theirs is not None:
                 found["divergence"] = exact_divergence(ours, theirs, batch)
-            if self.gradient:
+            if "on_policy" in self.asked:
+                found["on_policy"] = on_policy_weights(ours, batch)
+            if "head_gradient_norm" in self.asked:
                 found["head_gradient_norm"] = head_gradient_norms(ours, batch, slopes(objective, logps))
         return logps, found
 
@@ -122,6 +125,24 @@ def exact_divergence(policy: HeadStates, reference: HeadStates, batch: Batch) ->
 def token_divergences(ours: Tensor, theirs: Tensor) -> Tensor:
     """KL of distributions given by log-probs [n, vocabulary], [n]."""
     return (ours.exp() * (ours - theirs)).sum(dim=-1)
+
+
+# How likely the policy is to write a pair
+
+
+def on_policy_weights(policy: HeadStates, batch: Batch) -> Tensor:
+    """The product of both responses' `exp(mean_t [log pi(y_t) - log sum_v pi(v)^2])` of n pairs, [n] (WPO, Eq. 2)."""
+    mask = pair_mask(batch)
+    targets = batch["targets"][batch["target_mask"]]
+    pieces = torch.arange(int(mask.sum()), device=mask.device).split(policy.at_once)
+    tokens = torch.cat([aligned_logps(policy.logps(piece), targets[piece]) for piece in pieces])
+    means = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(dim=1) / mask.sum(dim=1)
+    return means.unflatten(0, (2, -1)).sum(dim=0).exp()
+
+
+def aligned_logps(logps: Tensor, targets: Tensor) -> Tensor:
+    """The log-probs of `targets` [n] under `logps` [n, vocabulary], minus the log of a sample's mean probability."""
+    return logps.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(2 * logps, dim=-1)
 
 
 # The norm of the head's gradient

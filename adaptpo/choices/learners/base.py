@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from adaptpo.choices.described import Described
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.types import PairBatch
 
-Measure = Literal["divergence", "head_gradient_norm"]
+Measure = Literal["divergence", "head_gradient_norm", "on_policy"]
 """Fields of `PairBatch` that a training step computes from the whole vocabulary, for a weighting that needs them."""
 
 
@@ -63,7 +64,7 @@ class Schedule:
     visits: float
 
 
-class Learner:
+class Learner(Described):
     """A component with state that learns beside the policy. Every hook is a no-op until overridden.
 
     `title` names it in messages. `updates` is its number of updates, None for a learner that does not count them.

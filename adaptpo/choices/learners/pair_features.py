@@ -184,7 +184,7 @@ def slopes_of(predictions: Predictions, chosen: Tensor, rejected: Tensor) -> tup
     """Derivatives of the pair's loss with respect to its two log-probs."""
     with torch.enable_grad():
         leaves = [logp.detach().requires_grad_() for logp in (chosen, rejected)]
-        return torch.autograd.grad(predictions.loss(*leaves), leaves)
+        return torch.autograd.grad(predictions.loss(*leaves), leaves, materialize_grads=True)
 
 
 def standardize(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from adaptpo.choices.described import Described
 from adaptpo.choices.learners.base import Learner
 from adaptpo.types import PairLogps
 
@@ -19,16 +20,28 @@ def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
     return logps.chosen - logps.reference_chosen, logps.rejected - logps.reference_rejected
 
 
-class Objective(ABC):
+def presence(logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """1 where there is a chosen, and a rejected, response, and 0 where an unpaired row has none, each [n]."""
+    return (logps.chosen_tokens > 0).to(logps.chosen.dtype), (logps.rejected_tokens > 0).to(logps.rejected.dtype)
+
+
+class Objective(Described, ABC):
     """One of the four choices: how well the policy agrees with a pair, and the loss if it does not.
 
     `beta` is the scale of log-probs in the margin, 1 if the objective has none. With `needs_sample`, the pairing must
-    keep a fresh response beside each pair.
+    keep a fresh response beside each pair. With `takes_unpaired`, a pair may lack one response: its log-probs and its
+    number of tokens are 0, and it adds nothing to the loss.
     """
 
     beta: float = 1.0
     needs_reference: ClassVar[bool] = False
     needs_sample: ClassVar[bool] = False
+    takes_unpaired: ClassVar[bool] = False
+
+    @property
+    def needs_shared(self) -> bool:
+        """Whether the loss depends on `PairLogps.shared`, not on the sums over whole responses alone."""
+        return False
 
     @abstractmethod
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:

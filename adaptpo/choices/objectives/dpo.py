@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, log_ratios, score
+from adaptpo.choices.objectives.base import score
+from adaptpo.choices.objectives.log_ratio import DivergenceObjective
 from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)
-class DPO(Objective):
+class DPO(DivergenceObjective):
     """`-log sigmoid(beta * [(logp_w - ref_w) - (logp_l - ref_l)])`, Eq. 3 of the MetaAPO paper.
 
     With s = sigmoid(margin), d loss / d logp_w = -beta * (1 - s) and d loss / d logp_l = +beta * (1 - s).
 
     `label_smoothing` e, the share of labels believed to be wrong, makes it conservative DPO (Mitchell, 2023):
     `-(1 - e) * log sigmoid(margin) - e * log sigmoid(-margin)`, whose gradient has 1 - e - s in place of 1 - s.
+    Further settings: see `DivergenceObjective` (f-DPO) and `LogRatioObjective` (LD-DPO).
 
     >>> import torch
     >>> one = lambda value: torch.tensor([value])
@@ -29,13 +30,7 @@ class DPO(Objective):
     tensor([0.5981])
     """
 
-    beta: float = 0.1
     label_smoothing: float = 0.0
-    needs_reference: ClassVar[bool] = True
-
-    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
-        chosen, rejected = log_ratios(logps)
-        return self.beta * chosen, self.beta * rejected
 
     def loss(self, logps: PairLogps) -> Tensor:
         margin = self.margin(logps)

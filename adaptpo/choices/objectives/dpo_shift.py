@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, log_ratios, score
+from adaptpo.choices.objectives.base import score
+from adaptpo.choices.objectives.log_ratio import LogRatioObjective
 from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)
-class DPOShift(Objective):
+class DPOShift(LogRatioObjective):
     """`-log sigmoid(beta * [(logp_w - ref_w) - f * (logp_l - ref_l)])`, with f rising linearly from `start` to `end`.
 
     f = `start + (end - start) * (share of the run's optimizer steps done)`, 0.95 to 1.0 as in B.3 of the MetaAPO
@@ -27,17 +27,11 @@ class DPOShift(Objective):
     (tensor([0.6027]), tensor([0.5981]))
     """
 
-    beta: float = 0.1
     start: float = 0.95
     end: float = 1.0
-    needs_reference: ClassVar[bool] = True
 
     def at(self, progress: float) -> DPOShift:
         return replace(self, start=self.start + (self.end - self.start) * progress)
-
-    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
-        chosen, rejected = log_ratios(logps)
-        return self.beta * chosen, self.beta * rejected
 
     def loss(self, logps: PairLogps) -> Tensor:
         chosen, rejected = self.rewards(logps)

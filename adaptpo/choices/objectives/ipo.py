@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.choices.objectives.log_ratio import DivergenceObjective
 from adaptpo.types import PairLogps
 
 
 @dataclass(frozen=True)
-class IPO(Objective):
+class IPO(DivergenceObjective):
     """`(h - 1 / (2 * beta))^2` with `h = (logp_w - ref_w) / |y_w| - (logp_l - ref_l) / |y_l|`, their Eq. 17.
 
     beta is their tau, 0.1 as in TRL. The margin is beta * h, and its target is 1/2. d loss / d logp_w =
@@ -26,16 +25,9 @@ class IPO(Objective):
     tensor([21.4678])
     """
 
-    beta: float = 0.1
-    needs_reference: ClassVar[bool] = True
-
-    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
-        chosen, rejected = log_ratios(logps)
-        return self.beta * chosen, self.beta * rejected
-
     def margin(self, logps: PairLogps) -> Tensor:
-        chosen, rejected = self.rewards(logps)
-        return chosen / logps.chosen_tokens - rejected / logps.rejected_tokens
+        chosen, rejected = self.scores(logps)
+        return self.beta * chosen / logps.chosen_tokens - self.beta * rejected / logps.rejected_tokens
 
     def loss(self, logps: PairLogps) -> Tensor:
         return (self.margin(logps) - 0.5).square() / self.beta**2

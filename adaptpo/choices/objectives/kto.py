@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization (Ethayarajh et al., 2024) on pairs: chosen is desirable, rejected is not."""
+"""Kahneman-Tversky optimization (Ethayarajh et al., 2024): chosen responses are desirable, rejected ones are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, sigmoid
 
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Gather, Learner
-from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.choices.objectives.base import Objective, log_ratios, presence
 from adaptpo.types import PairBatch, PairLogps
 
 
@@ -31,7 +31,7 @@ class ReferencePoint(Learner):
         self.value, self.seen = 0.0, torch.zeros(0)
 
     def observe(self, batch: PairBatch) -> None:
-        self.seen = torch.cat([self.seen, batch.ratios.mean(dim=1).cpu()])
+        self.seen = torch.cat([self.seen, batch.ratios[~batch.ratios.isnan()].cpu()])
 
     def update(self, gather: Gather) -> None:
         seen, self.seen = gather(self.seen), torch.zeros(0)
@@ -53,7 +53,8 @@ class KTO(Objective):
     """Half of `D * [1 - sigmoid(beta * (r_w - z0))] + U * [1 - sigmoid(beta * (z0 - r_l))]`, `r = logp - ref`.
 
     D and U are `desirable_weight` and `undesirable_weight` (lambda_D and lambda_U), 1 as in TRL; beta is 0.1 as for
-    DPO. The loss is halved because TRL takes the mean over responses, not over pairs. With s the first sigmoid,
+    DPO. The loss is halved because TRL takes the mean over responses, not over pairs; an unpaired response has its own
+    term, not halved. With s the first sigmoid,
     d loss / d logp_w = -D / 2 * beta * s * (1 - s); z0 has no gradient and cancels in the margin. Deviation: the paper
     and TRL estimate z0 in each micro-batch, from prompts with other prompts' responses; see `ReferencePoint`.
 
@@ -69,6 +70,7 @@ class KTO(Objective):
     undesirable_weight: float = 1.0
     reference_point: ReferencePoint = field(default_factory=ReferencePoint, init=False, repr=False, compare=False)
     needs_reference: ClassVar[bool] = True
+    takes_unpaired: ClassVar[bool] = True
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         chosen, rejected = log_ratios(logps)
@@ -79,7 +81,8 @@ class KTO(Objective):
         zero = self.beta * self.reference_point.value
         desirable = self.desirable_weight * (1 - sigmoid(chosen - zero))
         undesirable = self.undesirable_weight * (1 - sigmoid(zero - rejected))
-        return (desirable + undesirable) / 2
+        has_chosen, has_rejected = presence(logps)
+        return (has_chosen * desirable + has_rejected * undesirable) / (has_chosen + has_rejected)
 
     def learners(self) -> tuple[Learner, ...]:
         return (self.reference_point,)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import relu
 
-from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.choices.objectives.base import Objective
+from adaptpo.choices.objectives.log_ratio import DivergenceObjective
 from adaptpo.types import PairLogps
 
 
@@ -33,7 +33,7 @@ class SLiCHF(Objective):
 
 
 @dataclass(frozen=True)
-class Hinge(Objective):
+class Hinge(DivergenceObjective):
     """`max(0, 1 - beta * [(logp_w - ref_w) - (logp_l - ref_l)])`: SLiC's hinge on DPO's margin, like TRL's `hinge`.
 
     d loss / d logp_w = -beta and d loss / d logp_l = +beta while the margin is below 1, and 0 beyond. beta is DPO's.
@@ -44,13 +44,6 @@ class Hinge(Objective):
     >>> Hinge(beta=0.1).loss(logps)
     tensor([0.8000])
     """
-
-    beta: float = 0.1
-    needs_reference: ClassVar[bool] = True
-
-    def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
-        chosen, rejected = log_ratios(logps)
-        return self.beta * chosen, self.beta * rejected
 
     def loss(self, logps: PairLogps) -> Tensor:
         return relu(1 - self.margin(logps))

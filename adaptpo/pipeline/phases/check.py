@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from adaptpo.models.self_check import choose_rows, loss_at_reference, representa
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.directory import Summary
-from adaptpo.types import PromptGroup
+from adaptpo.types import PreferencePair, PromptGroup, Response
 
 Counts = NDArray[np.int32]
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -24,7 +26,7 @@ def check_model(context: Context) -> Summary:
     dtype, model = context.compute_dtype, context.policy(context.initial)
     subject = {
         "model": model,
-        "group": PromptGroup(prompt, (pair,)),
+        "group": PromptGroup(prompt, (with_both_sides(pair),)),
         "pad_id": context.tokenizer.pad_token_id,
         "dtype": dtype,
         "precision": lambda: autocast(context.inference_arguments),
@@ -35,13 +37,23 @@ def check_model(context: Context) -> Summary:
     return facts
 
 
+def with_both_sides(pair: PreferencePair) -> PreferencePair:
+    """The pair; that of an unpaired row has half of its response in the place of the other, so that the check sees two
+    lengths."""
+    present = pair.chosen if pair.chosen.ids else pair.rejected
+    half = Response(present.text, present.ids[: max(1, len(present.ids) // 2)])
+    chosen, rejected = (side if side.ids else half for side in (pair.chosen, pair.rejected))
+    return replace(pair, chosen=chosen, rejected=rejected)
+
+
 def token_counts(rows: MappedRows) -> tuple[Counts, int]:
     """The counts of `row_tokens`: for each offline pair with a shared prompt, [n], and for all pairs padded."""
     shared, padded = np.zeros(len(rows), dtype=np.int32), 0
     start = 0
     for batch in rows.batches():
         prompt, chosen, rejected = (pc.list_value_length(batch[name]).to_numpy() for name in TOKENS)
-        shared[start : start + len(prompt)] = prompt + chosen + rejected - 2
-        padded += 2 * int((prompt + np.maximum(chosen, rejected)).sum())
+        present = (chosen > 0).astype(np.int32) + (rejected > 0)
+        shared[start : start + len(prompt)] = prompt + chosen + rejected - present
+        padded += int((present * (prompt + np.maximum(chosen, rejected))).sum())
         start += len(prompt)
     return shared, padded

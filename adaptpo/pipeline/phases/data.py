@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.tokenization import NO_MAPPING, TokenizedPair, options_of, tokenize_pair
+from adaptpo.data.unpaired import how_to_pair
+from adaptpo.errors import DataError
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import LeftOut, Summary
 from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
-from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Row
+from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response, Row
 
 WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "part"])
 
@@ -44,13 +46,23 @@ def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
 
 
 def tokenized(context: Context, number: int, example: PreferenceExample) -> tuple[Prompt, PreferencePair] | Dropped:
+    if example.absent and not context.method.takes_unpaired:
+        way = how_to_pair(example.columns, example.prompt)
+        raise DataError(f"method '{context.method.name}' cannot train on row {example.row}: {way}")
     if problem := weight_problem(context, example):
         return Dropped(example.row, problem)
     found = tokenized_pair(context, example)
     if isinstance(found, str):
         return Dropped(example.row, found)
     prompt = Prompt(id=number, text=example.prompt, ids=found.prompt_ids, columns=example.columns)
-    return prompt, PreferencePair(number, "offline", found.chosen, found.rejected)
+    return prompt, offline_pair(number, example, found)
+
+
+def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) -> PreferencePair:
+    """The pair of an example, without the response that an unpaired row lacks."""
+    nothing = Response("", [])
+    chosen = nothing if example.absent == "chosen" else found.chosen
+    return PreferencePair(number, "offline", chosen, nothing if example.absent == "rejected" else found.rejected)
 
 
 def tokenized_pair(context: Context, example: PreferenceExample) -> TokenizedPair | str:

@@ -21,12 +21,13 @@ from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.kept_reference import joined
-from adaptpo.pipeline.phases.data import tokenized_pair
+from adaptpo.pipeline.phases.data import offline_pair, tokenized_pair
 from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import read_rows, write_table
 from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.seeds import seed_for
+from adaptpo.training.step import reward_values
 from adaptpo.types import Dropped, PairLogps, PreferenceExample, PreferencePair, Prompt, Response, Row
 
 Heldout = tuple[Prompt, PreferencePair | None]
@@ -87,7 +88,8 @@ def tokenized(context: Context, number: int, example: PreferenceExample | Prompt
     if isinstance(result, str):
         return Dropped(example.row, result)
     prompt = Prompt(number, example.prompt, result.prompt_ids, example.columns)
-    return prompt, PreferencePair(number, "offline", result.chosen, result.rejected)
+    comparable = example.absent is None or context.method.takes_unpaired
+    return prompt, offline_pair(number, example, result) if comparable else None
 
 
 def tokenized_prompt(context: Context, number: int, example: PromptExample) -> Heldout | Dropped:
@@ -131,17 +133,8 @@ def logged(context: Context, stage: str, summary: Summary) -> Summary:
 def pair_metrics(context: Context, logps: PairLogps) -> Summary:
     """TRL's numbers under TRL's names, as means over the held-out pairs."""
     objective = context.method.objective
-    chosen, rejected = objective.rewards(logps)
-    values = {
-        "eval_loss": objective.loss(logps),
-        "eval_rewards/chosen": chosen,
-        "eval_rewards/rejected": rejected,
-        "eval_rewards/margins": chosen - rejected,
-        "eval_rewards/accuracies": (chosen > rejected).float(),
-        "eval_logps/chosen": logps.chosen,
-        "eval_logps/rejected": logps.rejected,
-    }
-    return {name: value.mean().item() for name, value in values.items()}
+    values = {"loss": objective.loss(logps), **reward_values(objective, logps)}
+    return {f"eval_{name}": value.mean().item() for name, value in values.items()}
 
 
 def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:

@@ -31,16 +31,18 @@ def keep_reference(context: Context, folder: str, path: str, items: Sequence[Pro
 
 
 def reference_rows(items: Sequence[PromptedPair], logps: PairLogps) -> list[Row]:
-    values = zip(items, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
+    assert logps.shared is not None
+    columns = (logps.chosen, logps.rejected, *logps.shared.unbind(dim=1))
+    names = ("chosen", "rejected", "chosen_shared", "rejected_shared")
+    values = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {
             "prompt_id": prompt.id,
             "source": pair.source,
             "objective": pair.objective,
-            "chosen": chosen,
-            "rejected": rejected,
+            **dict(zip(names, sums, strict=True)),
         }
-        for (prompt, pair), chosen, rejected in values
+        for (prompt, pair), sums in zip(items, values, strict=True)
     ]
 
 

@@ -31,9 +31,10 @@ from adaptpo.run.lazy_sequence import Lazy
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
 from adaptpo.training.checkpoints import last_complete, refuse_other_layout, step_of
+from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.preference_trainer import PreferenceTrainer
-from adaptpo.training.prompt_group_trainer import GroupTrainer, load_method, save_method
-from adaptpo.training.whole_vocabulary import VocabularyProbe
+from adaptpo.training.prompt_group_trainer import GroupTrainer, save_method
+from adaptpo.training.whole_vocabulary import LiveReference, VocabularyProbe
 from adaptpo.types import PromptGroup
 
 TRACKERS = tuple(INTEGRATION_TO_CALLBACK.values())
@@ -47,8 +48,10 @@ def warm_up(context: Context) -> Summary:
 
 def train_iteration(context: Context, iteration: int) -> Summary:
     folder = context.folder(iteration)
-    known = with_reference(context, "reference", iteration_pairs(context, iteration))
-    items = with_ordered_reference(context, f"{folder}/reference", known)
+    items: Iterable[PromptedPair] = iteration_pairs(context, iteration)
+    if context.keeps_reference:
+        known = with_reference(context, "reference", iteration_pairs(context, iteration))
+        items = with_ordered_reference(context, f"{folder}/reference", known)
     features = features_of_prompts(context, iteration)
     return train(context, folder, items, context.start_policy(iteration), features, iteration=iteration)
 
@@ -58,10 +61,11 @@ def validation_groups(context: Context, iteration: int | None) -> Sequence[Promp
     if iteration is None or context.method.validation is None:
         return []
     folder, trained = context.folder(iteration), len(iteration_pairs(context, iteration))
-    items = with_reference(context, "reference", context.validation())
-    return kept_groups(
-        context, folder, "validation", with_ordered_reference(context, f"{folder}/reference", items, first=trained)
-    )
+    items: Iterable[PromptedPair] = context.validation()
+    if context.keeps_reference:
+        known = with_reference(context, "reference", context.validation())
+        items = with_ordered_reference(context, f"{folder}/reference", known, first=trained)
+    return kept_groups(context, folder, "validation", items)
 
 
 def kept_groups(
@@ -116,6 +120,7 @@ def train(
     method = context.method if iteration is None else context.method_in(iteration)
     model = context.take_policy(policy)
     before = method.updates()
+    reference = None if iteration is None else context.following_reference(iteration)
     trainer = PreferenceTrainer(
         model=prepared(context, model, recomputes_activations(args)),
         args=args,
@@ -128,7 +133,8 @@ def train(
         optimizer=context.optimizer,
         rows=training_rows(context),
         ranks=context.ranks,
-        probe=None if iteration is None else vocabulary_probe(context, iteration, model),
+        probe=None if iteration is None else vocabulary_probe(context, iteration, model, reference),
+        reference=reference,
         stretch=stretch(iteration, context.config.num_iterations),
         validation=validation_groups(context, iteration),
     )
@@ -137,6 +143,8 @@ def train(
     with own_folder(context, f"{phase}/checkpoint") as folder:
         trainer.save_model(str(folder))
         save_method(method, folder)
+        if reference is not None:
+            reference.save(folder)
     context.ranks.wait()  # A filter evaluates the checkpoint next.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
@@ -163,14 +171,18 @@ def phase_callbacks(context: Context) -> list[TrainerCallback]:
     return [callback for callback in context.callbacks if not isinstance(callback, TRACKERS)]
 
 
-def vocabulary_probe(context: Context, iteration: int, policy: nn.Module) -> VocabularyProbe | None:
+def vocabulary_probe(
+    context: Context, iteration: int, policy: nn.Module, following: FollowingReference | None
+) -> VocabularyProbe | None:
     """The probe for what an iteration's weights need, with the reference beside the policy if they need it."""
     asked = context.method.weighting.measures
     if not asked:
         return None
-    path = context.reference_path(iteration)
-    reference = context.live_reference(path, policy) if "divergence" in asked else None
-    return VocabularyProbe(reference, "head_gradient_norm" in asked, lambda: autocast(context.inference_arguments))
+    live = None
+    if "divergence" in asked:
+        kept = LiveReference(following.model) if following else None
+        live = kept or context.live_reference(context.reference_path(iteration), policy)
+    return VocabularyProbe(live, asked, lambda: autocast(context.inference_arguments))
 
 
 def refuse_unreachable_head(context: Context) -> None:
@@ -178,8 +190,9 @@ def refuse_unreachable_head(context: Context) -> None:
     if context.method.weighting.measures and not training_rows(context).chunked_head:
         raise ModelError(
             f"method '{context.method.name}' computes logits from the head's input, but the logits of "
-            f"{context.initial} are not the head's output alone, or its weights are sharded (FSDP, DeepSpeed); set "
-            "method.divergence to k3 and leave head_gradient_norm out of method.features"
+            f"{context.initial} are not the head's output alone, or its weights are sharded (FSDP, DeepSpeed); use a "
+            "weighting that does not need them: for MetaPO, set method.divergence to k3 and leave head_gradient_norm "
+            "out of method.features"
         )
 
 
@@ -227,7 +240,7 @@ def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
     step = 0
     if checkpoint is not None:
         refuse_other_layout(checkpoint, trainer.layout)
-        load_method(trainer.method, checkpoint)
+        trainer.load_beside(checkpoint)
         step = step_of(checkpoint)
     run.forget_after(phase, step)
     trainer.forget_after(step)
