@@ -68,11 +68,13 @@ class Response:
     """A response with its tokens. `ended`: whether the last token ends the turn; False if the response was cut.
 
     A response without tokens is absent: an unpaired row has one response, and a verdict in place of the other.
+    `mask`: which tokens are trained on, if the response has several turns; None for all.
     """
 
     text: Text
     ids: list[int]
     ended: bool = True
+    mask: list[bool] | None = None
 
 
 @dataclass(frozen=True)

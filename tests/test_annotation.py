@@ -376,7 +376,9 @@ def test_template_that_refuses_a_prompt(model: nn.Module) -> None:
     tokenizer = byte_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     tokenizer.chat_template = refusal + str(tokenizer.chat_template)
-    with pytest.raises(ModelError, match="refuses prompt 1: no system turn"):
+    with pytest.raises(
+        ModelError, match="cannot read prompt 1: the chat template refuses the messages: no system turn"
+    ):
         RewardModelAnnotator(model, tokenizer).rewards(CHATS)
 
 

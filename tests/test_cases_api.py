@@ -232,7 +232,10 @@ def test_chat_template_kwargs_that_are_no_mapping_leave_the_row_out(policy: str,
     rows = [CHAT | {"chat_template_kwargs": {}}, CHAT | {"chat_template_kwargs": "no"}]
     trainer(policy, tmp_path / "run", train_dataset=rows).train()
     (left_out,) = JsonLines(tmp_path / "run" / "dropped.jsonl").read()
-    assert (left_out["row"], left_out["reason"]) == (1, "chat_template_kwargs is not a mapping")
+    assert (left_out["row"], left_out["reason"]) == (
+        1,
+        "chat_template_kwargs is neither a mapping nor a JSON string of one",
+    )
 
 
 # Lengths

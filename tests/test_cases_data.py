@@ -399,11 +399,6 @@ def test_two_system_texts_and_a_malformed_history_leave_the_row_out() -> None:
         assert reason({**CATS[0], "history": history}) == problems.UNREADABLE_HISTORY
 
 
-def test_tool_turns_of_sharegpt_are_left_out_as_tools() -> None:
-    calls = [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}, {"from": "observation", "value": "1"}]  # fmt: skip # noqa: E501
-    assert reason({**SHAREGPT, "conversations": calls}) == problems.TOOLS
-
-
 def test_rows_without_a_second_response_are_refused() -> None:
     for row in ({"prompt": "p", "completion": "c"}, {"instruction": "i", "output": "o"}, {"messages": [user("q")]}):
         message = refusal(row)

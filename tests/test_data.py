@@ -208,13 +208,12 @@ BAD_ROWS = {
     "equal implicit strings": ({"chosen": "same", "rejected": "same"}, problems.EQUAL),
     "equal transcripts": ({"chosen": TRANSCRIPT + " a", "rejected": TRANSCRIPT + " a "}, problems.EQUAL),
     "nothing shared": ({"chosen": [U, A], "rejected": [user("v"), B]}, problems.NO_SHARED_PROMPT),
-    "early difference": ({"chosen": [U, A, U, A], "rejected": [U, B, U, A]}, problems.NO_SHARED_PROMPT),
     "other prompt": ({"prompt": [user("v")], "chosen": [U, A], "rejected": [U, B]}, problems.NO_SHARED_PROMPT),
     "no shared words": ({"chosen": "yes", "rejected": "no"}, problems.NO_SHARED_WORDS),
     "one transcript": ({"chosen": TRANSCRIPT + " a", "rejected": "\n\nHuman: hi"}, problems.NO_SHARED_PROMPT),
     "transcripts part early": (
         {"chosen": TRANSCRIPT + " a", "rejected": TRANSCRIPT.replace("hello", "hey") + " b"},
-        problems.NO_SHARED_PROMPT,
+        problems.PARTED,
     ),
     "empty last reply": ({"chosen": TRANSCRIPT + " ", "rejected": TRANSCRIPT + " b"}, problems.EMPTY_CHOSEN),
     "ends with Human": (
@@ -229,12 +228,11 @@ BAD_ROWS = {
     "null prompt": ({"prompt": None, "chosen": "a", "rejected": "b"}, problems.EMPTY_PROMPT),
     "empty prompt list": ({"prompt": [], "chosen": [A], "rejected": [B]}, problems.EMPTY_PROMPT),
     "blank question": ({"prompt": [user(" ")], "chosen": [A], "rejected": [B]}, problems.EMPTY_PROMPT),
-    "prompt ends with assistant": ({"prompt": [U, A], "chosen": [A], "rejected": [B]}, problems.PROMPT_END),
+    "prompt ends with the response": ({"prompt": [U, A], "chosen": [A], "rejected": [B]}, problems.REPEATED_BEGINNING),
     "system alone": ({"prompt": [system("s")], "chosen": [A], "rejected": [B]}, problems.PROMPT_END),
     "reply by the user": ({"chosen": [U, user("x")], "rejected": [U, B]}, problems.NO_FINAL_REPLY),
-    "tool call": ({"chosen": [U, {**A, "tool_calls": [{"name": "f"}]}], "rejected": [U, B]}, problems.TOOLS),
-    "tool role": ({"prompt": [U, {"role": "tool", "content": "1"}], "chosen": [A], "rejected": [B]}, problems.TOOLS),
-    "tools column": ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]}, problems.TOOLS),
+    "tool call": ({"chosen": [U, {**A, "tool_calls": [{"x": "f"}]}], "rejected": [U, B]}, problems.BAD_CALLS),
+    "tools column": ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": "hammer"}, problems.BAD_TOOLS),
     "image part": ({"prompt": [user([{"type": "image"}])], "chosen": [A], "rejected": [B]}, problems.NOT_TEXT_CONTENT),
     "image column": ({"prompt": "p", "chosen": "a", "rejected": "b", "images": ["x"]}, problems.NOT_TEXT_CONTENT),
     "share-gpt keys": ({"prompt": [{"from": "human"}], "chosen": [A], "rejected": [B]}, problems.BAD_MESSAGE),
@@ -387,7 +385,7 @@ def test_malformed_files_say_where_and_what(name: str, content: str, message: st
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(DataError, match=r"not a readable \.jsonl file"):
+    with pytest.raises(DataError, match="not in UTF-8"):
         list(open_rows(path))
 
 
@@ -430,7 +428,7 @@ def test_transcript_prompts() -> None:
 
 
 def test_bad_prompts_are_left_out() -> None:
-    rows = [{"prompt": None}, {"prompt": "  "}, {"prompt": [U, A]}, {"prompt": TRANSCRIPT + " said"}]
+    rows = [{"prompt": None}, {"prompt": "  "}, {"messages": [U, A]}, {"prompt": TRANSCRIPT + " said"}]
     expected = [problems.EMPTY_PROMPT, problems.EMPTY_PROMPT, problems.PROMPT_END, problems.PROMPT_END]
     assert [result.reason for result in iter_prompts(rows) if isinstance(result, Dropped)] == expected
     with pytest.raises(DataError, match="rename `instruction` to `prompt`"):

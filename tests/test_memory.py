@@ -18,17 +18,17 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from datasets import Dataset
 from torch.utils.data import RandomSampler
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
+from adaptpo.annotation.reward_model import scored_ids
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import RunError
 from adaptpo.models.packing import RowPacking, row_tokens
 from adaptpo.pipeline.context import Context, first_of
 from adaptpo.pipeline.phases.check import token_counts
 from adaptpo.pipeline.phases.data import prepare_data
-from adaptpo.pipeline.phases.reward import preference_row, reward_rows
+from adaptpo.pipeline.phases.reward import reward_rows
 from adaptpo.pipeline.phases.train import grouped
 from adaptpo.run import arrow_rows
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
@@ -271,15 +271,15 @@ def test_tokens_are_counted_as_batches_count_them(context: Context) -> None:
     assert padded == sum(row_tokens([group], RowPacking()) for group in groups)
 
 
-def test_texts_for_the_reward_model_are_those_of_a_data_set_in_memory(context: Context) -> None:
-    """Also where a later message has a key that the first ones lack."""
-    items = [(prompt, pair) for prompt, pair in context.offline()]
-    last = replace(items[-1][0], text=[{"role": "user", "content": "hi", "name": "eve"}])
-    context.offline = lambda: [*items[:-1], (last, items[-1][1])]  # type: ignore[method-assign]
-    plain = Dataset.from_list([preference_row(*item) for item in context.offline()])
-    mapped_rows = reward_rows(context)
-    assert mapped_rows[:] == plain[:] and mapped_rows.features == plain.features
-    assert mapped_rows.cache_files and mapped_rows[-1]["prompt"][0]["name"] == "eve"
+def test_rows_for_the_reward_model_are_mapped_from_a_file(context: Context) -> None:
+    rows = reward_rows(context, context.tokenizer)
+    assert rows[:] == {
+        f"{side}_ids": [
+            scored_ids(context.tokenizer, prompt, getattr(pair, side), {}) for prompt, pair in context.offline()
+        ]
+        for side in ("chosen", "rejected")
+    }
+    assert rows.cache_files
 
 
 # --- shuffling -------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_hh_rows_kept_and_dropped(text_format: Any) -> None:
     results = list(read_examples(HH, text_format=text_format))
     assert [result.row for result in results] == list(range(2312))
     assert len(kept(results)) == 2303
-    assert dropped(results) == {problems.NO_SHARED_PROMPT: PARTED_ROWS, problems.EMPTY_CHOSEN: EMPTY_ROWS}
+    assert dropped(results) == {problems.PARTED: PARTED_ROWS, problems.EMPTY_CHOSEN: EMPTY_ROWS}
 
 
 @needs_hh

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from adaptpo.data.conversation import question_and_answer, spoken
+from adaptpo.data.tools import read_tools
 from adaptpo.errors import AnnotationError
-from adaptpo.types import Prompt, Response, Text
+from adaptpo.types import Message, Prompt, Response, Text
 
 Request = tuple[Prompt, Response]
 
@@ -49,17 +52,34 @@ def valid_reward(value: Any) -> float | None:
     return reward if math.isfinite(reward) else None
 
 
-def as_completion(prompt: Prompt, response: Response) -> Any:
-    """The response in the format of its prompt: text, or a list with one assistant message (TRL's convention)."""
-    if isinstance(response.text, str) and not isinstance(prompt.text, str):
-        return [{"role": "assistant", "content": response.text}]
-    return response.text
+def asked_and_answered(prompt: Prompt, response: Response) -> tuple[Text, Text]:
+    """The prompt and the response as one who judges reads them, both as text or both as messages (TRL's convention). If
+    the prompt ends with the beginning of the response, that belongs to the response."""
+    if isinstance(prompt.text, str):
+        return prompt.text, response.text
+    said = response.text
+    return question_and_answer(prompt.text, [{"role": "assistant", "content": said}] if isinstance(said, str) else said)
+
+
+def request_in_words(prompt: Prompt, response: Response) -> str:
+    """What was asked, in words: the tools first, if there are any, then the conversation (see `as_text`)."""
+    tools, (asked, _) = read_tools(prompt.columns.get("tools")), asked_and_answered(prompt, response)
+    if not tools:
+        return as_text(asked)
+    return f"TOOLS: {json.dumps(tools, ensure_ascii=False)}\n\n{asked if isinstance(asked, str) else transcript(asked)}"
+
+
+def answer_in_words(prompt: Prompt, response: Response) -> str:
+    return as_text(asked_and_answered(prompt, response)[1])
 
 
 def as_text(text: Text) -> str:
-    """A text as it is, one message as its content, several as a transcript `ROLE: content` with blank lines."""
+    """A text as it is, one message as its content, several as a transcript `ROLE: content` with blank lines; tool calls
+    as JSON after the content."""
     if isinstance(text, str):
         return text
-    if len(text) == 1:
-        return str(text[0]["content"])
-    return "\n\n".join(f"{message['role'].upper()}: {message['content']}" for message in text)
+    return spoken(text[0]) if len(text) == 1 else transcript(text)
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    return "\n\n".join(f"{message['role'].upper()}: {spoken(message)}" for message in messages)

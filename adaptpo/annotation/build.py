@@ -69,7 +69,7 @@ def build(part: Any, place: Workplace) -> Annotator:
 def _(part: ModelReward, place: Workplace) -> Annotator:
     usual = {"trust_remote_code": place.trust_remote_code, "dtype": reading_dtype(place.device)}
     model, tokenizer = load_reward_model(part.reward_model, usual | part.model_init_kwargs)
-    return RewardModelAnnotator(model.to(place.device), tokenizer, place.max_tokens)
+    return RewardModelAnnotator(model.to(place.device), tokenizer, place.max_tokens, part.chat_template_kwargs)
 
 
 @build.register

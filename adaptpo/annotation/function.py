@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
+from adaptpo.annotation.base import Annotator, Request, asked_and_answered, valid_reward
 from adaptpo.config.imported import import_object
 from adaptpo.errors import AnnotationError, ConfigError
 
@@ -27,7 +27,8 @@ def import_function(spec: str) -> RewardFunction:
 class FunctionAnnotator(Annotator):
     """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
 
-    Prompts and completions are texts, or lists of chat messages if the data is conversational. Every other column of
+    Prompts and completions are texts, or lists of chat messages if the data is conversational (a beginning of the
+    response that the prompt gives belongs to the completion). Every other column of
     the data set is passed as a keyword with one value per completion. For a method with several `objectives`, the
     function returns a list of that many floats per completion, and `rewards` is their mean.
     """
@@ -71,9 +72,10 @@ class FunctionAnnotator(Annotator):
     def _call(self, requests: Sequence[Request]) -> Any:
         names = {name for prompt, _ in requests for name in prompt.columns}
         columns = {name: [prompt.columns.get(name) for prompt, _ in requests] for name in sorted(names)}
+        asked, answered = zip(*(asked_and_answered(*request) for request in requests), strict=True)
         own = {
-            "prompts": [prompt.text for prompt, _ in requests],
-            "completions": [as_completion(prompt, response) for prompt, response in requests],
+            "prompts": list(asked),
+            "completions": list(answered),
             "completion_ids": [response.ids for _, response in requests],
         }
         try:

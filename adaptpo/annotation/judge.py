@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from adaptpo.annotation.base import Annotator, Request, as_text
+from adaptpo.annotation.base import Annotator, Request, answer_in_words, request_in_words
 from adaptpo.annotation.tournament import Match
 from adaptpo.config.reward import CRITERIA
 from adaptpo.errors import AnnotationError
@@ -117,8 +117,8 @@ class ComparingJudge:
         return self.judge.verdicts([self._question(match) for match in matches], VERDICTS)
 
     def _question(self, match: Match) -> str:
-        texts = {"first": as_text(match.first.text), "second": as_text(match.second.text)}
-        return COMPARE.format(criteria=self.criteria, request=as_text(match.prompt.text), **texts)
+        request, first, second = match.in_words
+        return COMPARE.format(criteria=self.criteria, request=request, first=first, second=second)
 
 
 class ScoringJudge(Annotator):
@@ -137,5 +137,5 @@ class ScoringJudge(Annotator):
         return self.judge.verdicts([self._question(*request) for request in requests], RATINGS)
 
     def _question(self, prompt: Prompt, response: Response) -> str:
-        texts = {"request": as_text(prompt.text), "answer": as_text(response.text)}
+        texts = {"request": request_in_words(prompt, response), "answer": answer_in_words(prompt, response)}
         return SCORE.format(criteria=self.criteria, **texts)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from adaptpo.annotation.base import as_text
 from adaptpo.annotation.reward_model import length_batches
 from adaptpo.annotation.tournament import Match
 from adaptpo.errors import ModelError
@@ -135,9 +134,10 @@ class PairwiseModel:
 
     def row(self, match: Match, encode: Encode | None = None) -> PairwiseRow:
         read = encode or self._encode
-        source = read(SOURCE, as_text(match.prompt.text), self.source_tokens)
+        request, first, second = match.in_words
+        source = read(SOURCE, request, self.source_tokens)
         room = (self.longest_row - len(source)) // 2
-        parts = [source, read(FIRST, as_text(match.first.text), room), read(SECOND, as_text(match.second.text), room)]
+        parts = [source, read(FIRST, first, room), read(SECOND, second, room)]
         starts = (0, len(parts[0]), len(parts[0]) + len(parts[1]))
         found = [s + part.index(self._id(t)) for s, part, t in zip(starts, parts, MARKERS, strict=True)]
         return PairwiseRow([token for part in parts for token in part], (found[0], found[1], found[2]))

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
+from adaptpo.annotation.base import Annotator, Request, asked_and_answered, valid_reward
 from adaptpo.annotation.shared_forward import (
     Family,
     family_batches,
@@ -20,13 +19,15 @@ from adaptpo.annotation.shared_forward import (
     shared_rewards,
     worth_sharing,
 )
+from adaptpo.data.templates import TemplateOptions, TemplateProblem, options_of, render
 from adaptpo.data.tokenization import check_tokenizer_fits
+from adaptpo.data.turns import encode_rendered
 from adaptpo.errors import ModelError
 from adaptpo.models.adapters import adapter_settings, adapter_shapes, base_of, base_options, merged, refuse_other_task
 from adaptpo.models.collate import pad
 from adaptpo.models.loading import HAS_NO_MODEL, LOAD_ERRORS, Options, cannot_load, stored_tokenizer
 from adaptpo.models.shared_prompt.attention import sharing_prompts
-from adaptpo.types import Prompt, Response
+from adaptpo.types import Message, Prompt, Response
 
 
 def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -126,14 +127,22 @@ class RewardModelAnnotator(Annotator):
     template, or as plain text, with the end-of-sequence token if the response ended.
 
     A row is scored where the model, as saved, scores it alone: at its last token other than the configuration's
-    `pad_token_id`, or at its last token if there is no such id.
+    `pad_token_id`, or at its last token if there is no such id. The template's arguments are `template_options`,
+    overridden by the row's `tools` and `chat_template_kwargs`.
 
     Responses that do not fit into the model's positions get no reward. `max_tokens` bounds the tokens of a batch,
     padding included. Responses to one prompt share its computation if this leaves a first prompt's rewards unchanged.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 16384) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int = 16384,
+        template_options: TemplateOptions | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.template_options = options_of({}, template_options)
         self.limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         self.shares: bool | None = None
         self.pad_id: int | None = getattr(text_config(model), "pad_token_id", None)
@@ -191,23 +200,13 @@ class RewardModelAnnotator(Annotator):
         return rewards
 
     def token_ids(self, prompt: Prompt, response: Response) -> list[int]:
-        if isinstance(prompt.text, str):
-            ids = self.tokenizer(f"{prompt.text}{response.text}")["input_ids"]
-            eos = self.tokenizer.eos_token_id
-            return [*ids, eos] if response.ended and (not ids or ids[-1] != eos) else ids
-        if self.tokenizer.chat_template is None:
-            raise ModelError(
-                "the data is conversational, but the reward model's tokenizer has no chat template; "
-                "set `tokenizer.chat_template` of the reward model and save it beside the model"
-            )
-        messages = [*prompt.text, *as_completion(prompt, response)]
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        except jinja2.TemplateError as error:
+            return scored_ids(self.tokenizer, prompt, response, self.template_options)
+        except TemplateProblem as problem:
             raise ModelError(
-                f"the reward model's chat template refuses prompt {prompt.id}: {error}; leave such prompts out of the "
-                "data, or use another reward model"
-            ) from error
+                f"the reward model cannot read prompt {prompt.id}: {problem}; leave such prompts out of the data, or "
+                "use another reward model"
+            ) from problem
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
@@ -223,6 +222,33 @@ class RewardModelAnnotator(Annotator):
             return self.model(input_ids=ids, attention_mask=mask).logits
         finally:
             set_pad_id(self.model, self.pad_id)
+
+
+def scored_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Response, template_options: TemplateOptions
+) -> list[int]:
+    """The tokens by which a reward model reads a response.
+
+    Raises:
+        ModelError: the data is conversational, and the tokenizer has no chat template.
+        TemplateProblem: the template refuses the conversation.
+    """
+    asked, answered = asked_and_answered(prompt, response)
+    if isinstance(asked, str):
+        ids, eos = list(tokenizer(f"{asked}{answered}")["input_ids"]), tokenizer.eos_token_id
+        return [*ids, eos] if response.ended and eos not in (None, *ids[-1:]) else ids
+    options = options_of(prompt.columns, template_options)
+    return encode_rendered(tokenizer, scored_text(tokenizer, [*asked, *answered], options))
+
+
+def scored_text(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], options: TemplateOptions) -> str:
+    """A conversation as a reward model reads it. Raises like `scored_ids`."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "the data is conversational, but the reward model's tokenizer has no chat template; "
+            "set `tokenizer.chat_template` of the reward model and save it beside the model"
+        )
+    return render(tokenizer, conversation, options)
 
 
 def length_batches(rows: Sequence[Sequence[int]], max_tokens: int, limit: int) -> list[list[int]]:

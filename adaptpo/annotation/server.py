@@ -6,18 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from adaptpo.annotation.base import Annotator, Request, as_completion, valid_reward
+from adaptpo.annotation.base import Annotator, Request, asked_and_answered, valid_reward
+from adaptpo.data.tools import read_tools
 from adaptpo.remote.client import Remote, field
 from adaptpo.remote.endpoint import Access, UnusableAnswerError
 from adaptpo.remote.store import AnswerStore, Json
 from adaptpo.remote.usage import Usage, take
+from adaptpo.types import Prompt, Response
 
 
 class RewardServer(Annotator):
     """Posts `{"items": [{"prompt": ..., "response": ...}, ...]}` and reads `{"rewards": [number or null, ...]}`.
 
-    Prompts and responses are texts, or lists of chat messages if the data is conversational. `options` are additional
-    request fields.
+    Prompts and responses are texts, or lists of chat messages if the data is conversational; an item also has the
+    `tools` of a row that has any. `options` are additional request fields.
     """
 
     def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any], batch_size: int = 16) -> None:
@@ -26,8 +28,7 @@ class RewardServer(Annotator):
         self.remote = Remote(access, "", self._body, self._read, store, self.usage, batch_size)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
-        items = [{"prompt": prompt.text, "response": as_completion(prompt, answer)} for prompt, answer in requests]
-        return [valid_reward(reward) for reward in self.remote.ask(items)]
+        return [valid_reward(reward) for reward in self.remote.ask([item_of(*request) for request in requests])]
 
     def take_usage(self) -> dict[str, int]:
         return take(self.usage)
@@ -45,7 +46,7 @@ class RewardServer(Annotator):
 class VllmRewardServer(RewardServer):
     """vLLM's pooling endpoint (`vllm serve MODEL --runner pooling`, address `.../pooling`): one request per response,
     `{"model": ..., "messages": [...]}` or, for plain text, `{"model": ..., "input": ...}`; the reward is the single
-    number in `data[0].data`."""
+    number in `data[0].data`. Tools reach the template as `chat_template_kwargs.tools`."""
 
     def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any]) -> None:
         super().__init__(access, store, options, batch_size=1)
@@ -54,13 +55,24 @@ class VllmRewardServer(RewardServer):
         (item,) = items
         prompt, response = item["prompt"], item["response"]
         texts = {"input": prompt + response} if isinstance(prompt, str) else {"messages": [*prompt, *response]}
-        return {**texts, **self.options}
+        return {**texts, **self.options, **self._template_arguments(item)}
+
+    def _template_arguments(self, item: Json) -> Json:
+        if "tools" not in item:
+            return {}
+        return {"chat_template_kwargs": {**(self.options.get("chat_template_kwargs") or {}), "tools": item["tools"]}}
 
     def _read(self, answer: Json) -> list[Json]:
         value = field(answer, "data", 0, "data")
         while isinstance(value, list) and len(value) == 1:
             value = value[0]
         return [number_or_none(value)]
+
+
+def item_of(prompt: Prompt, response: Response) -> Json:
+    asked, answered = asked_and_answered(prompt, response)
+    tools = read_tools(prompt.columns.get("tools"))
+    return {"prompt": asked, "response": answered, **({"tools": tools} if tools else {})}
 
 
 def number_or_none(value: Json) -> float | None:

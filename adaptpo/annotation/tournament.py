@@ -9,7 +9,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Literal, Protocol
 
-from adaptpo.annotation.base import Annotator, Request, as_text
+from adaptpo.annotation.base import Annotator, Request, answer_in_words, as_text, request_in_words
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
@@ -23,6 +23,12 @@ class Match:
     prompt: Prompt
     first: Response
     second: Response
+
+    @property
+    def in_words(self) -> tuple[str, str, str]:
+        """What was asked, and both answers."""
+        asked = request_in_words(self.prompt, self.first)
+        return asked, answer_in_words(self.prompt, self.first), answer_in_words(self.prompt, self.second)
 
 
 class Comparer(Protocol):

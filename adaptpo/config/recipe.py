@@ -157,6 +157,9 @@ class AlignmentConfig(Settings):
     model's number of positions."""
     chat_template_kwargs: dict[str, Any] = Field({})
     """Arguments of the chat template, such as `{enable_thinking: false}`; a row's own override them."""
+    trained_turns: Literal["last", "all"] = "last"
+    """Pairs that differ in several turns: `last` leaves them out; `all` trains on all the turns of the assistant in
+    them, and on no token of other turns."""
     generation: GenerationSettings = GenerationSettings()
     """Sampling of fresh responses, and the engine that samples."""
     stage: StageSettings = StageSettings()

@@ -38,6 +38,8 @@ class ModelReward(RewardPart):
     model_init_kwargs: dict[str, Any] = Field({})
     """Arguments of `from_pretrained`, such as `{dtype: float32}`; the default precision is bfloat16 on CUDA, else
     float32, with the score itself in float32."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """Arguments of the reward model's chat template; a row's own override them."""
 
 
 class FunctionReward(RewardPart):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 from adaptpo.data.conventions import has_prompt, is_preference_row, read_columns
 from adaptpo.data.problems import RowProblem
+from adaptpo.data.stored import is_message
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.errors import DataError
 from adaptpo.types import Row
@@ -16,12 +18,24 @@ USUAL_OTHER_NAMES = {
     "rejected": ("response_k", "rejected_response", "response_rejected", "dispreferred", "loser", "negative"),
 }
 ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` if they do not contain it"
-SINGLE_RESPONSES = ("completion", "completions", "response", "output", "answer", "messages", "conversations")
+TURNS = ("messages", "conversations")
+SINGLE_RESPONSES = ("responses", "completion", "completions", "response", "output", "answer", *TURNS)
 ONE_RESPONSE = (
     "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
     "worse response to the same prompt and name the two `chosen` and `rejected`. As `eval_data`, the prompts alone are "
     "enough."
 )
+SEVERAL_RESPONSES = (
+    "each row has several responses in `{name}`, and a run learns from pairs: write the best one into `chosen` and the "
+    "worst one into `rejected`."
+)
+TWO_RESPONSES = (
+    "each row has two responses, `{one}` and `{other}`, and which of them is better differs by row{winner}: write the "
+    "better one into `chosen` and the other one into `rejected`. Renaming columns would mix them up."
+)
+SECOND = {"a": "b", "A": "B", "0": "1", "1": "2"}
+"""The ends of the names of two responses, such as `response_a` and `response_b`."""
+WINNERS = ("better_response_id", "preference", "overall_preference", "winner", "labels", "label", "choice", "chosen_id")
 NO_RESPONSES = (
     "each row has a prompt without responses, and a run starts from pairs: give `chosen` and `rejected` too. As "
     "`eval_data`, the prompts alone are enough."
@@ -61,11 +75,28 @@ def _responses_are_strings(row: Row) -> bool:
 
 
 def _refuse_without_pairs(row: Row) -> None:
+    if two := _two_responses(row):
+        winner = next((f" (`{name}`)" for name in WINNERS if name in row), "")
+        raise DataError(f"{TWO_RESPONSES.format(one=two[0], other=two[1], winner=winner)} Found {_names(row)}.")
+    if several := next((name for name in SINGLE_RESPONSES if name not in TURNS and _is_several(row.get(name))), None):
+        raise DataError(f"{SEVERAL_RESPONSES.format(name=several)} Found {_names(row)}.")
     response = next((name for name in SINGLE_RESPONSES if name in row), None)
     if response and "text" not in row:
         raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
     if has_prompt(row):
         raise DataError(f"{NO_RESPONSES} Found {_names(row)}.")
+
+
+def _two_responses(row: Row) -> tuple[str, str] | None:
+    """The names of two columns of responses that differ only by a letter or number at their end."""
+    texts = [str(name) for name, value in row.items() if isinstance(value, str | list) and value]
+    pairs = [(name, name[:-1] + SECOND[name[-1]]) for name in texts if name[-1:] in SECOND]
+    return next((pair for pair in pairs if pair[1] in texts), None)
+
+
+def _is_several(value: Any) -> bool:
+    """Whether this is a list of two or more responses, and not one conversation."""
+    return isinstance(value, list) and len(value) > 1 and not all(map(is_message, value))
 
 
 def _raise_if_missing(missing: list[str], row: Row, accepted: str) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from adaptpo.data.conversation import words_of
 from adaptpo.data.messages import message, normalize_messages, read_text, shared_length
 from adaptpo.data.problems import TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
 from adaptpo.data.stored import Unreadable, is_message, opens_messages, read_literal
+from adaptpo.data.tools import read_tools
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.data.unpaired import is_unpaired_row, with_partner
 from adaptpo.errors import DataError
@@ -17,19 +19,21 @@ from adaptpo.types import Message, Row, Text
 CONVERSATIONS = ("conversations", "messages")
 SYSTEM = ("system", "system_prompt")
 BESIDE_INSTRUCTION = ("input", "output", "history", *SYSTEM)
-SPEAK_OF_A_CHAT = (*SYSTEM, "history")
+SPEAK_OF_A_CHAT = (*SYSTEM, "history", "tools")
 TEXTS = ("prompt", "chosen", "rejected")
 SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The texts of a row. `has_prompt`: some column is the prompt, even if it is empty in this row."""
+    """The texts of a row. `has_prompt`: some column is the prompt, even if it is empty in this row. `is_own_prompt`:
+    the prompt is that of the column `prompt`, not a part of a conversation."""
 
     prompt: Text | None
     chosen: Text | None
     rejected: Text | None
     has_prompt: bool
+    is_own_prompt: bool = False
 
 
 def is_preference_row(row: Row) -> bool:
@@ -46,9 +50,10 @@ def read_columns(row: Row) -> Columns:
     """
     row = _with_both_responses(row)
     prompt, chosen, rejected = _without_written_empty_lists(*(read_text(row.get(name)) for name in TEXTS))
+    own = prompt is not None
     if prompt is None and _is_reply(chosen) and _is_reply(rejected):
         prompt = _prompt_elsewhere(row, chosen, rejected)
-    return Columns(prompt, chosen, rejected, has_prompt(row))
+    return Columns(prompt, chosen, rejected, has_prompt(row), own)
 
 
 def has_prompt(row: Row) -> bool:
@@ -131,7 +136,7 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
         DataError: a column belongs to the prompt, but cannot become a part of it; the message names the remedy.
     """
     before = [*_system_turns(row), *_history(row, prompt)]
-    if isinstance(prompt, str) and before and (is_text or not has_prompt(row)):
+    if isinstance(prompt, str) and (before or read_tools(row.get("tools"))) and (is_text or not has_prompt(row)):
         raise DataError(NEEDS_CHAT)
     found = prompt if isinstance(prompt, str) and (is_text or not _is_chat(row)) else _after(before, prompt)
     if not _says(found, _text_of(row, "input")):
@@ -148,7 +153,7 @@ def _is_chat(row: Row) -> bool:
 def _after(before: list[Message], prompt: Text) -> list[Message]:
     """The prompt after these turns, as far as it does not begin with them."""
     (system, history), (own, turns) = map(_apart, (before, as_turns(prompt, "user")))
-    if own and system and own[0]["content"].strip() != system[0]["content"].strip():
+    if own and system and words_of(own[0]).strip() != words_of(system[0]).strip():
         raise RowProblem(TWO_SYSTEM_TEXTS)
     repeated = shared_length(history, turns) == len(history)
     return [*(own or system), *([] if repeated else history), *turns]
@@ -196,14 +201,14 @@ def _exchange(pair: Any) -> list[Message]:
 
 def _says(prompt: Text, text: str) -> bool:
     """Whether the text stands in the prompt, with whatever space between its words."""
-    whole = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+    whole = prompt if isinstance(prompt, str) else "\n".join(map(words_of, prompt))
     return " ".join(text.split()) in " ".join(whole.split())
 
 
 NEEDS_CHAT = (
-    "a column `system` or `history` makes a conversation, but this run reads plain text: the tokenizer has no chat "
-    "template, data.text_format is `text`, or no column is the prompt. Use an instruction-tuned model's tokenizer, set "
-    "tokenizer.chat_template, or write these texts into a column `prompt` and remove theirs."
+    "a column `system`, `history` or `tools` makes a conversation, but this run reads plain text: the tokenizer has no "
+    "chat template, data.text_format is `text`, or no column is the prompt. Use an instruction-tuned model's "
+    "tokenizer, set tokenizer.chat_template, or write these texts into a column `prompt` and remove theirs."
 )
 
 

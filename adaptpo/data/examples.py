@@ -11,6 +11,7 @@ from adaptpo.data.columns import check_preference_columns, check_prompt_columns
 from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
 from adaptpo.data.problems import RowProblem
+from adaptpo.data.shapes import plain_row
 from adaptpo.data.source import DataSource, describe, open_rows
 from adaptpo.data.unpaired import absent_side
 from adaptpo.errors import DataError
@@ -96,15 +97,15 @@ def require_rows(kept: int, dropped: Mapping[str, int], source: DataSource) -> N
 
 
 def _peek(rows: Iterable[Row]) -> tuple[Row | None, Iterable[Row]]:
-    iterator = iter(rows)
+    iterator = map(plain_row, rows)
     first = next(iterator, None)
     return first, [] if first is None else chain([first], iterator)
 
 
 def _alike(rows: Iterable[Row], first: Row | None) -> Iterator[Row]:
-    """The rows, all with the columns of the first that make a string prompt a user's turn: JSON lines may leave out
-    what is empty."""
-    columns = dict.fromkeys(name for name in SPEAK_OF_A_CHAT if name in (first or {}))
+    """The rows, all with the columns of the first that decide what a string is: the prompt's, and those that make a
+    string prompt a user's turn. JSON lines may leave out what is empty."""
+    columns = dict.fromkeys(name for name in ("prompt", *SPEAK_OF_A_CHAT) if name in (first or {}))
     return (columns | row for row in rows) if columns else iter(rows)
 
 

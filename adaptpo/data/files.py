@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +20,21 @@ from adaptpo.types import Row
 PARQUET_BATCH_ROWS = 256
 ROW_COLUMNS = {"prompt", "chosen", "rejected", "instruction", "question", "conversations", "messages"}
 """Columns by which an object is known to be a row."""
+
+
+STRUCTURED = ROW_COLUMNS | {"rejected_messages", "history", "tools", "chat_template_kwargs"}
+
+
+def without_filled_nulls(row: Row) -> Row:
+    """The row of a columnar file or data set as it was before each structure got the keys of all others, with nulls: a
+    chat template would write them."""
+    return {name: _without_nulls(value) if name in STRUCTURED else value for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def is_data_file(path: str | Path) -> bool:
@@ -40,7 +55,9 @@ def read_file(path: Path) -> Iterator[Row]:
         )
     try:
         yield from READERS[suffix.removesuffix(".gz")](path)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pyarrow.ArrowException) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not in UTF-8 ({error}); save the file in UTF-8, without other encodings.") from error
+    except (EOFError, gzip.BadGzipFile, csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: not a readable {suffix} file ({error}); rewrite it or correct its ending.") from error
 
 
@@ -54,6 +71,17 @@ def _open_text(path: Path) -> TextIO:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogatepass", newline="")
     return path.open(encoding="utf-8-sig", errors="surrogatepass", newline="")
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    # Some data sets name a JSON list `.jsonl`.
+    yield from _read_json_document(path) if _begins(path).startswith("[") else _read_json_lines(path)
+
+
+def _begins(path: Path) -> str:
+    """The first line that is not blank."""
+    with _open_text(path) as file:
+        return next((line.strip() for line in file if line.strip()), "")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -135,6 +163,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # responses exceed the default of 128 KiB
     with _open_text(path) as file:
         reader = csv.DictReader(file)
+        _check_header(path, reader.fieldnames or [])
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
@@ -144,6 +173,16 @@ def _read_csv(path: Path) -> Iterator[Row]:
             yield dict(row)
 
 
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """Raises DataError for a header without commas that other separators divide, and for a name that occurs twice."""
+    separator = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
+    if separator:
+        raise DataError(f"{path}: the fields are separated by {separator!r}; save them separated by commas.")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: the header has the column '{twice[0]}' twice; name each column once.")
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
@@ -151,7 +190,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_json_lines,
+    ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

@@ -5,30 +5,32 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from adaptpo.data.conversation import begins_response, words_of
 from adaptpo.data.problems import (
     BAD_MESSAGE,
     EMPTY_CHOSEN,
     EMPTY_PROMPT,
     EMPTY_REJECTED,
     EQUAL,
+    FUNCTION_CALL,
     NO_FINAL_REPLY,
     NO_SHARED_PROMPT,
     NOT_TEXT,
     NOT_TEXT_CONTENT,
     NOT_UNICODE,
     PROMPT_END,
-    TOOLS,
     UNKNOWN_ROLE,
     RowProblem,
 )
 from adaptpo.data.senders import ROLE_OF_SENDER
-from adaptpo.data.stored import stored_messages
+from adaptpo.data.stored import stored_messages, stored_parts
+from adaptpo.data.tools import ANSWERS, CALLERS, called, read_calls
 from adaptpo.types import Message, Text
 
-ACCEPTED_ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function", "ipython")
+ACCEPTED_ROLES = ("system", "developer", "user", "assistant", *TOOL_ROLES)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking")
+COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking", "tool_calls", "tool_call_id")
 
 
 def message(role: str, content: str) -> Message:
@@ -53,14 +55,14 @@ def read_text(value: Any) -> Text | None:
 
 
 def normalize_messages(messages: list[Any]) -> list[Message]:
-    """Checks every message and joins its text parts. Keys that are None (columnar files fill them in) are removed, and
-    ShareGPT's (from, value) become role and content.
+    """Checks every message and joins its text parts. Keys that are None (columnar files fill them in) are removed,
+    ShareGPT's (from, value) become role and content, and turns that hold an assistant's tool calls become its turn.
 
     Raises:
-        RowProblem: a message has no role or content, tool calls, an unknown role, or content other than text.
+        RowProblem: a message has no role or content, an unknown role, content other than text, or malformed calls.
     """
     single = [item for message in messages for item in _read_item(message)]
-    return [_normalize_message(_with_role(message)) for message in single]
+    return _with_calls_in_turn([_normalize_message(_with_role(message)) for message in single])
 
 
 def _read_item(message: Any) -> list[Any]:
@@ -79,17 +81,36 @@ def _with_role(message: Any) -> Any:
 def _normalize_message(message: Any) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RowProblem(BAD_MESSAGE)
-    if message.get("tool_calls") or message.get("function_call") or message["role"] in TOOL_ROLES:
-        raise RowProblem(TOOLS)
-    if message["role"] not in ACCEPTED_ROLES:
+    if message.get("function_call"):
+        raise RowProblem(FUNCTION_CALL)
+    role, content = ANSWERS.get(message["role"], message["role"]), message.get("content")
+    if role in CALLERS:
+        return {"role": role, "tool_calls": called(content)}
+    if role not in ACCEPTED_ROLES:
         raise RowProblem(UNKNOWN_ROLE)
-    present = {key: value for key, value in message.items() if value is not None and key not in ("role", "content")}
-    return {"role": message["role"], "content": _join_text_parts(message.get("content")), **present}
+    calls = read_calls(message.get("tool_calls"))
+    said = {} if calls and content is None else {"content": _join_text_parts(content)}
+    own = ("role", "content", "tool_calls", "function_call")
+    present = {key: value for key, value in message.items() if value is not None and key not in own}
+    return {"role": role, **said, **present, **({"tool_calls": calls} if calls else {})}
+
+
+def _with_calls_in_turn(messages: list[Message]) -> list[Message]:
+    """The messages, with consecutive turns of `CALLERS` as one turn of the assistant."""
+    turns: list[Message] = []
+    for place, turn in enumerate(messages):
+        if turn["role"] not in CALLERS:
+            turns.append(turn)
+        elif place and messages[place - 1]["role"] in CALLERS:
+            turns[-1]["tool_calls"] += turn["tool_calls"]
+        else:
+            turns.append({"role": "assistant", "tool_calls": turn["tool_calls"]})
+    return turns
 
 
 def _join_text_parts(content: Any) -> str:
     if isinstance(content, str):
-        return content
+        return content if (parts := stored_parts(content)) is None else _join_text_parts(parts)
     if content is None:
         raise RowProblem(BAD_MESSAGE)
     if not isinstance(content, list):
@@ -115,16 +136,26 @@ def continue_conversation(prompt: list[Message], response: list[Message]) -> lis
 def split_conversations(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Splits two whole conversations into their longest shared beginning and one assistant message each.
+    """Splits two whole conversations into their longest shared beginning and a response each: an assistant turn, or
+    several turns that begin and end with one.
 
     Raises:
-        RowProblem: they are equal, differ before the last message, or the parts have the wrong roles.
+        RowProblem: they are equal, or the parts have the wrong roles.
     """
-    length = shared_length(chosen, rejected)
+    length = _prompt_length(chosen, rejected)
     prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
     _check_replies(prompt, chosen, rejected)
     check_prompt(prompt)
     return prompt, chosen, rejected
+
+
+def _prompt_length(chosen: list[Message], rejected: list[Message]) -> int:
+    """Number of turns before the responses. If the conversations part after a shared assistant turn, as where a tool
+    answers differently, the responses begin with that turn."""
+    length = shared_length(chosen, rejected)
+    parting = [turns[length]["role"] for turns in (chosen, rejected) if length < len(turns)]
+    goes_back = len(parting) == 2 and set(parting) != {"assistant"} and length > 0
+    return length - 1 if goes_back and chosen[length - 1]["role"] == "assistant" else length
 
 
 def _check_replies(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
@@ -134,22 +165,26 @@ def _check_replies(prompt: list[Message], chosen: list[Message], rejected: list[
         raise RowProblem(EMPTY_CHOSEN)
     if not rejected:
         raise RowProblem(EMPTY_REJECTED)
-    if not prompt or len(chosen) > 1 or len(rejected) > 1:
-        raise RowProblem(NO_SHARED_PROMPT)
-    if chosen[0]["role"] != "assistant" or rejected[0]["role"] != "assistant":
+    if any(response[-1]["role"] != "assistant" for response in (chosen, rejected)):
         raise RowProblem(NO_FINAL_REPLY)
+    if not prompt or any(response[0]["role"] != "assistant" for response in (chosen, rejected)):
+        raise RowProblem(NO_SHARED_PROMPT)
 
 
-def check_prompt(prompt: list[Message]) -> None:
-    """Raises RowProblem unless the prompt ends with a user turn that is not blank.
+def check_prompt(prompt: list[Message], may_begin_response: bool = False) -> None:
+    """Raises RowProblem unless the prompt ends with a tool's answer or a user turn that is not blank, or, with
+    `may_begin_response`, with words of the assistant that a response continues.
 
     The chat template's generation prompt opens an assistant turn, so what precedes it must call for one.
     """
     if not prompt:
         raise RowProblem(EMPTY_PROMPT)
-    if prompt[-1]["role"] != "user":
+    last = prompt[-1]
+    if last["role"] in TOOL_ROLES or (may_begin_response and begins_response(prompt) and "tool_calls" not in last):
+        return
+    if last["role"] != "user":
         raise RowProblem(PROMPT_END)
-    if not prompt[-1]["content"].strip():
+    if not words_of(last).strip():
         raise RowProblem(EMPTY_PROMPT)
 
 

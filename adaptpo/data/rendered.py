@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.examples import PromptExample
-from adaptpo.data.tokenization import PROBES, TemplateOptions, template_drops
+from adaptpo.data.templates import CALLS, PROBES, TOOLS, TemplateOptions, template_drops
 from adaptpo.errors import ModelError
-from adaptpo.types import Dropped, PreferenceExample, Text
+from adaptpo.types import Dropped, Message, PreferenceExample, Text
 
 SAYS_NOTHING = "the chat template renders nothing of the {role}'s words"
+LEAVES_OUT = "the chat template leaves out the {what}"
 Example = TypeVar("Example", PreferenceExample | Dropped, PreferenceExample | PromptExample | Dropped)
 
 
 def with_words_rendered(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, template_options: TemplateOptions | None = None
 ) -> Iterator[Example]:
-    """Yields the examples; one with a turn of another role, such as system, that the template leaves out is dropped.
+    """Yields the examples; one with tools, tool calls or a turn of another role, such as system, that the template
+    leaves out is dropped.
 
     Raises:
         ModelError: there is a conversation, and the template leaves out a user's or an assistant's words.
     """
-    dropped: dict[str, bool] = {}
+    probes = TemplateProbes(tokenizer, template_options)
     for example in examples:
-        roles = [] if isinstance(example, Dropped) else _roles(example.prompt)
-        for role in roles:
-            if role not in dropped:
-                dropped[role] = _drops(tokenizer, role, template_options)
-        lost = next((role for role in roles if dropped[role]), None)
-        yield example if lost is None else Dropped(example.row, SAYS_NOTHING.format(role=lost))
+        lost = [] if isinstance(example, Dropped) else probes.lost(example.prompt, _responses(example), example.columns)
+        yield Dropped(example.row, left_out(lost[0])) if lost else example
 
 
-def _roles(prompt: Text) -> list[str]:
-    return [] if isinstance(prompt, str) else ["assistant", *dict.fromkeys(turn["role"] for turn in prompt)]
+def _responses(example: PreferenceExample | PromptExample) -> list[Message]:
+    sides = (example.chosen, example.rejected) if isinstance(example, PreferenceExample) else ()
+    return [turn for side in sides if isinstance(side, list) for turn in side]
 
 
-def _drops(tokenizer: PreTrainedTokenizerBase, role: str, options: TemplateOptions | None) -> bool:
-    found = bool(tokenizer.chat_template) and template_drops(tokenizer, role, options)
-    if found and role in PROBES:
-        raise ModelError(
-            f"{SAYS_NOTHING.format(role=role)}: the cause is the template, not the data. Set tokenizer.chat_template "
-            "to one that writes message['content'], which is a string here, or use an instruction-tuned model's "
-            "tokenizer."
-        )
-    return found
+class TemplateProbes:
+    """What a chat template leaves out: roles whose words it does not write, `TOOLS` or `CALLS`. Each is tried once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TemplateOptions | None = None) -> None:
+        self.tokenizer, self.options = tokenizer, options
+        self.found: dict[str, bool] = {}
+
+    def lost(self, prompt: Text, responses: list[Message], columns: Mapping[str, Any]) -> list[str]:
+        """What is lost of this conversation. Raises ModelError if that is a user's or an assistant's words."""
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            return []
+        return [what for what in _contents([*prompt, *responses], columns) if self._drops(what)]
+
+    def _drops(self, what: str) -> bool:
+        if what not in self.found:
+            self.found[what] = template_drops(self.tokenizer, what, self.options)
+        if self.found[what] and what in PROBES:
+            raise ModelError(
+                f"{left_out(what)}: the cause is the template, not the data. Set tokenizer.chat_template to one that "
+                "writes message['content'], which is a string here, or use an instruction-tuned model's tokenizer."
+            )
+        return self.found[what]
+
+
+def _contents(turns: list[Message], columns: Mapping[str, Any]) -> list[str]:
+    """The roles of a conversation, in which the assistant always speaks, and `TOOLS` and `CALLS` if it has any."""
+    tools = [TOOLS] if columns.get("tools") not in (None, "", "[]", []) else []
+    calls = [CALLS] if any("tool_calls" in turn for turn in turns) else []
+    return [*dict.fromkeys(["assistant", *(turn["role"] for turn in turns)]), *tools, *calls]
+
+
+def left_out(what: str) -> str:
+    return (LEAVES_OUT if what in (TOOLS, CALLS) else SAYS_NOTHING).format(role=what, what=what)

@@ -12,7 +12,7 @@ ROLE_OF_SENDER = {
     "bard": "assistant",
     "system": "system",
     "observation": "tool",
-    "function_call": "function",
+    "function_call": "tool_call",
     "function_response": "tool",
     "tool": "tool",
 }

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import datasets
 
-from adaptpo.data.files import ACCEPTED_SUFFIXES, is_data_file, read_file
+from adaptpo.data.files import ACCEPTED_SUFFIXES, is_data_file, read_file, without_filled_nulls
 from adaptpo.errors import DataError
 from adaptpo.types import Row
 
@@ -27,10 +27,12 @@ LOAD_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0."""
+    """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0. `is_columnar`: all
+    structures of a column have the same keys."""
 
     description: str
     start: Callable[[], Iterable[Row]]
+    is_columnar: bool = False
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.start())
@@ -53,7 +55,8 @@ def open_rows(
             rows raise it if `columns` names a column that no row has.
     """
     rows = _opened(source, split, name)
-    return Rows(rows.description, lambda: _renamed_rows(rows, columns)) if columns else rows
+    named = Rows(rows.description, lambda: _renamed_rows(rows, columns)) if columns else rows
+    return Rows(rows.description, lambda: map(without_filled_nulls, named)) if rows.is_columnar else named
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Iterator[Row]:
@@ -108,7 +111,7 @@ def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
         data = data[split]
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
-    return Rows(description, lambda: data)
+    return Rows(description, lambda: data, is_columnar=True)
 
 
 def _file_rows(path: Path, split: str) -> Rows:
@@ -117,7 +120,11 @@ def _file_rows(path: Path, split: str) -> Rows:
         raise DataError(
             f"{path}: cannot tell the format from the name; accepted endings: {', '.join(ACCEPTED_SUFFIXES)}."
         )
-    return Rows(str(path), lambda: read_file(path))
+    return Rows(str(path), lambda: read_file(path), is_columnar=_is_parquet(path))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def _folder_rows(folder: Path, split: str, name: str | None) -> Rows:
@@ -127,7 +134,8 @@ def _folder_rows(folder: Path, split: str, name: str | None) -> Rows:
         files = folder_files(folder, name)
         _check_split(split, list(files), str(folder))
         if all(is_data_file(file) for file in files[split]):
-            return Rows(str(folder), lambda: chain.from_iterable(read_file(Path(file)) for file in files[split]))
+            rows = lambda: chain.from_iterable(read_file(Path(file)) for file in files[split])  # noqa: E731
+            return Rows(str(folder), rows, is_columnar=any(_is_parquet(Path(file)) for file in files[split]))
         return _dataset_rows(datasets.load_dataset(str(folder), name, split=split, streaming=True), split, str(folder))
     except LOAD_ERRORS as error:
         raise DataError(

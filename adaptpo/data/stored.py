@@ -10,6 +10,10 @@ from typing import Any
 from adaptpo.data.problems import UNREADABLE_MESSAGES, RowProblem
 from adaptpo.data.senders import ROLE_OF_SENDER
 
+AROUND = ("messages", "conversations")
+"""Keys of an object that holds messages."""
+PARTS = ("text", "image", "image_url", "audio", "video")
+OPENS_PARTS = re.compile(r"\s*\[\s*\{\s*[\"'](?:type|text)[\"']\s*:")
 LONGEST = 2**24
 """Longer strings, in characters, are not parsed."""
 DEEPEST = 32
@@ -55,8 +59,20 @@ def stored_messages(text: str) -> list[Any] | None:
         if NAMES_A_SPEAKER.search(text):
             raise RowProblem(UNREADABLE_MESSAGES) from None
         return None
-    messages = messages if isinstance(messages, list) else [messages]
+    if isinstance(messages, dict):
+        messages = next((messages[name] for name in AROUND if isinstance(messages.get(name), list)), [messages])
     return messages if messages and all(map(is_message, messages)) else None
+
+
+def stored_parts(text: str) -> list[Any] | None:
+    """The parts of a content that a string holds (`[{"type": "text", "text": ...}]`), or None if it is simply text."""
+    if not OPENS_PARTS.match(text):
+        return None
+    try:
+        parts = read_literal(text)
+    except Unreadable:
+        return None
+    return parts if parts and all(isinstance(part, dict) and part.get("type") in PARTS for part in parts) else None
 
 
 def opens_messages(text: str) -> bool:

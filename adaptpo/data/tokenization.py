@@ -10,39 +10,37 @@ The rules, and their differences from TRL's DPOTrainer (checked against 1.16):
 - A response ends at its stop token. Text that the template writes after it (often a line break) is cut, and if the
   template writes no stop token, the tokenizer's EOS is added; TRL keeps the former and does not add the latter.
 - If a tokenizer appends EOS to every text, the prompt gets none and a response only one; BOS occurs once.
+- If a prompt ends with an assistant's turn, the response continues that turn, as in TRL's `apply_chat_template`; TRL's
+  DPOTrainer ends it and opens another.
+- An empty list of tools or tool calls is none; TRL passes it to the template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from adaptpo.data.conversation import joined
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.templates import TemplateOptions, TemplateProblem, options_of, render
+from adaptpo.data.turns import Encoded, encode_rendered, several_turns
 from adaptpo.errors import DataError, ModelError
-from adaptpo.types import Message, PreferenceExample, Response, Text
-
-TemplateOptions = Mapping[str, Any]
+from adaptpo.types import PreferenceExample, Response, Text
 
 PROMPT_RENDERED_DIFFERENTLY = "the chat template renders the prompt differently when a response follows"
 PROMPT_TOO_LONG = "prompt longer than max_prompt_length"
 NO_ROOM = "prompt leaves no room for a response within max_length"
-NO_MAPPING = "chat_template_kwargs is not a mapping"
 STOP_TOKEN_INSIDE = "a stop token stands inside a response"
+SEVERAL_TURNS = "chosen and rejected differ in more than one turn (trained_turns: all trains on all of the assistant's)"
+SEVERAL_TURNS_CUT = "a response of several turns is longer than max_completion_length or max_length"
 EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
 TEMPLATE_PROBE = "probe"
 WORD_START = "\u2581"
 ANCHORS = ("\n", ".", "0", "\u00e9")
-PROBES = {"user": "quokka", "assistant": "wombat"}
-OTHER_PROBE = "numbat"
-"""Words that no template writes by itself."""
-
-
-class TemplateProblem(Exception):  # noqa: N818 - never reaches the user: it becomes a reason
-    """The chat template cannot render these messages; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +75,28 @@ def tokenize_prompt(
     """Returns the ids of a prompt, ready for generation.
 
     A string gets the special tokens that the tokenizer puts before a text (BOS once), and none after it. Messages are
-    rendered by the chat template with its generation prompt.
+    rendered by the chat template with its generation prompt, or, if the last turn is the assistant's, up to the end of
+    its words, so that generation continues it.
 
     Args:
-        template_options: keyword arguments for the chat template, such as `enable_thinking`.
+        template_options: keyword arguments for the chat template, such as `enable_thinking` or `tools`.
 
     Raises:
         ModelError: `text` is messages, but the tokenizer has no chat template or its template refuses them.
     """
-    if isinstance(text, str):
-        return _encode_text(tokenizer, text)
     try:
-        return _encode_rendered(tokenizer, _render(tokenizer, text, template_options, open_reply=True))
+        return prompt_tokens(tokenizer, text, template_options)
     except TemplateProblem as problem:
         raise ModelError(f"{problem}; leave this prompt out or use another chat template.") from problem
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: Text, template_options: TemplateOptions | None = None
+) -> list[int]:
+    """Like `tokenize_prompt`, but raises TemplateProblem if the template refuses the messages."""
+    if isinstance(text, str):
+        return _encode_text(tokenizer, text)
+    return encode_rendered(tokenizer, render(tokenizer, text, template_options, open_reply=True))
 
 
 def tokenize_pair(
@@ -101,6 +107,7 @@ def tokenize_pair(
     stop_ids: frozenset[int] | None = None,
     template_options: TemplateOptions | None = None,
     max_length: int | None = None,
+    all_turns: bool = False,
 ) -> TokenizedPair | str:
     """Tokenizes an example, or returns the reason for leaving it out.
 
@@ -111,38 +118,42 @@ def tokenize_pair(
         max_prompt_length, max_completion_length, max_length: of prompt, response and both together in tokens, including
             special tokens; None for no limit.
         stop_ids: from `stop_token_ids`; pass it to save the work per example and to respect a generation config.
-        template_options: keyword arguments for the chat template, such as `enable_thinking`.
+        template_options: keyword arguments for the chat template, such as `enable_thinking`; the example's columns
+            `tools` and `chat_template_kwargs` override them.
+        all_turns: take responses of several turns, with a mask of the assistant's tokens; they are left out otherwise.
 
     Raises:
         ModelError: the example is messages, but the tokenizer has no chat template; or the tokenizer has no EOS.
     """
     stop_ids = stop_token_ids(tokenizer) if stop_ids is None else stop_ids
+    if not all_turns and (_has_several_turns(example.chosen) or _has_several_turns(example.rejected)):
+        return SEVERAL_TURNS
     try:
-        prompt_ids, chosen_ids, rejected_ids = _pair_ids(tokenizer, example, template_options)
-    except TemplateProblem as problem:
+        prompt_ids, *sides = _encode(tokenizer, example, options_of(example.columns, template_options), stop_ids)
+        limit = _room(prompt_ids, max_prompt_length, max_completion_length, max_length)
+        texts = zip((example.chosen, example.rejected), sides, strict=True)
+        chosen, rejected = (_response(tokenizer, *text, stop_ids, limit) for text in texts)
+    except RowProblem as problem:
         return str(problem)
-    if max_prompt_length is not None and len(prompt_ids) > max_prompt_length:
-        return f"{PROMPT_TOO_LONG} ({max_prompt_length})"
-    if max_length is not None:
-        room = max_length - len(prompt_ids)
-        max_completion_length = room if max_completion_length is None else min(max_completion_length, room)
-        if room < 1:
-            return f"{NO_ROOM} ({max_length})"
-    chosen_ids, rejected_ids = (_end_response(tokenizer, ids, stop_ids) for ids in (chosen_ids, rejected_ids))
-    if reason := _response_problem(chosen_ids, stop_ids) or _response_problem(rejected_ids, stop_ids):
-        return reason
-    chosen = _cut_response(tokenizer, example.chosen, chosen_ids, max_completion_length)
-    rejected = _cut_response(tokenizer, example.rejected, rejected_ids, max_completion_length)
     return EQUAL_TOKENS if chosen.ids == rejected.ids else TokenizedPair(prompt_ids, chosen, rejected)
 
 
-def options_of(columns: Mapping[str, Any], settings: TemplateOptions) -> TemplateOptions | None:
-    """The chat template's arguments for a row: the run's settings, overridden by the row's `chat_template_kwargs` as in
-    TRL; None if that column is not a mapping. A key that is null in the row does not override."""
-    own = columns.get("chat_template_kwargs") or {}
-    if not isinstance(own, Mapping):
-        return None
-    return {**settings, **{name: value for name, value in own.items() if value is not None}}
+def _has_several_turns(response: Text) -> bool:
+    return isinstance(response, list) and len(response) > 1
+
+
+def _room(
+    prompt_ids: list[int], max_prompt: int | None, max_completion: int | None, max_both: int | None
+) -> int | None:
+    """Maximum number of tokens of a response. Raises RowProblem if the prompt is too long."""
+    if max_prompt is not None and len(prompt_ids) > max_prompt:
+        raise RowProblem(f"{PROMPT_TOO_LONG} ({max_prompt})")
+    if max_both is None:
+        return max_completion
+    room = max_both - len(prompt_ids)
+    if room < 1:
+        raise RowProblem(f"{NO_ROOM} ({max_both})")
+    return room if max_completion is None else min(max_completion, room)
 
 
 def decode_response(
@@ -183,21 +194,26 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model_config: Any) 
         )
 
 
-def _pair_ids(
-    tokenizer: PreTrainedTokenizerBase, example: PreferenceExample, options: TemplateOptions | None
-) -> tuple[list[int], list[int], list[int]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, example: PreferenceExample, options: TemplateOptions, stop_ids: frozenset[int]
+) -> tuple[list[int], Encoded, Encoded]:
+    """The ids of the prompt, and both responses."""
     prompt, chosen, rejected = example.prompt, example.chosen, example.rejected
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         prompt_ids = _encode_text(tokenizer, prompt)
-        chosen_ids, rejected_ids = (_text_response_ids(tokenizer, prompt_ids, prompt, t) for t in (chosen, rejected))
-        return prompt_ids, chosen_ids, rejected_ids
+        one, other = (Encoded(_text_response_ids(tokenizer, prompt_ids, prompt, text)) for text in (chosen, rejected))
+        return prompt_ids, one, other
     if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
         raise DataError(f"row {example.row} mixes strings and chat messages; give all three texts in one format.")
-    opened = _render(tokenizer, prompt, options, open_reply=True)
-    prompt_ids = _encode_rendered(tokenizer, opened)
-    conversations = [_render(tokenizer, [*prompt, *response], options) for response in (chosen, rejected)]
-    chosen_ids, rejected_ids = (_chat_response_ids(tokenizer, prompt_ids, opened, text) for text in conversations)
-    return prompt_ids, chosen_ids, rejected_ids
+    opened = render(tokenizer, prompt, options, open_reply=True)
+    prompt_ids = encode_rendered(tokenizer, opened)
+    one, other = (
+        several_turns(tokenizer, prompt, prompt_ids, response, options, stop_ids)
+        if len(response) > 1
+        else _one_turn(tokenizer, prompt_ids, opened, render(tokenizer, joined(prompt, response), options))
+        for response in (chosen, rejected)
+    )
+    return prompt_ids, one, other
 
 
 def _text_response_ids(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], prompt: str, text: str) -> list[int]:
@@ -207,49 +223,23 @@ def _text_response_ids(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]
     return tokenize_continuation(tokenizer, text)
 
 
-def _chat_response_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], prompt: str, conversation: str
-) -> list[int]:
+def _one_turn(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], prompt: str, conversation: str) -> Encoded:
     if not conversation.startswith(prompt):
         raise TemplateProblem(PROMPT_RENDERED_DIFFERENTLY)
-    together = _encode_rendered(tokenizer, conversation)
+    together = encode_rendered(tokenizer, conversation)
     if together[: len(prompt_ids)] == prompt_ids:
-        return together[len(prompt_ids) :]
-    return tokenize_continuation(tokenizer, conversation[len(prompt) :])
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    options: TemplateOptions | None,
-    open_reply: bool = False,
-) -> str:
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "the data are chat messages, but the tokenizer has no chat template; use an instruction-tuned model's "
-            "tokenizer, set tokenizer.chat_template, or give the data as strings."
-        )
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_reply, **(options or {})
-        )
-    except jinja2.TemplateError as error:
-        raise TemplateProblem(f"the chat template refuses the messages: {error}") from error
-
-
-def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # A rendered conversation already has its special tokens; the tokenizer's own would double BOS.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Encoded(together[len(prompt_ids) :])
+    return Encoded(tokenize_continuation(tokenizer, conversation[len(prompt) :]))
 
 
 def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of a text that continues another one."""
-    ids = _encode_rendered(tokenizer, text)
+    ids = encode_rendered(tokenizer, text)
     if not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
         return ids
     # SentencePiece puts a space before every text, some tokenizers even before a space, but none after an anchor.
     for anchor in ANCHORS:
-        before, together = _encode_rendered(tokenizer, anchor), _encode_rendered(tokenizer, anchor + text)
+        before, together = encode_rendered(tokenizer, anchor), encode_rendered(tokenizer, anchor + text)
         if together[: len(before)] == before:
             return together[len(before) :]
     return ids
@@ -257,12 +247,28 @@ def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns ids with the special tokens that the tokenizer puts before a text, without those it puts after it."""
-    ids, plain = list(tokenizer(text)["input_ids"]), _encode_rendered(tokenizer, text)
+    ids, plain = list(tokenizer(text)["input_ids"]), encode_rendered(tokenizer, text)
     before = next((start for start in range(len(ids) - len(plain) + 1) if ids[start : start + len(plain)] == plain), 0)
     ids = ids[: before + len(plain)]
     while before and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         ids = ids[1:]  # the text itself began with BOS
     return ids
+
+
+def _response(
+    tokenizer: PreTrainedTokenizerBase, text: Text, encoded: Encoded, stop_ids: frozenset[int], limit: int | None
+) -> Response:
+    """The response with its end, cut at `limit` tokens. Raises RowProblem if it cannot be used."""
+    ids = _end_response(tokenizer, encoded.ids, stop_ids)
+    if len(ids) < 2:
+        raise RowProblem(EMPTY_RESPONSE_TOKENS)
+    if encoded.mask is not None:
+        if limit is not None and len(ids) > limit:
+            raise RowProblem(SEVERAL_TURNS_CUT)
+        return Response(text, ids, mask=[*encoded.mask, True][: len(ids)])
+    if any(token in stop_ids for token in ids[:-1]):
+        raise RowProblem(STOP_TOKEN_INSIDE)
+    return _cut_response(tokenizer, text, ids, limit)
 
 
 def _end_response(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop_ids: frozenset[int]) -> list[int]:
@@ -280,18 +286,12 @@ def _is_blank(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     return not tokenizer.decode([token]).strip()
 
 
-def _response_problem(ids: list[int], stop_ids: frozenset[int]) -> str:
-    if len(ids) < 2:
-        return EMPTY_RESPONSE_TOKENS
-    return STOP_TOKEN_INSIDE if any(token in stop_ids for token in ids[:-1]) else ""
-
-
 def _cut_response(tokenizer: PreTrainedTokenizerBase, text: Text, ids: list[int], limit: int | None) -> Response:
     if limit is None or len(ids) <= limit:
         return Response(text, ids)
     # The text is cut as well: an annotator must judge what the model is trained on.
     cut = tokenizer.decode(ids[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    cut_text: Text = cut if isinstance(text, str) else [{**text[-1], "content": cut}]
+    cut_text: Text = cut if isinstance(text, str) else [{"role": text[-1]["role"], "content": cut}]
     return Response(cut_text, ids[:limit], ended=False)
 
 
@@ -301,22 +301,9 @@ def _template_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": TEMPLATE_PROBE}]
     try:
-        behind = _render(tokenizer, turns, None).rpartition(TEMPLATE_PROBE)[2]
+        behind = render(tokenizer, turns, None).rpartition(TEMPLATE_PROBE)[2]
     except TemplateProblem:
         return None
-    first = next(iter(_encode_rendered(tokenizer, behind)), None)
+    first = next(iter(encode_rendered(tokenizer, behind)), None)
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return first if first in special else None
-
-
-def template_drops(
-    tokenizer: PreTrainedTokenizerBase, role: str, template_options: TemplateOptions | None = None
-) -> bool:
-    """Whether the chat template says nothing of this role's words in a short conversation; False if it refuses one."""
-    turns = [{"role": name, "content": words} for name, words in PROBES.items()]
-    turns = turns if role in PROBES else [{"role": role, "content": OTHER_PROBE}, *turns]
-    try:
-        rendered = _render(tokenizer, turns, template_options)
-    except TemplateProblem:
-        return False
-    return PROBES.get(role, OTHER_PROBE) not in rendered.lower()

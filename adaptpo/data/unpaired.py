@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from adaptpo.data.conversation import words_of
 from adaptpo.data.messages import message, read_text
 from adaptpo.types import Row, Side, Text
 
@@ -47,7 +48,7 @@ def with_partner(row: Row) -> Row:
 def _placeholder(response: Text | None) -> Text:
     """A response that differs from this one, after the same prompt."""
     if isinstance(response, list) and response:
-        return [*response[:-1], message("assistant", _placeholder(response[-1]["content"]))]  # type: ignore[arg-type]
+        return [*response[:-1], message("assistant", _placeholder(words_of(response[-1])))]  # type: ignore[arg-type]
     return next(words for words in PLACEHOLDERS if words != response)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -13,15 +14,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adaptpo.models.packing import PADDED, ResponseGroup, RowPacking, token_batches
 from adaptpo.models.shared_prompt.layout import positions, shared_prompts
-from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup
+from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup, Response
 
 Batch = dict[str, Any]
 """Tensors, and the `SharedPrompts` of a row with shared prompts.
 
 `input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
-tokens that they predict; `target_mask` [rows, c], true where there is such a token; `response_mask` [n, longest], true
-for the tokens of each of the n responses. In reading order, the true entries of both masks mark the same tokens. An
-absent response has a row of `response_mask`, without a true entry, and takes no part in the forward pass.
+tokens that they predict; `target_mask` [rows, c], true where that is a trained token of the response; `response_mask`
+[n, longest], true for each of the trained tokens of the n responses. In reading order, the true entries of both masks
+mark the same tokens. An absent response has a row of `response_mask`, without a true entry, and takes no part in the
+forward pass.
 """
 
 
@@ -44,37 +46,39 @@ def token_mask(lengths: Sequence[int]) -> Tensor:
     return torch.arange(int(counts.max())) < counts[:, None]
 
 
-def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> Batch:
+def trained(response: Response) -> list[bool]:
+    """Which tokens of a response count."""
+    return [True] * len(response.ids) if response.mask is None else response.mask
+
+
+def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Response], pad_id: int) -> Batch:
     """One row per response, padded on the right.
 
     No token sees what follows it. No mask is needed, and models that ignore masks are exact as well.
     """
-    present = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if response]
-    input_ids = pad([[*prompt, *response] for prompt, response in present], pad_id)
+    present = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if response.ids]
+    input_ids = pad([[*prompt, *response.ids] for prompt, response in present], pad_id)
+    counts = pad([[False] * len(prompt) + trained(response) for prompt, response in present], False).bool()
     columns = torch.arange(min(len(prompt) for prompt, _ in present) - 1, input_ids.shape[1] - 1)
-    first = torch.tensor([len(prompt) - 1 for prompt, _ in present])[:, None]
-    lengths = torch.tensor([len(response) for _, response in present])[:, None]
     return {
         "input_ids": input_ids,
         "columns": columns,
         "targets": input_ids[:, columns + 1],
-        "target_mask": (columns >= first) & (columns < first + lengths),
-        "response_mask": token_mask([len(response) for response in responses]),
+        "target_mask": counts[:, columns + 1],
+        "response_mask": token_mask([sum(trained(response)) for response in responses]),
     }
 
 
-def shared_rows(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], prompt_of: Sequence[int]
-) -> Batch:
+def shared_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Response], prompt_of: Sequence[int]) -> Batch:
     """One row `[prompt | response | response | ... | prompt | ...]`; response i follows `prompts[prompt_of[i]]`.
 
     A response's last token predicts nothing and is not in the row.
     """
     members: list[list[int]] = [[] for _ in prompts]
     for index, prompt in enumerate(prompt_of):
-        if responses[index]:
+        if responses[index].ids:
             members[prompt].append(index)
-    lengths = [[len(responses[i]) - 1 for i in inside] for inside in members]
+    lengths = [[len(responses[i].ids) - 1 for i in inside] for inside in members]
     tokens: list[int] = []
     predictors: dict[int, list[int]] = {}
     for ids, inside in zip(prompts, members, strict=True):
@@ -82,10 +86,10 @@ def shared_rows(
         last = len(tokens) - 1
         for index in inside:
             start = len(tokens)
-            tokens += responses[index][:-1]
-            predictors[index] = [last, *range(start, len(tokens))]
+            tokens += responses[index].ids[:-1]
+            predictors[index] = list(compress([last, *range(start, len(tokens))], trained(responses[index])))
     prompt_lengths = [len(prompt) for prompt in prompts]
-    targets = torch.tensor([[token for response in responses for token in response]])
+    targets = torch.tensor([[token for r in responses for token in compress(r.ids, trained(r))]])
     return {
         "input_ids": torch.tensor([tokens]),
         "position_ids": positions(prompt_lengths, lengths)[None],
@@ -93,7 +97,7 @@ def shared_rows(
         "columns": torch.tensor([column for i in range(len(responses)) for column in predictors.get(i, [])]),
         "targets": targets,
         "target_mask": torch.ones_like(targets, dtype=torch.bool),
-        "response_mask": token_mask([len(response) for response in responses]),
+        "response_mask": token_mask([sum(trained(response)) for response in responses]),
     }
 
 
@@ -105,7 +109,7 @@ def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Sequence[int
 
 def response_rows(
     groups: Sequence[ResponseGroup],
-    responses: Sequence[list[int]],
+    responses: Sequence[Response],
     prompt_of: Sequence[int],
     pad_id: int,
     rows: RowPacking,
@@ -167,12 +171,12 @@ class GroupCollator:
     def __call__(self, groups: Sequence[PromptGroup]) -> Batch:
         members = [(index, group, pair) for index, group in enumerate(groups) for pair in group.pairs]
         pairs = [pair for _, _, pair in members]
-        samples = [(index, pair.sample.ids) for index, _, pair in members if pair.sample is not None]
-        responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
+        samples = [(index, pair.sample) for index, _, pair in members if pair.sample is not None]
+        responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         prompt_of = [index for index, _, _ in members] * 2 + [index for index, _ in samples]
         nan = float("nan")
         return {
-            **response_rows(groups, responses + [ids for _, ids in samples], prompt_of, self.pad_id, self.rows),
+            **response_rows(groups, responses + [made for _, made in samples], prompt_of, self.pad_id, self.rows),
             **reference_tensors(pairs),
             **({"has_sample": torch.tensor([pair.sample is not None for pair in pairs])} if samples else {}),
             "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from adaptpo.choices.learners.pair_features import PairStates, Predictions
 from adaptpo.choices.objectives import Objective
+from adaptpo.data.conversation import spoken
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.inference import PromptedPair, autocast, to_device
 from adaptpo.models.logps import head_inputs, model_arguments
@@ -83,4 +84,4 @@ def encode(
 
 
 def response_text(text: Text) -> str:
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(map(spoken, text))

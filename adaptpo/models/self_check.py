@@ -106,7 +106,7 @@ class SelfCheck:
     def separate_rows(self) -> list[Batch]:
         """One batch with a single row per response, in the collator's order."""
         pairs = self.group.pairs
-        responses = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
+        responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         return [padded_rows([self.group.prompt.ids], [response], self.pad_id) for response in responses]
 
     def batch(self, rows: RowPacking) -> Batch:

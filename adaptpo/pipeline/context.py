@@ -380,12 +380,17 @@ class Context:
                 f"method '{self.method.name}' annotates fresh responses, but the run has no reward; "
                 "set `reward` to a reward model, to `train`, or to python:module:function"
             )
-        parts = reward_parts(str(self.reward_folder) if self.reward == "train" else self.reward)
+        parts = reward_parts(self._trained_reward if self.reward == "train" else self.reward)
         if any(part.holds_model for part in parts):
             return self.slot.get(("reward", repr(parts)), lambda: self._build_annotator(parts))
         if self.without_model is None:
             self.without_model = self._build_annotator(parts)
         return self.without_model
+
+    @property
+    def _trained_reward(self) -> dict[str, Any]:
+        """The reward model that the run trains, which has the policy's chat template."""
+        return {"reward_model": str(self.reward_folder), "chat_template_kwargs": self.config.chat_template_kwargs}
 
     def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
         cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")

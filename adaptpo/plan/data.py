@@ -14,7 +14,7 @@ from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import options_of, tokenize_pair
+from adaptpo.data.tokenization import tokenize_pair
 from adaptpo.plan.arithmetic import Lengths
 from adaptpo.types import Dropped, PreferenceExample
 
@@ -58,7 +58,7 @@ def measure_data(
     sampled = islice(iter_examples(rows, text_mode), 0, None, step)
     taken = [
         None if isinstance(example, Dropped) else token_counts(example, config, tokenizer, stop_ids)
-        for example in with_words_rendered(sampled, tokenizer)
+        for example in with_words_rendered(sampled, tokenizer, config.chat_template_kwargs)
     ]
     lengths = [counts for counts in taken if counts is not None]
     require_rows(len(lengths), {"the run would drop it": len(taken)} if taken else {}, source)
@@ -71,9 +71,9 @@ def token_counts(
 ) -> tuple[int, int, int] | None:
     """The tokens of prompt, chosen and rejected response as a run counts them, 0 for one that an unpaired row lacks;
     None for a row that it leaves out."""
-    options = options_of(example.columns, config.chat_template_kwargs)
-    limits = (config.max_prompt_length, config.max_completion_length)
-    found = tokenize_pair(example, tokenizer, *limits, stop_ids, options or {}, config.max_length)
+    limits, options = (config.max_prompt_length, config.max_completion_length), config.chat_template_kwargs
+    all_turns = config.trained_turns == "all"
+    found = tokenize_pair(example, tokenizer, *limits, stop_ids, options, config.max_length, all_turns)
     if isinstance(found, str):
         return None
     sides = {"chosen": len(found.chosen.ids), "rejected": len(found.rejected.ids)}

@@ -13,6 +13,8 @@ import pyarrow as pa
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Row, Text
 
 IDS = pa.list_(pa.int32())
+MASK = pa.list_(pa.bool_())
+"""Which tokens of a response are trained on; null for all."""
 
 OFFLINE_SCHEMA = pa.schema(
     {
@@ -27,6 +29,8 @@ OFFLINE_SCHEMA = pa.schema(
         "rejected_ids": IDS,
         "chosen_ended": pa.bool_(),
         "rejected_ended": pa.bool_(),
+        "chosen_mask": MASK,
+        "rejected_mask": MASK,
         "columns": pa.string(),
     }
 )
@@ -93,6 +97,8 @@ PAIRS_SCHEMA = pa.schema(
         "rejected_ids": IDS,
         "chosen_ended": pa.bool_(),
         "rejected_ended": pa.bool_(),
+        "chosen_mask": MASK,
+        "rejected_mask": MASK,
         "reward_gap": pa.float64(),
         "iteration": pa.int32(),
         "sample": pa.string(),
@@ -155,11 +161,12 @@ def response_fields(name: str, response: Response) -> Row:
         name: dump_text(response.text),
         f"{name}_ids": response.ids,
         f"{name}_ended": response.ended,
+        f"{name}_mask": response.mask,
     }
 
 
 def read_response(row: Row, name: str) -> Response:
-    return Response(text=json.loads(row[name]), ids=row[f"{name}_ids"], ended=row[f"{name}_ended"])
+    return Response(json.loads(row[name]), row[f"{name}_ids"], row[f"{name}_ended"], row.get(f"{name}_mask"))
 
 
 def prompt_row(prompt: Prompt) -> Row:

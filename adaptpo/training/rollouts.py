@@ -59,8 +59,8 @@ FIELDS = ("old", "advantages", "values", "returns")
 def answer_batch(groups: Sequence[RatedPrompt | RolloutGroup], pad_id: int, rows: RowPacking) -> Batch:
     """The rows of a forward pass over all responses of these prompts."""
     members = [(index, response) for index, group in enumerate(groups) for response in group.responses]
-    ids = [response.ids for _, response in members]
-    return response_rows(groups, ids, [index for index, _ in members], pad_id, rows)
+    responses = [response for _, response in members]
+    return response_rows(groups, responses, [index for index, _ in members], pad_id, rows)
 
 
 @torch.inference_mode()

@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 
 from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import NO_MAPPING, TokenizedPair, options_of, tokenize_pair
+from adaptpo.data.tokenization import TokenizedPair, tokenize_pair
 from adaptpo.data.unpaired import how_to_pair
 from adaptpo.errors import DataError
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import LeftOut, Summary
 from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
@@ -36,13 +37,18 @@ def prepare_data(context: Context) -> Summary:
 
 def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
     number = 0
-    for example in with_words_rendered(iter_examples(context.data_rows, context.text_mode), context.tokenizer):
+    reward = RewardReading.of(context)
+    examples = iter_examples(context.data_rows, context.text_mode)
+    for example in with_words_rendered(examples, context.tokenizer, context.config.chat_template_kwargs):
         found = example if isinstance(example, Dropped) else tokenized(context, number, example)
+        if not isinstance(found, Dropped) and (problem := reward.problem(found[0])):
+            found = Dropped(example.row, problem)
         if isinstance(found, Dropped):
             left_out.add({"row": found.row, "reason": found.reason})
         else:
             yield offline_row(*found, example.row)
             number += 1
+    reward.announce(context.shows)
 
 
 def tokenized(context: Context, number: int, example: PreferenceExample) -> tuple[Prompt, PreferencePair] | Dropped:
@@ -67,11 +73,10 @@ def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) 
 
 def tokenized_pair(context: Context, example: PreferenceExample) -> TokenizedPair | str:
     """The tokens of an example within the run's limits, or the reason for leaving it out."""
-    options = options_of(example.columns, context.config.chat_template_kwargs)
-    if options is None:
-        return NO_MAPPING
-    limits = (context.config.max_prompt_length, context.config.max_completion_length)
-    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, options, context.max_length)
+    config = context.config
+    limits = (config.max_prompt_length, config.max_completion_length)
+    own = (config.chat_template_kwargs, context.max_length, config.trained_turns == "all")
+    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, *own)
 
 
 def weight_problem(context: Context, example: PreferenceExample) -> str | None:

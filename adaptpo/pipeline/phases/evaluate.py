@@ -14,8 +14,10 @@ from adaptpo.annotation.base import Request
 from adaptpo.choices.objectives import score
 from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
 from adaptpo.data.conventions import is_preference_row
+from adaptpo.data.problems import RowProblem
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import NO_MAPPING, PROMPT_TOO_LONG, options_of, tokenize_prompt
+from adaptpo.data.templates import options_of
+from adaptpo.data.tokenization import PROMPT_TOO_LONG, prompt_tokens
 from adaptpo.errors import DataError
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
 from adaptpo.pipeline.context import Context
@@ -23,6 +25,7 @@ from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.kept_reference import joined
 from adaptpo.pipeline.phases.data import offline_pair, tokenized_pair
 from adaptpo.pipeline.phases.reference import keep_initial_reference
+from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import read_rows, write_table
 from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
@@ -61,8 +64,11 @@ def heldout(context: Context, stage: str) -> list[Heldout]:
     """
     kept: list[Heldout] = []
     dropped: list[Row] = []
-    for example in with_words_rendered(held_out_examples(context), context.tokenizer):
+    reward, examples = RewardReading.of(context), held_out_examples(context)
+    for example in with_words_rendered(examples, context.tokenizer, context.config.chat_template_kwargs):
         item = example if isinstance(example, Dropped) else tokenized(context, len(kept), example)
+        if not isinstance(item, Dropped) and (problem := reward.problem(item[0])):
+            item = Dropped(example.row, problem)
         if isinstance(item, Dropped):
             dropped.append({"row": item.row, "reason": item.reason})
         else:
@@ -93,11 +99,12 @@ def tokenized(context: Context, number: int, example: PreferenceExample | Prompt
 
 
 def tokenized_prompt(context: Context, number: int, example: PromptExample) -> Heldout | Dropped:
-    options = options_of(example.columns, context.config.chat_template_kwargs)
-    if options is None:
-        return Dropped(example.row, NO_MAPPING)
-    ids, limit = tokenize_prompt(context.tokenizer, example.prompt, options), context.config.max_prompt_length
-    if len(ids) > limit:
+    try:
+        options = options_of(example.columns, context.config.chat_template_kwargs)
+        ids = prompt_tokens(context.tokenizer, example.prompt, options)
+    except RowProblem as problem:
+        return Dropped(example.row, str(problem))
+    if len(ids) > (limit := context.config.max_prompt_length):
         return Dropped(example.row, f"{PROMPT_TOO_LONG} ({limit})")
     return Prompt(number, example.prompt, ids, example.columns), None
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GroupPolicyGradient
 from adaptpo.data.tokenization import foreign_ids
@@ -17,6 +20,7 @@ from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.generation.base import NEUTRAL
 from adaptpo.models.loading import read_config
+from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import phase_callbacks, prepared, recomputes_activations
@@ -28,6 +32,10 @@ from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import Prompt, Response
 
+READ_OTHERWISE = (
+    "TRL's trainer reads this prompt differently: it renders neither tools nor template arguments of a row, and does "
+    "not continue an assistant's turn"
+)
 PLAIN: dict[str, Any] = {"num_train_epochs": 1, "bf16": False, "gradient_checkpointing": False}
 """Defaults for keys that the recipe's `training` does not set; TRL's own defaults differ."""
 
@@ -38,13 +46,17 @@ def train_on_groups(context: Context, iteration: int, settings: GroupPolicyGradi
     TRL leaves out the last prompts if they do not fill an optimizer step; they are recorded.
     """
     phase = context.folder(iteration)
-    prompts = list(context.prompts_of(selected_ids(context, iteration)))
     args = trl_arguments(context, iteration, settings)
+    selected = list(context.prompts_of(selected_ids(context, iteration)))
+    readable = [read_by_trl(context, prompt) for prompt in selected]
+    prompts = list(compress(selected, readable))
     trained = len(prompts) - len(prompts) % prompts_per_step(context, args)
+    others = [{"prompt_id": p.id, "reason": READ_OTHERWISE} for p in compress(selected, map(not_, readable))]
     left_out = [{"prompt_id": p.id, "reason": "too few prompts to fill an optimizer step"} for p in prompts[trained:]]
-    context.run.drop(f"{phase}/train", left_out)
+    context.run.drop(f"{phase}/train", [*others, *left_out])
     model = prepared(context, context.take_policy(context.start_policy(iteration)), recomputes_activations(args))
-    steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
+    with own_sampling_only(model):
+        steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
     with whole_folder(context.checkpoint(iteration)) as folder:
         model.save_pretrained(folder)
         context.tokenizer.save_pretrained(folder)
@@ -76,11 +88,35 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         generation_kwargs=NEUTRAL | never_sampled(context),
+        chat_template_kwargs=context.config.chat_template_kwargs,
         disable_dropout=context.config.disable_dropout,
         trust_remote_code=context.config.trusts_code,
         beta=settings.beta,
         epsilon=settings.epsilon,
     )
+
+
+@contextmanager
+def own_sampling_only(model: nn.Module) -> Iterator[None]:
+    """Within, `generate` samples by its arguments alone: a model's generation_config.json may hold words that are never
+    or always said, which no argument takes back."""
+    inner: Any = base_model(model)
+    stored = inner.generation_config
+    tokens = {name: getattr(stored, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    inner.generation_config = GenerationConfig(**tokens)
+    try:
+        yield
+    finally:
+        inner.generation_config = stored
+
+
+def read_by_trl(context: Context, prompt: Prompt) -> bool:
+    """Whether TRL's trainers turn the prompt into the run's tokens."""
+    tokenizer, text = context.tokenizer, prompt.text
+    if isinstance(text, str):
+        return list(tokenizer(text)["input_ids"]) == prompt.ids
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    return tokenizer.apply_chat_template(text, **options, **context.config.chat_template_kwargs) == prompt.ids
 
 
 def never_sampled(context: Context) -> dict[str, Any]:

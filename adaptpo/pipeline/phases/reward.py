@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial, reduce
-from itertools import starmap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from adaptpo.annotation.reward_model import scored_ids
+from adaptpo.data.templates import TemplateOptions
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.models.dropout import turn_off_dropout
@@ -24,6 +30,7 @@ from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_file
 from adaptpo.run.lazy_sequence import batched
 from adaptpo.run.progress import TrainingBar
+from adaptpo.run.schemas import IDS
 from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
 from adaptpo.types import PreferencePair, Prompt
@@ -31,31 +38,30 @@ from adaptpo.types import PreferencePair, Prompt
 PHASE = "reward"
 
 
-def reward_rows(context: Context) -> Dataset:
-    """The offline pairs in TRL's explicit preference format, memory-mapped; TRL's caches lie beside the file."""
+TOKENS = pa.schema({"chosen_ids": IDS, "rejected_ids": IDS})
+"""The columns that TRL's `RewardTrainer` makes of a data set's texts."""
+
+
+def reward_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The offline pairs in the tokens by which the reward model will read responses, memory-mapped; TRL's caches lie
+    beside the file."""
     path = context.scratch(PHASE, "pairs")
-    context.ranks.on_first(partial(write_texts, context, path))
+    context.ranks.on_first(partial(write_tokens, context, tokenizer, path))
     return Dataset.from_file(str(path))
 
 
-def write_texts(context: Context, path: Path) -> None:
-    """Writes the pairs in one schema that fits all of them: some messages have keys that others lack."""
-    schema = reduce(widened, (pa.Table.from_pylist(piece).schema for piece in text_pieces(context)))
-    with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), schema) as writer:
-        for piece in text_pieces(context):
-            writer.write_table(pa.Table.from_pylist(piece, schema=schema))
+def write_tokens(context: Context, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    rows = (scored_row(tokenizer, *item, context.config.chat_template_kwargs) for item in context.offline())
+    with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), TOKENS) as writer:
+        for piece in batched(rows, BATCH):
+            writer.write_table(pa.Table.from_pylist(piece, schema=TOKENS))
 
 
-def text_pieces(context: Context) -> Iterator[list[dict[str, Any]]]:
-    return batched(starmap(preference_row, context.offline()), BATCH)
-
-
-def widened(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    return pa.unify_schemas([one, other], promote_options="permissive")
-
-
-def preference_row(prompt: Prompt, pair: PreferencePair) -> dict[str, Any]:
-    return {"prompt": prompt.text, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+def scored_row(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, pair: PreferencePair, options: TemplateOptions
+) -> dict[str, list[int]]:
+    sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
+    return {name: scored_ids(tokenizer, prompt, response, options) for name, response in sides.items()}
 
 
 def train_reward_model(context: Context) -> Summary:
@@ -93,7 +99,7 @@ def reward_trainer(context: Context) -> Any:
     trainer = RewardTrainer(
         model=model,
         args=args,
-        train_dataset=reward_rows(context),
+        train_dataset=reward_rows(context, tokenizer),
         processing_class=tokenizer,
         callbacks=[RewardHooks(context), TrainingBar(PHASE, context.shows)],
     )

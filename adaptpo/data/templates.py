@@ -1,0 +1,149 @@
+"""Renders conversations with a model's chat template, and finds what the template leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from adaptpo.data.messages import TOOL_ROLES
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.stored import Unreadable, read_literal
+from adaptpo.data.tools import read_tools
+from adaptpo.errors import ConfigError, ModelError
+from adaptpo.types import Message
+
+TemplateOptions = Mapping[str, Any]
+
+NO_MAPPING = "chat_template_kwargs is neither a mapping nor a JSON string of one"
+PROBES = {"user": "quokka", "assistant": "wombat"}
+OTHER_PROBE = "numbat"
+"""Words that no template writes by itself."""
+TOOLS, CALLS = "tools", "tool calls"
+"""What a template may leave out beside the words of roles."""
+
+
+class TemplateProblem(RowProblem):
+    """The chat template cannot render these messages; the message is the reason."""
+
+
+def options_of(columns: Mapping[str, Any], settings: TemplateOptions | None = None) -> TemplateOptions:
+    """The chat template's arguments for a row: the given settings, overridden by the row's `tools` and by its
+    `chat_template_kwargs`, as in TRL. A key that is null in the row does not override.
+
+    Raises:
+        RowProblem: one of the columns cannot be read, or sets what is not the template's.
+        ConfigError: the settings do.
+    """
+    if problem := _not_the_templates(settings or {}):
+        raise ConfigError(problem)
+    own = _mapping(columns.get("chat_template_kwargs"))
+    if problem := _not_the_templates(own):
+        raise RowProblem(problem)
+    tools = read_tools(columns.get("tools"))
+    given = {"tools": tools} if tools else {}
+    return {**(settings or {}), **given, **{name: value for name, value in own.items() if value is not None}}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = read_literal(value)
+        except Unreadable:
+            raise RowProblem(NO_MAPPING) from None
+    if value and not isinstance(value, Mapping):
+        raise RowProblem(NO_MAPPING)
+    return value or {}
+
+
+NOT_THE_TEMPLATES = {
+    "conversation": "the data has the messages",
+    "messages": "the data has the messages",
+    "chat_template": "set tokenizer.chat_template and save the tokenizer",
+    "add_generation_prompt": "it follows from the prompt's last turn",
+    "continue_final_message": "it follows from the prompt's last turn",
+    "max_length": "set max_length at the top of the recipe",
+} | dict.fromkeys(
+    [
+        *("tokenize", "padding", "truncation", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "sanitize_control_tokens"),
+    ],
+    "adaptpo tokenizes by its own rules",
+)
+"""Arguments of `apply_chat_template` that do not reach the template, with what to do instead."""
+
+
+def _not_the_templates(options: TemplateOptions) -> str:
+    name = next((name for name in NOT_THE_TEMPLATES if name in options), None)
+    return f"chat_template_kwargs.{name} is no argument of the template: {NOT_THE_TEMPLATES[name]}" if name else ""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    options: TemplateOptions | None = None,
+    open_reply: bool = False,
+) -> str:
+    """The text of a conversation. With `open_reply`, it ends where a response begins: after the generation prompt, or
+    in the final turn if that is the assistant's.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+        TemplateProblem: the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the data are chat messages, but the tokenizer has no chat template; use an instruction-tuned model's "
+            "tokenizer, set tokenizer.chat_template, or give the data as strings."
+        )
+    continues = open_reply and messages[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_reply and not continues,
+            continue_final_message=continues,
+            **(options or {}),
+        )
+    except Exception as error:  # A template can raise anything.
+        raise TemplateProblem(f"the chat template refuses the messages: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def template_drops(tokenizer: PreTrainedTokenizerBase, what: str, options: TemplateOptions | None = None) -> bool:
+    """Whether the chat template says nothing of a role's words, or of `TOOLS` or `CALLS`, in a short conversation;
+    False if it refuses one."""
+    probe = PROBES.get(what, OTHER_PROBE)
+    tools = {"tools": [{"type": "function", "function": _tool(probe)}]} if what == TOOLS else {}
+    try:
+        return probe not in render(tokenizer, _conversation(what), {**(options or {}), **tools}).lower()
+    except TemplateProblem:
+        return False
+
+
+def _conversation(what: str) -> list[Message]:
+    if what == CALLS:
+        return _exchange(OTHER_PROBE, "tool", "seen")
+    if what in TOOL_ROLES:
+        return _exchange("look", what, OTHER_PROBE)
+    turns: list[Message] = [{"role": name, "content": words} for name, words in PROBES.items()]
+    return turns if what in (*PROBES, TOOLS) else [{"role": what, "content": OTHER_PROBE}, *turns]
+
+
+def _exchange(function: str, role: str, answer: str) -> list[Message]:
+    """A conversation with a tool call and its answer."""
+    call = {"id": "call00001", "type": "function", "function": {"name": function, "arguments": {}}}
+    return [
+        {"role": "user", "content": PROBES["user"]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": role, "content": answer, "name": "look", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": PROBES["assistant"]},
+    ]
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {"name": name, "description": name, "parameters": {"type": "object", "properties": {}}}
