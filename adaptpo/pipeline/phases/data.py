@@ -74,9 +74,9 @@ def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) 
 def tokenized_pair(context: Context, example: PreferenceExample) -> TokenizedPair | str:
     """The tokens of an example within the run's limits, or the reason for leaving it out."""
     config = context.config
-    limits = (config.max_prompt_length, config.max_completion_length)
-    own = (config.chat_template_kwargs, context.max_length, config.trained_turns == "all")
-    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, *own)
+    limits, options = (config.max_prompt_length, config.max_completion_length), config.chat_template_kwargs
+    all_turns = config.trained_turns == "all"
+    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, options, context.max_length, all_turns)
 
 
 def weight_problem(context: Context, example: PreferenceExample) -> str | None:
