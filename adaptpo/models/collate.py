@@ -101,10 +101,10 @@ def shared_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Response],
     }
 
 
-def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Sequence[int]], prompt_of: Sequence[int]) -> Tensor:
+def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Response], prompt_of: Sequence[int]) -> Tensor:
     """The tokens of all responses, each with its prompt, which is how TRL counts them; scalar."""
     lengths = [len(group.prompt.ids) for group in groups]
-    return torch.tensor(sum(lengths[prompt] for prompt in prompt_of) + sum(map(len, responses)))
+    return torch.tensor(sum(lengths[prompt] for prompt in prompt_of) + sum(len(r.ids) for r in responses))
 
 
 def response_rows(
