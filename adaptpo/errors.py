@@ -29,5 +29,9 @@ class RunError(AdaptpoError):
     """A run directory cannot be used: it belongs to another run, is locked, or its inputs changed."""
 
 
+class MachineError(RunError):
+    """Memory, accelerator, descriptors or disk failed; the run can be resumed once they are there again."""
+
+
 class TrainingError(AdaptpoError):
     """Training cannot continue (for instance, a loss is not finite)."""

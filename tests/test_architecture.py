@@ -26,11 +26,11 @@ BELOW = {"types", "errors", "seeds"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "data": set(),
-    "choices": set(),
+    "choices": {"config"},
     "methods": {"choices", "config"},
     "distributed": {"config"},
     "run": {"config", "distributed"},
-    "remote": {"run"},
+    "remote": {"config", "run"},
     "models": {"choices", "data"},
     "annotation": {"config", "data", "models", "remote"},
     "generation": {"config", "data", "models", "remote"},
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"annotation", "choices", "config", "data", "distributed", "generation", "models", "remote", "run"}
     | {"stage", "training"},
     "trainer": {"choices", "config", "distributed", "methods", "pipeline"},
-    "report": {"run", "stage"},
+    "report": {"config", "run", "stage"},
     "evaluation": {"config", "data", "generation", "models", "remote", "report", "run"},
     "plan": {"choices", "config", "data", "methods", "models", "pipeline", "run"},
     "vote": {"data", "report", "run"},

@@ -11,7 +11,8 @@ import yaml
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, SimPO
 from adaptpo.config.base import is_special_reward
-from adaptpo.config.recipe import OWNED_TRAINING_ARGUMENTS, AlignmentConfig, Recipe, load_recipe
+from adaptpo.config.recipe import AlignmentConfig, Recipe, load_recipe
+from adaptpo.config.sections import OWNED_TRAINING_ARGUMENTS
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
@@ -21,7 +22,8 @@ NEEDED = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
 
 def load(folder: Path, text: str = "", *assignments: str) -> Recipe:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(NEEDED) + text, encoding="utf-8")
+    needed = {key: value for key, value in NEEDED.items() if not text.startswith(f"{key}:")}
+    path.write_text(yaml.safe_dump(needed) + text, encoding="utf-8")
     return load_recipe(path, list(assignments))
 
 
@@ -121,11 +123,11 @@ def test_wrong_value_is_named(text: str, message: str, tmp_path: Path) -> None:
 def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path: Path) -> None:
     """To PyYAML 1e-6 is a string, with which the optimizer would fail hours later."""
     for recipe in (
-        load(tmp_path, f"training: {{weight_decay: {text}}}"),
-        load(tmp_path, "", f"training.weight_decay={text}"),
+        load(tmp_path, f"chat_template_kwargs: {{x: {text}}}"),
+        load(tmp_path, "", f"chat_template_kwargs.x={text}"),
     ):
-        assert recipe.training == {"weight_decay": value}
-        assert type(recipe.training["weight_decay"]) is float
+        assert recipe.chat_template_kwargs == {"x": value}
+        assert type(recipe.chat_template_kwargs["x"]) is float
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "1e-6b", "'1e-6'", "1-e6", "0x1e6z"])

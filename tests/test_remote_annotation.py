@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
+import signal
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +24,8 @@ from adaptpo.annotation.server import RewardServer, VllmRewardServer
 from adaptpo.annotation.tournament import Tournament
 from adaptpo.errors import AnnotationError, RunError
 from adaptpo.remote.endpoint import Access, Endpoint
-from adaptpo.remote.store import AnswerStore, content_key
+from adaptpo.remote.store import AnswerStore, content_key, seal
+from adaptpo.run.file_locks import is_across_machines, refuse_without_locks
 from adaptpo.types import Prompt, Response
 from tests.stub import Reply, Stub, by_length, completion, serving
 
@@ -368,51 +374,194 @@ def test_answers_that_came_before_a_fault_stay(tmp_path: Path) -> None:
     assert annotator.take_usage()["reused"] == 2 and len(stub.bodies) == 4
 
 
-def test_a_torn_line_is_asked_for_again(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
-    store.add("a", {"text": "tea"})
-    store.add("b", {"text": "sün"})
-    whole = store.path.read_bytes()
-    store.path.write_bytes(whole[:-6])
-    again = AnswerStore(tmp_path)
-    again.refresh()
-    assert again.answers == {"a": {"text": "tea"}}
-    again.add("b", {"text": "sün"})
-    assert store.path.read_bytes() == whole
+def keys(*numbers: object) -> list[str]:
+    return [content_key(number) for number in numbers]
 
 
 def test_answers_of_other_processes_are_seen(tmp_path: Path) -> None:
     ours, theirs = AnswerStore(tmp_path), AnswerStore(tmp_path)
-    for number in range(3):
-        theirs.add(str(number), number)
-        ours.refresh()
-        assert ours.get(str(number)) == number
-    assert "3" not in ours
+    for number, key in enumerate(keys(0, 1, 2)):
+        theirs.add({key: number})
+        assert ours.find([key]) == {key: number}
+    assert ours.find(keys(3)) == {}
 
 
 def write_many(folder: Path, name: str) -> None:
     store = AnswerStore(folder)
-    for number in range(50):
-        store.add(f"{name}{number}", "x" * 2000)
+    for number in range(25):
+        store.add({content_key(name, number): "x" * 2000, content_key(name, number, "too"): None})
 
 
-def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=write_many, args=(tmp_path, name)) for name in "ab"]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+    asked = [content_key(name, number) for name in "ab" for number in range(25)]
+    assert AnswerStore(tmp_path).find(asked) == dict.fromkeys(asked, "x" * 2000)
+    assert AnswerStore(tmp_path).database.rows("SELECT count(*) AS n FROM answers") == [{"n": 100}]
+
+
+def test_answers_are_on_disk_when_they_are_added(tmp_path: Path) -> None:
+    """A process that is killed right afterwards has lost none."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=add_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert AnswerStore(tmp_path).find(keys("a", "b")) == {key: {"text": "sün"} for key in keys("a")}
+
+
+def add_and_die(folder: Path) -> None:
+    store = AnswerStore(folder)
+    store.add({key: {"text": "sün"} for key in keys("a")})
+    with store.database.transaction() as connection:
+        connection.execute("INSERT INTO answers VALUES (x'00', '1', x'00')")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_memory_does_not_grow_with_the_answers(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path)
-    store.refresh()
-    assert len(store.answers) == 100
-    assert all(json.loads(line)["answer"] == "x" * 2000 for line in store.path.read_text().splitlines())
+    store.add(dict.fromkeys(keys(*range(1000)), "x" * 10000))
+    again = AnswerStore(tmp_path)
+    tracemalloc.start()
+    assert again.find(keys(7, "none")) == dict.fromkeys(keys(7), "x" * 10_000)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_changed_bit_is_asked_for_again(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    (key,) = keys("a")
+    store.add({key: {"text": "[[A]]"}})
+    store.database.write("UPDATE answers SET answer = replace(answer, '[[A]]', '[[C]]')")
+    assert AnswerStore(tmp_path).find([key]) == {}
+
+
+def test_the_older_format_moves_into_the_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines that cannot be read are counted, and a later line wins."""
+    a, b = keys("a", "b")
+    lines = [{"key": a, "answer": 1}, {"key": b, "answer": {"text": "sün"}}, {"key": a, "answer": 2}, {"key": "zz"}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines) + '{"key": "' + a
+    (tmp_path / "answers.jsonl").write_text(text, encoding="utf-8")
+    assert AnswerStore(tmp_path).find([a, b]) == {a: 2, b: {"text": "sün"}}
+    said = capsys.readouterr().out
+    assert f"moved 3 paid answers from {tmp_path}/answers.jsonl to answers.sqlite" in said
+    assert "2 lines could not be read" in said
+    assert (tmp_path / "answers.jsonl.moved").exists() and not (tmp_path / "answers.jsonl").exists()
+    assert AnswerStore(tmp_path).find([a]) == {a: 2} and capsys.readouterr().out == ""
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="choose another folder for annotation_cache"):
-        AnswerStore(tmp_path / "file").add("a", 1)
+        AnswerStore(tmp_path / "file").add(dict.fromkeys(keys("a"), 1))
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that gives a lock twice, and one that gives none."""
+    refuse_without_locks(tmp_path)
+    monkeypatch.setattr(fcntl, "fcntl", lambda *_: 0)
+    with pytest.raises(RunError, match=r"gives one lock to two at once.*annotation_cache"):
+        AnswerStore(tmp_path).find(keys("a"))
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    with pytest.raises(RunError, match="gives no locks"):
+        AnswerStore(tmp_path).find(keys("a"))
+
+
+def test_file_systems_of_several_machines_share_no_memory() -> None:
+    mounts = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:5 / /mnt/my\\040home rw shared:3 - nfs4 server:/home rw\n"
+    assert is_across_machines(Path("/mnt/my home/runs/1"), mounts)
+    assert not is_across_machines(Path("/mnt/mine"), mounts)
+
+
+# --- nothing odd is kept ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"rewards": [' + b"9" * 400 + b"]}",
+        b'{"rewards": [' + b"9" * 5000 + b"]}",
+        b'{"rewards": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"rewards": ["1"]}',
+        b'{"rewards": [[1]]}',
+        b'{"rewards": {"0": 1}}',
+        b"[]",
+        b"null",
+        b'"rewards"',
+        b"3",
+        b"",
+    ],
+)
+def test_an_odd_reward_is_asked_for_again_and_not_kept(body: bytes, tmp_path: Path) -> None:
+    with serving(lambda _, number: Reply(body if number == 0 else {"rewards": [2]})) as stub:
+        server = RewardServer(access(stub), AnswerStore(tmp_path), {})
+        assert server.rewards(RESPONSES[:1]) == [2.0] and server.usage["retries"] == 1
+        assert RewardServer(access(stub), AnswerStore(tmp_path), {}).rewards(RESPONSES[:1]) == [2.0]
+    assert len(stub.bodies) == 2
+
+
+@pytest.mark.parametrize("odd", ["null", '{"text": 3, "finish": "stop"}', '{"text": "[[4]]"', "4", '{"finish": null}'])
+def test_a_poisoned_entry_is_asked_for_again(odd: str, tmp_path: Path) -> None:
+    """As an older version may have kept it, or a disk changed it."""
+    with serving(always(Reply(completion("[[4]]")))) as stub:
+        annotator = ScoringJudge(judge(stub, AnswerStore(tmp_path)))
+        assert annotator.rewards(RESPONSES[:1]) == [4.0]
+        poison(tmp_path, odd)
+        assert annotator.rewards(RESPONSES[:1]) == [4.0]
+        assert ScoringJudge(judge(stub, AnswerStore(tmp_path))).rewards(RESPONSES[:1]) == [4.0]
+    assert len(stub.bodies) == 2
+
+
+def poison(folder: Path, answer: str) -> None:
+    database = AnswerStore(folder).database
+    (key,) = (row["key"] for row in database.rows("SELECT key FROM answers"))
+    database.write("UPDATE answers SET answer = ?, seal = ?", answer, seal(key, answer))
+
+
+def test_a_huge_reward_in_the_cache_does_not_stop_a_run(tmp_path: Path) -> None:
+    with serving(always(Reply({"rewards": [2]}))) as stub:
+        server = RewardServer(access(stub), AnswerStore(tmp_path), {})
+        server.rewards(RESPONSES[:1])
+        poison(tmp_path, "9" * 400)
+        assert server.rewards(RESPONSES[:1]) == [2.0]
+
+
+def odd_completion(choice: Any = None, **changes: Any) -> dict[str, Any]:
+    whole = completion("[[4]]")
+    return whole | {"choices": [whole["choices"][0] | (choice or {})]} | changes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        odd_completion({"message": {"content": 3}}),
+        odd_completion({"message": {"content": ["[[4]]"]}}),
+        odd_completion({"finish_reason": {}}),
+        odd_completion(choices={"a": 1}),
+        odd_completion(choices=[]),
+        [1],
+    ],
+)
+def test_an_odd_completion_is_asked_for_again(body: Any) -> None:
+    with serving(lambda _, number: Reply(body if number == 0 else completion("[[4]]"))) as stub:
+        assert ScoringJudge(judge(stub)).rewards(RESPONSES[:1]) == [4.0]
+    assert len(stub.bodies) == 2
+
+
+@pytest.mark.parametrize("usage", [None, 3, "many", [], {"prompt_tokens": "100", "completion_tokens": -5}])
+def test_odd_token_counts_do_not_count(usage: Any) -> None:
+    with serving(always(Reply(odd_completion(usage=usage)))) as stub:
+        annotator = ScoringJudge(judge(stub))
+        assert annotator.rewards(RESPONSES[:1]) == [4.0]
+    assert annotator.take_usage().get("prompt_tokens", 0) == 0
 
 
 def test_content_keys() -> None:

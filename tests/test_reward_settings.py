@@ -196,7 +196,7 @@ def test_a_run_judged_by_comparisons(policy: str, tmp_path: Path, monkeypatch: p
     with serving(by_length) as stub:
         start(policy, tmp_path / "run", judged_by(stub.url, mode="all", api_key_env="JUDGE_KEY"), **RUN)
     assert {headers["authorization"] for headers in stub.headers} == {"Bearer sesame-1234"}
-    assert (tmp_path / "run/annotation_cache/answers.jsonl").exists()
+    assert (tmp_path / "run/annotation_cache/answers.sqlite").exists()
     kept = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(b"sesame-1234" in content for content in kept)
 
@@ -301,7 +301,7 @@ def test_responses_to_one_prompt_meet_wherever_they_are(folder: Path, capsys: py
             annotate("in.jsonl", "--reward", reward, "--out", "out.jsonl")
             found = [json.loads(line)["rewards"] for line in (folder / "out.jsonl").read_text().splitlines()]
             assert found == [[0.0, 1.0], [None], [-1.0]]
-        assert len(stub.bodies) == 7 and (folder / "out.jsonl.answers/answers.jsonl").exists()
+        assert len(stub.bodies) == 7 and (folder / "out.jsonl.answers/answers.sqlite").exists()
     assert "3 rewards, 1 without a reward, 7 reused" in capsys.readouterr().out.splitlines()[-1]
 
 

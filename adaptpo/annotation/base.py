@@ -45,9 +45,12 @@ class Annotator(ABC):
 
 
 def valid_reward(value: Any) -> float | None:
-    """The reward as a finite float, or None for None, NaN and infinities."""
+    """The reward as a finite float, or None for None, NaN and infinities. Raises TypeError for what is no number, which
+    includes text and true or false, and OverflowError for one that no float holds."""
     if value is None:
         return None
+    if isinstance(value, bool | str | bytes | bytearray) or type(value).__name__ in ("bool_", "bool"):
+        raise TypeError(f"a {type(value).__name__} is no number")
     reward = float(value)
     return reward if math.isfinite(reward) else None
 

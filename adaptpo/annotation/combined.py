@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.base import Annotator, Request, valid_reward
 from adaptpo.errors import AnnotationError
 
 Weighted = tuple[Annotator, float]
@@ -41,4 +41,4 @@ class CombinedAnnotator(Annotator):
 
 def weighted_sum(rewards: Sequence[float | None], weights: Sequence[float]) -> float | None:
     present = [weight * reward for reward, weight in zip(rewards, weights, strict=True) if reward is not None]
-    return sum(present) if len(present) == len(weights) else None
+    return valid_reward(sum(present)) if len(present) == len(weights) else None

@@ -9,6 +9,8 @@ from adaptpo.annotation.base import Annotator, Request, asked_and_answered, vali
 from adaptpo.config.imported import import_object
 from adaptpo.errors import AnnotationError, ConfigError
 
+SHOWN = 300
+"""Characters of what a function returned or raised."""
 RewardFunction = Callable[..., list[float | None] | list[list[float]]]
 
 
@@ -40,16 +42,16 @@ class FunctionAnnotator(Annotator):
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         if self.count:
             several = self.reward_vectors(requests, self.count)
-            return [None if values is None else sum(values) / self.count for values in several]
+            return [None if values is None else valid_reward(sum(values) / self.count) for values in several]
         return [self._valid(value, request) for value, request in zip(self._values(requests), requests, strict=True)]
 
     def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         found: list[list[float] | None] = []
         for value, request in zip(self._values(requests), requests, strict=True):
-            if not isinstance(value, Sequence) or len(value) != count:
+            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
                 raise AnnotationError(
-                    f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}, but the method has "
-                    f"{count} objectives; it must return a list of {count} floats per completion"
+                    f"reward function '{self.name}' returned {repr(value)[:SHOWN]} for prompt {request[0].id}, but the "
+                    f"method has {count} objectives; it must return a list of {count} floats per completion"
                 )
             valid = [reward for one in value if (reward := self._valid(one, request)) is not None]
             found.append(valid if len(valid) == count else None)
@@ -57,8 +59,8 @@ class FunctionAnnotator(Annotator):
 
     def _values(self, requests: Sequence[Request]) -> Sequence[Any]:
         returned = self._call(requests)
-        values = returned.tolist() if hasattr(returned, "tolist") else returned
-        if not isinstance(values, Sequence):
+        values = returned.tolist() if callable(getattr(returned, "tolist", None)) else returned
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes | bytearray):
             raise AnnotationError(
                 f"reward function '{self.name}' returned a {type(returned).__name__}; it must return a list of floats"
             )
@@ -80,9 +82,11 @@ class FunctionAnnotator(Annotator):
         }
         try:
             return self.function(**(columns | own))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # Also SystemExit, which would end the run as if it were finished.
             raise AnnotationError(
-                f"reward function '{self.name}' raised {type(error).__name__}: {error} "
+                f"reward function '{self.name}' raised {type(error).__name__}: {str(error)[:SHOWN]} "
                 f"(prompts {requests[0][0].id} to {requests[-1][0].id}); fix it and start the same command again. "
                 "Rewards already written are kept"
             ) from error
@@ -90,7 +94,8 @@ class FunctionAnnotator(Annotator):
     def _valid(self, value: Any, request: Request) -> float | None:
         try:
             return valid_reward(value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # An object's own conversion can raise anything.
             raise AnnotationError(
-                f"reward function '{self.name}' returned {value!r} for prompt {request[0].id}; it must be a float"
+                f"reward function '{self.name}' returned {repr(value)[:SHOWN]} for prompt {request[0].id}; it must be "
+                "a float"
             ) from error

@@ -25,7 +25,7 @@ class RewardServer(Annotator):
     def __init__(self, access: Access, store: AnswerStore, options: dict[str, Any], batch_size: int = 16) -> None:
         self.options = options
         self.usage: Usage = Counter()
-        self.remote = Remote(access, "", self._body, self._read, store, self.usage, batch_size)
+        self.remote = Remote(access, "", self._body, self._read, is_reward, store, self.usage, batch_size)
 
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         return [valid_reward(reward) for reward in self.remote.ask([item_of(*request) for request in requests])]
@@ -76,6 +76,18 @@ def item_of(prompt: Prompt, response: Response) -> Json:
 
 
 def number_or_none(value: Json) -> float | None:
+    """The reward; None for null, NaN and the infinities."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
+        try:
+            return valid_reward(value)
+        except OverflowError:
+            pass
     raise UnusableAnswerError(f"a reward must be a number or null; found {str(value)[:100]}")
+
+
+def is_reward(value: Json) -> bool:
+    try:
+        number_or_none(value)
+    except UnusableAnswerError:
+        return False
+    return True

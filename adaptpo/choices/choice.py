@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from adaptpo.choices.described import Described
 from adaptpo.choices.learners.base import Learner
+from adaptpo.config.numbers import Ranged
 
 
-class Choice(Described):
+class Choice(Described, Ranged):
     """By default, a choice needs no measurement and holds no learner."""
 
     def needs_stage(self, iteration: int) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import PositiveFraction, Ranged
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class PairFacts:
     reward_gap: Tensor | None = None
 
 
-class Filter(ABC):
+class Filter(Ranged, ABC):
     """Keeps the pairs of highest priority. `needs` names the fields of `PairFacts` that it reads. With `orders`, pairs
     are trained in the order of `priority`; with `keeps_all`, there is nothing to filter."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     orders: ClassVar[bool] = False
     keeps_all: ClassVar[bool] = False
-    share: float = 1.0
+    share: PositiveFraction = 1.0
 
     @abstractmethod
     def priority(self, facts: PairFacts) -> Tensor:
@@ -68,18 +68,14 @@ KEEP_ALL = KeepAll()
 
 @dataclass(frozen=True)
 class ShareFilter(Filter):
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"share is {self.share}; set the share of the pairs to keep, above 0 and at most 1")
+    share: PositiveFraction = 1.0
 
 
 @dataclass(frozen=True)
 class LowPerplexity(ShareFilter):
     """The share of pairs whose chosen response the initial model finds least surprising (MetaPO, Table 17)."""
 
-    share: float = 0.8
+    share: PositiveFraction = 0.8
     needs: ClassVar[frozenset[str]] = frozenset({"perplexity"})
 
     def priority(self, facts: PairFacts) -> Tensor:
@@ -91,7 +87,7 @@ class LowHeldOutLoss(ShareFilter):
     """The share of pairs that a model trained on the other half ranks best: the easiest ones (Selective DPO, Gao et
     al., 2025)."""
 
-    share: float = 0.5
+    share: PositiveFraction = 0.5
     needs: ClassVar[frozenset[str]] = frozenset({"held_out_margin"})
 
     def priority(self, facts: PairFacts) -> Tensor:
@@ -107,7 +103,7 @@ class AgreeingMargins(ShareFilter):
     pair, and no high one makes up for it.
     """
 
-    share: float = 0.25
+    share: PositiveFraction = 0.25
     needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
 
     def priority(self, facts: PairFacts) -> Tensor:
@@ -121,7 +117,7 @@ class AlignmentPotential(ShareFilter):
     The explicit margin keeps its sign: a pair whose rejected response has the higher reward is likely mislabeled.
     """
 
-    share: float = 0.4
+    share: PositiveFraction = 0.4
     needs: ClassVar[frozenset[str]] = frozenset({"margin", "reward_gap"})
 
     def priority(self, facts: PairFacts) -> Tensor:

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import InnerFraction, Ranged
 from adaptpo.seeds import seed_for
 
 Split = Literal["stratified", "random", "last"]
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Ranged):
     """The share of the pairs to hold out, at least one if there are two (MetaPO: 3 %, Table 13).
 
     `split`: one pair from each of equally sized strata, sorted by difficulty; random pairs; or the last pairs in the
@@ -25,12 +25,8 @@ class Validation:
     Raises ConfigError for a share outside (0, 1).
     """
 
-    share: float = 0.03
+    share: InnerFraction = 0.03
     split: Split = "stratified"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ConfigError(f"validation share is {self.share}; set a share of the pairs, between 0 and 1")
 
     @property
     def needs_reference(self) -> bool:

@@ -17,12 +17,13 @@ from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
 from adaptpo.choices.reference import Reference
 from adaptpo.choices.selection import Selection, SelectNone
 from adaptpo.choices.weighting import Uniform, Weighting
+from adaptpo.config.numbers import CountOrZero, Ranged
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairBatch
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Ranged):
     """The four choices and the settings around them.
 
     `warmup_epochs`: epochs of offline training before the first iteration. `reference`: whose log-probs the loss
@@ -39,7 +40,7 @@ class Method:
     pairing: Pairing
     objective: Objective
     weighting: Weighting
-    warmup_epochs: int = 0
+    warmup_epochs: CountOrZero = 0
     reference: Reference = "initial"
     filter: Filter = KEEP_ALL
     validation: Validation | None = None
@@ -48,6 +49,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Raises ConfigError if the trainer needs more responses than the pairing generates."""
+        super().__post_init__()
         count, fewest = self.pairing.num_generations, self.trainer.fewest_responses
         if count < fewest:
             raise ConfigError(f"num_generations is {count}, but this policy trainer needs {fewest} or more")

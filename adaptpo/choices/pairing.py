@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from adaptpo.choices.choice import Choice
 from adaptpo.choices.iteration import Iteration
+from adaptpo.config.numbers import CountOrZero, Ranged, Responses
 from adaptpo.errors import ConfigError
 from adaptpo.types import PreferencePair, Response
 
@@ -69,7 +70,7 @@ class Pairing(Choice, ABC):
     the annotator's single reward does."""
 
     keep_sample: bool = False
-    num_rewards: int = 0
+    num_rewards: CountOrZero = 0
     ranks_offline: ClassVar[bool] = False
 
     @property
@@ -77,6 +78,7 @@ class Pairing(Choice, ABC):
         return 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_generations == 1:
             raise ConfigError("num_generations is 1, but a pair needs 2 responses; set it to 2 or more")
 
@@ -100,7 +102,7 @@ class Offline(Pairing):
 class Online(Pairing):
     """The best against the worst of K fresh responses; unselected prompts are left out of the iteration."""
 
-    num_generations: int = 8
+    num_generations: Responses = 8
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
@@ -117,7 +119,7 @@ class OfflineAndOnline(Pairing):
     `keep_unselected`, their offline pair stays, with weight 1 (Table 7, "w/ All Offline Samples").
     """
 
-    num_generations: int = 8
+    num_generations: Responses = 8
     keep_unselected: bool = False
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
@@ -139,7 +141,7 @@ class MixedPool(Pairing):
     the sample is the first fresh response, whatever its rank.
     """
 
-    num_generations: int = 8
+    num_generations: Responses = 8
     keep_sample: bool = False
     ranks_offline: ClassVar[bool] = True
 
@@ -165,11 +167,10 @@ class MixedPool(Pairing):
 class Rollouts(Pairing):
     """No pairs: every fresh response counts by its own reward, for policy trainers that use no pairs."""
 
-    num_generations: int = 8
+    num_generations: Responses = 8
 
     def __post_init__(self) -> None:
-        if self.num_generations < 1:
-            raise ConfigError(f"num_generations is {self.num_generations}; set it to 1 or more")
+        Ranged.__post_init__(self)  # One rollout is enough.
 
     def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
         return ()
@@ -183,8 +184,8 @@ class OnePairPerObjective(Pairing):
     A prompt whose responses form no pair for one of the objectives is left out of this iteration's training.
     """
 
-    num_generations: int = 8
-    num_rewards: int = 2
+    num_generations: Responses = 8
+    num_rewards: CountOrZero = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,7 +237,7 @@ class PairingByStage(Pairing):
     """The offline pair while the policy is in the preference injection stage, the best against the worst of K fresh
     responses once it is in the fine-tuning stage (the alignment-stages paper, section 5)."""
 
-    num_generations: int = 2
+    num_generations: Responses = 2
 
     def needs_stage(self, iteration: int) -> bool:
         return True

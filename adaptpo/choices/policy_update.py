@@ -6,13 +6,13 @@ in `POLICY_TRAINERS`, and add the phases of its iteration there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import Count, Fraction, LearningRate, NonNegative, Positive, Ranged
 
 
-class PolicyTrainer:
+class PolicyTrainer(Ranged):
     """How a method trains on the selected prompts of an iteration.
 
     `trains_on`: the method's pairs, rollouts that are stored before training, or groups of responses that the trainer
@@ -23,7 +23,7 @@ class PolicyTrainer:
     trains_on: ClassVar[Literal["pairs", "rollouts", "groups"]]
     samples_plainly: ClassVar[bool] = False
     fewest_responses: ClassVar[int] = 0
-    epochs: int = 1
+    epochs: Count = 1
 
     @property
     def uses_pairs(self) -> bool:
@@ -47,26 +47,18 @@ class PPO(PolicyTrainer):
     None is ten times the policy's. `cut_penalty`: subtracted from the reward of a response that did not end.
     """
 
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 0.1
-    kl_coef: float = 0.05
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    epochs: int = 1
-    critic_learning_rate: float | None = None
-    cut_penalty: float = 0.0
+    clip: Positive = 0.2
+    value_clip: Positive = 0.2
+    value_coef: NonNegative = 0.1
+    kl_coef: NonNegative = 0.05
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    epochs: Count = 1
+    critic_learning_rate: LearningRate | None = None
+    cut_penalty: NonNegative = 0.0
     trains_on = "rollouts"
     samples_plainly: ClassVar[bool] = True
     fewest_responses: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
-        if self.epochs < 1:
-            raise ConfigError(f"epochs is {self.epochs}; set it to 1 or more")
-        refuse_negative(self)
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,10 @@ class GroupPolicyGradient(PolicyTrainer):
 
     algorithm: ClassVar[Literal["GRPO", "RLOO"]]
 
-    epsilon: float = 0.2
-    beta: float = 0.04
+    epsilon: Positive = 0.2
+    beta: NonNegative = 0.04
     trains_on = "groups"
     fewest_responses: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        refuse_negative(self)
 
 
 @dataclass(frozen=True)
@@ -102,13 +91,6 @@ class RLOO(GroupPolicyGradient):
     """
 
     algorithm = "RLOO"
-
-
-def refuse_negative(trainer: PPO | GroupPolicyGradient) -> None:
-    for field in fields(trainer):
-        value = getattr(trainer, field.name)
-        if value is not None and value < 0:
-            raise ConfigError(f"{field.name} is {value}; set it to 0 or more")
 
 
 POLICY_TRAINERS: dict[str, type[PolicyTrainer]] = {"pairs": OnPairs, "ppo": PPO, "grpo": GRPO, "rloo": RLOO}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from adaptpo.config.numbers import Count, Fraction
 from adaptpo.errors import ConfigError
 
 
@@ -17,8 +18,8 @@ class Synced:
     Names and defaults are those of TRL's `sync_ref_model`.
     """
 
-    ref_model_sync_steps: int = 512
-    ref_model_mixup_alpha: float = 0.6
+    ref_model_sync_steps: Count = 512
+    ref_model_mixup_alpha: Fraction = 0.6
 
     def __post_init__(self) -> None:
         if self.ref_model_sync_steps < 1:

@@ -17,7 +17,7 @@ from adaptpo.choices.choice import Choice
 from adaptpo.choices.iteration import UNKNOWN_STAGE, Iteration, StageReading
 from adaptpo.choices.learners.base import Learner
 from adaptpo.choices.learners.trust import Share, Trust
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import Fraction, NonNegative
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class SelectAll(Selection):
 class SelectRandom(Selection):
     """Every prompt with the same probability (MetaAPO, Table 2: "w/ Random Sampling")."""
 
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_share(self.share)
+    share: Fraction = 0.5
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return torch.full((prompts.count,), self.share)
@@ -104,11 +101,8 @@ class SelectLowest(Selection):
     prompts. Here the share is fixed, which works with any model.
     """
 
-    share: float = 0.533
+    share: Fraction = 0.533
     needs_margins: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_share(self.share)
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         margin = known_margins(prompts)
@@ -125,20 +119,11 @@ class SelectUncertain(Selection):
     """Prompts whose offline margin is at most `threshold` in absolute value: those on which the policy is undecided
     (ADPO, Ji et al., 2024)."""
 
-    threshold: float = 1.0
+    threshold: NonNegative = 1.0
     needs_margins: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.threshold < 0:
-            raise ConfigError(f"threshold is {self.threshold}, but no absolute margin is below 0; raise it")
 
     def probability(self, prompts: ScoredPrompts) -> Tensor:
         return (known_margins(prompts).abs() <= self.threshold).float()
-
-
-def require_share(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share is {share}; set a share of the prompts, between 0 and 1")
 
 
 def known_margins(prompts: ScoredPrompts) -> Tensor:

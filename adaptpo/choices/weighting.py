@@ -18,7 +18,7 @@ from adaptpo.choices.learners.base import Learner, Measure
 from adaptpo.choices.learners.reward_gap import RunningGap
 from adaptpo.choices.learners.temporal import TemporalLearner
 from adaptpo.choices.learners.trust import Trust
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import NonNegative, Positive
 from adaptpo.types import OFFLINE, PairBatch
 
 
@@ -127,11 +127,7 @@ class Focal(Weighting):
     like MetaPO's weights, with which it is compared.
     """
 
-    gamma: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.gamma < 0:
-            raise ConfigError(f"gamma is {self.gamma}; set FocalPO's exponent to 0 (plain DPO) or more")
+    gamma: NonNegative = 0.05
 
     def weights(self, batch: PairBatch) -> Tensor:
         return torch.sigmoid(batch.margin) ** self.gamma / batch.group_size
@@ -164,7 +160,7 @@ class RewardDifference(Weighting):
     """
 
     scale: RunningGap
-    limit: float = 3.0
+    limit: Positive = 3.0
 
     def weights(self, batch: PairBatch) -> Tensor:
         gaps = (batch.reward_gap / self.scale.mean).clamp(max=self.limit)

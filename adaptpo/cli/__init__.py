@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from adaptpo.cli.evaluate import add_evaluation
 from adaptpo.cli.flags import ShowSettings, as_assignments
@@ -24,12 +25,16 @@ from adaptpo.cli.help import (
 )
 from adaptpo.cli.parsing import add_command
 from adaptpo.cli.recipes import add_recipes
+from adaptpo.config.secrets import masked_text
 from adaptpo.config.version import __version__
 from adaptpo.distributed.launch import is_first_process, name_of_process
 from adaptpo.errors import AdaptpoError
+from adaptpo.run.machine import explained, fault_of
+from adaptpo.run.signals import SIGNALS, status_of
 
 
 def run_train(options: argparse.Namespace) -> None:
+    from adaptpo.config.code import refuse_code
     from adaptpo.config.recipe import load_recipe, make_recipe
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.trainer import AlignmentTrainer
@@ -38,6 +43,8 @@ def run_train(options: argparse.Namespace) -> None:
         options.refuse("give a recipe, or at least --model, --data and --output_dir")
     quiet_libraries()
     recipe = load_recipe(options.recipe, options.set) if options.recipe else make_recipe({}, options.set, Path())
+    if options.no_code:
+        refuse_code(recipe)
     final = AlignmentTrainer.from_recipe(recipe).train()
     if is_first_process():
         print(f"The aligned model is in {final}. For a report on the run: adaptpo report {recipe.output_dir}")
@@ -46,6 +53,8 @@ def run_train(options: argparse.Namespace) -> None:
 def run_plan(options: argparse.Namespace) -> None:
     import json
 
+    from adaptpo.config.code import refuse_code
+    from adaptpo.config.recipe import load_recipe
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.plan.against import compare_counts, compare_shares
     from adaptpo.plan.command import Options, read_job
@@ -56,6 +65,8 @@ def run_plan(options: argparse.Namespace) -> None:
     quiet_libraries()
     machine = read_machine(options.machine)
     chosen = Options(options.recipe, options.set, options.sample, options.fresh_tokens, options.share)
+    if options.no_code:
+        refuse_code(load_recipe(options.recipe, options.set))
     plan = make_plan(read_job(chosen), machine)
     if options.against is not None:
         show_comparison(compare_counts(plan, options.against), compare_shares(plan, options.against))
@@ -88,24 +99,30 @@ def run_report(options: argparse.Namespace) -> None:
 
 def run_annotate(options: argparse.Namespace) -> None:
     from adaptpo.cli.annotate import annotate_file
-    from adaptpo.config.recipe import read_yaml
+    from adaptpo.config.code import refuse_reward_code
+    from adaptpo.config.evaluation import yaml_mapping
     from adaptpo.distributed.quiet import quiet_libraries
 
     quiet_libraries()
-    trusts = options.trust_remote_code
-    counts = annotate_file(options.data, read_yaml(options.reward), options.out, options.cache, trusts)
+    trusts, reward = options.trust_remote_code, yaml_mapping(options.reward, "--reward")
+    if options.no_code:
+        refuse_reward_code(reward, trusts)
+    counts = annotate_file(options.data, reward, options.out, options.cache, trusts)
     print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
 def run_stage(options: argparse.Namespace) -> None:
     from adaptpo.cli.stage import Options, recipe_of
     from adaptpo.cli.stage import run_stage as measure
+    from adaptpo.config.code import refuse_code
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.report.stage_page import write_stage_report
     from adaptpo.stage.words import print_found
 
     quiet_libraries()
     recipe = recipe_of(Options.of(options))
+    if options.no_code:
+        refuse_code(recipe)
     found = measure(recipe)
     if not is_first_process():
         return
@@ -196,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
     annotate.add_argument("--trust-remote-code", action="store_true", help="run the Python code of a reward model")
+    add_no_code(annotate)
     add_stage(commands)
     add_vote(commands)
     add_evaluation(commands)
@@ -212,7 +230,12 @@ def add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("recipe", type=Path, nargs="?", help="a YAML file; the folder recipes/ has examples")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="the same as --KEY VALUE")
     train.add_argument("--help-all", action=ShowSettings, nargs=0, help="print every KEY with its meaning and default")
+    add_no_code(train)
     train.set_defaults(refuse=train.error)
+
+
+def add_no_code(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--no-code", action="store_true", help="refuse a recipe that runs code of its author's choice")
 
 
 def add_plan(commands: argparse._SubParsersAction) -> None:
@@ -225,6 +248,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
     plan.add_argument("--against", metavar="RUN", type=Path, help="show the counts of a finished run beside the plan's")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    add_no_code(plan)
 
 
 def add_stage(commands: argparse._SubParsersAction) -> None:
@@ -237,6 +261,7 @@ def add_stage(commands: argparse._SubParsersAction) -> None:
     stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
     stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
     stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+    add_no_code(stage)
 
 
 def add_vote(commands: argparse._SubParsersAction) -> None:
@@ -286,14 +311,28 @@ def add_table(actions: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command. Exit status: 0 done, 1 a check failed, 2 something to correct, 128 + N after signal N."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = build_parser().parse_args(as_assignments(given) if given[:1] == ["train"] else given)
     try:
-        status = options.run_command(options)
+        with SIGNALS.taken():
+            status = options.run_command(options)
     except AdaptpoError as error:
-        print(f"adaptpo{name_of_process()}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nadaptpo: interrupted; start the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+        fail(str(error), 2)
+    except KeyboardInterrupt as interruption:
+        fail(f"interrupted{words_of(interruption)}; start the same command again to resume", status_of(interruption))
+    except Exception as error:
+        if kind := fault_of(error):
+            fail(str(explained(error, kind)), 2)
+        raise
     sys.exit(status or 0)
+
+
+def words_of(interruption: KeyboardInterrupt) -> str:
+    return f" ({interruption})" if str(interruption) else ""
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Ends with this message, without keys."""
+    print(f"adaptpo{name_of_process()}: {masked_text(message)}", file=sys.stderr)
+    sys.exit(status)

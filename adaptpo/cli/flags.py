@@ -6,13 +6,13 @@ import argparse
 import textwrap
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-OWN = ("--help", "--help-all", "--set")
+OWN = ("--help", "--help-all", "--set", "--no-code")
 """The flags of a command that takes settings as flags; `--set` is the only one with a value."""
 SHORT = 70
 """Maximum length of a default that is shown."""
@@ -62,7 +62,7 @@ def settings_lines(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def accepted() -> list[str]:
     """The keys of `training`."""
     from adaptpo.config.elsewhere import training_fields
-    from adaptpo.config.recipe import OWNED_TRAINING_ARGUMENTS
+    from adaptpo.config.sections import OWNED_TRAINING_ARGUMENTS
 
     return sorted(training_fields() - set(OWNED_TRAINING_ARGUMENTS))
 
@@ -74,7 +74,9 @@ def facts(field: FieldInfo) -> str:
 
 
 def shown(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return "{}" if isinstance(value, dict) else str(value)
 
 
 def type_name(annotation: Any) -> str:
@@ -84,6 +86,8 @@ def type_name(annotation: Any) -> str:
     words = {str: "text", int: "number", float: "number", bool: "true | false", type(None): "null"}
     if annotation in words:
         return words[annotation]
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
     if get_origin(annotation) in (dict, list):
         return {dict: "mapping", list: "list"}[get_origin(annotation)]
     return " | ".join(dict.fromkeys(type_name(part) for part in get_args(annotation))) or "text"

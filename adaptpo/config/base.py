@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from textwrap import shorten
 from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from adaptpo.config.elsewhere import elsewhere, training_fields
+from adaptpo.config.secrets import guarded, has_form_of_key, holds_key, remember_given, shown
 
 
 class Settings(BaseModel):
     """A section of settings. The text under a field is its meaning, from which help and reference are made."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def without_secrets(url: str) -> str:
+def checked_address(url: str) -> str:
     if not re.match(r"https?://[^/]", url):
         raise ValueError("an address must begin with http:// or https://")
-    if re.match(r"https?://[^/]*@", url) or re.search(r"[?&][^=]*(key|token|secret)[^=]*=", url, re.IGNORECASE):
+    if holds_key(url):
         raise ValueError("an address must hold no key; name an environment variable in api_key_env")
+    parts = urlsplit(url)
+    if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+", parts.hostname or "") or re.search(r"\s", url) or parts.port == 0:
+        raise ValueError("an address must name a host, as in http://host:8000/v1")
     return url
 
 
-Url = Annotated[str, AfterValidator(without_secrets)]
+def checked_variable(name: str) -> str:
+    if has_form_of_key(name) or not (re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name) or name in os.environ):
+        raise ValueError("it must name an environment variable, in capital letters; a key itself belongs in no recipe")
+    return name
+
+
+def checked_path(path: str) -> str:
+    if not path.strip():
+        raise ValueError("it is empty")
+    if re.search(r"[\x00-\x1f]", path) or max(len(part.encode()) for part in path.split("/")) > 255 or len(path) > 4000:
+        raise ValueError("no path or hub id has control characters, or a name of more than 255 bytes")
+    return path
+
+
+def remembering(text: str) -> str:
+    remember_given(text)
+    return text
+
+
+Url = Annotated[str, AfterValidator(checked_address)]
+Variable = Annotated[str, AfterValidator(checked_variable)]
+"""The name of an environment variable that holds a key."""
+PathText = Annotated[str, AfterValidator(checked_path)]
+"""A path or a hub id."""
+Command = Annotated[str, AfterValidator(remembering)]
+"""A command line or a part of one; it may hold keys, which are masked wherever it is written."""
+Guarded = AfterValidator(guarded)
+"""For free-form settings, which may hold keys."""
 
 
 def nearest(name: str, valid: list[str]) -> str:
@@ -80,7 +113,8 @@ def explain(error: ValidationError, model: type[BaseModel], section: str | None 
         elif problem["type"] == "missing":
             lines.append(f"'{key}' is missing")
         else:
-            lines.append(f"'{key}': {problem['msg']} (found {shorten(repr(problem['input']), 100)})")
+            name = str(problem["loc"][-1]) if problem["loc"] else ""
+            lines.append(f"'{key}': {problem['msg']} (found {shorten(shown(problem['input'], name), 100)})")
     return "\n".join(lines)
 
 

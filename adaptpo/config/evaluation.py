@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
 
-from adaptpo.config.base import Settings, Url, explain
-from adaptpo.config.recipe import GenerationSettings, read_yaml
+from adaptpo.config.base import Guarded, Settings, Url, Variable, explain
+from adaptpo.config.numbers import Attempts, Concurrency, Count, Plain, Seconds, Temperature
+from adaptpo.config.recipe import GenerationSettings
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
 
 
@@ -20,21 +22,21 @@ class JudgeSettings(Settings):
     """The model's name at the endpoint."""
     base_url: Url | None = None
     """Address of the endpoint; null is OpenAI's."""
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     """Environment variable that holds the key; null is OPENAI_API_KEY at OpenAI's address."""
-    temperature: float | None = Field(0.0, ge=0)
+    temperature: Temperature | None = 0.0
     """Sampling temperature; null leaves it to the endpoint."""
-    max_tokens: int | None = Field(None, gt=0)
+    max_tokens: Count | None = None
     """Maximum tokens of a judgment; null takes the suite's."""
     logprobs: bool = True
     """Whether to ask for log-probs where the suite reads them."""
-    concurrency: int = Field(8, gt=0)
+    concurrency: Concurrency = 8
     """Requests at a time."""
-    retries: int = Field(6, ge=0)
+    retries: Attempts = 6
     """Attempts after the first."""
-    timeout: float = Field(300.0, gt=0)
+    timeout: Seconds = 300.0
     """Seconds for one answer."""
-    options: dict[str, Any] = Field({})
+    options: Annotated[Plain, Guarded] = Field({})
     """Further fields of every request."""
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from adaptpo.config.base import Settings
+from adaptpo.config.numbers import Count
 
 
 class ExecutorSettings(Settings):
@@ -16,9 +17,9 @@ class ExecutorSettings(Settings):
     """`local` is this process; `ray` sends every phase's shards to Ray Data workers."""
     address: str | None = Field(None, pattern=r"^(auto|[^/\s]+:\d+)$")
     """`auto` or HOST:PORT joins a Ray cluster; null starts Ray on this machine for this run only."""
-    workers: int | None = Field(None, gt=0)
+    workers: Count | None = None
     """Number of Ray workers; null starts as many as fit. A worker takes one GPU if the run computes on GPUs."""
-    num_cpus: int = Field(1, gt=0)
+    num_cpus: Count = 1
     """Cores of one Ray worker."""
 
     @property

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from adaptpo.config.base import Settings, Url
+from adaptpo.config.base import Command, PathText, Settings, Url, Variable
+from adaptpo.config.numbers import Attempts, Concurrency, Count, Positive, PositiveFraction, Seconds
 
 Api = Literal["vllm", "sglang", "transformers", "openai"]
 SAID_BY_COMMAND: dict[str, Api] = {"vllm": "vllm", "sglang": "sglang", "transformers": "transformers"}
@@ -32,45 +33,45 @@ class EngineSettings(Settings):
     engine: Literal["transformers", "server", "vllm"] = "transformers"
     """`transformers` samples in the process; a `server` runs at `base_url` or is started by `command`; `vllm` is such
     a server, with its command built from the keys here."""
-    batch_size: int | None = Field(None, gt=0)
+    batch_size: Count | None = None
     """Prompts sampled at once by `transformers`; null takes as many as fit into `memory_gb`."""
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: Positive | None = None
     """GiB that sampling by `transformers` may take; null is 40 % of an accelerator's memory, and 1 GiB on a CPU."""
     base_url: Url | None = None
     """Address of a running server, with `/v1`."""
-    command: str | None = None
+    command: Command | None = None
     """Command that starts a server; it contains `{model}` and `{port}`."""
     api: Api | None = None
     """The server's API; null is inferred from the command, and is `openai` for a `base_url`."""
-    served_model: str | None = None
+    served_model: PathText | None = None
     """The policy's name at the server; null is its path."""
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     """Environment variable that holds the server's key."""
-    concurrency: int = Field(64, gt=0)
+    concurrency: Concurrency = 64
     """Requests at a time, of each vLLM replica. A server of transformers always gets one at a time, as it computes one
     at a time."""
-    retries: int = Field(4, ge=0)
+    retries: Attempts = 4
     """Attempts after the first."""
-    timeout: float = Field(600.0, gt=0)
+    timeout: Seconds = 600.0
     """Seconds for a whole answer."""
-    start_timeout: float = Field(900.0, gt=0)
+    start_timeout: Seconds = 900.0
     """Seconds until a started server must be up."""
-    restarts: int = Field(2, ge=0)
+    restarts: Attempts = 2
     """How often a server that died is restarted in a phase."""
     reload: bool = True
     """Whether a vLLM that runs takes the weights of each phase's policy; false starts one for each phase, and leaves
     the weights of a running server as they are."""
-    program: str = "vllm"
+    program: PathText = "vllm"
     """The program of vLLM, such as `.vllm/bin/vllm` in an environment of its own."""
-    tensor_parallel_size: int = Field(1, gt=0)
+    tensor_parallel_size: Count = 1
     """Accelerators of one vLLM replica."""
-    data_parallel_size: int = Field(1, gt=0)
+    data_parallel_size: Count = 1
     """Number of vLLM replicas."""
     prefix_caching: bool = True
     """Whether a prompt's responses share its cache in vLLM."""
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    gpu_memory_utilization: PositiveFraction | None = None
     """Share of the accelerator's memory for vLLM; null is vLLM's default."""
-    arguments: str = ""
+    arguments: Command = ""
     """Further arguments of `vllm serve`."""
 
     @property

@@ -28,8 +28,10 @@ def import_object(spec: str, key: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # A module can raise anything when it is imported.
-        problem = f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A module can raise anything when it is imported, and exit.
+        problem = f"{type(error).__name__}: {error}"[:300]
         raise ConfigError(f"{key} '{spec}': cannot import '{module_name}' ({problem})") from error
     if not hasattr(module, name):
         raise ConfigError(f"{key} '{spec}': module '{module_name}' has no '{name}'")

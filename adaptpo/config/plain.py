@@ -7,6 +7,7 @@ from enum import Enum
 from os import PathLike, fspath
 from typing import Any
 
+from adaptpo.config.secrets import Secret
 from adaptpo.errors import ConfigError
 
 SCALARS = (str, int, float, bool, type(None))
@@ -25,7 +26,7 @@ def plain(value: Any, where: str) -> Any:
         return sorted(plain(inner, where) for inner in value)
     if isinstance(value, list | tuple):
         return [plain(inner, f"{where}.{number}") for number, inner in enumerate(value)]
-    return value if type(value) in SCALARS else plain_object(value, where)
+    return value if type(value) in (*SCALARS, Secret) else plain_object(value, where)
 
 
 def plain_object(value: Any, where: str) -> Any:

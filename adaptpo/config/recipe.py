@@ -2,87 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from annotated_types import Gt, Lt
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from adaptpo.config.base import Settings, explain
-from adaptpo.config.elsewhere import elsewhere
+from adaptpo.config.base import Guarded, PathText, Settings, explain
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
+from adaptpo.config.numbers import (
+    Count,
+    CountOrZero,
+    LearningRate,
+    Plain,
+    Positive,
+    PositiveFraction,
+    Seed,
+    SeveralResponses,
+    Temperature,
+)
 from adaptpo.config.plain import plain
+from adaptpo.config.sections import check_names, check_types, refuse_owned, refuse_shared, with_dtype
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
-
-OWNED_TRAINING_ARGUMENTS = {
-    "output_dir": "set output_dir of the recipe",
-    "seed": "set seed of the recipe",
-    "data_seed": "set seed of the recipe",
-    "resume_from_checkpoint": "a run resumes by itself",
-    "save_total_limit": "a run keeps its last complete checkpoint",
-    "save_only_model": "a run resumes from the state of its optimizer",
-    "ignore_data_skip": "a resumed run trains on each prompt once",
-    "remove_unused_columns": "batches are made from prompt groups",
-    "load_best_model_at_end": "an iteration ends with its last step",
-    "metric_for_best_model": "an iteration ends with its last step",
-    "greater_is_better": "an iteration ends with its last step",
-    "per_device_eval_batch_size": "set max_tokens_per_batch of the recipe",
-    "auto_find_batch_size": "set max_tokens_per_batch of the recipe; larger batches are computed in several passes",
-    "disable_tqdm": "set show_progress of the recipe",
-    "eval_strategy": "set eval_data of the recipe; every iteration ends with an evaluation",
-    "label_smoothing_factor": "set method.label_smoothing of the method conservative_dpo, robust_dpo, exo_pair or cpo",
-    "label_names": "batches are made from prompt groups",
-    "length_column_name": "batches are made from prompt groups",
-    "include_num_input_tokens_seen": "adaptpo counts the tokens of prompt groups itself",
-    "do_train": "`adaptpo train` trains",
-    "do_eval": "set eval_data of the recipe",
-    "do_predict": "set eval_data of the recipe",
-    "local_rank": "`accelerate launch` and `torchrun` set it",
-    "average_tokens_across_devices": "leave it out; the loss is divided by the prompts of a whole optimizer step",
-    "dataloader_drop_last": "leave it out; a run trains on every prompt, and its last batch may be smaller",
-    "logging_nan_inf_filter": "leave it out; a loss that is not finite ends the run",
-    "neftune_noise_alpha": "leave it out; the reference has no noise on its embeddings, so the policy has none",
-    "parallelism_config": "set training.fsdp or training.deepspeed",
-    "skip_memory_metrics": "leave it out; no memory is measured in a run",
-    "use_cache": "leave it out; a forward pass of training keeps no cache",
-    "hub_token": "log in with `hf auth login`, or set HF_TOKEN; a run stores its settings, so none may be a secret",
-    "hub_strategy": "set push_to_hub; the final model is pushed once, when the run ends",
-    "hub_always_push": "set push_to_hub; the final model is pushed once, when the run ends",
-} | dict.fromkeys(
-    [
-        *("eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "eval_do_concat_batches"),
-        *("eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
-        *("bf16_full_eval", "fp16_full_eval"),
-    ],
-    "every iteration ends with an evaluation on eval_data, in the precision of training",
-)
-"""Fields of `TrainingArguments` that the run sets itself, or that nothing would read, with what to set instead."""
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    return yaml.load(text, RecipeLoader)
 
 
 class DataSettings(Settings):
     """A data set."""
 
-    path: str
+    path: PathText
     """Hub id, file, or folder."""
     name: str | None = None
     """Configuration of a hub data set."""
@@ -97,65 +49,65 @@ class DataSettings(Settings):
 class EvalDataSettings(DataSettings):
     """Held-out prompts or pairs, for evaluating the initial policy, the warm-up and each iteration."""
 
-    max_prompts: int = Field(256, gt=0)
+    max_prompts: Count = 256
     """Maximum number of held-out prompts."""
 
 
 class GenerationSettings(EngineSettings):
     """Sampling of fresh responses, and the engine that samples."""
 
-    temperature: float = Field(1.0, ge=0)
+    temperature: Temperature = 1.0
     """Sampling temperature; 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: PositiveFraction = 1.0
     """Nucleus sampling; 1 is off."""
-    top_k: int = Field(0, ge=0)
+    top_k: CountOrZero = 0
     """Sample among the k likeliest tokens; 0 is off."""
-    max_new_tokens: int = Field(512, gt=0)
+    max_new_tokens: Count = 512
     """Maximum tokens of a fresh response."""
 
 
 class StageSettings(Settings):
     """The boundary measurement, for methods that need one and for `adaptpo stage`."""
 
-    prompts: int = Field(2000, gt=0)
+    prompts: Count = 2000
     """Maximum number of prompts to measure."""
-    precision: float | None = Field(None, gt=0, lt=0.5)
+    precision: Annotated[Positive, Lt(0.5)] | None = None
     """Stop measuring once half the width of the 95 % interval is at most this; null measures all prompts."""
-    groups: int = Field(1, gt=0)
+    groups: Count = 1
     """Groups of similarly worded prompts, each with its own score; 1 is one score for all."""
 
 
 class SyncedReference(Settings):
     """A reference that follows the policy, as TRL's `sync_ref_model`: TR-DPO."""
 
-    ref_model_sync_steps: int = Field(512, gt=0)
+    ref_model_sync_steps: Count = 512
     """Optimizer steps between two updates of the reference."""
-    ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
+    ref_model_mixup_alpha: PositiveFraction = 0.6
     """The share of the policy in the updated reference; 1 replaces it."""
 
 
 class AlignmentConfig(Settings):
     """All settings of a run except model, data, reward and method. Names follow TRL where it has one."""
 
-    output_dir: str
+    output_dir: PathText
     """The run directory, relative to the working directory."""
-    branch_of: str | None = None
+    branch_of: PathText | None = None
     """Folder of another run, whose opening (everything before the first iteration) is reused instead of repeated."""
-    num_iterations: int = Field(3, gt=0)
+    num_iterations: Count = 3
     """T: the data is split into T sequential parts, one per iteration."""
-    warmup_epochs: int | None = Field(None, ge=0)
+    warmup_epochs: CountOrZero | None = None
     """Epochs of offline training before the first iteration; null is the method's default."""
     reference: Literal["initial", "previous"] | SyncedReference | None = None
     """The initial model, the policy that started the iteration, or a section, for a model that follows the policy;
     null is the method's default."""
-    max_prompt_length: int = Field(1024, gt=0)
+    max_prompt_length: Count = 1024
     """Prompts with more tokens are left out and recorded."""
-    max_completion_length: int | None = Field(None, gt=0)
+    max_completion_length: Count | None = None
     """Responses of the data with more tokens are cut and counted; null cuts none."""
-    max_length: int | None = Field(None, gt=1)
+    max_length: Annotated[Count, Gt(1)] | None = None
     """Tokens of prompt and response together, above which a response of the data is cut and counted; null is the
     model's number of positions."""
-    chat_template_kwargs: dict[str, Any] = Field({})
+    chat_template_kwargs: Plain = Field({})
     """Arguments of the chat template, such as `{enable_thinking: false}`; a row's own override them."""
     trained_turns: Literal["last", "all"] = "last"
     """Pairs that differ in several turns: `last` leaves them out; `all` trains on all the turns of the assistant in
@@ -164,28 +116,28 @@ class AlignmentConfig(Settings):
     """Sampling of fresh responses, and the engine that samples."""
     stage: StageSettings = StageSettings()
     """The boundary measurement, for methods that need one."""
-    training: dict[str, Any] = Field({})
+    training: Annotated[dict[str, Any], Guarded] = Field({})
     """Fields of transformers' `TrainingArguments`; `per_device_train_batch_size` counts prompts."""
-    reward_training: dict[str, Any] = Field({})
+    reward_training: Annotated[dict[str, Any], Guarded] = Field({})
     """Fields of TRL's `RewardConfig`, for `reward: train`."""
     peft: dict[str, Any] | None = None
     """Fields of peft's `LoraConfig`; the model without the adapter is the reference. null trains all weights."""
-    model_init_kwargs: dict[str, Any] = Field({})
+    model_init_kwargs: Annotated[dict[str, Any], Guarded] = Field({})
     """Arguments of `from_pretrained`, such as `dtype` (default float32) or `attn_implementation`."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a model, for policy, tokenizer, reward model and encoder."""
     disable_dropout: bool = True
     """Train without dropout, that of an adapter included, because the reference has none."""
-    max_tokens_per_batch: int = Field(16384, gt=0)
+    max_tokens_per_batch: Count = 16384
     """Maximum number of tokens of one forward pass, padding included; a larger batch is computed in several passes of
     whole prompt groups, with the same result."""
-    shard_size: int = Field(64, gt=0)
+    shard_size: Count = 64
     """Prompts that are scored, generated or annotated per file; a kill loses at most one file."""
     executor: ExecutorSettings = ExecutorSettings()
     """What computes the shards of a phase: the word `local` or `ray`, or a section."""
-    annotation_cache: str | None = None
+    annotation_cache: PathText | None = None
     """Folder for the answers of remote annotators, which several runs may share; null stores them in the run."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random seed of the run."""
     show_progress: bool = True
     """Show progress bars."""
@@ -276,25 +228,25 @@ class AlignmentConfig(Settings):
 class RecipeGenerationSettings(GenerationSettings):
     """Sampling of fresh responses, and the engine that samples."""
 
-    num_generations: int = Field(8, gt=1)
+    num_generations: SeveralResponses = 8
     """K: fresh responses per prompt."""
 
 
 class MetaSettings(Settings):
     """MetaAPO's meta-learner; ignored by methods without one."""
 
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: Annotated[LearningRate, Gt(0)] = 5e-3
     """Its Adam learning rate."""
-    update_interval: int = Field(8, gt=0)
+    update_interval: Count = 8
     """T_meta: optimizer steps between its updates."""
 
 
 class Recipe(AlignmentConfig):
     """A run as one YAML file: `AlignmentConfig` plus the model, data, reward and method."""
 
-    model: str
+    model: PathText
     """Folder or hub id of the policy to align; a LoRA adapter is merged into its model once."""
-    ref_model: str | None = None
+    ref_model: PathText | None = None
     """Folder or hub id of another model as the reference `initial`; null is `model`."""
     reward: str | dict[str, Any] | list[Any] | None = None
     """Folder or hub id of a reward model, `train`, `python:module:function`, or settings of other annotators."""
@@ -323,69 +275,6 @@ class Recipe(AlignmentConfig):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
-
-
-DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
-
-
-def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `from_pretrained` with their dtype under `dtype`, by name: also that of `torch_dtype`, its older
-    name, and of an object such as `torch.bfloat16`. Raises ConfigError for two different ones, or another name."""
-    given = {name: str(options[name]).removeprefix("torch.") for name in ("dtype", "torch_dtype") if options.get(name)}
-    rest = {name: value for name, value in options.items() if name not in ("dtype", "torch_dtype")}
-    for name, value in given.items():
-        if value not in DTYPES:
-            raise ConfigError(f"model_init_kwargs.{name} is {value!r}; give one of {', '.join(DTYPES)}")
-    if len(set(given.values())) > 1:
-        raise ConfigError("model_init_kwargs names two dtypes; torch_dtype is the older name of dtype, so drop one")
-    return rest | ({"dtype": min(given.values())} if given else {})
-
-
-def check_names(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
-    """Raises ConfigError for the first key of `values` that is not a field (or argument) of `target`."""
-    if is_dataclass(target):
-        valid = [field.name for field in fields(target) if field.init]
-    else:
-        valid = list(inspect.signature(target).parameters)
-    for name in values:
-        if name not in valid:
-            close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"see the fields of {target.__name__}"
-            raise ConfigError(f"unknown key '{section}.{name}': {elsewhere(name, section) or hint}")
-
-
-def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]) -> None:
-    """Raises ConfigError for the first value that is not of the type that `target` declares for it."""
-    declares = target.__init__ if isinstance(target, type) and not is_dataclass(target) else target  # type: ignore[misc]
-    hints = get_type_hints(declares)
-    for name, value in values.items():
-        try:
-            TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {value!r})") from error
-        except PydanticSchemaGenerationError as error:
-            raise ConfigError(
-                f"'{section}.{name}' is an object, which a recipe cannot give (found {value!r})"
-            ) from error
-
-
-def refuse_owned(section: str, values: dict[str, Any]) -> None:
-    for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
-        if name in values:
-            raise ConfigError(f"{section}.{name} is not taken from a recipe: {remedy}")
-
-
-OF_THE_WHOLE_RUN = {
-    "report_to": "set training.report_to; its trackers follow the whole run",
-    "run_name": "set training.run_name; its trackers follow the whole run",
-    "push_to_hub": "training.push_to_hub pushes the aligned model; push the folder reward/model of the run yourself",
-}
-
-
-def refuse_shared(values: dict[str, Any]) -> None:
-    for name, remedy in OF_THE_WHOLE_RUN.items():
-        if name in values and values[name] not in ("none", False):
-            raise ConfigError(f"reward_training.{name} is not taken from a recipe: {remedy}")
 
 
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Le
 from pydantic import Field, ValidationError
 
-from adaptpo.config.base import Settings, Url, explain, is_special_reward, nearest
+from adaptpo.config.base import Guarded, PathText, Settings, Url, Variable, explain, is_special_reward, nearest
+from adaptpo.config.numbers import Attempts, Concurrency, Count, Number, Plain, Seconds, Temperature
 from adaptpo.errors import ConfigError
 
 CRITERIA = "how well it does what the request asks for: correct, helpful, complete, to the point and harmless"
@@ -20,7 +22,7 @@ class RewardPart(Settings):
     """Whether it occupies the accelerator's memory."""
     unnamed: ClassVar[frozenset[str]]
     """Keys that may change between the attempts of a run: how and where the annotator is reached."""
-    weight: float = 1.0
+    weight: Number = 1.0
     """How much its reward counts if there are several annotators."""
 
     def identity(self) -> dict[str, Any]:
@@ -33,7 +35,7 @@ class ModelReward(RewardPart):
 
     holds_model: ClassVar[bool] = True
     unnamed: ClassVar[frozenset[str]] = frozenset({"reward_model"})
-    reward_model: str
+    reward_model: PathText
     """Folder or hub id of the reward model."""
     model_init_kwargs: dict[str, Any] = Field({})
     """Arguments of `from_pretrained`, such as `{dtype: float32}`; the default precision is bfloat16 on CUDA, else
@@ -55,11 +57,11 @@ class PairwiseReward(RewardPart):
 
     holds_model: ClassVar[bool] = True
     unnamed: ClassVar[frozenset[str]] = frozenset({"pairwise"})
-    pairwise: str
+    pairwise: PathText
     """Folder or hub id of the pairwise model."""
-    source_tokens: int = Field(1224, ge=8)
+    source_tokens: Annotated[Count, Ge(8)] = 1224
     """Maximum tokens of the prompt; the default is PairRM's."""
-    candidate_tokens: int = Field(412, ge=8)
+    candidate_tokens: Annotated[Count, Ge(8)] = 412
     """Maximum tokens of a response; the default is PairRM's."""
 
 
@@ -67,15 +69,15 @@ class RemoteReward(RewardPart):
     """A remote annotator."""
 
     unnamed: ClassVar[frozenset[str]] = frozenset({"concurrency", "retries", "timeout", "api_key_env"})
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     """Environment variable that holds the key."""
-    concurrency: int = Field(8, gt=0)
+    concurrency: Concurrency = 8
     """Requests at a time."""
-    retries: int = Field(6, ge=0)
+    retries: Attempts = 6
     """Attempts after the first."""
-    timeout: float = Field(120.0, gt=0)
+    timeout: Seconds = 120.0
     """Seconds for one answer."""
-    options: dict[str, Any] = Field({})
+    options: Annotated[Plain, Guarded] = Field({})
     """Further fields of every request."""
 
 
@@ -92,9 +94,9 @@ class JudgeReward(RemoteReward):
     """Address of the endpoint; null is OpenAI's, with the key in OPENAI_API_KEY."""
     criteria: str = CRITERIA
     """What the judge is asked to judge by."""
-    temperature: float | None = Field(0.0, ge=0)
+    temperature: Temperature | None = 0.0
     """Sampling temperature; null leaves it to the endpoint."""
-    max_tokens: int | None = Field(1024, gt=0)
+    max_tokens: Count | None = 1024
     """Maximum tokens of a judgment; null leaves it to the endpoint."""
 
 
@@ -106,7 +108,7 @@ class ServerReward(RemoteReward):
     """Address of the server."""
     api: Literal["items", "vllm"] = "items"
     """`items` is our own protocol, `vllm` vLLM's pooling endpoint."""
-    batch_size: int = Field(16, gt=0)
+    batch_size: Annotated[Count, Le(4096)] = 16
     """Responses of one request."""
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,8 +58,11 @@ def read_file(path: Path) -> Iterator[Row]:
         yield from READERS[suffix.removesuffix(".gz")](path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not in UTF-8 ({error}); save the file in UTF-8, without other encodings.") from error
-    except (EOFError, gzip.BadGzipFile, csv.Error, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not a readable {suffix} file ({error}); rewrite it or correct its ending.") from error
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pyarrow.ArrowException) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{path}: not a readable {suffix} file ({problem}); rewrite it or correct its ending."
+        ) from error
 
 
 def _data_suffix(path: Path) -> str | None:
@@ -104,8 +108,9 @@ def _read_json_document(path: Path) -> Iterator[Row]:
         return
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix the file there.") from error
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path}{line}: not valid JSON ({problem_of(error)}); fix the file there.") from error
     for number, row in enumerate(_rows_of(document, path)):
         yield _as_row(row, f"{path}, item {number}")
 
@@ -146,11 +151,18 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 def _parse_line(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); "
+            f"{path}, line {number}: not valid JSON ({problem_of(error)}); "
             "fix or delete this line: every line holds one JSON object."
         ) from error
+
+
+def problem_of(error: ValueError | RecursionError) -> str:
+    """What is wrong with a JSON text; Python also refuses integers of thousands of digits and endless nesting."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "lists within one another without end" if isinstance(error, RecursionError) else "a number too long to read"
 
 
 def _as_row(value: Any, place: str) -> Row:

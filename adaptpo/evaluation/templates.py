@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.data import open_rows
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.types import Message
@@ -63,7 +64,7 @@ def from_lines(path: Path) -> Templates:
 
 
 def from_yaml(path: Path) -> Templates:
-    values: Any = yaml.safe_load(path.read_text("utf-8"))
+    values: Any = read_yaml(path.read_text("utf-8"))
     user = values["prompt_template"]
     return {ONLY: Template(values.get("system_prompt") or "", user if isinstance(user, str) else "".join(user))}
 

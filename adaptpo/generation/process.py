@@ -14,8 +14,9 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
+from adaptpo.config.secrets import masked_text
 from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation import watch
 from adaptpo.generation.server_log import STARTED, cause
@@ -25,6 +26,9 @@ LOOK_EVERY = 0.2
 """Seconds between two checks whether a server is up."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """The model is on disk: a server needs no downloads, and sends no usage statistics."""
+LONGEST_LINE = 2**16
+LOG_SECONDS = 5.0
+"""How long the last lines of a server that ended are waited for."""
 
 
 class Server(Protocol):
@@ -116,6 +120,7 @@ class StartedServer:
     note: str = ""
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    logger: threading.Thread | None = None
 
     @property
     def address(self) -> str:
@@ -131,16 +136,18 @@ class StartedServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = words_of(self.command, self.model, self.port)
         with self.log.open("ab") as log:
-            log.write(f"{STARTED}{shlex.join(command)}\n".encode())
-            log.flush()
-            self.process = subprocess.Popen(
-                [sys.executable, watch.__file__, *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=ENVIRONMENT | os.environ | dict(self.environment),
-                start_new_session=True,
-            )
+            log.write(f"{STARTED}{masked_text(shlex.join(command))}\n".encode())
+        self.process = subprocess.Popen(
+            [sys.executable, watch.__file__, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT | os.environ | dict(self.environment),
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.logger = threading.Thread(target=keep_log, args=(self.process.stdout, self.log), daemon=True)
+        self.logger.start()
         try:
             self._wait_until_up()
         except BaseException:
@@ -151,11 +158,11 @@ class StartedServer:
         until = time.monotonic() + self.start_timeout
         while not self._is_up():
             if not self._is_alive():
-                raise GenerationError(f"the generation server ended before it was up; {cause(self.log)}")
+                raise GenerationError(f"the generation server ended before it was up; {self._cause()}")
             if time.monotonic() > until:
                 raise GenerationError(
                     f"the generation server was not up within {self.start_timeout:g} s; set a higher "
-                    f"generation.start_timeout, or correct the command; {cause(self.log)}"
+                    f"generation.start_timeout, or correct the command; {self._cause()}"
                 )
             time.sleep(LOOK_EVERY)
 
@@ -188,6 +195,14 @@ class StartedServer:
         self.loaded, self.asleep = folder, False
         return True
 
+    def _cause(self) -> str:
+        self._finish_log()
+        return cause(self.log)
+
+    def _finish_log(self) -> None:
+        if self.logger is not None and not self._is_alive():
+            self.logger.join(LOG_SECONDS)
+
     def revive(self) -> None:
         with self.lock:
             if self._is_alive():
@@ -195,7 +210,7 @@ class StartedServer:
             if self.stopped:
                 raise GenerationError("the run has stopped its generation server")
             if not self.restarts:
-                raise GenerationError(f"the generation server keeps dying; {cause(self.log)}")
+                raise GenerationError(f"the generation server keeps dying; {self._cause()}")
             self.restarts -= 1
             loaded = self.loaded
             self._end()
@@ -238,4 +253,12 @@ class StartedServer:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self._finish_log()
         self.process = None
+
+
+def keep_log(output: IO[bytes], log: Path) -> None:
+    """Copies what a server says to its log, without keys: servers show the arguments that they were started with."""
+    with output, log.open("ab", buffering=0) as file:
+        while line := output.readline(LONGEST_LINE):
+            file.write(masked_text(line.decode(errors="replace")).encode())

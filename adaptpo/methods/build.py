@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import OBJECTIVES, Objective, WeightedSum
 from adaptpo.choices.pairing import PAIRINGS, Pairing
@@ -14,7 +16,9 @@ from adaptpo.choices.selection import SELECTIONS, Selection
 from adaptpo.choices.weighting import WEIGHTINGS, Weighting
 from adaptpo.config.base import nearest
 from adaptpo.config.imported import import_object, is_imported
-from adaptpo.config.recipe import Recipe, check_names, check_types
+from adaptpo.config.numbers import Number, check_number
+from adaptpo.config.recipe import Recipe
+from adaptpo.config.sections import check_names, check_types
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.named import default_objective, objective_fields
@@ -79,6 +83,7 @@ def build_objective(entry: str | dict[str, Any] | list[Any]) -> Objective:
     for weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ConfigError(f"method.objective: the weight {weight!r} of an objective is not a number")
+        check_number("method.objective.weight", weight, TypeAdapter(Number))
     parts = [build_choice("objective", {"name": name, **arguments}) for name, arguments in named]
     return WeightedSum(tuple(parts), tuple(map(float, weights)))
 

@@ -26,6 +26,7 @@ from adaptpo.choices.pairing import Offline
 from adaptpo.choices.reference import Synced
 from adaptpo.choices.selection import SelectNone
 from adaptpo.choices.weighting import OnPolicy, Uniform
+from adaptpo.config.numbers import Count, Fraction, NonNegative
 from adaptpo.methods.named import named
 
 
@@ -156,7 +157,7 @@ def alphapo(objective: Objective = AlphaPO()) -> Method:  # noqa: B008
 
 
 @named
-def rpo(objective: Objective = DPO(), rpo_alpha: float = 1.0) -> Method:  # noqa: B008
+def rpo(objective: Objective = DPO(), rpo_alpha: NonNegative = 1.0) -> Method:  # noqa: B008
     """DPO beside the likelihood of the chosen response.
 
     Paper: Pang et al., 2024 (iterative reasoning preference optimization).
@@ -167,9 +168,9 @@ def rpo(objective: Objective = DPO(), rpo_alpha: float = 1.0) -> Method:  # noqa
 @named
 def mpo(
     objective: Objective = DPO(),  # noqa: B008
-    preference_weight: float = 0.8,
-    quality_weight: float = 0.2,
-    generation_weight: float = 1.0,
+    preference_weight: NonNegative = 0.8,
+    quality_weight: NonNegative = 0.2,
+    generation_weight: NonNegative = 1.0,
 ) -> Method:
     """DPO, BCO and the likelihood of the chosen response, weighted.
 
@@ -183,8 +184,8 @@ def mpo(
 @named
 def tr_dpo(
     objective: Objective = DPO(),  # noqa: B008
-    ref_model_sync_steps: int = 512,
-    ref_model_mixup_alpha: float = 0.6,
+    ref_model_sync_steps: Count = 512,
+    ref_model_mixup_alpha: Fraction = 0.6,
 ) -> Method:
     """DPO whose reference follows the policy: every few hundred steps, it moves most of the way to it.
 

@@ -12,15 +12,16 @@ from adaptpo.choices.objectives import DPO, Objective, SimPO
 from adaptpo.choices.pairing import OfflineAndOnline, OnePairPerObjective
 from adaptpo.choices.selection import SelectAll, SelectAtSameRate, SelectByLearner, SelectLowest, SelectRandom
 from adaptpo.choices.weighting import LabelDegrees, LearnedBlend, Uniform
+from adaptpo.config.numbers import Count, Fraction, LearningRate, NonNegative, Responses
 from adaptpo.methods.named import named
 
 
 @named
 def metaapo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
     unscaled: bool = False,
     keep_unselected: bool = False,
     constant_fill: bool = False,
@@ -52,9 +53,9 @@ def trusting(learner: Trust, objective: Objective, num_generations: int) -> Meth
 @named
 def metaapo_simpo(
     objective: Objective = SimPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO with the SimPO objective: scores by Eq. A.9, no reference and no warm-up.
 
@@ -66,10 +67,10 @@ def metaapo_simpo(
 @named
 def metaapo_random(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    share: float = 0.5,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    share: Fraction = 0.5,
 ) -> Method:
     """MetaAPO that generates for a random share of the prompts.
 
@@ -82,9 +83,9 @@ def metaapo_random(
 @named
 def metaapo_same_rate(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO that generates for as many prompts as its meta-learner would, chosen at random.
 
@@ -98,10 +99,10 @@ def metaapo_same_rate(
 @named
 def metaapo_threshold(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    share: float = 0.533,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    share: Fraction = 0.533,
 ) -> Method:
     """MetaAPO that generates for the prompts whose offline pairs have the lowest scores.
 
@@ -115,9 +116,9 @@ def metaapo_threshold(
 @named
 def metaapo_all(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO that generates for every prompt.
 
@@ -129,9 +130,9 @@ def metaapo_all(
 @named
 def metaapo_uniform(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO's selection with weights of 0.5 for both pairs.
 
@@ -141,7 +142,7 @@ def metaapo_uniform(
 
 
 @named
-def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+def metaapo_heuristic(objective: Objective = DPO(), num_generations: Responses = 8) -> Method:  # noqa: B008
     """MetaAPO with a fixed sigmoid of the score in place of the meta-learner.
 
     Paper: Yang et al., 2025 (MetaAPO), Table 2, "w/o Meta-Learner".
@@ -153,7 +154,7 @@ def metaapo_heuristic(objective: Objective = DPO(), num_generations: int = 8) ->
 @named
 def metaapo_fixed(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
+    num_generations: Responses = 8,
     learner: str | None = None,
 ) -> Method:
     """MetaAPO whose meta-learner never learns: that of an earlier run, or one frozen at its start.
@@ -168,9 +169,9 @@ def metaapo_fixed(
 @named
 def metaapo_all_offline(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO that keeps the offline pairs of unselected prompts, with weight 1.
 
@@ -182,9 +183,9 @@ def metaapo_all_offline(
 @named
 def metaapo_deep(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO with a meta-learner of five layers.
 
@@ -196,9 +197,9 @@ def metaapo_deep(
 @named
 def metaapo_multi_feature(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO whose meta-learner sees the score and both log-ratios.
 
@@ -212,9 +213,9 @@ def metaapo_multi_feature(
 @named
 def metaapo_semantic(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
     encoder: str | None = None,
 ) -> Method:
     """MetaAPO whose meta-learner sees the score and the similarity of the two offline responses.
@@ -231,9 +232,9 @@ def metaapo_semantic(
 @named
 def metaapo_gradient_norm(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO whose meta-learner sees the score and the norm of the offline pair's gradient at the language-model head.
 
@@ -247,10 +248,10 @@ def metaapo_gradient_norm(
 @named
 def metaapo_hidden_state(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    dimensions: int = 4,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    dimensions: Count = 4,
 ) -> Method:
     """MetaAPO whose meta-learner sees the score and a few projections of the policy's hidden states.
 
@@ -266,10 +267,10 @@ def metaapo_hidden_state(
 @named
 def metaapo_multi_objective(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    objectives: int = 2,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    objectives: Count = 2,
 ) -> Method:
     """MetaAPO with several rewards: one pair per reward beside the offline pair, weighted by normalized label degrees.
 
@@ -290,10 +291,10 @@ def metaapo_multi_objective(
 @named
 def metaapo_adaptive(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    drift: float = 0.25,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    drift: NonNegative = 0.25,
 ) -> Method:
     """MetaAPO whose meta-learner is updated when the scores have drifted, not every T_meta steps.
 
@@ -305,9 +306,9 @@ def metaapo_adaptive(
 @named
 def metaapo_unscaled(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO whose scores omit beta.
 
@@ -319,9 +320,9 @@ def metaapo_unscaled(
 @named
 def metaapo_previous(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO whose reference in each iteration is the policy that started it.
 

@@ -16,6 +16,7 @@ from adaptpo.choices.objectives import DPO, Objective
 from adaptpo.choices.pairing import Offline
 from adaptpo.choices.selection import SelectNone
 from adaptpo.choices.weighting import Temporal
+from adaptpo.config.numbers import Count, Decay, InnerFraction, LearningRate, NonNegative, Responses
 from adaptpo.methods.metaapo import metaapo
 from adaptpo.methods.named import named
 from adaptpo.methods.online import iterative_dpo
@@ -24,16 +25,16 @@ from adaptpo.methods.online import iterative_dpo
 @named
 def metapo(
     objective: Objective = DPO(),  # noqa: B008
-    meta_interval: int | None = 100,
-    meta_learning_rate: float = 1e-4,
-    margin_weight: float = 0.1,
-    entropy: float = 0.0,
+    meta_interval: Count | None = 100,
+    meta_learning_rate: LearningRate = 1e-4,
+    margin_weight: NonNegative = 0.1,
+    entropy: NonNegative = 0.0,
     features: Sequence[str] = BASE,
-    decay: float = 0.9,
+    decay: Decay = 0.9,
     centre: Centre = "mean",
     architecture: Architecture = "linear",
     estimator: Estimator = "central",
-    validation_share: float = 0.03,
+    validation_share: InnerFraction = 0.03,
     validation_split: Split = "stratified",
     divergence: Divergence = "k3",
 ) -> Method:
@@ -62,9 +63,9 @@ def metapo(
 @named
 def iterative_dpo_metapo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    meta_interval: int | None = 100,
-    meta_learning_rate: float = 1e-4,
+    num_generations: Responses = 8,
+    meta_interval: Count | None = 100,
+    meta_learning_rate: LearningRate = 1e-4,
 ) -> Method:
     """Iterative DPO whose fresh pairs have MetaPO's weights, learned on held-out offline pairs.
 
@@ -78,11 +79,11 @@ def iterative_dpo_metapo(
 @named
 def metaapo_metapo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
-    meta_interval: int | None = 100,
-    meta_learning_rate: float = 1e-4,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
+    meta_interval: Count | None = 100,
+    meta_learning_rate: LearningRate = 1e-4,
 ) -> Method:
     """MetaAPO whose blend of offline and online pair is multiplied by MetaPO's weight of each.
 

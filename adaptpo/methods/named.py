@@ -11,15 +11,17 @@ from typing import Any
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import KTO, Objective
 from adaptpo.config.base import nearest
+from adaptpo.config.numbers import ranged
 from adaptpo.errors import ConfigError
 
 
-def named(build: Callable[..., Method]) -> Callable[..., Method]:
+def named(function: Callable[..., Method]) -> Callable[..., Method]:
     """The same function, whose methods carry its name, and which takes its objective's fields as arguments as well:
     `dpo(beta=0.05)` is `dpo(DPO(beta=0.05))`.
 
     The function raises ConfigError for an argument that neither it nor its objective has.
     """
+    build = ranged(function)
     signature = inspect.signature(build)
 
     @wraps(build)

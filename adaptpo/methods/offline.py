@@ -10,6 +10,7 @@ from adaptpo.choices.objectives import DPO, IPO, KTO, ORPO, DPOShift, Hinge, Obj
 from adaptpo.choices.pairing import Offline
 from adaptpo.choices.selection import SelectNone
 from adaptpo.choices.weighting import DataWeight, Focal, Uniform
+from adaptpo.config.numbers import NonNegative, PositiveFraction
 from adaptpo.methods.named import named
 
 
@@ -101,7 +102,7 @@ def kto(objective: Objective | None = None) -> Method:
 
 
 @named
-def selective_dpo(objective: Objective = DPO(), share: float = 0.5) -> Method:  # noqa: B008
+def selective_dpo(objective: Objective = DPO(), share: PositiveFraction = 0.5) -> Method:  # noqa: B008
     """DPO on the pairs that a model trained on the other half of the data ranks best.
 
     Paper: Gao et al., 2025 (Selective DPO), as described in B.3 of the MetaAPO paper.
@@ -111,7 +112,7 @@ def selective_dpo(objective: Objective = DPO(), share: float = 0.5) -> Method:  
 
 
 @named
-def perplexity_filter(objective: Objective = DPO(), share: float = 0.8) -> Method:  # noqa: B008
+def perplexity_filter(objective: Objective = DPO(), share: PositiveFraction = 0.8) -> Method:  # noqa: B008
     """DPO on the pairs whose chosen response surprises the initial model least.
 
     Paper: Table 17 of the MetaPO paper.
@@ -131,7 +132,7 @@ def loss_curriculum(objective: Objective = DPO()) -> Method:  # noqa: B008
 
 
 @named
-def focalpo(objective: Objective = DPO(), gamma: float = 0.05) -> Method:  # noqa: B008
+def focalpo(objective: Objective = DPO(), gamma: NonNegative = 0.05) -> Method:  # noqa: B008
     """DPO whose pairs have the weight `p^gamma`, higher if the policy ranks them correctly.
 
     Paper: Liu et al., 2025 (FocalPO); Eq. 2 of the MetaPO paper.

@@ -12,11 +12,12 @@ from adaptpo.choices.pairing import MixedPool, OfflineAndOnline, Online, Rollout
 from adaptpo.choices.policy_update import GRPO, PPO, RLOO
 from adaptpo.choices.selection import SelectAll, SelectUncertain
 from adaptpo.choices.weighting import RewardDifference, Uniform
+from adaptpo.config.numbers import Count, Fraction, LearningRate, NonNegative, Positive, PositiveFraction, Responses
 from adaptpo.methods.named import named
 
 
 @named
-def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+def online_dpo(objective: Objective = DPO(), num_generations: Responses = 8) -> Method:  # noqa: B008
     """The best against the worst of K fresh responses to every prompt; the recipe chooses the reference.
 
     Paper: Xiong et al., 2023, as described in B.3 of the MetaAPO paper.
@@ -27,7 +28,7 @@ def online_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method
 
 
 @named
-def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.25) -> Method:  # noqa: B008
+def bees(objective: Objective = DPO(), num_generations: Responses = 8, share: PositiveFraction = 0.25) -> Method:  # noqa: B008
     """Online DPO on the prompts of the pairs on which the reward model and a trained policy agree most.
 
     Paper: Deng et al., 2025 (BeeS), with the 25 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
@@ -37,7 +38,7 @@ def bees(objective: Objective = DPO(), num_generations: int = 8, share: float = 
 
 
 @named
-def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0.4) -> Method:  # noqa: B008
+def map(objective: Objective = DPO(), num_generations: Responses = 8, share: PositiveFraction = 0.4) -> Method:  # noqa: B008
     """Online DPO on the prompts of the pairs whose reward gap exceeds the policy's margin by the most.
 
     Paper: Huang et al., 2025 (MAP), with the 40 % of B.3 of the MetaAPO paper and online augmentation (section 5.1).
@@ -47,7 +48,7 @@ def map(objective: Objective = DPO(), num_generations: int = 8, share: float = 0
 
 
 @named
-def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+def iterative_dpo(objective: Objective = DPO(), num_generations: Responses = 8) -> Method:  # noqa: B008
     """Online DPO whose reference in each iteration is the policy that started it.
 
     Paper: Xiong et al., 2023; Table 21 of the MetaPO paper.
@@ -56,7 +57,7 @@ def iterative_dpo(objective: Objective = DPO(), num_generations: int = 8) -> Met
 
 
 @named
-def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+def selm(objective: Objective = DPO(), num_generations: Responses = 8) -> Method:  # noqa: B008
     """The best against the worst of K fresh responses and the two offline ones in one ranking pool.
 
     Paper: Zhang et al., 2024 (SELM), as described in B.3 of the MetaAPO paper.
@@ -68,7 +69,7 @@ def selm(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # n
 
 
 @named
-def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: float = 1.0) -> Method:  # noqa: B008
+def adpo(objective: Objective = DPO(), num_generations: Responses = 8, threshold: NonNegative = 1.0) -> Method:  # noqa: B008
     """Fresh responses for prompts on which the policy is undecided, used for training beside the offline pairs.
 
     Paper: Ji et al., 2024 (ADPO); a baseline of the MetaAPO paper (B.3).
@@ -84,16 +85,16 @@ def adpo(objective: Objective = DPO(), num_generations: int = 8, threshold: floa
 @named
 def ppo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    clip: float = 0.2,
-    value_clip: float = 0.2,
-    value_coef: float = 0.1,
-    kl_coef: float = 0.05,
-    gamma: float = 1.0,
-    gae_lambda: float = 0.95,
-    epochs: int = 1,
-    critic_learning_rate: float | None = None,
-    cut_penalty: float = 0.0,
+    num_generations: Responses = 8,
+    clip: Positive = 0.2,
+    value_clip: Positive = 0.2,
+    value_coef: NonNegative = 0.1,
+    kl_coef: NonNegative = 0.05,
+    gamma: Fraction = 1.0,
+    gae_lambda: Fraction = 0.95,
+    epochs: Count = 1,
+    critic_learning_rate: LearningRate | None = None,
+    cut_penalty: NonNegative = 0.0,
 ) -> Method:
     """PPO with a critic on the rewards of fresh responses, one batch of them per iteration.
 
@@ -109,9 +110,9 @@ def ppo(
 @named
 def grpo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    epsilon: float = 0.2,
-    beta: float = 0.04,
+    num_generations: Responses = 8,
+    epsilon: Positive = 0.2,
+    beta: NonNegative = 0.04,
 ) -> Method:
     """GRPO: a policy gradient on rewards standardized within each prompt's responses, by TRL's `GRPOTrainer`.
 
@@ -125,9 +126,9 @@ def grpo(
 @named
 def rloo(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    epsilon: float = 0.2,
-    beta: float = 0.05,
+    num_generations: Responses = 8,
+    epsilon: Positive = 0.2,
+    beta: NonNegative = 0.05,
 ) -> Method:
     """RLOO: REINFORCE whose baseline is the mean reward of the prompt's other responses, by TRL's `RLOOTrainer`.
 
@@ -138,7 +139,7 @@ def rloo(
 
 
 @named
-def rdo(objective: Objective = DPO(), num_generations: int = 8, limit: float = 3.0) -> Method:  # noqa: B008
+def rdo(objective: Objective = DPO(), num_generations: Responses = 8, limit: Positive = 3.0) -> Method:  # noqa: B008
     """Online DPO whose pairs are weighted by their reward gap.
 
     Paper: Wang et al., 2024 (RDO); Table 3 of the MetaPO paper.

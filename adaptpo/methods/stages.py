@@ -10,6 +10,7 @@ from adaptpo.choices.objectives import DPO, Objective, SimPO
 from adaptpo.choices.pairing import Offline, OfflineAndOnline, Online, Pairing, PairingByStage, PairingSchedule
 from adaptpo.choices.selection import SelectAll, SelectByStage
 from adaptpo.choices.weighting import StageBlend, Uniform
+from adaptpo.config.numbers import Count, LearningRate, Responses
 from adaptpo.methods.metaapo import trusting
 from adaptpo.methods.named import named
 
@@ -32,7 +33,7 @@ def off_off(objective: Objective = DPO(), measured: bool = False) -> Method:  # 
 @named
 def off_on(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 2,
+    num_generations: Responses = 2,
     measured: bool = False,
 ) -> Method:
     """Offline pairs in the first half of the iterations, the policy's own in the second.
@@ -46,7 +47,7 @@ def off_on(
 @named
 def on_off(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 2,
+    num_generations: Responses = 2,
     measured: bool = False,
 ) -> Method:
     """The policy's own pairs in the first half of the iterations, offline ones in the second.
@@ -60,7 +61,7 @@ def on_off(
 @named
 def on_on(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 2,
+    num_generations: Responses = 2,
     measured: bool = False,
 ) -> Method:
     """The policy's own pairs in both halves of the iterations.
@@ -72,7 +73,7 @@ def on_on(
 
 
 @named
-def two_stage(objective: Objective = DPO(), num_generations: int = 2) -> Method:  # noqa: B008
+def two_stage(objective: Objective = DPO(), num_generations: Responses = 2) -> Method:  # noqa: B008
     """Measures the alignment stage before each iteration: offline pairs under injection, own pairs under fine-tuning.
 
     Paper: the alignment-stages paper, Algorithm 1.
@@ -88,7 +89,7 @@ def boundary_measurement() -> Method:
 
 
 @named
-def stage_blend(objective: Objective = DPO(), num_generations: int = 8) -> Method:  # noqa: B008
+def stage_blend(objective: Objective = DPO(), num_generations: Responses = 8) -> Method:  # noqa: B008
     """The boundary score as the share of prompts to generate for, and as the weight of their online pair.
 
     Paper: none; section 7 of the alignment-stages paper leaves smooth blending to future work. `stage.groups` of the
@@ -101,9 +102,9 @@ def stage_blend(objective: Objective = DPO(), num_generations: int = 8) -> Metho
 @named
 def metaapo_stage(
     objective: Objective = DPO(),  # noqa: B008
-    num_generations: int = 8,
-    learning_rate: float = 5e-3,
-    update_interval: int = 8,
+    num_generations: Responses = 8,
+    learning_rate: LearningRate = 5e-3,
+    update_interval: Count = 8,
 ) -> Method:
     """MetaAPO whose meta-learner starts from the stage: under injection, it trusts offline pairs more at first.
 

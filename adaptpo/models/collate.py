@@ -156,7 +156,10 @@ def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
 def data_weight(columns: dict[str, Any]) -> float | None:
     """The column `weight` of a row: 1 if the row has none, None unless it is a finite number of at least 0."""
     value = columns.get("weight", 1.0)
-    valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    try:
+        valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    except OverflowError:  # An integer that no float holds.
+        return None
     return float(value) if valid else None
 
 

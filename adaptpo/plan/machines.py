@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from adaptpo.config.base import explain, nearest
-from adaptpo.config.recipe import Settings, read_yaml
+from adaptpo.config.base import Settings, explain, nearest
+from adaptpo.config.numbers import Count, Positive, PositiveFraction
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
 
 
@@ -58,19 +59,19 @@ class Machine(Settings):
 
     name: str = "custom"
     """The machine's name in the plan."""
-    tflops: float = Field(gt=0)
+    tflops: Positive
     """Peak matrix rate of one accelerator, in TFLOP/s."""
-    memory_gb: float = Field(gt=0)
+    memory_gb: Positive
     """Memory of one accelerator, in GB."""
-    bandwidth_gb: float = Field(gt=0)
+    bandwidth_gb: Positive
     """Memory bandwidth of one accelerator, in GB/s."""
-    count: int = Field(1, gt=0)
+    count: Count = 1
     """Number of accelerators."""
-    training_utilization: float = Field(0.4, gt=0, le=1)
+    training_utilization: PositiveFraction = 0.4
     """Share of the peak matrix rate in training."""
-    inference_utilization: float = Field(0.4, gt=0, le=1)
+    inference_utilization: PositiveFraction = 0.4
     """Share of the peak matrix rate in passes without gradients."""
-    decoding_utilization: float = Field(0.6, gt=0, le=1)
+    decoding_utilization: PositiveFraction = 0.6
     """Share of the bandwidth in decoding."""
     engine: Literal["transformers", "continuous"] = "transformers"
     """What samples: the run's own engine, or one with continuous batching such as vLLM."""

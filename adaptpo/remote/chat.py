@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptpo.remote.client import Remote, field
-from adaptpo.remote.endpoint import Access
+from adaptpo.remote.endpoint import Access, UnusableAnswerError
 from adaptpo.remote.store import AnswerStore, Json
 from adaptpo.remote.usage import Usage
 
@@ -21,7 +21,7 @@ class Chat:
     def __init__(self, model: str, access: Access, store: AnswerStore, options: Mapping[str, Any]) -> None:
         self.model, self.options = model, options
         self.usage: Usage = Counter()
-        self.remote = Remote(access, "/chat/completions", self._body, self._read, store, self.usage)
+        self.remote = Remote(access, "/chat/completions", self._body, self._read, is_reply, store, self.usage)
 
     @property
     def refusal(self) -> str:
@@ -41,14 +41,26 @@ class Chat:
         message = field(answer, "choices", 0, "message")
         text = message.get("content") if isinstance(message, dict) else None  # None: the model declined to answer.
         self._count_tokens(answer)
+        if not isinstance(text, str | None):
+            raise UnusableAnswerError(f"its content is of type {type(text).__name__}")
         readable = (text or "").encode(errors="replace").decode()  # Half a surrogate pair cannot be written to a file.
         found = {"text": readable, "finish": field(answer, "choices", 0, "finish_reason")}
         return [found | ({"logprobs": first_logprobs(answer)} if self.options.get("logprobs") else {})]
 
     def _count_tokens(self, answer: Json) -> None:
-        usage = answer.get("usage") or {}
+        usage = answer.get("usage")
         for name in ("prompt_tokens", "completion_tokens"):
-            self.usage[name] += usage.get(name) or 0
+            count = usage.get(name) if isinstance(usage, dict) else None
+            self.usage[name] += count if isinstance(count, int) and 0 < count < 2**40 else 0
+
+
+def is_reply(answer: Json) -> bool:
+    """Whether this is an answer as `Chat` reads them."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+        return False
+    logprobs = answer.get("logprobs") or {}
+    numbers = isinstance(logprobs, dict) and all(isinstance(one, float) and one == one for one in logprobs.values())
+    return numbers and isinstance(answer.get("finish"), str | None)
 
 
 def first_logprobs(answer: Json) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from adaptpo.remote.endpoint import Access, Endpoint, UnusableAnswerError
 from adaptpo.remote.store import AnswerStore, Json, content_key
@@ -10,12 +10,15 @@ from adaptpo.remote.usage import Usage
 
 ToBody = Callable[[Sequence[Json]], Json]
 FromAnswer = Callable[[Json], list[Json]]
+ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading an answer raises that is not what the endpoint promises."""
 
 
 class Remote:
     """Asks an endpoint, `batch_size` questions per request, and stores each answer by the hash of address and question.
 
-    `body` makes the request for a batch of questions; `read` takes one answer per question from the response.
+    `body` makes the request for a batch of questions; `read` takes one answer per question from the response. An answer
+    that `is_usable` denies is not stored, and one in the store is asked for again.
     """
 
     def __init__(
@@ -24,36 +27,50 @@ class Remote:
         path: str,
         body: ToBody,
         read: FromAnswer,
+        is_usable: Callable[[Json], bool],
         store: AnswerStore,
         usage: Usage,
         batch_size: int = 1,
     ) -> None:
         self.endpoint = Endpoint(access, path, usage)
         self.address = f"{access.url.rstrip('/')}{path}"
-        self.body, self.read, self.store = body, read, store
+        self.body, self.read, self.is_usable, self.store = body, read, is_usable, store
         self.usage, self.batch_size = usage, batch_size
 
     def ask(self, questions: Sequence[Json]) -> list[Json]:
         """Returns one answer per question; None if the endpoint refused it."""
         keys = [content_key(self.address, self.body([question])) for question in questions]
-        self.store.refresh()
-        open_questions = {k: q for k, q in zip(keys, questions, strict=True) if k not in self.store}
+        found = self._stored(keys)
+        open_questions = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
         self.usage["reused"] += len(keys) - len(open_questions)
         self._ask(list(open_questions), list(open_questions.values()))
-        return [self.store.get(key) for key in keys]
+        found |= self._stored(open_questions)
+        return [found.get(key) for key in keys]
+
+    def _stored(self, keys: Iterable[str]) -> dict[str, Json]:
+        return {key: answer for key, answer in self.store.find(keys).items() if self.is_usable(answer)}
 
     def _ask(self, keys: Sequence[str], questions: Sequence[Json]) -> None:
         starts = range(0, len(keys), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
 
         def keep(number: int, response: Json) -> None:
-            asked, answers = keys[batches[number]], self.read(response)
-            if len(answers) != len(asked):
-                raise UnusableAnswerError(f"it holds {len(answers)} answers to {len(asked)} questions")
-            for key, answer in zip(asked, answers, strict=True):
-                self.store.add(key, answer)
+            asked = keys[batches[number]]
+            self.store.add(dict(zip(asked, self._read(response, len(asked)), strict=True)))
 
         self.endpoint.post([self.body(questions[batch]) for batch in batches], keep)
+
+    def _read(self, response: Json, count: int) -> list[Json]:
+        """Usable answers to so many questions. Raises UnusableAnswerError if there are others."""
+        try:
+            answers = self.read(response)
+        except ODD as error:
+            raise UnusableAnswerError(f"{str(response)[:200]} ({type(error).__name__}: {error})") from error
+        if len(answers) != count:
+            raise UnusableAnswerError(f"it holds {len(answers)} answers to {count} questions")
+        if odd := [answer for answer in answers if not self.is_usable(answer)]:
+            raise UnusableAnswerError(f"found {str(odd[0])[:100]}")
+        return answers
 
 
 def field(answer: Json, *path: str | int) -> Json:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adaptpo.config.secrets import remember
 from adaptpo.errors import AnnotationError, ConfigError
 from adaptpo.remote.store import Json
 from adaptpo.remote.usage import Usage
@@ -59,6 +60,7 @@ def key_from_environment(name: str | None) -> str | None:
         return None
     if not os.environ.get(name):
         raise ConfigError(f"the environment variable {name} is not set; it must hold the API key of the endpoint")
+    remember(os.environ[name])
     return os.environ[name]
 
 
@@ -170,7 +172,7 @@ class Endpoint:
             raise fault_of(error, self.access) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             raise PassingFault(f"{error} {error.__cause__ or ''}".strip()) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PassingFault(f"an answer that is not JSON: {error}") from error
 
 

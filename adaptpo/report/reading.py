@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from adaptpo.config.secrets import masked_text
 from adaptpo.errors import RunError
 from adaptpo.report.visits import FloatArray, Visits
+from adaptpo.run.directory import stored_config
 from adaptpo.run.files import JsonLines
 from adaptpo.types import Row
 
@@ -46,12 +48,11 @@ class RunData:
     @cached_property
     def config_text(self) -> str:
         """The resolved recipe as stored."""
-        return (self.root / "config.yaml").read_text(encoding="utf-8")
+        return masked_text((self.root / "config.yaml").read_text(encoding="utf-8"))
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        with reading(self.root / "config.yaml"):
-            return dict(yaml.safe_load(self.config_text))
+        return stored_config(self.root)
 
     @cached_property
     def phases(self) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adaptpo.errors import RunError
-from adaptpo.run.directory import NOT_COMPARED, WRITTEN_TOGETHER, RunDirectory, differences, flatten, plain, read_state
+from adaptpo.run.directory import (
+    NOT_COMPARED,
+    WRITTEN_TOGETHER,
+    RunDirectory,
+    differences,
+    flatten,
+    plain,
+    read_state,
+    stored_config,
+)
 from adaptpo.run.files import JsonLines, whole_file, whole_folder, write_json
 from adaptpo.run.lazy_sequence import batched
 
@@ -73,7 +80,7 @@ def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The phases of the source's opening, checked to match the one that this config needs."""
     if not (source / "config.yaml").is_file():
         raise RunError(f"branch_of: no run at {source}; give the folder of a run (an output_dir)")
-    stored = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    stored = stored_config(source)
     if lines := differences(opening_facts(stored), opening_facts(config)):
         raise RunError(
             f"branch_of: the run in {source} started with different settings:\n{lines}\n"

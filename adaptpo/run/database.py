@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adaptpo.errors import RunError
+from adaptpo.run.file_locks import is_across_machines, refuse_without_locks
 from adaptpo.run.files import disk_errors, full_disk
+from adaptpo.run.signals import SIGNALS
 from adaptpo.types import Row
+
+IN_MEMORY = Path(":memory:")
 
 BUSY_SECONDS = 60.0
 """How long a write waits for another process to finish its own."""
@@ -20,12 +25,13 @@ NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE
 
 
 class Database:
-    """One SQLite file, for any number of threads and of processes on the same machine.
+    """One SQLite file, for any number of threads and processes; at `IN_MEMORY`, for this process alone.
 
     A transaction that returned is on disk: it survives `kill -9` and a power failure. One that did not return has left
-    nothing. Write-ahead logging needs shared memory, so the file must not lie on a network file system.
+    nothing. Write-ahead logging needs shared memory; on a file system that several machines mount, writers wait for one
+    another instead.
 
-    Raises RunError when the file cannot be opened, read or written.
+    Raises RunError when the file cannot be opened, read or written, and on a file system whose locks do not hold.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
@@ -33,20 +39,34 @@ class Database:
         self.path = path
         self._lock = threading.RLock()
         with database_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path != IN_MEMORY:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                refuse_without_locks(path.parent)
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False
             )
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._set_journal("DELETE" if is_across_machines(path.parent) else "WAL")
             # FULL flushes the log at every commit; NORMAL would lose the last ones in a power failure.
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(schema)
 
+    def _set_journal(self, mode: str) -> None:
+        """SQLite does not wait for another process that is doing the same."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute(f"PRAGMA journal_mode = {mode}")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block's writes are on disk when it ends; none of them if it raises."""
-        with self._lock, database_errors(self.path), self._connection:
+        with SIGNALS.kept_out(), self._lock, database_errors(self.path), self._connection:
             yield self._connection
 
     def write(self, statement: str, *values: Any) -> int:

@@ -24,10 +24,13 @@ import pyarrow as pa
 import yaml
 
 from adaptpo.config.executor import ExecutorSettings
+from adaptpo.config.secrets import masked
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import RunError
 from adaptpo.run.files import JsonLines, read_columns, read_rows, write_json, write_table, write_text
+from adaptpo.run.machine import machine_faults
 from adaptpo.run.progress import progress_bar
 from adaptpo.types import Row
 
@@ -154,8 +157,7 @@ class RunDirectory:
         if not self.config_path.exists():
             self._refuse_strangers()
         elif self._holds_work():
-            stored = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
-            refuse_other_run(self.path, stored, plain(config))
+            refuse_other_run(self.path, stored_config(self.path), plain(config))
             return True
         shutil.rmtree(self.path / "snapshots", ignore_errors=True)
         write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
@@ -189,7 +191,8 @@ class RunDirectory:
             attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
             self._record(name, {"done": False, "attempts": attempts})
             started = (time.perf_counter(), time.process_time())
-            summary = work()
+            with machine_faults(name):
+                summary = work()
             self.ranks.wait()
             spent = (time.perf_counter() - started[0], time.process_time() - started[1])
             times = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
@@ -335,6 +338,15 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"phases": {}}
 
 
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The settings of the run in this folder. Raises RunError if the file cannot be read."""
+    path = folder / "config.yaml"
+    try:
+        return masked(dict(read_yaml(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it, or choose another output_dir") from error
+
+
 @contextmanager
 def open_run(path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> Iterator[RunDirectory]:
     with RunDirectory(path, ranks, executor) as run:
@@ -342,8 +354,8 @@ def open_run(path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> Ite
 
 
 def plain(value: Any) -> Any:
-    """The value after a round trip through YAML."""
-    return yaml.safe_load(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    """The value without keys, after a round trip through YAML: what a run stores and compares."""
+    return yaml.safe_load(yaml.safe_dump(masked(value), sort_keys=False, allow_unicode=True))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaptpo.errors import RunError
+from adaptpo.config.secrets import without_known
+from adaptpo.errors import MachineError, RunError
+from adaptpo.run.signals import SIGNALS
 
 TEMPORARY = ".writing-"
 REPLACED = ".replaced-"
@@ -55,8 +57,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def full_disk(path: Path) -> RunError:
-    return RunError(
+def full_disk(path: Path) -> MachineError:
+    return MachineError(
         f"the disk is full: {path} was not written, and nothing half-written counts as done. "
         "Free some space and start the same command again; it resumes where it stopped."
     )
@@ -66,7 +68,7 @@ def full_disk(path: Path) -> RunError:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write; it becomes `path` when the block ends without an error."""
     temporary = path.with_name(TEMPORARY + path.name)
-    with disk_errors(path):
+    with SIGNALS.kept_out(), disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -82,7 +84,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
     temporary, replaced = path.with_name(TEMPORARY + path.name), path.with_name(REPLACED + path.name)
     shutil.rmtree(temporary, ignore_errors=True)
-    with disk_errors(path):
+    with SIGNALS.kept_out(), disk_errors(path):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -104,7 +106,7 @@ def flush_tree(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(without_known(text), encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -159,10 +161,10 @@ class JsonLines:
 
     def append(self, *records: dict[str, Any]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with disk_errors(self.path), self.path.open("a+b") as file:
+        with SIGNALS.kept_out(), disk_errors(self.path), self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             cut_torn_line(file)
-            file.write(text.encode())
+            file.write(without_known(text).encode())
 
     def read(self) -> list[dict[str, Any]]:
         return list(self.records())

@@ -15,6 +15,7 @@ from adaptpo.choices.learners.base import METHOD_STATE, Gather, Schedule
 from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.choices.learners.trust import ScoredPairs, Share, Trust
 from adaptpo.choices.objectives import score
+from adaptpo.config.numbers import Count, LearningRate, NonNegative, Positive, ranged
 from adaptpo.errors import ConfigError
 from adaptpo.types import OFFLINE, ONLINE, PairBatch
 
@@ -76,16 +77,17 @@ class MetaLearner(Trust):
     title = "the meta-learner"
     updates: int
 
+    @ranged
     def __init__(
         self,
-        learning_rate: float = 5e-3,
-        update_interval: int = 8,
-        score_scale: float = 1.0,
+        learning_rate: LearningRate = 5e-3,
+        update_interval: Count = 8,
+        score_scale: Positive = 1.0,
         constant_fill: bool = False,
-        layers: int = 2,
+        layers: Count = 2,
         features: tuple[Feature, ...] = ("score",),
         frozen: bool = False,
-        drift: float | None = None,
+        drift: NonNegative | None = None,
         pair_features: tuple[PairFeature, ...] = (),
         trained: str | None = None,
         stage_start: bool = False,
@@ -318,7 +320,7 @@ class DegreeLearner(MetaLearner):
     `-mean sum_i d_i / (sum_j d_j) * l_i`, from the scores of the interval's training forward passes.
     """
 
-    def __init__(self, objectives: int = 2, learning_rate: float = 5e-3, update_interval: int = 8) -> None:
+    def __init__(self, objectives: Count = 2, learning_rate: LearningRate = 5e-3, update_interval: Count = 8) -> None:
         self.objectives = objectives
         super().__init__(learning_rate, update_interval)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from adaptpo.errors import ConfigError
+from adaptpo.config.numbers import Count, Ranged
 from adaptpo.seeds import seed_for
 from adaptpo.types import PairLogps
 
@@ -55,7 +55,7 @@ class PairStates:
     truncated: bool = False
 
 
-class PairFeature(ABC):
+class PairFeature(Ranged, ABC):
     """A feature: `width` numbers about each offline pair.
 
     `follows_policy`: computed in every iteration, with the policy that starts it, and fixed within it; otherwise
@@ -68,7 +68,7 @@ class PairFeature(ABC):
     follows_policy: ClassVar[bool] = False
     standardized: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
-    width: int = 1
+    width: Count = 1
     encoder: str | None = None
 
     @abstractmethod
@@ -106,11 +106,7 @@ class HiddenState(PairFeature):
     name: ClassVar[str] = "hidden_state"
     follows_policy: ClassVar[bool] = True
     standardized: ClassVar[bool] = True
-    width: int = 4
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ConfigError(f"the hidden-state feature has {self.width} dimensions; set 1 or more")
+    width: Count = 4
 
     def values(self, pair: PairStates) -> Tensor:
         difference = pair.chosen.float().mean(dim=0) - pair.rejected.float().mean(dim=0)

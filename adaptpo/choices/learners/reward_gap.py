@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from adaptpo.choices.learners.base import Gather, Learner
+from adaptpo.config.numbers import Decay, ranged
 from adaptpo.types import PairBatch
 
 
@@ -16,7 +17,8 @@ class RunningGap(Learner):
     Updated once per optimizer step over all its micro-batches and ranks.
     """
 
-    def __init__(self, momentum: float = 0.9) -> None:
+    @ranged
+    def __init__(self, momentum: Decay = 0.9) -> None:
         self.momentum = momentum
         self.reset(seed=0)
 

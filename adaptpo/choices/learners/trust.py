@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adaptpo.choices.learners.base import Learner
 from adaptpo.choices.objectives import score
+from adaptpo.config.numbers import Fraction, ranged
 
 
 class ScoredPairs(Protocol):
@@ -49,7 +50,8 @@ class Trust(Learner, ABC):
 class ConstantTrust(Trust):
     """The same w for every pair; 0.5 blends offline and online loss equally."""
 
-    def __init__(self, value: float = 0.5) -> None:
+    @ranged
+    def __init__(self, value: Fraction = 0.5) -> None:
         self.value = value
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adaptpo.choices.objectives.orpo import mean_logps
 from adaptpo.choices.objectives.simpo import SimPO
+from adaptpo.config.numbers import Number
 from adaptpo.types import PairLogps
 
 
@@ -26,7 +27,7 @@ class AlphaPO(SimPO):
     (tensor([-6.4872]), tensor([-6.4872]))
     """
 
-    alpha: float = 0.25
+    alpha: Number = 0.25
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         if self.alpha == 0:

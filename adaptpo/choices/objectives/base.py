@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from adaptpo.choices.described import Described
 from adaptpo.choices.learners.base import Learner
+from adaptpo.config.numbers import Positive, Ranged
 from adaptpo.types import PairLogps
 
 
@@ -25,7 +26,7 @@ def presence(logps: PairLogps) -> tuple[Tensor, Tensor]:
     return (logps.chosen_tokens > 0).to(logps.chosen.dtype), (logps.rejected_tokens > 0).to(logps.rejected.dtype)
 
 
-class Objective(Described, ABC):
+class Objective(Described, Ranged, ABC):
     """One of the four choices: how well the policy agrees with a pair, and the loss if it does not.
 
     `beta` is the scale of log-probs in the margin, 1 if the objective has none. With `needs_sample`, the pairing must
@@ -33,7 +34,7 @@ class Objective(Described, ABC):
     number of tokens are 0, and it adds nothing to the loss.
     """
 
-    beta: float = 1.0
+    beta: Positive = 1.0
     needs_reference: ClassVar[bool] = False
     needs_sample: ClassVar[bool] = False
     takes_unpaired: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaptpo.choices.objectives.base import Objective, score
+from adaptpo.config.numbers import LabelNoise, NonNegative, Positive
 from adaptpo.types import PairLogps
 
 
@@ -24,9 +25,9 @@ class CPO(Objective):
     tensor([2.5981])
     """
 
-    beta: float = 0.1
-    cpo_alpha: float = 1.0
-    label_smoothing: float = 0.0
+    beta: Positive = 0.1
+    cpo_alpha: NonNegative = 1.0
+    label_smoothing: LabelNoise = 0.0
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         return self.beta * logps.chosen, self.beta * logps.rejected

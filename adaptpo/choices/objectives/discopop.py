@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptpo.choices.objectives.base import score
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import Positive
 from adaptpo.types import PairLogps
 
 
@@ -27,7 +28,7 @@ class DiscoPOP(DivergenceObjective):
     tensor([0.8148])
     """
 
-    discopop_tau: float = 0.05
+    discopop_tau: Positive = 0.05
 
     def loss(self, logps: PairLogps) -> Tensor:
         margin = self.margin(logps)

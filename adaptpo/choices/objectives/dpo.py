@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptpo.choices.objectives.base import score
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import LabelNoise
 from adaptpo.types import PairLogps
 
 
@@ -30,7 +31,7 @@ class DPO(DivergenceObjective):
     tensor([0.5981])
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: LabelNoise = 0.0
 
     def loss(self, logps: PairLogps) -> Tensor:
         margin = self.margin(logps)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptpo.choices.objectives.base import score
 from adaptpo.choices.objectives.log_ratio import LogRatioObjective
+from adaptpo.config.numbers import Fraction
 from adaptpo.types import PairLogps
 
 
@@ -27,8 +28,8 @@ class DPOShift(LogRatioObjective):
     (tensor([0.6027]), tensor([0.5981]))
     """
 
-    start: float = 0.95
-    end: float = 1.0
+    start: Fraction = 0.95
+    end: Fraction = 1.0
 
     def at(self, progress: float) -> DPOShift:
         return replace(self, start=self.start + (self.end - self.start) * progress)

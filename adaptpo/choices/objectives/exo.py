@@ -9,6 +9,7 @@ from torch import Tensor, sigmoid
 
 from adaptpo.choices.objectives.base import score
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import LabelNoise
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairLogps
 
@@ -27,14 +28,14 @@ class EXOPair(DivergenceObjective):
     tensor([2.4220])
     """
 
-    label_smoothing: float = 1e-3
+    label_smoothing: LabelNoise = 1e-3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.label_smoothing < 1:
             raise ConfigError(
                 f"label_smoothing is {self.label_smoothing}; EXO needs a number above 0 and below 1, such as 0.001"
             )
+        super().__post_init__()
 
     def loss(self, logps: PairLogps) -> Tensor:
         margin, smoothing = self.margin(logps), self.label_smoothing

@@ -11,6 +11,7 @@ from torch import Tensor, sigmoid
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Gather, Learner
 from adaptpo.choices.objectives.base import Objective, log_ratios, presence
+from adaptpo.config.numbers import NonNegative, Positive
 from adaptpo.types import PairBatch, PairLogps
 
 
@@ -65,9 +66,9 @@ class KTO(Objective):
     tensor([0.4750])
     """
 
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    beta: Positive = 0.1
+    desirable_weight: NonNegative = 1.0
+    undesirable_weight: NonNegative = 1.0
     reference_point: ReferencePoint = field(default_factory=ReferencePoint, init=False, repr=False, compare=False)
     needs_reference: ClassVar[bool] = True
     takes_unpaired: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from adaptpo.choices.objectives.base import Objective, log_ratios
+from adaptpo.config.numbers import Fraction, Number, Positive
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairLogps
 
@@ -29,13 +30,14 @@ class LogRatioObjective(Objective):
     count `ld_alpha`, in [0, 1], for policy and reference; None counts all tokens alike.
     """
 
-    beta: float = 0.1
-    ld_alpha: float | None = field(default=None, kw_only=True)
+    beta: Positive = 0.1
+    ld_alpha: Fraction | None = field(default=None, kw_only=True)
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ConfigError(f"ld_alpha is {self.ld_alpha}; set it between 0 (no tail) and 1 (plain log-probs)")
+        super().__post_init__()
 
     @property
     def needs_shared(self) -> bool:
@@ -82,12 +84,12 @@ class DivergenceObjective(LogRatioObjective):
     """
 
     f_divergence_type: FDivergence = field(default="reverse_kl", kw_only=True)
-    f_alpha_divergence_coef: float = field(default=0.5, kw_only=True)
+    f_alpha_divergence_coef: Number = field(default=0.5, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.f_divergence_type not in DERIVATIVES:
             raise ConfigError(f"f_divergence_type is {self.f_divergence_type!r}; set one of {', '.join(DERIVATIVES)}")
+        super().__post_init__()
 
     def scores(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         """`f'(policy / reference)` of the chosen and of the rejected responses, each [n]."""

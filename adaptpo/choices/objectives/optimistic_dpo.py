@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from adaptpo.choices.objectives.dpo import DPO
+from adaptpo.config.numbers import NonNegative
 from adaptpo.types import PairLogps
 
 
@@ -21,7 +22,7 @@ class OptimisticDPO(DPO):
     configuration and 0.0001 in that for Llama 3, both with beta 0.01. A pair without a sample has DPO's loss.
     """
 
-    optimism: float = 0.001
+    optimism: NonNegative = 0.001
     needs_sample: ClassVar[bool] = True
 
     def loss(self, logps: PairLogps) -> Tensor:

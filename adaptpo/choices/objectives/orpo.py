@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.choices.objectives.base import Objective, score
+from adaptpo.config.numbers import NonNegative
 from adaptpo.types import PairLogps
 
 
@@ -42,7 +43,7 @@ class ORPO(Objective):
     tensor([2.0693])
     """
 
-    odds_weight: float = 0.1
+    odds_weight: NonNegative = 0.1
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         chosen, rejected = mean_logps(logps)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptpo.choices.objectives.base import score
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import LabelNoise
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairLogps
 
@@ -26,15 +27,15 @@ class RobustDPO(DivergenceObjective):
     tensor([0.5731])
     """
 
-    label_smoothing: float = 0.1
+    label_smoothing: LabelNoise = 0.1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(
                 f"label_smoothing is {self.label_smoothing}; robust DPO takes the share of flipped labels, 0 or more "
                 "and below 0.5, where labels say nothing"
             )
+        super().__post_init__()
 
     def loss(self, logps: PairLogps) -> Tensor:
         margin, flipped = self.margin(logps), self.label_smoothing

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import Positive
 from adaptpo.types import PairLogps
 
 
@@ -24,7 +25,7 @@ class SigmoidNorm(DivergenceObjective):
     tensor([1.8333])
     """
 
-    beta: float = 5.0
+    beta: Positive = 5.0
 
     def margin(self, logps: PairLogps) -> Tensor:
         chosen, rejected = self.scores(logps)

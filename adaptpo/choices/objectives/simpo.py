@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaptpo.choices.objectives.base import Objective
+from adaptpo.config.numbers import NonNegative, Positive
 from adaptpo.types import PairLogps
 
 
@@ -23,8 +24,8 @@ class SimPO(Objective):
     tensor([-0.5000])
     """
 
-    beta: float = 2.5
-    gamma: float = 0.6
+    beta: Positive = 2.5
+    gamma: NonNegative = 0.6
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         return (

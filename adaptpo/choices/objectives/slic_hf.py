@@ -9,6 +9,7 @@ from torch.nn.functional import relu
 
 from adaptpo.choices.objectives.base import Objective
 from adaptpo.choices.objectives.log_ratio import DivergenceObjective
+from adaptpo.config.numbers import NonNegative, Positive
 from adaptpo.types import PairLogps
 
 
@@ -22,8 +23,8 @@ class SLiCHF(Objective):
     target.
     """
 
-    delta: float = 1.0
-    sft_weight: float = 0.1
+    delta: Positive = 1.0
+    sft_weight: NonNegative = 0.1
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         return logps.chosen, logps.rejected

@@ -28,6 +28,7 @@ class WeightedSum(Objective):
             raise ConfigError(
                 f"{len(self.parts)} objectives have {len(self.weights)} weights; give one weight for each objective"
             )
+        super().__post_init__()
 
     @property
     def beta(self) -> float:  # type: ignore[override]

@@ -11,7 +11,7 @@ from adaptpo.data import iter_examples, require_rows
 from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.tokenization import TokenizedPair, tokenize_pair
 from adaptpo.data.unpaired import how_to_pair
-from adaptpo.errors import DataError
+from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.reward_reading import RewardReading
@@ -29,10 +29,23 @@ def prepare_data(context: Context) -> Summary:
     with context.run.dropping("data") as left_out:
         kept = write_rows(folder / "offline.arrow", tokenized_rows(context, left_out), WITHOUT_PART)
     require_rows(len(kept), left_out.reasons, context.source)
+    require_parts(len(kept), context.config.num_iterations)
     write_batches(folder / "offline.parquet", in_parts(kept, context.config.num_iterations), OFFLINE_SCHEMA)
     truncated = sum(count_false(batch[side]) for batch in kept.batches() for side in ("chosen_ended", "rejected_ended"))
     reasons = dict(left_out.reasons)
     return {"kept": len(kept), "dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
+
+
+FEW = 10
+
+
+def require_parts(rows: int, parts: int) -> None:
+    """Raises ConfigError if most iterations would have no data; a few are usual where somebody tries out a few rows."""
+    if parts > max(rows, FEW):
+        raise ConfigError(
+            f"num_iterations is {parts}, but the data has {rows} usable rows, and every iteration takes a part of "
+            f"them; set num_iterations to {rows} or less"
+        )
 
 
 def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptpo.config.numbers import Decay, Ranged
 from adaptpo.errors import ConfigError
 
 Floats = NDArray[np.floating]
@@ -43,7 +44,7 @@ Centre = Literal["mean", "ema"]
 
 
 @dataclass(frozen=True)
-class FeatureSet:
+class FeatureSet(Ranged):
     """The features, in the order of the weighting network's inputs, and how they are smoothed.
 
     Eqs. 3-9 of the MetaPO paper: the margin, its standard deviation over all observations of the pair, the divergence
@@ -64,14 +65,15 @@ class FeatureSet:
     """
 
     names: tuple[str, ...] = BASE
-    decay: float = 0.9
+    decay: Decay = 0.9
     centre: Centre = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := sorted(set(self.names) - {*BASE, *HIGHER}):
             raise ConfigError(f"unknown features {', '.join(unknown)}; valid are: {', '.join((*BASE, *HIGHER))}")
-        if not self.names or not 0 <= self.decay < 1:
-            raise ConfigError(f"features {self.names} with decay {self.decay}: name one or more, and a decay in [0, 1)")
+        if not self.names:
+            raise ConfigError("features is empty; name one or more")
 
     @property
     def fields(self) -> tuple[str, ...]:

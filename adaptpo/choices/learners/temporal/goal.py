@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptpo.config.numbers import NonNegative, Ranged
+
 
 @dataclass(frozen=True)
-class ValidationGoal:
+class ValidationGoal(Ranged):
     """Eq. 11: `L_val + margin * L_margin`, with the mean loss of the held-out pairs (Eq. 12) and minus the mean margin
     of those that the policy ranks correctly (Eq. 13). `margin` is the paper's lambda; 0 is Table 15's "L_val only"."""
 
-    margin: float = 0.1
+    margin: NonNegative = 0.1
 
     def __call__(self, losses: Tensor, margins: Tensor, pairs: int, positives: int) -> Tensor:
         """The contribution of these pairs, [n] losses and margins with a graph, to the goal over all `pairs`, of which

@@ -17,7 +17,8 @@ from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Obser
 from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.choices.learners.temporal.history import History
 from adaptpo.choices.learners.temporal.networks import Architecture, new_network
-from adaptpo.errors import ConfigError, TrainingError
+from adaptpo.config.numbers import Count, LearningRate, NonNegative, ranged
+from adaptpo.errors import TrainingError
 from adaptpo.types import SOURCES, PairBatch
 
 Divergence = Literal["k3", "exact"]
@@ -56,19 +57,18 @@ class TemporalLearner(Learner):
     title = "the learner of pair weights"
     updates: int
 
+    @ranged
     def __init__(
         self,
         features: FeatureSet = FeatureSet(),  # noqa: B008 (frozen)
         architecture: Architecture = "linear",
-        learning_rate: float = 1e-4,
-        interval: int | None = 100,
+        learning_rate: LearningRate = 1e-4,
+        interval: Count | None = 100,
         goal: ValidationGoal = ValidationGoal(),  # noqa: B008 (frozen)
-        entropy: float = 0.0,
+        entropy: NonNegative = 0.0,
         estimator: Estimator = "central",
         divergence: Divergence = "k3",
     ) -> None:
-        if interval is not None and interval < 1:
-            raise ConfigError(f"meta_interval is {interval}; set 1 or more optimizer steps, or null for no updates")
         self.features, self.architecture, self.goal = features, architecture, goal
         self.learning_rate, self.interval, self.entropy = learning_rate, interval, entropy
         self.estimator: Estimator = estimator

@@ -1,0 +1,94 @@
+"""Faults of the machine, by what libraries raise for them: memory, accelerator, descriptors and disks."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adaptpo.errors import MachineError
+
+RESUME = "Everything finished before is kept; start the same command again to resume"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK = frozenset({errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EROFS})
+LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
+NUMBER = re.compile(r"\[Errno (\d+)\]|\(?os error (\d+)")
+WORDS = {
+    "accelerator": re.compile(r"CUDA error|CUDA driver|cuDNN|cublas|HIP error|NCCL|device-side assert", re.IGNORECASE),
+    "accelerator memory": re.compile(r"CUDA out of memory|HIP out of memory|MPS backend out of memory"),
+    "memory": re.compile(
+        r"can't allocate memory|not enough memory|[Cc]annot allocate memory|malloc of size \d+ failed"
+    ),
+    "killed": re.compile(r"DataLoader worker .*(killed|exited unexpectedly)"),
+    "full": re.compile(r"No space left on device|Disk quota exceeded|unexpected pos|file write failed"),
+    "limits": re.compile(r"Too many open files"),
+    "processes": re.compile(r"can't start new thread|Resource temporarily unavailable"),
+    "disk": re.compile(r"Input/output error|Stale file handle"),
+}
+SAID = {
+    "accelerator memory": "the accelerator's memory is used up. Lower max_tokens_per_batch (or generation.memory_gb)",
+    "accelerator": "the accelerator failed. If it happens again, test the device",
+    "memory": "the machine's memory is used up. Lower max_tokens_per_batch or shard_size, or end other processes",
+    "killed": "a data loader's process was killed, probably for its memory. Lower training.dataloader_num_workers",
+    "full": "the disk is full: free some space. Nothing half-written counts as done",
+    "limits": "too many files are open. Raise the limit (ulimit -n), or lower concurrency",
+    "processes": "the machine starts no more threads or processes. Raise the limit (ulimit -u), or end other processes",
+    "disk": "the disk or its connection failed. Check it before you go on",
+}
+
+
+def fault_of(error: BaseException) -> str | None:
+    """What failed of the machine, by the keys of `SAID`; None if the error is none of its faults."""
+    for part in chain_of(error):
+        if kind := own_fault(part):
+            return kind
+    return None
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that caused it; libraries wrap the system's own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def own_fault(error: BaseException) -> str | None:
+    name, text = type(error).__name__, str(error)[:2000]
+    if name == "OutOfMemoryError":
+        return "accelerator memory"
+    if name == "AcceleratorError":
+        return "accelerator"
+    if isinstance(error, MemoryError):
+        return "memory"
+    if not isinstance(error, OSError | RuntimeError) and name not in ("SafetensorError", "ArrowException"):
+        return None
+    return by_number(error, text) or next((kind for kind, words in WORDS.items() if words.search(text)), None)
+
+
+def by_number(error: BaseException, text: str) -> str | None:
+    found = NUMBER.search(text)
+    number = getattr(error, "errno", None) or (int(found[1] or found[2]) if found else None)
+    kinds = {"full": FULL, "disk": DISK, "limits": LIMITS, "memory": {errno.ENOMEM}, "processes": {errno.EAGAIN}}
+    return next((kind for kind, numbers in kinds.items() if number in numbers), None)
+
+
+def explained(error: BaseException, kind: str) -> MachineError:
+    reason = " ".join(str(error).split())[:300]
+    return MachineError(f"{SAID[kind]} ({type(error).__name__}: {reason}). {RESUME}.")
+
+
+@contextmanager
+def machine_faults(phase: str) -> Iterator[None]:
+    """Turns a fault of the machine into one message that names the phase. A full accelerator is left to the pipeline,
+    which knows the settings that help."""
+    try:
+        yield
+    except MachineError as error:
+        raise MachineError(f"phase {phase}: {error}") from error
+    except Exception as error:
+        if (kind := fault_of(error)) and kind != "accelerator memory":
+            raise MachineError(f"phase {phase}: {explained(error, kind)}") from error
+        raise
