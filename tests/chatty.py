@@ -24,11 +24,11 @@ def chatty_tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
 
 def chatty_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
     """A Markov chain over letters: what follows a token depends on that token alone, and differs with `seed`."""
-    size = len(tokenizer) + len(tokenizer) % 2
+    size = -(-len(tokenizer) // 64) * 64  # vLLM's kernels take multiples of 64, here and below.
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=size, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=size, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
+        head_dim=64, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     said = [*tokenizer(LETTERS.replace(" ", ""), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

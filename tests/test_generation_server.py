@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data.tokenization import decode_response, stop_token_ids, tokenize_prompt
@@ -27,11 +28,13 @@ from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation.agreement import Expected, disagreement, expected_answers
 from adaptpo.generation.answers import AnswerReader, prompt_text
 from adaptpo.generation.base import Generator, Sampling
+from adaptpo.generation.build import started_server
 from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server, StartedServer
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.server_log import cause
 from adaptpo.generation.transformers_engine import TransformersGenerator
+from adaptpo.generation.weights import Weights
 from adaptpo.pipeline.boundary_measure import compared
 from adaptpo.remote.endpoint import Access
 from adaptpo.stage.preference import Comparison
@@ -100,7 +103,47 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedServer]:
     server.stop()
 
 
-@pytest.fixture(params=["in process", "vllm", pytest.param("transformers", marks=engines)])
+VLLM = os.environ.get("VLLM") or str(Path(__file__).parents[1] / ".vllm" / "bin" / "vllm")
+NO_VLLM = "there is no .vllm/: run `make vllm`, or set VLLM to the path of a program `vllm`"
+needs_vllm = pytest.mark.skipif(shutil.which(VLLM) is None, reason=NO_VLLM)
+ON_CPU = {
+    "engine": "vllm", "program": VLLM,
+    "arguments": "--enforce-eager --no-enable-chunked-prefill --max-num-batched-tokens 8192",
+}  # fmt: skip
+"""Without the last two, seeded sampling fails on a CPU."""
+
+
+@pytest.fixture(scope="module")
+def real_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedServer]:
+    """The policy in vLLM, whose generation_config.json asks for what every request has to turn off."""
+    folder = tmp_path_factory.mktemp("vllm")
+    policy = save_chatty(folder / "policy")
+    config = {
+        "repetition_penalty": 3.0,
+        "min_p": 0.9,
+        "top_k": 2,
+        "top_p": 0.5,
+        "temperature": 0.1,
+        "max_new_tokens": 3,
+    }
+    GenerationConfig(eos_token_id=TOKENIZER.eos_token_id, do_sample=True, **config).save_pretrained(policy)
+    arguments = f"{ON_CPU['arguments']} --generation-config auto"
+    settings = AlignmentConfig(output_dir="x", generation=ON_CPU | {"arguments": arguments}).generation
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        server = started_server(settings, policy, folder / "log", torch.float32, 256, kept=True)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(
+    params=[
+        "in process",
+        "vllm",
+        pytest.param("transformers", marks=engines),
+        pytest.param("real vllm", marks=[engines, needs_vllm]),
+    ]
+)
 def make(request: pytest.FixtureRequest, model: torch.nn.Module) -> Iterator[Make]:
     """Makes each engine, with the sampling given to it."""
     if request.param == "in process":
@@ -109,9 +152,10 @@ def make(request: pytest.FixtureRequest, model: torch.nn.Module) -> Iterator[Mak
         with serving(VllmStub(POLICY, model, TOKENIZER)) as stub:
             yield lambda sampling=SAMPLING: asking(RunningServer(f"{stub.url}/v1", POLICY), model, sampling=sampling)
     else:
-        served = request.getfixturevalue("served")
+        served = request.getfixturevalue("served" if request.param == "transformers" else "real_vllm")
         running = RunningServer(served.url, served.model)
-        yield lambda sampling=SAMPLING: asking(running, model, "transformers", sampling)
+        api = "transformers" if request.param == "transformers" else "vllm"
+        yield lambda sampling=SAMPLING: asking(running, model, api, sampling)
 
 
 # The contract
@@ -570,6 +614,57 @@ def test_a_run_serves_each_iterations_checkpoint_with_its_adapter_by_vllm(
     assert f"vllm serve {tmp_path / 'policy'} " in logs["iterations-0-generate.log"]
     assert f"vllm serve {out / 'served'} " in logs["iterations-1-generate.log"]
     assert not (out / "served").exists()
+
+
+@engines
+@needs_vllm
+def test_vllm_takes_weights_while_it_runs_and_gives_them_back(
+    real_vllm: StartedServer, model: torch.nn.Module, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Its greedy answers are the new policy's, and the check tells both apart."""
+    first, other = real_vllm.model, chatty_model(TOKENIZER, seed=1)
+    started, pid = time.monotonic(), real_vllm.process.pid
+    real_vllm.serve(save_chatty(tmp_path / "other", seed=1), real_vllm.log, restarts=1)
+    record_property("show", f"new weights in a running vLLM: {time.monotonic() - started:.1f} s")
+    running = RunningServer(real_vllm.url, real_vllm.model)
+    greedy = replace(SAMPLING, temperature=0.0)
+    own = TransformersGenerator(other, TOKENIZER, greedy).generate(PROMPTS, 1, SEEDS)
+    assert asking(running, other, sampling=greedy).generate(PROMPTS, 1, SEEDS) == own
+    with pytest.raises(GenerationError, match="serves a model other than the policy"):
+        asking(running, model).generate(PROMPTS, 1, SEEDS)
+    real_vllm.serve(first, real_vllm.log, restarts=1)
+    assert real_vllm.process.pid == pid and real_vllm.note == ""
+    asking(running, model).generate(PROMPTS, 1, SEEDS)
+
+
+def vllm_processes() -> list[psutil.Process]:
+    """Those that runs of this process have started, without what they have started themselves."""
+    watchers = [child for child in psutil.Process().children() if VLLM in child.cmdline()]
+    return [process for watcher in watchers for process in watcher.children()]
+
+
+@engines
+@needs_vllm
+def test_a_run_on_one_vllm_that_is_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two iterations: one start, weights of the first checkpoint while it runs, and one start after the kill."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    posting, posts = Weights.load, list[str]()
+
+    def load_then_die(self: Weights, folder: str) -> None:
+        posting(self, folder)
+        posts.append(folder)
+        if len(posts) == 1:
+            (process,) = vllm_processes()
+            process.kill()
+
+    monkeypatch.setattr(Weights, "load", load_then_die)
+    out = run_with(tmp_path, SHORT | ON_CPU | {"retries": 6}, **MOVING)
+    (log,) = (out / "servers").iterdir()
+    assert sum(line.startswith("$ ") for line in log.read_text().splitlines()) == 2
+    assert posts == [str(out / "iterations/0/checkpoint")] * 2
+    responses = [rows for name, rows in tables(out).items() if "/responses/" in name]
+    assert sum(map(len, responses)) == 12 * 4 and not dropped(out, "iterations/1/generate")
+    assert vllm_processes() == []
 
 
 @engines
