@@ -38,6 +38,7 @@ def start(
     rows: int = 40,
     held_out: int = 6,
     method_settings: dict[str, Any] | None = None,
+    threads: int = 1,
     **settings: Any,
 ) -> Any:
     """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated."""
@@ -47,7 +48,7 @@ def start(
     from tests.tiny import preference_rows
 
     quiet_libraries()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     settings_of_method = {"num_generations": 4, "update_interval": 2, "meta_interval": 2}
     settings_of_method["ref_model_sync_steps"] = 1
     taken = inspect.signature(METHODS[method]).parameters

@@ -21,8 +21,8 @@ from adaptpo.choices.weighting import Weighting
 from adaptpo.cli import main
 from adaptpo.methods import METHODS
 from adaptpo.methods.named import named
-from adaptpo.run.directory import read_state
 from adaptpo.run.files import JsonLines, read_rows
+from adaptpo.run.state import read_state
 from adaptpo.types import PairBatch
 from tests.tiny import preference_rows, save_policy, save_reward_model, write_jsonl
 

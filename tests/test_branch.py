@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from adaptpo.errors import RunError
-from adaptpo.run.directory import read_state
 from adaptpo.run.files import JsonLines
+from adaptpo.run.state import read_state
 from tests.runs import assert_same_run, run_in_process, start
 from tests.tiny import save_policy, vowel_reward
 

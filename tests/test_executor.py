@@ -23,8 +23,9 @@ from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import AnnotationError, ConfigError, GenerationError, RunError
 from adaptpo.pipeline.context import Context, ModelSlot
 from adaptpo.pipeline.preflight import check_executor
-from adaptpo.run.directory import RunDirectory, open_run, refuse_other_run
+from adaptpo.run.directory import RunDirectory, open_run
 from adaptpo.run.files import read_rows
+from adaptpo.run.identity import refuse_other_run
 from tests.ranks import free_port
 from tests.runs import assert_same_run, run_in_process, start
 from tests.tiny import save_policy, save_reward_model, vowel_reward

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from adaptpo import AlignmentTrainer
 from adaptpo.config.recipe import Recipe, load_recipe
-from adaptpo.run.directory import read_state
 from adaptpo.run.files import read_rows
+from adaptpo.run.state import read_state
 from adaptpo.types import PreferencePair
 from tests.tiny import preference_rows, save_policy, save_reward_model, write_jsonl
 

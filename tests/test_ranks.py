@@ -15,9 +15,9 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
-from adaptpo.run.directory import refuse_other_run
 from adaptpo.run.files import JsonLines
-from adaptpo.training.checkpoints import mark_complete, refuse_other_layout
+from adaptpo.run.identity import refuse_other_run
+from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, run_ranks, zero
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
@@ -214,7 +214,7 @@ def test_resuming_compares_what_an_optimizer_step_takes(tmp_path: Path) -> None:
 def test_optimizer_state_of_another_layout_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
-    mark_complete(checkpoint, "FSDP")
+    mark_complete(checkpoint, Logs(tmp_path / "metrics.jsonl", "train"), "FSDP")
     refuse_other_layout(checkpoint, "FSDP")
     with pytest.raises(RunError, match="written by training with FSDP, and this is training with whole models"):
         refuse_other_layout(checkpoint, "")

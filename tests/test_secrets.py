@@ -19,8 +19,8 @@ from adaptpo.config.secrets import MASK, holds_key, is_secret_name, known, maske
 from adaptpo.errors import ConfigError
 from adaptpo.generation.process import StartedServer
 from adaptpo.remote.store import AnswerStore, content_key
-from adaptpo.run.directory import plain
 from adaptpo.run.files import JsonLines, write_json
+from adaptpo.run.identity import plain
 
 NEEDED = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
 KEYS = {

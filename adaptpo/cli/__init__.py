@@ -16,11 +16,13 @@ from adaptpo.cli.help import (
     DEMO_HELP,
     METHODS_HELP,
     PLAN_HELP,
+    REPAIR_HELP,
     REPORT_HELP,
     SANDBOX_HELP,
     STAGE_HELP,
     TABLE_HELP,
     TRAIN_HELP,
+    VERIFY_HELP,
     VOTE_HELP,
 )
 from adaptpo.cli.parsing import add_command
@@ -95,6 +97,18 @@ def run_report(options: argparse.Namespace) -> None:
         watch(options.run[0], options.out)
     else:
         print(write_report(options.run[0], options.out))
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from adaptpo.cli.verify import print_verified
+
+    return 0 if print_verified(options.run, options.json) else 1
+
+
+def run_repair(options: argparse.Namespace) -> None:
+    from adaptpo.cli.verify import print_repaired
+
+    print_repaired(options.run, options.apply)
 
 
 def run_annotate(options: argparse.Namespace) -> None:
@@ -206,6 +220,14 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, nargs="+", help="run folders (output_dir of a recipe); several are compared")
     report.add_argument("--out", type=Path, help="folder to write to (default: RUN/report; of several: comparison)")
     report.add_argument("--watch", action="store_true", help="write the page again and again until the run is finished")
+
+    verify = add_command(commands, "verify", "check everything that a run has written", VERIFY_HELP, run_verify)
+    verify.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+
+    repair = add_command(commands, "repair", "say what a damaged run has to make again", REPAIR_HELP, run_repair)
+    repair.add_argument("run", type=Path, help="a run folder (output_dir of a recipe)")
+    repair.add_argument("--apply", action="store_true", help="remove exactly what has to be made again")
 
     annotate = add_command(commands, "annotate", "add rewards to the responses in a file", ANNOTATE_HELP, run_annotate)
     annotate.add_argument("data", help="a JSON, JSONL or Parquet file, a folder, or a hub id")

@@ -57,6 +57,23 @@ only the run folder, and works on unfinished runs. With several runs, writes one
 """
 
 
+VERIFY_HELP = """\
+Read everything that a run has written and compare it with the checksums that the run kept. Exits with status 0 if
+nothing is damaged, and with 1 otherwise.
+
+  adaptpo verify runs/example
+"""
+
+
+REPAIR_HELP = """\
+Say what is damaged in a run, and which phases have to be made again. With --apply, remove exactly that; `adaptpo train`
+then makes it again.
+
+  adaptpo repair runs/example
+  adaptpo repair runs/example --apply
+"""
+
+
 STAGE_HELP = """\
 Measure which data a policy needs now: offline pairs (preference injection) or its own samples (preference fine-tuning).
 A preference model compares two fresh responses to each prompt with the two offline ones; the boundary score is the

@@ -104,6 +104,7 @@ def run_stage(recipe: Recipe) -> Row:
         do(context, "candidates", partial(keep_candidates, context, subject))
         found = report_of(context)
         context.ranks.on_first(partial(write_json, context.run.path / "stage.json", found))
+        context.run.keep(context.run.path / "stage.json")
     return found
 
 

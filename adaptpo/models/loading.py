@@ -24,7 +24,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.tokenization import stop_token_ids
 from adaptpo.errors import ConfigError, ModelError
-from adaptpo.models.adapters import base_of, is_adapter
+from adaptpo.models.adapters import adapter_shapes, base_of, is_adapter
 from adaptpo.models.shared_prompt.attention import base_model
 
 # A question on standard input would wait for ever in a batch job; with 0, transformers raises an error instead.
@@ -147,6 +147,18 @@ def check_loading(config: PretrainedConfig, options: Options, adapted: bool) -> 
                 AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust, **implementation)
     except LOAD_ERRORS as error:
         raise ConfigError(f"model_init_kwargs: {first_line(error)}") from error
+
+
+def check_loads(path: str, options: Options | None = None) -> None:
+    """Loads a policy's folder without its weights' values, on the meta device, and its tokenizer.
+
+    Raises ModelError if that fails, or if weights are missing.
+    """
+    if is_adapter(path):
+        adapter_shapes(path)
+    else:
+        load_causal_lm(path, shared_options(options) | {"device_map": "meta"})
+    load_tokenizer(path, options)
 
 
 def reading_dtype(device: torch.device) -> torch.dtype:

@@ -160,6 +160,12 @@ class Context:
         """Whether this process shows progress on the terminal."""
         return self.config.show_progress and self.ranks.is_first
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same run computes the same bits: on a CPU, unless the recipe says otherwise."""
+        chosen = self.config.training.get("full_determinism")
+        return self.inference_arguments.device.type == "cpu" if chosen is None else bool(chosen)
+
     # Paths
 
     def folder(self, iteration: int) -> str:
@@ -214,7 +220,8 @@ class Context:
             return Iteration(number, self.config.num_iterations)
         found = self.run.state["phases"][folder]
         groups = self.run.path / folder / "groups.parquet"
-        by_prompt = {row["prompt_id"]: row["score"] for row in read_rows(groups)} if groups.exists() else {}
+        rows = read_rows(self.run.checked(groups)) if self.config.stage.groups > 1 else []
+        by_prompt = {row["prompt_id"]: row["score"] for row in rows}
         stage = StageReading(found["boundary_score"], found["injection"], by_prompt)
         return Iteration(number, self.config.num_iterations, stage)
 
@@ -299,6 +306,7 @@ class Context:
         return self._sharing(self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path))))
 
     def _load_policy(self, path: str) -> nn.Module:
+        self.run.checked(Path(path))
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
         options = self.config.load_options
         return self._calm(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
@@ -318,6 +326,7 @@ class Context:
     def _load_reference(self, path: str) -> nn.Module:
         if is_adapter(path) and path != self.initial:
             return self._load_policy(path)
+        self.run.checked(Path(path))
         return self._calm(load_causal_lm(path, self.config.load_options))
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
@@ -390,7 +399,8 @@ class Context:
     @property
     def _trained_reward(self) -> dict[str, Any]:
         """The reward model that the run trains, which has the policy's chat template."""
-        return {"reward_model": str(self.reward_folder), "chat_template_kwargs": self.config.chat_template_kwargs}
+        folder = self.run.checked(self.reward_folder)
+        return {"reward_model": str(folder), "chat_template_kwargs": self.config.chat_template_kwargs}
 
     def _build_annotator(self, parts: Sequence[RewardPart]) -> Annotator:
         cache = Path(self.config.annotation_cache or self.run.path / "annotation_cache")
@@ -433,7 +443,7 @@ class Context:
     @cached_property
     def offline_rows(self) -> MappedRows:
         """All tokenized rows; a prompt's id is its row number."""
-        return MappedRows(self.run.path / "data" / "offline.arrow")
+        return MappedRows(self.run.checked(self.run.path / "data" / "offline.arrow"))
 
     def offline(self, part: int | None = None) -> Lazy[PromptedPair]:
         """The tokenized offline pairs of one part, or of all. Excludes pairs that were filtered or held out, once those
@@ -471,7 +481,7 @@ class Context:
         """Whether each prompt is held out; none is until the phase that decides it is done."""
         held_out = np.zeros(len(self.offline_rows), dtype=bool)
         if self.run.done("validation"):
-            (ids,) = read_columns(self.run.path / "data" / "validation.parquet", "prompt_id")
+            (ids,) = read_columns(self.run.checked(self.run.path / "data" / "validation.parquet"), "prompt_id")
             held_out[ids] = True
         return held_out
 
@@ -480,7 +490,7 @@ class Context:
         ids = range(total) if part is None else range(first_of(part, parts, total), first_of(part + 1, parts, total))
         if not self.run.done("filter"):
             return ids
-        rank, kept = read_columns(self.run.path / "data" / "filter.parquet", "rank", "kept")
+        rank, kept = read_columns(self.run.checked(self.run.path / "data" / "filter.parquet"), "rank", "kept")
         chosen = ids.start + np.flatnonzero(kept[ids.start : ids.stop])
         return chosen[rank[chosen].argsort()] if self.method.filter.orders else chosen
 

@@ -25,6 +25,7 @@ from adaptpo.models.loading import TRUST, Options, read_config
 from adaptpo.models.merging import save_merged, whole
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import whole_folder, write_json
+from adaptpo.run.manifest import Digest, entry_of, files_of
 from adaptpo.run.progress import say
 
 DATASETS = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
@@ -157,13 +158,29 @@ def whole_policy(target: Path, path: str, options: Options, shows: bool = False)
         return path
     digest = model_digest(path, options)
     target = target.resolve()  # Adapters that the run saves name it.
-    if (target / MERGED_FROM).is_file() and model_digest(str(target)) == digest:
+    if holds_merged(target, digest):
         return str(target)
     with whole_folder(target) as folder:
         save_merged(path, folder, options)
-        write_json(folder / MERGED_FROM, {"adapter": path, "base": base, "digest": digest})
+        made = {"adapter": path, "base": base, "digest": digest, "content": content_of(folder)}
+        write_json(folder / MERGED_FROM, made)
     say(f"the adapter {path} is merged into {base}; the run starts from the result, its reference too: {target}", shows)
     return str(target)
+
+
+def holds_merged(folder: Path, digest: str) -> bool:
+    """Whether the folder holds the merged model of this digest, undamaged."""
+    try:
+        made = json.loads((folder / MERGED_FROM).read_text(encoding="utf-8"))
+        return made["digest"] == digest and made["content"] == content_of(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def content_of(folder: Path) -> str:
+    """The checksum over a folder's files, but the one that says what they were made of."""
+    files = [file for file in files_of(folder) if file.name != MERGED_FROM]
+    return Digest.of(entry_of(folder, file, "", "") for file in files).xxh3
 
 
 def as_folder(target: Path, model: Any, tokenizer: Any) -> str:

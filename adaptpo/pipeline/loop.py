@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from adaptpo.choices.learners.base import METHOD_STATE
-from adaptpo.errors import TrainingError
-from adaptpo.models.loading import first_line
+from adaptpo.errors import RunError, TrainingError
+from adaptpo.models.loading import check_loads, first_line
 from adaptpo.pipeline.context import SCRATCH, Context
 from adaptpo.pipeline.hub import Repository, check_repository, push_final, repository_of
 from adaptpo.pipeline.iteration import Work, iteration_phases
@@ -30,9 +30,10 @@ from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
 from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, reference_doubts, refuse_impossible
 from adaptpo.pipeline.trackers import tracking
-from adaptpo.run.directory import Summary, metrics_of
+from adaptpo.run.directory import RunDirectory, Summary, metrics_of
 from adaptpo.run.files import whole_folder, write_json
 from adaptpo.run.history import global_step
+from adaptpo.run.manifest import checksum, files_of
 from adaptpo.run.progress import announce, caution, say
 from adaptpo.training.actor_critic import CRITIC
 from adaptpo.training.following_reference import FOLLOWING
@@ -44,7 +45,7 @@ NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC, FOLLOWING)
 def align(context: Context) -> Path:
     """Runs every phase that is not done yet and returns the folder of the aligned model."""
     final = context.run.path / "final"
-    if context.run.done("final"):
+    if context.run.finished:
         say(f"{context.run.path} is already finished", context.shows)
     else:
         check(context)
@@ -109,7 +110,7 @@ def newest_policy(context: Context) -> tuple[str, str]:
     """The stage and the folder of the policy that the run has trained last. Restores its learners."""
     for iteration in reversed(range(context.config.num_iterations)):
         if context.run.done(f"{context.folder(iteration)}/train"):
-            load_method(context.method, context.checkpoint(iteration))
+            restore_method(context, iteration)
             return f"iteration-{iteration}", str(context.checkpoint(iteration))
     warm = context.run.done("warmup")
     return ("warmup", context.start_policy(0)) if warm else ("initial", context.initial)
@@ -142,7 +143,7 @@ def run_iteration(context: Context, iteration: int) -> None:
     for name, work in iteration_phases(context, iteration).items():
         do(context, f"{folder}/{name}", work)
     remove_training_folder(context, folder)
-    load_method(context.method, context.checkpoint(iteration))
+    restore_method(context, iteration)
     snapshot(context, f"iteration-{iteration}")
     evaluate(context, f"iteration-{iteration}", str(context.checkpoint(iteration)))
 
@@ -155,6 +156,7 @@ def warn(context: Context) -> None:
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
     context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", {"before_training": doubts}))
+    context.run.keep(context.run.path / "warnings.json")
 
 
 def do(context: Context, phase: str, work: Work) -> None:
@@ -201,7 +203,7 @@ def start_method(context: Context, iteration: int) -> None:
     """Restores the learners as the previous iteration left them, or resets them, whatever this process did before.
     Measures the policy's stage if the method needs it."""
     if iteration > 0:
-        load_method(context.method, context.checkpoint(iteration - 1))
+        restore_method(context, iteration - 1)
     else:
         context.method.reset(context.config.seed)
     if context.method.needs_stage(iteration):
@@ -209,22 +211,43 @@ def start_method(context: Context, iteration: int) -> None:
     context.method.start_iteration(context.iteration(iteration))
 
 
+def restore_method(context: Context, iteration: int) -> None:
+    """Restores the learners as this iteration left them."""
+    folder = context.checkpoint(iteration)
+    context.run.checked(folder / METHOD_STATE)
+    load_method(context.method, folder)
+
+
 def snapshot(context: Context, name: str) -> None:
     path = context.run.path / "snapshots" / f"{name}.json"
-    if context.ranks.is_first and not path.exists():
+    if context.ranks.is_first and not context.run.intact(path):
         write_json(path, context.method.snapshot())
+        context.run.keep(path)
 
 
 def remove_training_folder(context: Context, phase: str) -> None:
     """Removes intermediate checkpoints and scratch files; call it once the phase is done."""
-    if context.ranks.is_first:
-        for name in ("training", SCRATCH):
-            shutil.rmtree(context.run.path / phase / name, ignore_errors=True)
+    for name in ("training", SCRATCH):
+        context.run.remove_folder(f"{phase}/{name}")
 
 
 def write_final(context: Context) -> dict[str, Any]:
-    last = context.checkpoint(context.config.num_iterations - 1)
-    with whole_folder(context.run.path / "final") as folder:
+    """Copies the last policy, compares the copy with it, and loads the copy once before it gets its name."""
+    last = context.run.checked(context.checkpoint(context.config.num_iterations - 1))
+    final = context.run.path / "final"
+    with whole_folder(final) as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_PART_OF_A_MODEL))
+        check_copy(context.run, last, folder)
+        check_loads(str(folder), context.config.load_options)
         (folder / "README.md").write_text(model_card(context), encoding="utf-8")
+    context.run.keep(final)
     return {}
+
+
+def check_copy(run: RunDirectory, source: Path, copy: Path) -> None:
+    """Raises RunError if a copied file is not what the run wrote in `source`."""
+    listed = {entry.file: entry for entry in run.manifest.below(run.manifest.name(source))}
+    for file in files_of(copy):
+        entry = listed.get(run.manifest.name(source / file.relative_to(copy)))
+        if entry is not None and checksum(file) != entry.xxh3:
+            raise RunError(f"{copy.name}/{file.name} is not a true copy of {entry.file}; start the same command again")

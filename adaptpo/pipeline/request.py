@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from adaptpo.choices.method import Method
@@ -17,6 +18,7 @@ from adaptpo.config.reward import reward_parts
 from adaptpo.config.version import __version__
 from adaptpo.distributed.executor import executor_of
 from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
+from adaptpo.distributed.repeatable import repeatable
 from adaptpo.errors import ConfigError
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.inputs import (
@@ -29,6 +31,7 @@ from adaptpo.pipeline.inputs import (
     whole_policy,
 )
 from adaptpo.run.branch import opening_facts, take_opening
+from adaptpo.run.damage import mend
 from adaptpo.run.directory import RunDirectory, open_run
 from adaptpo.run.files import whole_folder
 from adaptpo.training.own_optimizer import OwnOptimizer
@@ -75,19 +78,22 @@ class Request:
             raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
         with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:
             models = self._models(run.path / "inputs", ranks)
-            ranks.on_first(partial(self._claim, run, models))
-            with closing(self._context(run, models)) as context:
+            run.threads = ranks.on_first(partial(self._claim, run, models))
+            with closing(self._context(run, models)) as context, computing(context):
+                ranks.on_first(partial(mend, run, context.is_repeatable))
                 yield context
 
     @property
     def _given(self) -> tuple[Any, ...]:
         return self.model, self.reward, self.ref_model
 
-    def _claim(self, run: RunDirectory, models: Models) -> None:
+    def _claim(self, run: RunDirectory, models: Models) -> int:
+        """Returns the number of threads that the run started with."""
         config = self._resolved(models, run.ranks.count)
         run.claim(config)
         if self.args.branch_of is not None:
             take_opening(run, Path(self.args.branch_of), config)
+        return run.stored_config.get("threads", config["threads"])
 
     def _models(self, folder: Path, ranks: Ranks = ALONE) -> Models:
         """Writes what is in memory to the folder, and returns where everything lies."""
@@ -140,7 +146,8 @@ class Request:
         named |= {} if models.reference is None else {"ref_model": models.reference}
         named |= {} if self.optimizer is None else {"optimizer": self.optimizer.described}
         shared = {"processes": processes} if processes > 1 else {}
-        return {"adaptpo": __version__} | shared | recipe | named | {"inputs": inputs}
+        computed = {"adaptpo": __version__, "threads": torch.get_num_threads()}
+        return computed | shared | recipe | named | {"inputs": inputs}
 
     def _context(self, run: RunDirectory, models: Models) -> Context:
         rows = self.data.rows()
@@ -160,6 +167,11 @@ class Request:
             callbacks=self.callbacks,
             optimizer=self.optimizer,
         )
+
+
+def computing(context: Context) -> AbstractContextManager[None]:
+    """The context in which the run computes, repeatable if that is wanted."""
+    return repeatable(context.run.threads) if context.is_repeatable else nullcontext()
 
 
 def described(reward: RewardSource) -> Any:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from adaptpo.errors import RunError
 from adaptpo.plan.estimate import Plan, make_plan, with_measured
-from adaptpo.run.directory import read_state
+from adaptpo.run.state import read_state
 
 OFFLINE_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 KINDS = {"pair reference": "reference", "reference in training": "train"}

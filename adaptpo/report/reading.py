@@ -20,8 +20,8 @@ import yaml
 from adaptpo.config.secrets import masked_text
 from adaptpo.errors import RunError
 from adaptpo.report.visits import FloatArray, Visits
-from adaptpo.run.directory import stored_config
 from adaptpo.run.files import JsonLines
+from adaptpo.run.identity import stored_config
 from adaptpo.types import Row
 
 Columns = dict[str, npt.NDArray[Any]]

@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from adaptpo.errors import RunError
-from adaptpo.run.directory import (
-    NOT_COMPARED,
-    WRITTEN_TOGETHER,
-    RunDirectory,
-    differences,
-    flatten,
-    plain,
-    read_state,
-    stored_config,
-)
-from adaptpo.run.files import JsonLines, whole_file, whole_folder, write_json
+from adaptpo.run.directory import RunDirectory
+from adaptpo.run.files import JsonLines, whole_file, whole_folder
+from adaptpo.run.identity import NOT_COMPARED, differences, flatten, plain, stored_config
 from adaptpo.run.lazy_sequence import batched
+from adaptpo.run.left_out import WRITTEN_TOGETHER
+from adaptpo.run.manifest import Manifest
+from adaptpo.run.state import log_digests, read_state, write_state
 
 LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
 LATER_SECTIONS = ("meta.", "method.", "stage.", "reference.")
@@ -33,6 +28,8 @@ OWN_FILES = frozenset(
         "state.json",
         "metrics.jsonl",
         "dropped.jsonl",
+        "manifest.jsonl",
+        "repairs.jsonl",
         "lock",
         "inputs",
         "snapshots",
@@ -66,14 +63,26 @@ def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> Non
     state = opened_state(source, config)
     saved = {path.name for path in (source / "final").glob("*")}  # `save_model` may have copied it into the run.
     for path in sorted(source.iterdir()):
-        if path.name not in OWN_FILES | saved and not path.name.startswith("."):
+        if path.name not in OWN_FILES | saved and not path.name.startswith((".", "final-damaged")):
             copy(path, run.path / path.name)
     for name in ("metrics.jsonl", "dropped.jsonl"):
         (run.path / name).unlink(missing_ok=True)
         records = JsonLines(source / name).records()
         for piece in batched((record for record in records if in_opening(record["phase"])), WRITTEN_TOGETHER):
             JsonLines(run.path / name).append(*piece)
-    write_json(run.path / "state.json", state)
+    take_manifest(run, source, state)
+    state["logs"] = {log.path.name: log_digests(log.path) for log in (run.metrics, run.dropped)}
+    write_state(run.path, run.state | state)
+
+
+def take_manifest(run: RunDirectory, source: Path, state: dict[str, Any]) -> None:
+    """Lists what was copied as the source lists it, so that damage there, or done by copying, is found when it is read
+    here."""
+    taken = Manifest(source)
+    taken.refresh()
+    listed = (entry for files in taken.artefacts.values() for entry in files.values())
+    run.manifest.refresh()
+    run.manifest.append([entry for entry in listed if entry.phase in state["phases"]])
 
 
 def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:

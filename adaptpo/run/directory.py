@@ -2,77 +2,47 @@
 
 A run is a sequence of phases. A phase is done when `state.json` records it, which happens after everything that the
 phase produced is on disk. Long phases write shards of a fixed composition; a shard is a file that exists whole or not
-at all. Training phases write checkpoints (see `adaptpo.training.preference_trainer`).
+at all. Training phases write checkpoints (see `adaptpo.training.checkpoints`). What is read is first compared with what
+was written (see `adaptpo.run.manifest`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 
-from adaptpo.config.executor import ExecutorSettings
-from adaptpo.config.secrets import masked
-from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import RunError
-from adaptpo.run.files import JsonLines, read_columns, read_rows, write_json, write_table, write_text
+from adaptpo.run.checked_files import RECORDS, CheckedFiles
+from adaptpo.run.files import JsonLines, read_columns, read_rows, write_table, write_text
+from adaptpo.run.identity import plain, refuse_other_run, stored_config
+from adaptpo.run.left_out import LeftOut
 from adaptpo.run.machine import machine_faults
+from adaptpo.run.manifest import MISSING, checksum, checksum_of
 from adaptpo.run.progress import progress_bar
+from adaptpo.run.state import dependents, log_digests, write_state
 from adaptpo.types import Row
 
 Item = TypeVar("Item")
 Summary = dict[str, Any]
 """What `state.json` stores about a finished phase."""
 
-NOT_COMPARED = frozenset(
-    {
-        "output_dir",
-        "branch_of",
-        "model",
-        "ref_model",
-        "reward",
-        "data.path",
-        "eval_data.path",
-        "show_progress",
-        "annotation_cache",
-    }
-    | {"adaptpo", "training"}
-    | {f"executor.{name}" for name in ExecutorSettings.model_fields}
-    | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
-    | {f"generation.{name}" for name in ("program", "reload")}
-    | {f"generation.{name}" for name in ("concurrency", "retries", "timeout", "start_timeout", "restarts")}
-    | {f"generation.{name}" for name in ("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization")}
-    | {f"training.{name}" for name in ("report_to", "logging_steps", "disable_tqdm", "run_name", "save_steps")}
-    | {f"training.{name}" for name in ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "project")}
-    | {f"training.{name}" for name in ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")}
-)
-"""Keys that may change between attempts: where inputs lie and what is shown. The content of inputs is compared by hash.
 
-`training` stands for an empty section; the keys of a section that has any are compared one by one.
-"""
-
-DEFAULT_BATCH = 8
-"""`per_device_train_batch_size` if a recipe does not set it, as in transformers."""
-
-WRITTEN_TOGETHER = 1024
-"""Number of records of dropped items that are buffered and written together."""
-
-
-class RunDirectory:
+class RunDirectory(CheckedFiles):
     """One run on disk; holds the lock on it until closed.
 
     Among the processes that work on a run together, rank 0 locks and records; the others read, and write their shards.
@@ -81,12 +51,15 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
-        self.path, self.ranks, self.executor = path, ranks, executor
-        self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        super().__init__(path, ranks)
+        self.executor = executor
+        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
         self.listeners: list[Callable[[Row], None]] = []
         """They get, on rank 0, every record of the metrics."""
+        self.threads: int | None = None
+        """The number of threads that the run computes with, here and on workers."""
         ranks.on_first(self._lock)
 
     def _lock(self) -> None:
@@ -123,6 +96,8 @@ class RunDirectory:
                 f"no run at {self.path.absolute()} on {socket.gethostname()}; output_dir must lie on a file system "
                 "that all machines share"
             )
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -134,11 +109,11 @@ class RunDirectory:
 
     def _leave_nothing(self) -> None:
         """Removes the folders that this run made, if it was refused before its first phase."""
-        if not self.ranks.is_first or not self._missing or (self.path / "state.json").exists():
+        if not self.ranks.is_first or not self._created or self.state["phases"]:
             return
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):  # Another run has begun beside it.
-            for folder in self._missing[1:]:
+            for folder in self._created[1:]:
                 folder.rmdir()
 
     # Identity of the run
@@ -152,16 +127,46 @@ class RunDirectory:
 
         A run that has done no work yet can still change, because its recipe or data may just have been fixed.
 
-        Raises RunError if the directory holds a run with another config or other inputs, or files but no run.
+        Raises RunError if the directory holds a run with another config or other inputs, files but no run, or a damaged
+        `config.yaml`.
         """
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        self._restore_config(text)
         if not self.config_path.exists():
             self._refuse_strangers()
         elif self._holds_work():
-            refuse_other_run(self.path, stored_config(self.path), plain(config))
+            refuse_other_run(self.path, self.stored_config, plain(config))
             return True
         shutil.rmtree(self.path / "snapshots", ignore_errors=True)
-        write_text(self.config_path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        write_text(self.config_path, text)
+        write_state(self.path, self.state | {"config": checksum(self.config_path)})
         return False
+
+    @property
+    def stored_config(self) -> dict[str, Any]:
+        return stored_config(self.path)
+
+    def config_fault(self) -> str | None:
+        """What is wrong with `config.yaml`; None before any work was done."""
+        recorded = self.state.get("config")
+        if recorded is None or not self._holds_work():
+            return None
+        if not self.config_path.exists():
+            return MISSING
+        return None if checksum(self.config_path) == recorded else "is not what the run wrote"
+
+    def _restore_config(self, text: str) -> None:
+        """Writes a damaged config again if this start has the very same one."""
+        if (fault := self.config_fault()) is None:
+            return
+        if checksum_of(text) != self.state["config"]:
+            raise RunError(
+                f"{self.config_path} {fault}, and this start has other settings than those whose checksum is in "
+                "state.json. Restore the file that is not this run's, or start once with the very recipe, paths and "
+                "options of the first start, which writes config.yaml again"
+            )
+        write_text(self.config_path, text)
+        self.tell("config.yaml", fault, "written again: this start has the settings whose checksum the run kept")
 
     def _holds_work(self) -> bool:
         done = any(facts["done"] for facts in self.state["phases"].values())
@@ -178,39 +183,62 @@ class RunDirectory:
     # Phases
 
     @property
-    def state(self) -> dict[str, Any]:
-        return read_state(self.path)
-
-    def done(self, phase: str) -> bool:
-        return bool(self.state["phases"].get(phase, {}).get("done"))
+    def finished(self) -> bool:
+        """Whether every phase that has begun is done, the last one too."""
+        return self.done("final") and all(facts["done"] for facts in self.state["phases"].values())
 
     def phase(self, name: str, work: Callable[[], Row]) -> Row:
         """Runs `work` on every rank unless the phase is done. Stores rank 0's summary (counts, for instance) in
-        `state.json`, with its wall and CPU time."""
-        if not self.done(name):
-            attempts = self.state["phases"].get(name, {}).get("attempts", 0) + 1
-            self._record(name, {"done": False, "attempts": attempts})
-            started = (time.perf_counter(), time.process_time())
+        `state.json`, with its wall and CPU time and what it wrote.
+
+        Raises RunError if a phase that was made again differs from what later phases have read.
+        """
+        facts = self.state["phases"].get(name, {})
+        if not facts.get("done"):
+            begun = {"attempts": facts.get("attempts", 0) + 1} | {k: facts[k] for k in ("was",) if k in facts}
+            self._record(name, {"done": False, **begun})
+            self.current, started = name, (time.perf_counter(), time.process_time())
             with machine_faults(name):
                 summary = work()
             self.ranks.wait()
+            self.current = RECORDS
             spent = (time.perf_counter() - started[0], time.process_time() - started[1])
             times = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
-            self._record(name, {"done": True, "attempts": attempts, **times, **summary})
+            self._finish(name, {"done": True, "attempts": begun["attempts"], **times, **summary}, begun.get("was"))
             self.ranks.wait()
-        return self.state["phases"][name]
+        facts = self.state["phases"][name]
+        if "changed" in facts:
+            raise RunError(
+                f"{name} was made again and differs from what {', '.join(facts['changed'])} have read; "
+                f"`adaptpo repair {self.path} --apply` removes what they made of it, and the next start makes it again"
+            )
+        return facts
+
+    def _finish(self, name: str, facts: Row, was: Row | None) -> None:
+        """Records a finished phase, once everything that it wrote and logged is on disk."""
+        if not self.ranks.is_first:
+            return
+        self.manifest.refresh()
+        wrote = {artefact: asdict(digest) for artefact, digest in self.manifest.of_phase(name).items()}
+        later = dependents(name, self.state["phases"])
+        changed = {"changed": later} if was is not None and later and was != wrote else {}
+        for log in (self.manifest.log, self.metrics, self.dropped):
+            log.flush()
+        self._record(name, facts | {"artefacts": wrote} | changed)
 
     def mark_opened(self) -> None:
         """Records that everything before the first iteration is done; other runs may then copy it."""
         if self.ranks.is_first:
-            write_json(self.path / "state.json", self.state | {"opened": True})
+            write_state(self.path, self.state | {"opened": True})
 
     def _record(self, name: str, facts: Row) -> None:
         if not self.ranks.is_first:
             return
         state = self.state
         state["phases"][name] = facts
-        write_json(self.path / "state.json", state)
+        if facts["done"]:
+            state["logs"] = {log.path.name: log_digests(log.path) for log in (self.metrics, self.dropped)}
+        write_state(self.path, state)
 
     # What phases write: rank 0 alone, except for shards and each rank's usage
 
@@ -263,9 +291,7 @@ class RunDirectory:
         like an uninterrupted run.
         """
         starts = range(0, len(items), size)
-        missing = self.ranks.on_first(
-            lambda: [number for number in range(len(starts)) if not self._shard(folder, number).exists()]
-        )
+        missing = self.ranks.on_first(lambda: self._missing(folder, len(starts)))
         own = self.ranks.share(missing)
 
         def compute(number: int) -> pa.Table:
@@ -274,16 +300,40 @@ class RunDirectory:
         prompts = {number: min(size, len(items) - starts[number]) for number in own}
         with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
             for number, table in self.executor.compute(compute, own, at_once):
-                write_table(self._shard(folder, number), table)
+                self.write_shard(folder, number, table)
                 bar.update(prompts[number])
         self.ranks.wait()
+
+    def write_shard(self, folder: str, number: int, table: pa.Table) -> None:
+        """Writes a shard on any rank, and then lists it."""
+        path = self._shard(folder, number)
+        write_table(path, table)
+        self.manifest.add(self.current, path, artefact=folder)
+
+    def _missing(self, folder: str, count: int) -> list[int]:
+        """The shards that are not there, or not as they were written. Those of an older version are listed now."""
+        self.manifest.refresh()
+        older, missing = self.is_older_than_manifests, []
+        for number, path in enumerate(self._shard(folder, number) for number in range(count)):
+            entry = self.manifest.entry(self.manifest.name(path))
+            fault = MISSING if entry is None else self.manifest.fault(entry)
+            if entry is None and older and path.exists():
+                self.manifest.add(self.current, path, artefact=folder)
+            elif fault is not None:
+                missing.append(number)
+                if entry is not None and fault != MISSING:
+                    self.tell(entry.file, fault, "computed again")
+        return missing
 
     def _shard(self, folder: str, number: int) -> Path:
         return self.path / folder / f"{number:05d}.parquet"
 
     def _shards(self, folder: str) -> list[Path]:
+        """The shards that are listed, checked; those of an older version as they are in the folder."""
+        self.manifest.refresh()
+        listed = [self.checked(self.path / file) for file in self.manifest.artefacts.get(folder, ())]
         # By number, because beyond 100,000 shards the names do not sort alphabetically.
-        return sorted((self.path / folder).glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
+        return sorted(listed or (self.path / folder).glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
 
     def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
         for path in self._shards(folder):
@@ -294,37 +344,14 @@ class RunDirectory:
     ) -> Iterator[Row]:
         """Yields the rows of the shards that hold the items with these numbers."""
         for number in dict.fromkeys(int(item) // size for item in items):
-            yield from read_rows(self._shard(folder, number), columns)
+            yield from read_rows(self.checked(self._shard(folder, number)), columns)
 
     def read_columns(self, folder: str, *names: str) -> tuple[np.ndarray, ...]:
         """Numeric columns of all shards."""
         return read_columns(self._shards(folder), *names)
 
 
-class LeftOut:
-    """What a phase leaves out, written in batches; `reasons` counts the records by reason."""
-
-    def __init__(self, log: JsonLines | None, phase: str) -> None:
-        self.log, self.phase = log, phase
-        self.reasons: Counter[str] = Counter()
-        self.waiting: list[Row] = []
-        if log is not None:
-            log.discard(lambda record: record["phase"] == phase)
-
-    def add(self, record: Row) -> None:
-        """Adds a record, which must have a `reason`."""
-        self.reasons[record["reason"]] += 1
-        self.waiting.append({"phase": self.phase, **record})
-        if len(self.waiting) == WRITTEN_TOGETHER:
-            self.write()
-
-    def write(self) -> None:
-        if self.log is not None:
-            self.log.append(*self.waiting)
-        self.waiting = []
-
-
-OF_PHASES = ("done", "attempts", "seconds", "cpu_seconds")
+OF_PHASES = ("done", "attempts", "seconds", "cpu_seconds", "artefacts", "changed")
 """What `state.json` has about every phase, beside its summary."""
 
 
@@ -333,61 +360,7 @@ def metrics_of(facts: Summary) -> Summary:
     return {name: value for name, value in facts.items() if name not in OF_PHASES}
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    path = folder / "state.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"phases": {}}
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The settings of the run in this folder. Raises RunError if the file cannot be read."""
-    path = folder / "config.yaml"
-    try:
-        return masked(dict(read_yaml(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read ({error}); restore it, or choose another output_dir") from error
-
-
 @contextmanager
 def open_run(path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> Iterator[RunDirectory]:
     with RunDirectory(path, ranks, executor) as run:
         yield run
-
-
-def plain(value: Any) -> Any:
-    """The value without keys, after a round trip through YAML: what a run stores and compares."""
-    return yaml.safe_load(yaml.safe_dump(masked(value), sort_keys=False, allow_unicode=True))
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    parts = (flatten(part, f"{prefix}.{name}" if prefix else name) for name, part in value.items())
-    return {key: leaf for part in parts for key, leaf in part.items()}
-
-
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """One line for each of the first keys in which two flat mappings differ; empty if they are equal."""
-    differing = [key for key in sorted(stored.keys() | wanted.keys()) if stored.get(key) != wanted.get(key)]
-    lines = [f"  {key}: {stored.get(key)!r} in the run, {wanted.get(key)!r} now" for key in differing]
-    return "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
-
-
-def compared(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that identify a run, flat. Batch size, accumulation passes and processes count only as a product:
-    the batch of an optimizer step."""
-    settings = {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
-    processes = settings.pop("processes", 1)
-    sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)
-    for section in sections:
-        size = settings.pop(f"{section}.per_device_train_batch_size", DEFAULT_BATCH)
-        passes = settings.pop(f"{section}.gradient_accumulation_steps", 1)
-        settings[f"{section}: batch of an optimizer step"] = size * passes * processes
-    return settings
-
-
-def refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if lines := differences(compared(stored), compared(wanted)):
-        raise RunError(
-            f"{path} holds a different run:\n{lines}\n"
-            "Start with the run's own settings and inputs to resume it, or choose another output_dir."
-        )

@@ -166,12 +166,40 @@ class JsonLines:
             cut_torn_line(file)
             file.write(without_known(text).encode())
 
+    def flush(self) -> None:
+        """Forces what was appended to disk."""
+        if self.path.exists():
+            flush(self.path)
+
     def read(self) -> list[dict[str, Any]]:
         return list(self.records())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yields the records one by one."""
-        return map(json.loads, self._lines())
+        """Yields the records one by one. Raises RunError for a damaged one."""
+        return map(self._record, self._lines())
+
+    def _record(self, line: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{self.path} holds a damaged record ({error}): {line[:60]!r}. Restore the file, or remove that line"
+            ) from error
+
+    def salvage(self) -> int:
+        """Removes the damaged records, and returns their number."""
+        lost = sum(not self._is_sound(line) for line in self._lines())
+        if lost:
+            with whole_file(self.path) as temporary, temporary.open("wb") as file:
+                file.writelines(line for line in self._lines() if self._is_sound(line))
+        return lost
+
+    def _is_sound(self, line: bytes) -> bool:
+        try:
+            self._record(line)
+        except RunError:
+            return False
+        return True
 
     def _lines(self) -> Iterator[bytes]:
         if self.path.exists():
@@ -182,4 +210,4 @@ class JsonLines:
         """Removes the records for which `unwanted` is true, and a torn last line."""
         if self.path.exists():
             with whole_file(self.path) as temporary, temporary.open("wb") as file:
-                file.writelines(line for line in self._lines() if not unwanted(json.loads(line)))
+                file.writelines(line for line in self._lines() if not unwanted(self._record(line)))

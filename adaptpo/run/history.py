@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adaptpo.run.directory import read_state
 from adaptpo.run.files import JsonLines
+from adaptpo.run.state import read_state
 from adaptpo.types import Row
 
 WHERE = ("phase", "iteration", "step", "time")

@@ -28,7 +28,7 @@ from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import Batch
 from adaptpo.models.inference import to_device
-from adaptpo.training.checkpoints import mark_complete
+from adaptpo.training.checkpoints import Logs, mark_complete
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
 
@@ -114,6 +114,8 @@ class GroupTrainer(Trainer):
         self.method, self.write_log, self.means = method, log, MeanMetrics()
         self.groups, self.collate, self.ranks = groups, collate, ranks
         self.order: EvenOrder | None = None
+        self.logs: Logs | None = None
+        """The logs that a checkpoint vouches for; `adaptpo.pipeline.phases.train` sets them."""
         super().__init__(
             model=model,
             args=args,
@@ -268,7 +270,8 @@ class StepHooks(TrainerCallback):
         self.trainer.ranks.wait()
         if self.trainer.ranks.is_first:
             self.trainer.save_beside(checkpoint)
-            mark_complete(checkpoint, self.trainer.layout)
+            assert self.trainer.logs is not None
+            mark_complete(checkpoint, self.trainer.logs, self.trainer.layout)
 
 
 def reduce_in_float32(plugin: Any) -> None:

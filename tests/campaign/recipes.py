@@ -14,7 +14,7 @@ from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.config.secrets import known
 from adaptpo.errors import AdaptpoError, ConfigError
 from adaptpo.methods.build import build_method
-from adaptpo.run.directory import plain
+from adaptpo.run.identity import plain
 from tests.campaign.outcomes import Nonsense
 
 VALID: dict[str, Any] = {

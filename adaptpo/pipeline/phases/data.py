@@ -16,7 +16,8 @@ from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
-from adaptpo.run.directory import LeftOut, Summary
+from adaptpo.run.directory import Summary
+from adaptpo.run.left_out import LeftOut
 from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response, Row
 
@@ -31,6 +32,7 @@ def prepare_data(context: Context) -> Summary:
     require_rows(len(kept), left_out.reasons, context.source)
     require_parts(len(kept), context.config.num_iterations)
     write_batches(folder / "offline.parquet", in_parts(kept, context.config.num_iterations), OFFLINE_SCHEMA)
+    context.run.keep(folder / "offline.arrow", folder / "offline.parquet")
     truncated = sum(count_false(batch[side]) for batch in kept.batches() for side in ("chosen_ended", "rejected_ended"))
     reasons = dict(left_out.reasons)
     return {"kept": len(kept), "dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}

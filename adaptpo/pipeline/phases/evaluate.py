@@ -165,7 +165,9 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
         for item, response, reward in zip(items, responses, rewards, strict=True)
     ]
     write_table(evaluation_file(context, stage), table(rows, EVALUATION_SCHEMA))
-    summary = summarize(rows, read_rows(evaluation_file(context, beside(stage, "initial"))))
+    context.run.keep(evaluation_file(context, stage))
+    initial = context.run.checked(evaluation_file(context, beside(stage, "initial")))
+    summary = summarize(rows, read_rows(initial))
     return logged(context, stage, summary | ({} if logps is None else pair_metrics(context, logps)))
 
 
@@ -176,7 +178,8 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
         return context.annotate(phase, requests)
     if stage == beside(stage, "initial"):
         return [0.0] * len(requests)
-    rows = read_rows(evaluation_file(context, beside(stage, "initial")), ["response", "ended", "reward"])
+    path = context.run.checked(evaluation_file(context, beside(stage, "initial")))
+    rows = read_rows(path, ["response", "ended", "reward"])
     initial = [Response(row["response"], [], row["ended"]) for row in rows]
     opponents = [(prompt, response) for (prompt, _), response in zip(requests, initial, strict=True)]
     rewards = context.annotate(phase, [*requests, *opponents])

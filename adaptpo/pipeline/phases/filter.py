@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -44,6 +45,7 @@ def decide(context: Context, facts: PairFacts) -> Summary:
     columns = (ids, priority.float().numpy(), rank.numpy(), kept.numpy())
     path = context.run.path / "data" / "filter.parquet"
     write_table(path, pa.Table.from_arrays(columns, schema=FILTER_SCHEMA))
+    context.run.keep(path)
     return {"kept": len(ids) - len(left_out), "dropped": len(left_out)}
 
 
@@ -83,9 +85,9 @@ def proxy_margins(context: Context, name: str, training: Lazy[PromptedPair], ite
     """Margins of `items` under a model trained with the method's objective for one epoch on `training`."""
     phase = f"{PHASE}/{name}"
     keep_initial_reference(context, "reference", context.offline())
-    if not context.ranks.on_first((context.run.path / phase / "checkpoint").exists):
-        train(context, phase, with_reference(context, "reference", training), context.initial, proxy=True)
     checkpoint = str(context.run.path / phase / "checkpoint")
+    if not context.ranks.on_first(partial(context.run.intact, Path(checkpoint))):
+        train(context, phase, with_reference(context, "reference", training), context.initial, proxy=True)
 
     def margins(some: Sequence[PromptedPair]) -> Tensor:
         return context.method.objective.margin(logps_under(context, checkpoint, some))

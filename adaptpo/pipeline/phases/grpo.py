@@ -23,12 +23,12 @@ from adaptpo.models.loading import read_config
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.select import selected_ids
-from adaptpo.pipeline.phases.train import phase_callbacks, prepared, recomputes_activations
+from adaptpo.pipeline.phases.train import own_folder, phase_callbacks, prepared, recomputes_activations, resumed
 from adaptpo.run.directory import Summary
-from adaptpo.run.files import disk_errors, whole_folder, write_table
+from adaptpo.run.files import disk_errors
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
-from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.training.checkpoints import Logs, mark_complete, step_of
 from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import Prompt, Response
 
@@ -57,7 +57,7 @@ def train_on_groups(context: Context, iteration: int, settings: GroupPolicyGradi
     model = prepared(context, context.take_policy(context.start_policy(iteration)), recomputes_activations(args))
     with own_sampling_only(model):
         steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
-    with whole_folder(context.checkpoint(iteration)) as folder:
+    with own_folder(context, f"{phase}/checkpoint") as folder:
         model.save_pretrained(folder)
         context.tokenizer.save_pretrained(folder)
         save_method(context.method, folder)
@@ -150,7 +150,7 @@ def train_with_trl(
     )
     trainer.remove_callback(PrinterCallback)
     forget_copied_adapter(context, model)
-    checkpoint = last_complete(Path(args.output_dir))
+    checkpoint = resumed(context.run, Path(args.output_dir), Logs(context.run.metrics.path, phase))
     context.run.forget_after(phase, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -180,7 +180,7 @@ class Rewarding:
 
     def __init__(self, context: Context, iteration: int, prompts: Sequence[Prompt]) -> None:
         self.context, self.phase = context, f"{context.folder(iteration)}/train"
-        self.folder = context.run.path / context.folder(iteration)
+        self.folder = context.folder(iteration)
         self.prompts = {prompt.id: prompt for prompt in prompts}
 
     def __call__(
@@ -211,8 +211,8 @@ class Rewarding:
             for place, response in zip(places, responses, strict=True)
         ]
         rated = [place | {"reward": reward} for place, reward in zip(places, rewards, strict=True)]
-        write_table(self.folder / "responses" / f"{step:05d}.parquet", table(said, RESPONSES_SCHEMA))
-        write_table(self.folder / "annotations" / f"{step:05d}.parquet", table(rated, ANNOTATIONS_SCHEMA))
+        self.context.run.write_shard(f"{self.folder}/responses", step, table(said, RESPONSES_SCHEMA))
+        self.context.run.write_shard(f"{self.folder}/annotations", step, table(rated, ANNOTATIONS_SCHEMA))
 
 
 class GroupHooks(TrainerCallback):
@@ -229,4 +229,5 @@ class GroupHooks(TrainerCallback):
         self.context.run.log(f"{self.context.folder(self.iteration)}/train", values, self.iteration, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        logs = Logs(self.context.run.metrics.path, f"{self.context.folder(self.iteration)}/train")
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs)

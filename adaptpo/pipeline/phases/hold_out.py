@@ -22,7 +22,9 @@ def hold_out(context: Context, validation: Validation) -> Summary:
     hardness = difficulties(context) if validation.needs_reference else torch.zeros(len(ids), dtype=torch.float64)
     chosen = validation.choose(hardness, context.config.seed)
     rows = [{"prompt_id": ids[i], "difficulty": hardness[i].item()} for i in chosen]
-    write_table(context.run.path / "data" / "validation.parquet", table(rows, VALIDATION_SCHEMA))
+    path = context.run.path / "data" / "validation.parquet"
+    write_table(path, table(rows, VALIDATION_SCHEMA))
+    context.run.keep(path)
     return {"held_out": len(chosen), "training": len(ids) - len(chosen)}
 
 

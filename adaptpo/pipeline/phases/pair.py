@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from adaptpo.choices.pairing import Candidates, NoPair
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.annotate import CHOSEN, REJECTED, annotations_folder
 from adaptpo.pipeline.phases.generate import AnsweredPrompt, answered_prompts
-from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
-from adaptpo.run.directory import LeftOut, Summary
+from adaptpo.run.arrow_rows import BATCH, MappedRows, write_batches, write_rows
+from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Indices, Lazy, matched
+from adaptpo.run.left_out import LeftOut
 from adaptpo.run.schemas import PAIRS_SCHEMA, pair_row, read_pair
 from adaptpo.types import PreferencePair, Row
 
@@ -26,9 +28,10 @@ def build_pairs(context: Context, iteration: int) -> Summary:
     """Writes the pairs from the prompts of this part; records selected prompts whose responses make no pair."""
     with context.run.dropping(f"{context.folder(iteration)}/pair") as left_out:
         rows = map(pair_row, contributed(context, iteration, left_out))
-        pairs = write_rows(pairs_file(context, iteration), rows, PAIRS_SCHEMA)
-    path = context.run.path / context.folder(iteration) / "pairs.parquet"
-    write_batches(path, pairs.batches(), PAIRS_SCHEMA)
+        pairs = write_rows(scratch_file(context, iteration), rows, PAIRS_SCHEMA)
+    write_batches(pairs_file(context, iteration), pairs.batches(), PAIRS_SCHEMA)
+    context.run.keep_scratch(scratch_file(context, iteration))
+    context.run.keep(pairs_file(context, iteration))
     sources: Counter[str] = Counter()
     for batch in pairs.batches():
         sources.update(batch["source"].to_pylist())
@@ -36,7 +39,25 @@ def build_pairs(context: Context, iteration: int) -> Summary:
 
 
 def pairs_file(context: Context, iteration: int) -> Path:
+    return context.run.path / context.folder(iteration) / "pairs.parquet"
+
+
+def scratch_file(context: Context, iteration: int) -> Path:
     return context.scratch(context.folder(iteration), "pairs")
+
+
+def pair_rows(context: Context, iteration: int) -> MappedRows:
+    """The pairs for random access; where that file is gone or damaged, it is made of `pairs.parquet` again."""
+    path = scratch_file(context, iteration)
+
+    def write() -> None:
+        if not context.run.intact(path):
+            stored = pq.ParquetFile(context.run.checked(pairs_file(context, iteration)))
+            write_rows(path, (row for batch in stored.iter_batches(BATCH) for row in batch.to_pylist()), PAIRS_SCHEMA)
+            context.run.keep_scratch(path)
+
+    context.ranks.on_first(write)
+    return MappedRows(context.run.checked(path))
 
 
 def contributed(context: Context, iteration: int, left_out: LeftOut) -> Iterator[PreferencePair]:
@@ -80,7 +101,7 @@ def candidates_of(iteration: int, answered: AnsweredPrompt, annotations: Mapping
 
 
 def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
-    rows = MappedRows(pairs_file(context, iteration))
+    rows = pair_rows(context, iteration)
 
     def read(indices: Indices) -> list[PromptedPair]:
         pairs = [read_pair(row) for row in rows.read(indices)]
@@ -93,6 +114,6 @@ def iteration_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
 
 def fresh_pairs(context: Context, iteration: int) -> Lazy[PromptedPair]:
     """The pairs of the iteration that are not from the data set."""
-    sources = [batch["source"] for batch in MappedRows(pairs_file(context, iteration)).batches()]
+    sources = [batch["source"] for batch in pair_rows(context, iteration).batches()]
     fresh = [pc.not_equal(source, "offline").to_numpy(zero_copy_only=False) for source in sources]
     return iteration_pairs(context, iteration).take(np.flatnonzero(np.concatenate([np.zeros(0, bool), *fresh])))

@@ -16,6 +16,7 @@ from adaptpo.pipeline.phases.pair import read_candidates
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import (
     log_step,
+    own_folder,
     phase_callbacks,
     prepared,
     recomputes_activations,
@@ -23,7 +24,6 @@ from adaptpo.pipeline.phases.train import (
     train_phase,
 )
 from adaptpo.run.directory import Summary
-from adaptpo.run.files import whole_folder
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TOKENS_SCHEMA, table
 from adaptpo.training.actor_critic import ActorCritic
@@ -110,7 +110,7 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
     )
     if tokens:
         train_phase(trainer, context.run, f"{phase}/train")
-    with whole_folder(context.checkpoint(iteration)) as folder:
+    with own_folder(context, f"{phase}/checkpoint") as folder:
         trainer.actor_critic.save(folder)
         context.tokenizer.save_pretrained(folder)
         save_method(context.method, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from adaptpo.errors import TrainingError
 from adaptpo.models.dropout import turn_off_dropout
 from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, shared_options
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.phases.train import own_folder
+from adaptpo.pipeline.phases.train import own_folder, resumed
 from adaptpo.run.arrow_rows import BATCH
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_file
@@ -32,7 +33,7 @@ from adaptpo.run.lazy_sequence import batched
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import IDS
 from adaptpo.seeds import seed_for
-from adaptpo.training.checkpoints import last_complete, mark_complete, step_of
+from adaptpo.training.checkpoints import Logs, mark_complete, step_of
 from adaptpo.types import PreferencePair, Prompt
 
 PHASE = "reward"
@@ -51,6 +52,7 @@ def reward_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Dataset
 
 
 def write_tokens(context: Context, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    shutil.rmtree(path.parent, ignore_errors=True)  # The caches of an earlier attempt are not checked.
     rows = (scored_row(tokenizer, *item, context.config.chat_template_kwargs) for item in context.offline())
     with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), TOKENS) as writer:
         for piece in batched(rows, BATCH):
@@ -68,7 +70,7 @@ def train_reward_model(context: Context) -> Summary:
     """Trains the reward model with TRL's `RewardTrainer` for one epoch and saves it in `reward/model` of the run."""
     context.slot.clear()
     trainer = reward_trainer(context)
-    checkpoint = context.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
+    checkpoint = resumed(context.run, Path(trainer.args.output_dir), logs_of(context))
     context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(context.reward_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -147,4 +149,8 @@ class RewardHooks(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         self.context.ranks.wait()
         if self.context.ranks.is_first:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs_of(self.context))
+
+
+def logs_of(context: Context) -> Logs:
+    return Logs(context.run.metrics.path, PHASE)

@@ -29,6 +29,7 @@ def select_prompts(context: Context, iteration: int) -> Summary:
     selected = drawn(probability, u)
     columns = (ids, probability.astype(np.float32), u, selected)
     write_table(selection_file(context, iteration), pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
+    context.run.keep(selection_file(context, iteration))
     return {"prompts": len(ids), "selected": int(selected.sum())}
 
 
@@ -53,5 +54,6 @@ def scored_prompts(context: Context, iteration: int, ids: NDArray[np.int64]) -> 
 
 
 def selected_ids(context: Context, iteration: int) -> NDArray[np.int64]:
-    ids, selected = read_columns(selection_file(context, iteration), "prompt_id", "selected")
+    path = context.run.checked(selection_file(context, iteration))
+    ids, selected = read_columns(path, "prompt_id", "selected")
     return ids[selected]

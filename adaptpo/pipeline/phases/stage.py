@@ -33,4 +33,6 @@ def write_groups(context: Context, subject: Subject, tally: Tally) -> None:
         {"prompt_id": prompt.id, "group": number, "score": scores[prompt.id]}
         for prompt, number in zip(prompts, group.tolist(), strict=True)
     ]
-    write_table(context.run.path / subject.folder / "groups.parquet", table(rows, GROUPS_SCHEMA))
+    path = context.run.path / subject.folder / "groups.parquet"
+    write_table(path, table(rows, GROUPS_SCHEMA))
+    context.run.keep(path)

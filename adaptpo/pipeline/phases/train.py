@@ -30,7 +30,7 @@ from adaptpo.run.history import policy_phases
 from adaptpo.run.lazy_sequence import Lazy
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
-from adaptpo.training.checkpoints import last_complete, refuse_other_layout, step_of
+from adaptpo.training.checkpoints import Logs, last_complete, refuse_other_layout, step_of
 from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.prompt_group_trainer import GroupTrainer, save_method
@@ -75,11 +75,12 @@ def kept_groups(
     path = context.scratch(phase, name)
 
     def write() -> None:
-        if not path.exists():
+        if not context.run.intact(path):
             write_rows(path, map(group_row, grouped(items, features)), TRAINING_SCHEMA)
+            context.run.keep_scratch(path)
 
     context.ranks.on_first(write)
-    rows = MappedRows(path)
+    rows = MappedRows(context.run.checked(path))
     return Lazy(len(rows), lambda indices: [read_group(row) for row in rows.read(indices)], block=1)
 
 
@@ -139,12 +140,14 @@ def train(
         validation=validation_groups(context, iteration),
     )
     if groups:
-        train_phase(trainer, context.run, log_phase)
+        train_phase(trainer, context.run, log_phase, None if trainer.pair_log is None else trainer.pair_log.path)
     with own_folder(context, f"{phase}/checkpoint") as folder:
         trainer.save_model(str(folder))
         save_method(method, folder)
         if reference is not None:
             reference.save(folder)
+    if trainer.pair_log is not None and trainer.pair_log.path.exists():
+        context.run.keep(trainer.pair_log.path)
     context.ranks.wait()  # A filter evaluates the checkpoint next.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
@@ -198,11 +201,12 @@ def refuse_unreachable_head(context: Context) -> None:
 
 @contextmanager
 def own_folder(context: Context, name: str) -> Iterator[Path]:
-    """Yields the run's folder `name` on rank 0, which writes it whole. The other ranks get a temporary folder, because
-    all ranks of a sharded model save together."""
+    """Yields the run's folder `name` on rank 0, which writes it whole and lists it. The other ranks get a temporary
+    folder, because all ranks of a sharded model save together."""
     if context.ranks.is_first:
         with whole_folder(context.run.path / name) as folder:
             yield folder
+        context.run.keep(context.run.path / name)
     else:
         with TemporaryDirectory() as scratch:
             yield Path(scratch)
@@ -234,9 +238,10 @@ def prepared(context: Context, model: Any, gradient_checkpointing: bool) -> nn.M
     return model
 
 
-def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
+def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str, pair_log: Path | None = None) -> None:
     """Trains to the end, from the phase's last complete checkpoint if there is one."""
-    checkpoint = run.ranks.on_first(lambda: last_complete(Path(trainer.args.output_dir)))
+    logs = trainer.logs = Logs(run.metrics.path, phase, pair_log)
+    checkpoint = resumed(run, Path(trainer.args.output_dir), logs)
     step = 0
     if checkpoint is not None:
         refuse_other_layout(checkpoint, trainer.layout)
@@ -246,3 +251,12 @@ def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str) -> None:
     trainer.forget_after(step)
     with disk_errors(Path(trainer.args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def resumed(run: RunDirectory, folder: Path, logs: Logs) -> Path | None:
+    """The checkpoint from which a training phase goes on; None if it starts from the beginning."""
+
+    def tell(path: Path, fault: str) -> None:
+        run.tell(path.relative_to(run.path).as_posix(), fault, f"the training of {logs.phase} starts again")
+
+    return run.ranks.on_first(lambda: last_complete(folder, logs, tell))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import AdaptpoError, RunError
-from adaptpo.run.directory import read_state
+from adaptpo.run.state import read_state
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
