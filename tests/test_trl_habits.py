@@ -82,7 +82,7 @@ def test_train_returns_what_transformers_returns(trained: Trained) -> None:
 def test_the_output_is_the_path_of_the_model(trained: Trained) -> None:
     folder = Path(trained.trainer.args.output_dir) / "final"
     assert Path(trained.output) == trained.output.folder == folder and str(trained.output) == str(folder)
-    assert (trained.output / "config.json").exists()
+    assert (trained.output / "config.json").exists() and trained.output.parent == folder.parent
     assert AutoModelForCausalLM.from_pretrained(trained.output)
     assert pickle.loads(pickle.dumps(trained.output)).folder == folder
 

@@ -332,10 +332,14 @@ def add_table(actions: argparse._SubParsersAction) -> None:
     table.add_argument("--docs", metavar="FILE.md", type=Path, help="also write the table to its section of this file")
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    takes_settings = arguments[:1] == ["train"]
+    return build_parser().parse_args(as_assignments(arguments) if takes_settings else arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Exit status: 0 done, 1 a check failed, 2 something to correct, 128 + N after signal N."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser().parse_args(as_assignments(given) if given[:1] == ["train"] else given)
+    options = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:
         with SIGNALS.taken():
             status = options.run_command(options)

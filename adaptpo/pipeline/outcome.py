@@ -41,6 +41,12 @@ class AlignmentOutput(TrainOutput):
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the path's: `output.parent`, `output.rglob(...)`."""
+        if name == "folder" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.folder, name)
+
 
 def outcome(run: Path) -> AlignmentOutput:
     """The numbers of a finished run; times are those of each phase's last attempt."""
