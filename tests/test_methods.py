@@ -121,7 +121,7 @@ def align(policy: str, out: Path, method: Method, rows: int = 12, **settings: An
         train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
         reward_funcs=reward_for(method),
     )
-    return trainer.train()
+    return Path(trainer.train())
 
 
 def reward_for(method: Method) -> Any:
