@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Le
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from adaptpo.config.elsewhere import elsewhere
 from adaptpo.config.numbers import (
@@ -131,6 +131,10 @@ def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]
             TypeAdapter(hints.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:
             raise ConfigError(f"'{section}.{name}': {error.errors()[0]['msg']} (found {shown(value, name)})") from error
+        except PydanticSchemaGenerationError as error:
+            raise ConfigError(
+                f"'{section}.{name}' is an object, which a recipe cannot give (found {shown(value, name)})"
+            ) from error
     refuse_out_of_range(section, values)
 
 
