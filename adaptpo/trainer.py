@@ -22,6 +22,7 @@ from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.given import (
     callback_of,
     callbacks_of,
@@ -37,7 +38,6 @@ from adaptpo.pipeline.given import (
     with_adapter,
 )
 from adaptpo.pipeline.hub import Repository, push, repository_of
-from adaptpo.pipeline.inputs import DataInput
 from adaptpo.pipeline.loop import align, evaluate_now, run_opening
 from adaptpo.pipeline.outcome import AlignmentOutput, load_newest, outcome, run_state, tokenizer_of_run
 from adaptpo.pipeline.request import Request
@@ -52,13 +52,14 @@ class AlignmentTrainer:
         args: an `AlignmentConfig`, or a dict of its fields: all settings except model, data, method and reward.
         method: a method from `adaptpo.methods`, its name, or any `Method`. It is copied, so it can be reused.
         train_dataset: preference pairs in TRL's formats: a `datasets.Dataset`, a `pandas.DataFrame`, rows (dicts), a
-            path, or a hub id.
+            path, or a hub id; a list of several, or a dict of them by name. A dict with the key `path` holds the
+            settings of one, as in a recipe. Prompts alone are enough for methods that generate.
         reward_funcs: a reward model (hub id, folder, or in memory with its tokenizer as `reward_processing_class`),
             `"train"`, `"python:module:function"`, a function `f(prompts, completions, **columns) -> list[float]`,
             the settings of another annotator, as in a recipe (`{"judge": "MODEL", ...}`), or a list of these with
             weights; None for methods that never annotate.
-        eval_dataset: held-out prompts or pairs; every stage is then evaluated on the first `max_eval_prompts`. Without
-            a reward, held-out pairs give `eval_loss` and `eval_rewards/*`.
+        eval_dataset: held-out prompts or pairs, in the same forms; every stage is then evaluated on the first
+            `max_eval_prompts`. Without a reward, held-out pairs give `eval_loss` and `eval_rewards/*`.
         processing_class: the tokenizer, beside a hub id or folder in place of the model's own.
         peft_config: a `peft.LoraConfig`, in place of `args.peft`.
         ref_model: another model as the reference that stands for the start (hub id, folder, or in memory); it must have
@@ -99,8 +100,8 @@ class AlignmentTrainer:
             model=model,
             args=self.args,
             method=copy.deepcopy(method_of(method)),
-            data=required(DataInput.of(train_dataset)),
-            eval_data=DataInput.of(eval_dataset),
+            data=required(DataInputs.of(train_dataset, "train_dataset")),
+            eval_data=DataInputs.of(eval_dataset, "eval_dataset"),
             max_eval_prompts=max_eval_prompts,
             reward=checked_reward(reward_funcs),
             processing_class=processing_class,
@@ -160,13 +161,13 @@ class AlignmentTrainer:
         Returns the metrics, which are in `metrics.jsonl` too; before `train`, those of the initial model.
         """
         check_held_out(eval_dataset)
-        other = DataInput.of(eval_dataset)
+        other = DataInputs.of(eval_dataset, "eval_dataset")
         if other is None and self.request.eval_data is None:
             raise ConfigError("evaluate needs held-out data: give eval_dataset, here or to the trainer")
         with self.open() as context:
             if other is None:
                 return evaluate_now(context)
-            return evaluate_now(replace(context, eval_rows=other.rows()), f"{other.digest()}/")
+            return evaluate_now(replace(context, eval_data=other.mixture()), f"{other.digest()}/")
 
     @property
     def folder(self) -> Path:
@@ -249,7 +250,7 @@ def method_of(method: Any) -> Method:
     raise ConfigError(f"method is of type {type(method).__name__}; give for instance adaptpo.methods.metaapo()")
 
 
-def required(data: DataInput | None) -> DataInput:
+def required(data: DataInputs | None) -> DataInputs:
     if data is None:
         raise ConfigError("train_dataset is missing; give a datasets.Dataset, a list of rows, a path, or a hub id")
     return data

@@ -181,6 +181,11 @@ class PairLogps:
     shared: Tensor | None = None
     reference_shared: Tensor | None = None
 
+    def take(self, indices: Tensor) -> PairLogps:
+        """The pairs with these indices."""
+        kept = {name: value[indices] for name, value in vars(self).items() if value is not None}
+        return PairLogps(**kept)
+
     def ratios(self) -> Tensor:
         """log pi / pi_ref of chosen and rejected, [n, 2]; log pi if there is no reference."""
         import torch

@@ -90,9 +90,9 @@ class Meter:
 # What a run is made of
 
 
-def write_data(path: Path, prompts: int) -> str:
+def write_data(path: Path, prompts: range) -> str:
     with path.open("w") as file:
-        for number in range(prompts):
+        for number in prompts:
             file.write(f'{{"prompt": "p{number} ", "chosen": "a{number % 7}", "rejected": "b{number % 5}"}}\n')
     return str(path)
 
@@ -151,7 +151,7 @@ def answering(*_: Any) -> Iterator[Answering]:
 
 PHASES = "adaptpo.pipeline.phases"
 STAND_INS: dict[str, Any] = {
-    f"{PHASES}.data.tokenize_pair": tokenized,
+    "adaptpo.pipeline.reading.tokenize_pair": tokenized,
     f"{PHASES}.score.evaluate_pairs": evaluated,
     f"{PHASES}.reference.evaluate_tokens": evaluated_tokens,
     f"{PHASES}.generate.generating": answering,
@@ -173,13 +173,13 @@ def patched(replacements: dict[str, Any]) -> Iterator[None]:
 # One number of prompts
 
 
-def align(folder: Path, prompts: int, meter: Meter, real: bool, steps: int | None) -> None:
+def align(folder: Path, prompts: int, meter: Meter, real: bool, steps: int | None, sets: int) -> None:
     training = TRAINING | ({} if steps is None else {"max_steps": steps})
     trainer = AlignmentTrainer(
         model=write_model(folder / "model"),
         args=AlignmentConfig(output_dir=str(folder / "run"), **SETTINGS, training=training),
         method=methods.metaapo(num_generations=2),
-        train_dataset=write_data(folder / "data.jsonl", prompts),
+        train_dataset=[write_data(folder / f"data{n}.jsonl", range(n, prompts, sets)) for n in range(sets)],
         reward_funcs=reward,
     )
     measured = {"adaptpo.run.directory.RunDirectory.phase": meter.phase_of(RunDirectory.phase)}
@@ -207,13 +207,13 @@ def observed(start: int, end: int) -> PairBatch:
     return PairBatch(ids, places, whole, 0 * whole, zeros, ones, ones, torch.zeros(end - start, 2), divergence=zeros)
 
 
-def peaks(prompts: int, real: bool, steps: int | None, where: Path | None) -> dict[str, Any]:
+def peaks(prompts: int, real: bool, steps: int | None, where: Path | None, sets: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     quiet_libraries()
     gc.freeze()  # Collections would go through all that was imported, again and again.
     meter = Meter()
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        align(Path(folder), prompts, meter, real, steps)
+        align(Path(folder), prompts, meter, real, steps, sets)
         remember(Path(folder), prompts, meter)
     return {"prompts": prompts, "stand_ins": not real, "steps": steps, "phases": meter.found}
 
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=10**4, help="the largest run without stand-ins")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of runs with stand-ins")
     parser.add_argument("--where", type=Path, help="a folder on a disk with room for the runs (2 kB a prompt)")
+    parser.add_argument("--sets", type=int, default=1, help="data sets that the prompts come from")
     parser.add_argument("--json", type=Path, help="write the peaks to this file")
     options = parser.parse_args()
     results = []
@@ -243,7 +244,9 @@ def main() -> None:
         print(f"{prompts:,} prompts", flush=True)
         real = prompts <= options.real
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            results.append(pool.apply(peaks, (prompts, real, None if real else options.steps, options.where)))
+            results.append(
+                pool.apply(peaks, (prompts, real, None if real else options.steps, options.where, options.sets))
+            )
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -28,16 +28,16 @@ from adaptpo.choices.pairing import Candidates, NoPair
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.config.reward import reward_parts
-from adaptpo.data import read_examples
-from adaptpo.data.tokenization import tokenize_pair
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.methods.build import build_method
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
-from adaptpo.models.loading import load_causal_lm, load_tokenizer, stop_ids_of
+from adaptpo.models.loading import load_causal_lm, load_tokenizer
 from adaptpo.models.packing import RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.pipeline.data_inputs import DataInputs
+from adaptpo.pipeline.reading import Reader
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.training.step import preference_step
 from adaptpo.types import Dropped, PairLogps, PreferencePair, Prompt, PromptGroup, Response
@@ -50,29 +50,32 @@ class MinimalLoop:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.seed, self.size = recipe, recipe.seed, recipe.shard_size
-        self.tokenizer, stops = load_tokenizer(recipe.model), stop_ids_of(recipe.model, load_tokenizer(recipe.model))
+        self.tokenizer = load_tokenizer(recipe.model)
+        self.method: Method = build_method(recipe)
+        self.reader = Reader.of(recipe, recipe.model, self.tokenizer, self.method)
         self.packing = RowPacking(shared_prompts=True, chunked_head=True, max_tokens=recipe.max_tokens_per_batch)
         self.policy, self.reference = (load_causal_lm(recipe.model, {}) for _ in range(2))
         assert share_prompts(self.policy) and share_prompts(self.reference)
         wanted = recipe.generation
-        self.sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.max_new_tokens, stops)
+        sampling = (wanted.temperature, wanted.top_p, wanted.top_k, wanted.max_new_tokens)
+        self.sampling = Sampling(*sampling, self.reader.stop_ids)
         place = Workplace(CPU.device, recipe.max_tokens_per_batch, None)
         self.annotator: Annotator = build_annotator(reward_parts(recipe.reward), place)
         self.offline = self.with_reference(list(self.read_pairs()))
-        self.method: Method = build_method(recipe)
         self.method.reset(self.seed)
         self.selected: list[list[int]] = []
         self.pairs: list[list[PreferencePair]] = []
 
     def read_pairs(self) -> Iterator[PromptedPair]:
-        rows = read_examples(self.recipe.data.path, self.recipe.data.split)
-        examples = (example for example in rows if not isinstance(example, Dropped))
-        for number, example in enumerate(examples):
-            limits = (self.recipe.max_prompt_length, self.recipe.max_completion_length)
-            found = tokenize_pair(example, self.tokenizer, *limits, stop_ids=self.sampling.stop_ids)
-            assert not isinstance(found, str), found
-            prompt = Prompt(number, example.prompt, found.prompt_ids, example.columns)
-            yield prompt, PreferencePair(number, "offline", found.chosen, found.rejected)
+        data, number = DataInputs.of(self.recipe.data), 0
+        assert data is not None
+        for _, example in self.reader.examples(data.mixture().samples(self.seed)):
+            found = example if isinstance(example, Dropped) else self.reader.tokenized(number, example)
+            if not isinstance(found, Dropped):
+                prompt, pair = found
+                assert pair is not None
+                yield prompt, pair
+                number += 1
 
     def shards(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (items[start : start + self.size] for start in range(0, len(items), self.size))

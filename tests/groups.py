@@ -12,7 +12,7 @@ from adaptpo.data import iter_examples
 from adaptpo.data.tokenization import tokenize_pair
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import pair_logps
-from adaptpo.pipeline.phases.data import offline_pair
+from adaptpo.pipeline.reading import offline_pair
 from adaptpo.types import PreferencePair, Prompt, PromptGroup, Response, Source
 
 

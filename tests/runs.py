@@ -39,9 +39,12 @@ def start(
     held_out: int = 6,
     method_settings: dict[str, Any] | None = None,
     threads: int = 1,
+    data: Any = None,
+    eval_data: Any = None,
     **settings: Any,
 ) -> Any:
-    """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated."""
+    """Align a tiny model; returns the folder of the result. Without held-out prompts nothing is evaluated. `data` and
+    `eval_data` stand in place of the usual rows."""
     from adaptpo import AlignmentConfig, AlignmentTrainer
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.methods import METHODS
@@ -57,9 +60,9 @@ def start(
         model=model,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | settings)),
         method=METHODS[method](**arguments),
-        train_dataset=[row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
+        train_dataset=data or [row | {"weight": 1 + number % 3} for number, row in enumerate(preference_rows(rows))],
         reward_funcs=reward,
-        eval_dataset=preference_rows(held_out, seed=9) or None,
+        eval_dataset=eval_data or preference_rows(held_out, seed=9) or None,
     )
     return trainer.train()
 

@@ -18,6 +18,8 @@ import torch
 from adaptpo import AlignmentConfig, trainer
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.recipe import Recipe, make_recipe
+from adaptpo.data.mixture import Mixture, Source
+from adaptpo.data.source import Rows
 from adaptpo.distributed.executor import HERE, ThisProcess, executor_of
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import AnnotationError, ConfigError, GenerationError, RunError
@@ -124,7 +126,7 @@ def test_missing_ray_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def context_of(run: RunDirectory, **settings: Any) -> Context:
     config = AlignmentConfig(output_dir=str(run.path), training={"use_cpu": True}, **settings)
-    return Context(run, config, method=None, initial="", reward=None, data_rows=())
+    return Context(run, config, method=None, initial="", reward=None, data=Mixture(()))
 
 
 def test_engine_with_servers_stays_in_this_process(tmp_path: Path) -> None:
@@ -184,9 +186,10 @@ def test_context_leaves_models_and_data_behind(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         run.claim({})
         context = context_of(run)
-        context.slot, context.data_rows = ModelSlot(("policy", "x"), torch.nn.Linear(2, 2)), iter([{}])
+        context.slot = ModelSlot(("policy", "x"), torch.nn.Linear(2, 2))
+        context.data = Mixture([Source(Rows("a generator", lambda: iter([{}])))])
         state = context.__getstate__()
-    assert state["slot"] == ModelSlot() and state["data_rows"] == ()
+    assert state["slot"] == ModelSlot() and state["data"] == Mixture(())
     assert state["config"] is context.config and context.slot.key == ("policy", "x")
 
 

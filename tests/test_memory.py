@@ -25,11 +25,12 @@ from adaptpo.annotation.reward_model import scored_ids
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import RunError
 from adaptpo.models.packing import RowPacking, row_tokens
-from adaptpo.pipeline.context import Context, first_of
+from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.check import token_counts
 from adaptpo.pipeline.phases.data import prepare_data
 from adaptpo.pipeline.phases.reward import reward_rows
 from adaptpo.pipeline.phases.train import grouped
+from adaptpo.pipeline.stored_prompts import first_of
 from adaptpo.run import arrow_rows
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import RunDirectory, open_run

@@ -31,11 +31,18 @@ def minimal_loop() -> Any:
 
 @pytest.fixture(params=["dpo", "simpo"])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
-    """A recipe as `adaptpo sandbox build` writes it, over tiny models and with several shards, passes and updates."""
+    """A recipe as `adaptpo sandbox build` writes it, over tiny models and with several shards, passes and updates. That
+    of SimPO has two data sets, with other names of columns, and long rows."""
+    rows = preference_rows(48)
+    one = {"path": write_jsonl(tmp_path / "train.jsonl", rows)}
+    asked = [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in rows[:30]]
+    long = [row | {"prompt": [{"role": "user", "content": "a" * 65}]} for row in rows[:2]]
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", own) for n, own in enumerate((asked, [*long, *rows[30:]]))]
+    two = {"sets": {"asked": {"path": files[0], "columns": {"prompt": "question"}}, "rest": files[1]}}
     values = {
         "model": save_policy(tmp_path / "policy"),
         "reward": save_reward_model(tmp_path / "reward_model"),
-        "data": {"path": write_jsonl(tmp_path / "train.jsonl", preference_rows(48))},
+        "data": one if request.param == "dpo" else two,
         "method": {"name": "metaapo", "objective": {"name": request.param}},
         "num_iterations": 2,
         "max_prompt_length": 64,

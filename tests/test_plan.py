@@ -13,8 +13,9 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptpo import AlignmentConfig, methods
+from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.cli import main
+from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.plan.against import compare_counts, compare_shares
@@ -42,6 +43,7 @@ from adaptpo.plan.machines import read_machine
 from adaptpo.plan.model import shape_of, shape_of_encoder
 from adaptpo.plan.phases import phases
 from adaptpo.plan.published import beside_paper
+from adaptpo.run.files import read_rows
 from tests.runs import SETTINGS, start
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_config, tiny_model, write_jsonl
 
@@ -248,6 +250,33 @@ def test_a_finished_run_counts_what_was_planned(recipe: Path) -> None:
         assert one.name == "fresh tokens" or one.planned == pytest.approx(one.measured, abs=1e-6), one.name
     kinds = {one.name for one in compare_shares(planned, run) if one.operations and one.measured}
     assert {"reference", "warmup", "generate", "train", "evaluate"} <= kinds
+
+
+def test_rows_are_counted_within_the_models_positions(recipe: Path, tmp_path: Path) -> None:
+    """512 of them: a prompt that leaves no room is no pair, and a response is cut where the run cuts it."""
+    long = [{"role": "user", "content": "x" * 505}], [{"role": "assistant", "content": "y" * 600}]
+    rows = preference_rows(6)
+    data = write_jsonl(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"prompt": long[0]}, rows[1] | {"chosen": long[1]}])
+    changes = (
+        f"data={data}",
+        f"output_dir={tmp_path / 'run'}",
+        "method=dpo",
+        "max_prompt_length=1000",
+        "eval_data=null",
+    )
+    facts = read_job(Options(recipe, changes)).data
+    AlignmentTrainer.from_recipe(load_recipe(recipe, changes)).prepare()
+    kept = read_rows(tmp_path / "run" / "data" / "offline.parquet")
+    assert facts.pairs == len(kept) == 7
+    for side, lengths in (("prompt", facts.prompt), ("chosen", facts.chosen), ("rejected", facts.rejected)):
+        assert lengths.tolist() == [len(row[f"{side}_ids"]) for row in kept]
+
+
+def test_sets_and_weights_are_counted_as_the_run_takes_them(recipe: Path, tmp_path: Path) -> None:
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", preference_rows(count, seed=n)) for n, count in enumerate((30, 8))]
+    data = f"data={{sets: {{a: {{path: {files[0]}, weight: 3}}, b: {{path: {files[1]}, weight: 1}}}}}}"
+    facts = read_job(Options(recipe, (data,))).data
+    assert (dict(facts.sets), facts.rows, facts.pairs) == ({"a": 24, "b": 8}, 32, 32)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

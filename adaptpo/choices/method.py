@@ -133,6 +133,21 @@ class Method(Ranged):
         )
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether it makes use of prompts without an offline pair, by generating for every one of them."""
+        return self.pairing.takes_prompts and self.filter.keeps_all
+
+    def uses_of_pairs(self, iterations: int) -> list[str]:
+        """What cannot work if no prompt has an offline pair, in words; empty if the method needs none."""
+        uses = {
+            "its selection scores them": self.selection.needs_margins,
+            "it measures the policy's alignment stage on them": any(map(self.needs_stage, range(iterations))),
+            "its weights are learned on held-out ones": self.validation is not None,
+            "its learner reads their features": bool(self.features()),
+        }
+        return [use for use, needed in uses.items() if needed]
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the run stores the initial model's log-probs of the offline pairs."""
         split = self.validation is not None and self.validation.needs_reference
@@ -159,6 +174,7 @@ class Method(Ranged):
             "needs_data_weight": self.weighting.needs_data_weight,
             "needs_reference_tokens": self.weighting.needs_reference_tokens,
             "uses_offline_pairs": self.trainer.uses_pairs or self.selection.needs_margins,
+            "takes_prompts": self.takes_prompts,
             "features": [repr(feature) for feature in self.features() if not feature.follows_policy],
             "code": code_digests(self.objective),
         }

@@ -63,6 +63,10 @@ def best_against_worst(candidates: Candidates) -> PreferencePair | NoPair:
     )
 
 
+def known(offline: PreferencePair | None) -> tuple[PreferencePair, ...]:
+    return () if offline is None else (offline,)
+
+
 class Pairing(Choice, ABC):
     """One of the four choices. `num_generations` (K) is 0 for pairings that use no fresh responses. With
     `ranks_offline`, the responses of the offline pair are annotated as well; with `keep_sample`, each pair keeps a
@@ -77,6 +81,11 @@ class Pairing(Choice, ABC):
     def num_generations(self) -> int:
         return 0
 
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it makes use of prompts without an offline pair, from fresh responses alone, in every iteration."""
+        return self.num_generations > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_generations == 1:
@@ -86,16 +95,19 @@ class Pairing(Choice, ABC):
         return self
 
     @abstractmethod
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
-        """The pairs of a prompt; `candidates` is None if the prompt was not selected."""
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
+        """The pairs of a prompt. `offline` is None if it has no offline pair, which only happens with `takes_prompts`;
+        `candidates` is None if it was not selected."""
 
 
 @dataclass(frozen=True)
 class Offline(Pairing):
     """The data set's pair, whether or not the prompt was selected."""
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
-        return (offline,)
+    def pairs(self, offline: PreferencePair | None, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+        return known(offline)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,9 @@ class Online(Pairing):
 
     num_generations: Responses = 8
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
             return ()
         online = best_against_worst(candidates)
@@ -122,14 +136,16 @@ class OfflineAndOnline(Pairing):
     num_generations: Responses = 8
     keep_unselected: bool = False
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
-        alone = (offline,) if self.keep_unselected else ()
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
+        alone = known(offline) if self.keep_unselected else ()
         if candidates is None:
             return alone
         online = best_against_worst(candidates)
         if isinstance(online, NoPair):
             return alone or online
-        return (offline, online)
+        return (*known(offline), online)
 
 
 @dataclass(frozen=True)
@@ -145,22 +161,31 @@ class MixedPool(Pairing):
     keep_sample: bool = False
     ranks_offline: ClassVar[bool] = True
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
-            return (offline,)
-        pool = replace(
-            candidates,
-            responses=(*candidates.responses, offline.chosen, offline.rejected),
-            rewards=(*candidates.rewards, *candidates.offline_rewards),
-        )
+            return known(offline)
+        pool = candidates
+        if offline is not None:
+            pool = replace(
+                candidates,
+                responses=(*candidates.responses, offline.chosen, offline.rejected),
+                rewards=(*candidates.rewards, *candidates.offline_rewards),
+            )
         pair = best_against_worst(pool)
         if isinstance(pair, NoPair):
             return pair
         pair = replace(pair, sample=candidates.responses[0]) if self.keep_sample else pair
-        if pair.chosen is offline.chosen and pair.rejected is offline.rejected:
-            return (replace(offline, reward_gap=pair.reward_gap, sample=pair.sample),)
-        old_ones = [side for side in (pair.chosen, pair.rejected) if side is offline.chosen or side is offline.rejected]
-        return (replace(pair, source="mixed" if old_ones else "online"),)
+        return (pair if offline is None else named_by_origin(pair, offline),)
+
+
+def named_by_origin(pair: PreferencePair, offline: PreferencePair) -> PreferencePair:
+    """The pair of a mixed pool with its source; the offline pair itself if that is what ranks best and worst."""
+    if pair.chosen is offline.chosen and pair.rejected is offline.rejected:
+        return replace(offline, reward_gap=pair.reward_gap, sample=pair.sample)
+    old_ones = [side for side in (pair.chosen, pair.rejected) if side is offline.chosen or side is offline.rejected]
+    return replace(pair, source="mixed" if old_ones else "online")
 
 
 @dataclass(frozen=True)
@@ -172,7 +197,7 @@ class Rollouts(Pairing):
     def __post_init__(self) -> None:
         Ranged.__post_init__(self)  # One rollout is enough.
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
+    def pairs(self, offline: PreferencePair | None, candidates: Candidates | None) -> tuple[PreferencePair, ...]:
         return ()
 
 
@@ -192,10 +217,12 @@ class OnePairPerObjective(Pairing):
         if self.num_rewards < 2:
             raise ConfigError(f"objectives is {self.num_rewards}; set 2 or more, or use the method metaapo")
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
             return ()
-        made = [offline]
+        made = [*known(offline)]
         for number in range(self.num_rewards):
             rewards = tuple(None if several is None else several[number] for several in candidates.reward_vectors)
             pair = best_against_worst(replace(candidates, rewards=rewards))
@@ -222,13 +249,19 @@ class PairingSchedule(Pairing):
     def num_generations(self) -> int:
         return max(pairing.num_generations for pairing in self.plan)
 
+    @property
+    def takes_prompts(self) -> bool:
+        return all(pairing.takes_prompts for pairing in self.plan)
+
     def needs_stage(self, iteration: int) -> bool:
         return self.measured
 
     def at(self, now: Iteration) -> Pairing:
         return self.plan[now.number * len(self.plan) // now.count].at(now)
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
         return self.plan[0].pairs(offline, candidates)
 
 
@@ -239,13 +272,19 @@ class PairingByStage(Pairing):
 
     num_generations: Responses = 2
 
+    @property
+    def takes_prompts(self) -> bool:
+        return False
+
     def needs_stage(self, iteration: int) -> bool:
         return True
 
     def at(self, now: Iteration) -> Pairing:
         return Offline() if now.measured().injection else Online(self.num_generations)
 
-    def pairs(self, offline: PreferencePair, candidates: Candidates | None) -> tuple[PreferencePair, ...] | NoPair:
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
         return Online(self.num_generations).pairs(offline, candidates)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -49,20 +48,10 @@ def run_check(options: Options) -> None:
     with TemporaryDirectory(prefix="adaptpo-check-") as scratch:
         there = recipe.model_copy(update={"output_dir": str(Path(scratch) / "run"), "show_progress": False})
         with AlignmentTrainer.from_recipe(there).open() as context:
-            context.data_rows = FirstRows(context.data_rows, options.rows)
+            context.data = context.data.first(options.rows)
             summary, doubts = check_before_spending(context)
             show(Console(soft_wrap=True), context, options, summary, doubts)
     print(f"{options.recipe} can be trained: adaptpo train {options.recipe}{already(recipe)}")
-
-
-class FirstRows:
-    """The first rows of an iterable that can be read several times."""
-
-    def __init__(self, rows: Iterable[dict[str, Any]], most: int | None) -> None:
-        self.rows, self.most = rows, most
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return islice(self.rows, self.most)
 
 
 def already(recipe: Recipe) -> str:

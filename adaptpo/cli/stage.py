@@ -120,7 +120,7 @@ def report_of(context: Context) -> Row:
         "cost": cost(context, len(comparisons)),
         "diagnostics": describe(candidates, comparisons),
         "policy": context.initial,
-        "data": context.source,
+        "data": context.data.description,
         "preference_model": str(context.reward),
         "sampling": {name: getattr(settings, name) for name in (*PAPER_SAMPLING, "max_new_tokens")},
         "asked": context.config.stage.model_dump(),

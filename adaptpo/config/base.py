@@ -76,12 +76,10 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def settings_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The settings class that the keys at this location belong to."""
+    """The settings class that the keys at this location belong to; names of a mapping's entries lead no deeper."""
     for part in location:
         field = model.model_fields.get(str(part))
-        if field is None:
-            break
-        model = section_of(field.annotation) or model
+        model = (section_of(field.annotation) if field else None) or model
     return model
 
 

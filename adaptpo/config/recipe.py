@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from adaptpo.config.base import Guarded, PathText, Settings, explain
+from adaptpo.config.data import DataSettings, EvalDataSettings, as_section
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
 from adaptpo.config.numbers import (
@@ -29,28 +30,6 @@ from adaptpo.config.plain import plain
 from adaptpo.config.sections import check_names, check_types, refuse_owned, refuse_shared, with_dtype
 from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
-
-
-class DataSettings(Settings):
-    """A data set."""
-
-    path: PathText
-    """Hub id, file, or folder."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    split: str = "train"
-    """Split of the data set."""
-    text_format: Literal["auto", "messages", "text"] = "auto"
-    """How plain-text dialogues (HH-RLHF) are read; `auto` reads messages if the tokenizer has a chat template."""
-    columns: dict[str, str] = Field({})
-    """By name, the data's column that is read under it, such as `{prompt: question}`."""
-
-
-class EvalDataSettings(DataSettings):
-    """Held-out prompts or pairs, for evaluating the initial policy, the warm-up and each iteration."""
-
-    max_prompts: Count = 256
-    """Maximum number of held-out prompts."""
 
 
 class GenerationSettings(EngineSettings):
@@ -251,9 +230,9 @@ class Recipe(AlignmentConfig):
     reward: str | dict[str, Any] | list[Any] | None = None
     """Folder or hub id of a reward model, `train`, `python:module:function`, or settings of other annotators."""
     data: DataSettings
-    """The preference pairs: a path, or a section."""
+    """The preference pairs: a path, a section, or a list of these."""
     eval_data: EvalDataSettings | None = None
-    """Held-out prompts or pairs: a path, or a section. Without a reward, pairs give
+    """Held-out prompts or pairs: a path, a section, or a list of these. Without a reward, pairs give
     `eval_loss` and `eval_rewards/*`."""
     method: str | dict[str, Any] = "metaapo"
     """A name (`adaptpo methods`), or a section with the name and any argument of the method or of its objective."""
@@ -273,12 +252,13 @@ class Recipe(AlignmentConfig):
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
-    def _path_alone(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+    def _as_section(cls, value: Any) -> Any:
+        return as_section(value)
 
 
 STANDS_FOR = {"method": "name", "objective": "name", "executor": "kind"}
 """The key that a string in place of a section sets; for data sections it is `path`."""
+DATA_SECTIONS = ("data", "eval_data")
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
@@ -293,8 +273,10 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
         inner = values.get(section)
         if inner is None:
             inner = values[section] = {}
-        if isinstance(inner, str):
-            inner = values[section] = {STANDS_FOR.get(section, "path"): inner}
+        if isinstance(inner, str) and section in STANDS_FOR:
+            inner = values[section] = {STANDS_FOR[section]: inner}
+        elif isinstance(inner, str) or section in DATA_SECTIONS:
+            inner = values[section] = as_section(inner)
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {assignment}: '{section}' is not a section")
         values = inner
@@ -358,8 +340,18 @@ def resolved_inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
         from adaptpo.config.reward import resolved_reward
 
         update["reward"] = resolved_reward(recipe.reward, lambda path: resolve_path(path, folder))
-    for name in ("data", "eval_data"):
+    for name in DATA_SECTIONS:
         settings = getattr(recipe, name)
         if settings is not None:
-            update[name] = settings.model_copy(update={"path": resolve_path(settings.path, folder)})
+            update[name] = with_resolved_paths(settings, folder)
     return update
+
+
+def with_resolved_paths(settings: DataSettings, folder: Path) -> DataSettings:
+    if settings.path is not None:
+        return settings.model_copy(update={"path": resolve_path(settings.path, folder)})
+    sets = {
+        name: one.model_copy(update={"path": resolve_path(one.path, folder)})
+        for name, one in (settings.sets or {}).items()
+    }
+    return settings.model_copy(update={"sets": sets})

@@ -37,8 +37,9 @@ SECOND = {"a": "b", "A": "B", "0": "1", "1": "2"}
 """The ends of the names of two responses, such as `response_a` and `response_b`."""
 WINNERS = ("better_response_id", "preference", "overall_preference", "winner", "labels", "label", "choice", "chosen_id")
 NO_RESPONSES = (
-    "each row has a prompt without responses, and a run starts from pairs: give `chosen` and `rejected` too. As "
-    "`eval_data`, the prompts alone are enough."
+    "each row has a prompt without responses, and this method trains on pairs of the data: give `chosen` and "
+    "`rejected` too, or choose a method that generates in every iteration and filters nothing (`adaptpo methods`), for "
+    "which the prompts are enough. As `eval_data`, the prompts alone are enough for every method."
 )
 
 

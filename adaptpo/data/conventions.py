@@ -42,6 +42,13 @@ def is_preference_row(row: Row) -> bool:
     return paired or is_unpaired_row(row)
 
 
+def is_prompt_alone(row: Row) -> bool:
+    """Whether the row has no response to train on: neither `chosen` nor `rejected` (or null in both), nor one response
+    with a verdict."""
+    without = row.get("chosen") is None and row.get("rejected") is None and _rejected_beside_messages(row) is None
+    return without and not is_unpaired_row(row)
+
+
 def read_columns(row: Row) -> Columns:
     """Reads the prompt and the responses, whichever columns hold them; a response that is missing is None.
 

@@ -8,14 +8,17 @@ from itertools import chain
 from typing import Any
 
 from adaptpo.data.columns import check_preference_columns, check_prompt_columns
-from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row
+from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row, is_prompt_alone
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
-from adaptpo.data.problems import RowProblem
+from adaptpo.data.problems import NO_RESPONSES, RowProblem
 from adaptpo.data.shapes import plain_row
 from adaptpo.data.source import DataSource, describe, open_rows
 from adaptpo.data.unpaired import absent_side
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample, Row, Text
+
+Numbered = tuple[int, Row]
+"""A row with its number in its data set."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,7 @@ def iter_examples(rows: Iterable[Row], text_format: TextFormat = "messages") -> 
         DataError: the first row lacks a required column (the message has the columns found and the name probably
             meant), or a row has text beside the prompt that cannot become a part of it.
     """
-    first, rows = _peek(rows)
-    if first is not None:
-        check_preference_columns(first)
-    for number, row in enumerate(_alike(rows, first)):
-        yield _parse_row(number, row, text_format)
+    yield from read_pairs(enumerate(rows), text_format)
 
 
 def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> Iterator[PromptExample | Dropped]:
@@ -75,14 +74,42 @@ def iter_prompts(rows: Iterable[Row], text_format: TextFormat = "messages") -> I
     Raises:
         DataError: the rows have neither `prompt` nor `chosen` and `rejected`.
     """
+    for example in read_pairs_or_prompts(enumerate(rows), text_format):
+        yield example if isinstance(example, PromptExample | Dropped) else _prompt_of(example)
+
+
+def read_pairs(rows: Iterable[Numbered], text_format: TextFormat) -> Iterator[PreferenceExample | Dropped]:
+    """`iter_examples` of rows with their numbers."""
+    first, rows = _peek(rows)
+    if first is not None:
+        check_preference_columns(first)
+    for number, row in _alike(rows, first):
+        yield _parse_row(number, row, text_format)
+
+
+def read_pairs_or_prompts(
+    rows: Iterable[Numbered], text_format: TextFormat
+) -> Iterator[PreferenceExample | PromptExample | Dropped]:
+    """The examples of a preference data set, or of a prompt-only one: its first row decides."""
     first, rows = _peek(rows)
     if first is not None and is_preference_row(first):
-        yield from map(_prompt_of, iter_examples(rows, text_format))
+        yield from read_pairs(rows, text_format)
         return
     if first is not None:
         check_prompt_columns(first)
-    for number, row in enumerate(_alike(rows, first)):
+    for number, row in _alike(rows, first):
         yield _parse_prompt_row(number, row, text_format)
+
+
+def read_pairs_and_prompts(
+    rows: Iterable[Numbered], text_format: TextFormat
+) -> Iterator[PreferenceExample | PromptExample | Dropped]:
+    """The examples of a data set in which each row has either a pair or a prompt alone."""
+    first, rows = _peek(rows)
+    if first is not None:
+        (check_prompt_columns if is_prompt_alone(first) else check_preference_columns)(first)
+    for number, row in _alike(rows, first):
+        yield (_parse_prompt_row if is_prompt_alone(row) else _parse_row)(number, row, text_format)
 
 
 def require_rows(kept: int, dropped: Mapping[str, int], source: DataSource) -> None:
@@ -96,26 +123,26 @@ def require_rows(kept: int, dropped: Mapping[str, int], source: DataSource) -> N
     raise DataError(f"{what}: none of {sum(dropped.values())} rows can be used. Reasons: {counts}.")
 
 
-def _peek(rows: Iterable[Row]) -> tuple[Row | None, Iterable[Row]]:
-    iterator = map(plain_row, rows)
+def _peek(rows: Iterable[Numbered]) -> tuple[Row | None, Iterable[Numbered]]:
+    iterator = ((number, plain_row(row)) for number, row in rows)
     first = next(iterator, None)
-    return first, [] if first is None else chain([first], iterator)
+    return (None, []) if first is None else (first[1], chain([first], iterator))
 
 
-def _alike(rows: Iterable[Row], first: Row | None) -> Iterator[Row]:
+def _alike(rows: Iterable[Numbered], first: Row | None) -> Iterator[Numbered]:
     """The rows, all with the columns of the first that decide what a string is: the prompt's, and those that make a
     string prompt a user's turn. JSON lines may leave out what is empty."""
     columns = dict.fromkeys(name for name in ("prompt", *SPEAK_OF_A_CHAT) if name in (first or {}))
-    return (columns | row for row in rows) if columns else iter(rows)
+    return ((number, columns | row) for number, row in rows) if columns else iter(rows)
 
 
-def _prompt_of(example: PreferenceExample | Dropped) -> PromptExample | Dropped:
-    if isinstance(example, Dropped):
-        return example
+def _prompt_of(example: PreferenceExample) -> PromptExample:
     return PromptExample(example.row, example.prompt, example.columns)
 
 
 def _parse_row(number: int, row: Row, text_format: TextFormat) -> PreferenceExample | Dropped:
+    if is_prompt_alone(row):
+        return Dropped(number, NO_RESPONSES)
     try:
         prompt, chosen, rejected = split_pair(row, text_format)
     except RowProblem as problem:
@@ -129,4 +156,5 @@ def _parse_prompt_row(number: int, row: Row, text_format: TextFormat) -> PromptE
         prompt = split_prompt(row, text_format)
     except RowProblem as problem:
         return Dropped(number, str(problem))
-    return PromptExample(number, prompt, {key: value for key, value in row.items() if key != "prompt"})
+    columns = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
+    return PromptExample(number, prompt, columns)

@@ -7,6 +7,7 @@ class RowProblem(Exception):  # noqa: N818 - never reaches the user: it becomes 
     """This row cannot be used; the message is the reason."""
 
 
+NO_RESPONSES = "a prompt alone, and this method trains on pairs of the data"
 EMPTY_CHOSEN = "empty chosen response"
 EMPTY_REJECTED = "empty rejected response"
 NOT_TEXT = "not text: a response or prompt is neither a string nor a list of messages"

@@ -27,11 +27,12 @@ LOAD_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0. `is_columnar`: all
-    structures of a column have the same keys."""
+    """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0. `size` is their
+    number if it is known without reading them. `is_columnar`: all structures of a column have the same keys."""
 
     description: str
     start: Callable[[], Iterable[Row]]
+    size: int | None = None
     is_columnar: bool = False
 
     def __iter__(self) -> Iterator[Row]:
@@ -55,8 +56,8 @@ def open_rows(
             rows raise it if `columns` names a column that no row has.
     """
     rows = _opened(source, split, name)
-    named = Rows(rows.description, lambda: _renamed_rows(rows, columns)) if columns else rows
-    return Rows(rows.description, lambda: map(without_filled_nulls, named)) if rows.is_columnar else named
+    named = Rows(rows.description, lambda: _renamed_rows(rows, columns), rows.size) if columns else rows
+    return Rows(rows.description, lambda: map(without_filled_nulls, named), rows.size) if rows.is_columnar else named
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Iterator[Row]:
@@ -84,7 +85,7 @@ def _check_columns(rows: Rows, first: Row, columns: Mapping[str, str]) -> None:
 
 def _opened(source: DataSource, split: str, name: str | None) -> Rows:
     if isinstance(source, list):
-        return Rows("a list of rows", lambda: source)
+        return Rows("a list of rows", lambda: source, len(source))
     if not isinstance(source, str | PathLike):
         return _dataset_rows(source, split, "the given data set")
     path = Path(source).expanduser()
@@ -111,7 +112,8 @@ def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
         data = data[split]
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
-    return Rows(description, lambda: data, is_columnar=True)
+    size = len(data) if isinstance(data, datasets.Dataset) else None
+    return Rows(description, lambda: data, size, is_columnar=True)
 
 
 def _file_rows(path: Path, split: str) -> Rows:

@@ -6,7 +6,7 @@ from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.check import check_model
 from adaptpo.pipeline.phases.data import prepare_data
 from adaptpo.pipeline.phases.train import refuse_unreachable_head
-from adaptpo.pipeline.preflight import expected_schedule, refuse_impossible
+from adaptpo.pipeline.preflight import expected_schedule, refuse_impossible, refuse_unfit_data
 from adaptpo.run.directory import Summary
 
 
@@ -18,6 +18,7 @@ def check_before_spending(context: Context) -> tuple[Summary, list[str]]:
     refuse_impossible(context)
     context.method.reset(context.config.seed)
     summary = context.run.phase("data", lambda: prepare_data(context))
+    refuse_unfit_data(context)
     context.run.phase("check", lambda: check_model(context))
     refuse_unreachable_head(context)
     doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []

@@ -6,16 +6,14 @@ One model is in memory at a time, except for a reference that is needed in train
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -28,14 +26,13 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Reference, Synced
 from adaptpo.config.recipe import AlignmentConfig, SyncedReference
 from adaptpo.config.reward import RewardPart, reward_parts
-from adaptpo.data.pairs import TextFormat
+from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import ConfigError
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.process import StartedServer
 from adaptpo.models.adapters import is_adapter
 from adaptpo.models.dropout import turn_off_dropout
-from adaptpo.models.inference import PromptedPair
 from adaptpo.models.loading import (
     base_is_untouched,
     first_line,
@@ -43,24 +40,20 @@ from adaptpo.models.loading import (
     load_encoder,
     load_policy,
     load_tokenizer,
-    read_config,
     reading_dtype,
     stop_ids_of,
-    text_mode_of,
 )
 from adaptpo.models.packing import RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
-from adaptpo.run.arrow_rows import MappedRows
+from adaptpo.pipeline.reading import Reader
+from adaptpo.pipeline.stored_prompts import StoredPrompts
 from adaptpo.run.directory import RunDirectory
-from adaptpo.run.files import read_columns, read_rows
-from adaptpo.run.lazy_sequence import Indices, Lazy, as_array, pick
-from adaptpo.run.schemas import PROMPT_COLUMNS, read_offline, read_prompt
+from adaptpo.run.files import read_rows
 from adaptpo.seeds import seed_for
 from adaptpo.training.actor_critic import CRITIC, Critic
 from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.whole_vocabulary import LiveReference
-from adaptpo.types import Prompt
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-7,
@@ -114,7 +107,7 @@ def load_whole_models() -> None:
 
 
 @dataclass
-class Context:
+class Context(StoredPrompts):
     """What the phases of a run share. `initial` is the folder or hub id of the policy that the run starts from;
     `reward` is `train`, what `adaptpo.config.reward.reward_parts` reads, or None for methods that never annotate."""
 
@@ -123,11 +116,9 @@ class Context:
     method: Method
     initial: str
     reward: str | RewardFunction | dict[str, Any] | list[Any] | None
-    data_rows: Iterable[dict[str, Any]]
-    eval_rows: Iterable[dict[str, Any]] | None = None
+    data: Mixture
+    eval_data: Mixture | None = None
     max_eval_prompts: int = 256
-    text_format: Literal["auto", "messages", "text"] = "auto"
-    source: str = "the data set"
     tokenizer_folder: str | None = None
     """The folder or hub id of the tokenizer, if it is not the initial model's."""
     reference_model: str | None = None
@@ -143,7 +134,7 @@ class Context:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state sent to a worker of the executor: settings and paths. It loads models and connects by itself."""
-        left_here: dict[str, Any] = {"data_rows": (), "eval_rows": None, "slot": ModelSlot(), "without_model": None}
+        left_here: dict[str, Any] = {"data": Mixture(()), "eval_data": None, "slot": ModelSlot(), "without_model": None}
         left_here |= {"callbacks": (), "server": ServerSlot()}
         return {kept.name: getattr(self, kept.name) for kept in fields(self)} | left_here
 
@@ -191,6 +182,9 @@ class Context:
 
     @property
     def warmup_epochs(self) -> int:
+        """Epochs of the warm-up: none if no prompt has an offline pair, which is known once the data is read."""
+        if self.run.done("data") and not self.has_pairs:
+            return 0
         chosen = self.config.warmup_epochs
         return self.method.warmup_epochs if chosen is None else chosen
 
@@ -261,9 +255,10 @@ class Context:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.tokenizer_folder or self.initial, self.config.load_options)
 
-    @property
-    def text_mode(self) -> TextFormat:
-        return text_mode_of(self.tokenizer, self.text_format)
+    @cached_property
+    def reader(self) -> Reader:
+        """How the run's rows are read and tokenized."""
+        return Reader.of(self.config, self.initial, self.tokenizer, self.method)
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -275,13 +270,6 @@ class Context:
             max_new_tokens=settings.max_new_tokens,
             stop_ids=self.stop_ids,
         )
-
-    @cached_property
-    def max_length(self) -> int | None:
-        """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
-        config = read_config(self.initial, self.config.load_options).get_text_config()
-        limits = (self.config.max_length, getattr(config, "max_position_embeddings", None))
-        return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -438,61 +426,7 @@ class Context:
         model, tokenizer = load_encoder(path, options, dtype)
         return self._placed(model), tokenizer
 
-    # Data
-
-    @cached_property
-    def offline_rows(self) -> MappedRows:
-        """All tokenized rows; a prompt's id is its row number."""
-        return MappedRows(self.run.checked(self.run.path / "data" / "offline.arrow"))
-
-    def offline(self, part: int | None = None) -> Lazy[PromptedPair]:
-        """The tokenized offline pairs of one part, or of all. Excludes pairs that were filtered or held out, once those
-        phases are done."""
-        return self.pairs_of(self.offline_ids(part))
-
-    def validation(self) -> Lazy[PromptedPair]:
-        """The offline pairs held out from training."""
-        ids = as_array(self._filtered())
-        return self.pairs_of(ids[self._held_out[ids]])
-
-    def pairs_of(self, ids: Indices) -> Lazy[PromptedPair]:
-        """The offline pairs of the prompts with these ids."""
-
-        def read(indices: Indices) -> list[PromptedPair]:
-            return [read_offline(row) for row in self.offline_rows.read(pick(ids, indices))]
-
-        return Lazy(len(ids), read, self.config.shard_size)
-
-    def prompts_of(self, ids: Indices) -> Lazy[Prompt]:
-        def read(indices: Indices) -> list[Prompt]:
-            return [read_prompt(row) for row in self.offline_rows.read(pick(ids, indices), PROMPT_COLUMNS)]
-
-        return Lazy(len(ids), read, self.config.shard_size)
-
-    def offline_ids(self, part: int | None = None) -> Indices:
-        """The ids of the prompts of `offline`, in its order."""
-        ids = self._filtered(part)
-        if not self.run.done("validation"):
-            return ids
-        return as_array(ids)[~self._held_out[as_array(ids)]]
-
-    @property
-    def _held_out(self) -> NDArray[np.bool_]:
-        """Whether each prompt is held out; none is until the phase that decides it is done."""
-        held_out = np.zeros(len(self.offline_rows), dtype=bool)
-        if self.run.done("validation"):
-            (ids,) = read_columns(self.run.checked(self.run.path / "data" / "validation.parquet"), "prompt_id")
-            held_out[ids] = True
-        return held_out
-
-    def _filtered(self, part: int | None = None) -> Indices:
-        total, parts = len(self.offline_rows), self.config.num_iterations
-        ids = range(total) if part is None else range(first_of(part, parts, total), first_of(part + 1, parts, total))
-        if not self.run.done("filter"):
-            return ids
-        rank, kept = read_columns(self.run.checked(self.run.path / "data" / "filter.parquet"), "rank", "kept")
-        chosen = ids.start + np.flatnonzero(kept[ids.start : ids.stop])
-        return chosen[rank[chosen].argsort()] if self.method.filter.orders else chosen
+    # Files
 
     def scratch(self, phase: str, name: str) -> Path:
         """The path of a file that is needed only until the phase, or its iteration, is over."""
@@ -502,8 +436,3 @@ class Context:
 def as_reference(chosen: str | SyncedReference) -> Reference:
     """The reference that a recipe chooses."""
     return Synced(**chosen.model_dump()) if isinstance(chosen, SyncedReference) else chosen  # type: ignore[return-value]
-
-
-def first_of(part: int, parts: int, total: int) -> int:
-    """The first i with `i * parts // total == part`."""
-    return -(-part * total // parts)

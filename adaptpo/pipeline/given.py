@@ -158,11 +158,6 @@ def check_held_out(given: Any) -> None:
     if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):
         names = ", ".join(map(repr, given))
         raise ConfigError(f"eval_dataset is a DatasetDict; give one of its splits ({names}), eval_dataset[...]")
-    if isinstance(given, Mapping):
-        raise ConfigError(
-            "eval_dataset is a dict; a run evaluates on one data set: give it, and call trainer.evaluate(other) for "
-            "others after train()"
-        )
 
 
 def refuse_strangers(given: Mapping[str, Any], valid: list[str]) -> None:

@@ -1,92 +1,25 @@
-"""The inputs of a run in the forms that users pass, and the hashes by which a resumed run recognizes them."""
+"""Models and rewards in the forms that users pass, and the hashes by which a resumed run recognizes them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import datasets
-import pandas
 from transformers.utils.hub import extract_commit_hash
 
 from adaptpo.annotation.function import RewardFunction, import_function
-from adaptpo.config.recipe import DataSettings
 from adaptpo.config.reward import FunctionReward, RewardPart, reward_parts
-from adaptpo.data import fingerprint, open_rows
-from adaptpo.data.source import Rows
+from adaptpo.data import fingerprint
 from adaptpo.errors import ConfigError, ModelError
 from adaptpo.models.adapters import adapter_file, adapter_settings, base_of, base_options
 from adaptpo.models.loading import TRUST, Options, read_config
 from adaptpo.models.merging import save_merged, whole
+from adaptpo.pipeline.data_inputs import combined
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import whole_folder, write_json
 from adaptpo.run.manifest import Digest, entry_of, files_of
 from adaptpo.run.progress import say
-
-DATASETS = datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict
-
-
-@dataclass(frozen=True)
-class DataInput:
-    """A data set: `source` is what `adaptpo.data.open_rows` takes."""
-
-    source: Any
-    split: str = "train"
-    name: str | None = None
-    text_format: Literal["auto", "messages", "text"] = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, data: Any) -> DataInput | None:
-        """Makes it from recipe settings, a path or hub id, or a data set in memory; None stays None.
-
-        Raises ConfigError for anything else.
-        """
-        if isinstance(data, DataSettings):
-            return cls(data.path, data.split, data.name, data.text_format, data.columns)
-        return None if data is None else cls(in_memory(data))
-
-    def rows(self) -> Rows:
-        return open_rows(self.source, self.split, self.name, self.columns)
-
-    def digest(self) -> str:
-        """Hash of the data. Raises DataError at once if it cannot be opened; `fingerprint` would wait for the hub."""
-        self.rows()
-        content = fingerprint(self.source, self.split, self.name)
-        return combined(content | ({"columns": repr(sorted(self.columns.items()))} if self.columns else {}))
-
-
-def in_memory(data: Any) -> Any:
-    """The data in a form that can be read several times. Raises ConfigError for what is no data set."""
-    if isinstance(data, str | PathLike | DATASETS):
-        return data
-    if isinstance(data, pandas.DataFrame):
-        return datasets.Dataset.from_pandas(data, preserve_index=False)
-    if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes):
-        rows = list(data)
-        strange = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
-        if strange is None:
-            return rows
-        kind = type(rows[strange]).__name__
-        raise ConfigError(
-            f"the data set's element {strange} is of type {kind}, and a row is a dict of columns; "
-            "for files, give one path or folder, or what datasets.load_dataset returns"
-        )
-    raise ConfigError(
-        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a pandas.DataFrame, rows (dicts "
-        "of columns), a path, or a hub id. A dict of columns becomes one by datasets.Dataset.from_dict"
-    )
-
-
-def combined(hashes: dict[str, str]) -> str:
-    """Combines several hashes into one that does not change when the files move."""
-    return hashlib.sha256("\n".join(sorted(hashes.values())).encode()).hexdigest()[:16]
-
 
 MERGED_FROM = "merged_from.json"
 """In the folder of a merged adapter: what it was made of, which identifies it."""

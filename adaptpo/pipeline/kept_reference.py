@@ -16,13 +16,17 @@ from adaptpo.types import PreferencePair, Row
 
 def with_reference(context: Context, folder: str, items: Lazy[PromptedPair]) -> Lazy[PromptedPair]:
     """The pairs with the reference log-probs stored in `folder`; unchanged if the method needs none."""
-    return items.map(partial(joined, context, folder)) if context.method.needs_reference else items
+    return items.map(partial(joined_offline, context, folder)) if context.method.needs_reference else items
 
 
-def joined(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
-    """The pairs with their reference log-probs. `folder` must hold the offline pairs of all prompts, ordered by id."""
-    ids = (prompt.id for prompt, _ in items)
-    rows = context.run.read_shards_of(folder, ids, context.config.shard_size)
+def joined_offline(context: Context, folder: str, items: Sequence[PromptedPair]) -> list[PromptedPair]:
+    """The pairs, the offline ones with their reference log-probs. `folder` must hold all offline pairs, by id."""
+    return joined(context, folder, items, context.pair_numbers([prompt.id for prompt, _ in items]))
+
+
+def joined(context: Context, folder: str, items: Sequence[PromptedPair], numbers: Iterable[int]) -> list[PromptedPair]:
+    """The pairs with their reference log-probs, which are those with these numbers in `folder`."""
+    rows = context.run.read_shards_of(folder, numbers, context.config.shard_size)
     kept = {row_key(row): reference_fields(row) for row in rows}
     return [(prompt, replace(pair, **kept.get(pair_key(pair), {}))) for prompt, pair in items]
 

@@ -14,12 +14,15 @@ import torch
 from adaptpo.choices.learners.base import METHOD_STATE
 from adaptpo.errors import RunError, TrainingError
 from adaptpo.models.loading import check_loads, first_line
+from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import SCRATCH, Context
 from adaptpo.pipeline.hub import Repository, check_repository, push_final, repository_of
 from adaptpo.pipeline.iteration import Work, iteration_phases
 from adaptpo.pipeline.model_card import model_card
 from adaptpo.pipeline.phases.check import check_model
 from adaptpo.pipeline.phases.data import prepare_data
+from adaptpo.pipeline.phases.datasets import PHASE as DATASETS
+from adaptpo.pipeline.phases.datasets import count_datasets, has_datasets
 from adaptpo.pipeline.phases.evaluate import evaluate_policy, evaluation_phase
 from adaptpo.pipeline.phases.features import keep_feature
 from adaptpo.pipeline.phases.filter import filter_pairs, proxies
@@ -28,7 +31,13 @@ from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
-from adaptpo.pipeline.preflight import expected_schedule, needs_annotation, reference_doubts, refuse_impossible
+from adaptpo.pipeline.preflight import (
+    expected_schedule,
+    needs_annotation,
+    reference_doubts,
+    refuse_impossible,
+    refuse_unfit_data,
+)
 from adaptpo.pipeline.trackers import tracking
 from adaptpo.run.directory import RunDirectory, Summary, metrics_of
 from adaptpo.run.files import whole_folder, write_json
@@ -103,7 +112,8 @@ def evaluate_now(context: Context, data: str = "") -> Summary:
     stage, policy = newest_policy(context)
     evaluate(context, f"{data}initial", context.initial)
     evaluate(context, f"{data}{stage}", policy)
-    return metrics_of(context.run.state["phases"][evaluation_phase(f"{data}{stage}")])
+    found = metrics_of(context.run.state["phases"][evaluation_phase(f"{data}{stage}")])
+    return {name: value for name, value in found.items() if name != DATASETS} | flat(found.get(DATASETS, {}))
 
 
 def newest_policy(context: Context) -> tuple[str, str]:
@@ -118,12 +128,13 @@ def newest_policy(context: Context) -> tuple[str, str]:
 
 def prepare(context: Context) -> None:
     do_once(context, "data", partial(prepare_data, context))
+    context.ranks.on_first(partial(refuse_unfit_data, context))
     do_once(context, "check", partial(check_model, context))
     refuse_unreachable_head(context)
     if context.reward == "train" and needs_annotation(context):
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
-    if context.method.needs_reference and uses_offline_pairs(context):
+    if context.method.needs_reference and context.has_pairs and uses_offline_pairs(context):
         do(context, "reference", lambda: keep_initial_reference(context, "reference", context.offline()))
     if not context.method.filter.keeps_all:
         do(context, "filter", partial(filter_pairs, context))
@@ -142,6 +153,8 @@ def run_iteration(context: Context, iteration: int) -> None:
     start_method(context, iteration)
     for name, work in iteration_phases(context, iteration).items():
         do(context, f"{folder}/{name}", work)
+    if has_datasets(context):
+        do_once(context, f"{folder}/{DATASETS}", partial(count_datasets, context, iteration))
     remove_training_folder(context, folder)
     restore_method(context, iteration)
     snapshot(context, f"iteration-{iteration}")
@@ -184,7 +197,7 @@ def do_once(context: Context, phase: str, work: Work) -> None:
 
 
 def evaluate(context: Context, stage: str, policy: str) -> None:
-    if context.eval_rows is not None:
+    if context.eval_data is not None:
         do(context, evaluation_phase(stage), partial(evaluate_policy, context, stage, policy))
 
 

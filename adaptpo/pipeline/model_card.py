@@ -36,7 +36,7 @@ library_name: {"peft" if context.config.peft is not None else "transformers"}
 # Aligned with {context.method.name}
 
 Trained from `{context.initial}` with adaptpo {__version__} in {context.config.num_iterations} iterations on
-{context.source}.
+{context.data.description}.
 
 The method's four choices:
 

@@ -6,19 +6,23 @@ import math
 import warnings
 from typing import Any
 
+import pyarrow.compute as pc
 from transformers import Trainer
 from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Schedule
+from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Synced
+from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.tokenization import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set
-from adaptpo.errors import ConfigError
+from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.loading import check_loading, first_line, load_tokenizer, read_config
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
 from adaptpo.pipeline.trackers import make_trackers
+from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.progress import caution, say
 from adaptpo.training.optimizer_rules import check_optimizer
 
@@ -26,7 +30,7 @@ from adaptpo.training.optimizer_rules import check_optimizer
 def needs_annotation(context: Context) -> bool:
     fresh = context.method.pairing.num_generations > 0
     measures = any(context.method.needs_stage(iteration) for iteration in range(context.config.num_iterations))
-    evaluates = context.eval_rows is not None and context.reward is not None
+    evaluates = context.eval_data is not None and context.reward is not None
     return fresh or measures or evaluates or "reward_gap" in context.method.filter.needs
 
 
@@ -69,7 +73,7 @@ def expected_schedule(context: Context) -> Schedule:
     """The training steps ahead, once the data is prepared; there will be fewer if prompts leave an iteration."""
     args, epochs = context.inference_arguments, float(context.config.training.get("num_train_epochs", 1))
     together = args.per_device_train_batch_size * args.gradient_accumulation_steps * context.ranks.count
-    prompts = [len(context.offline_ids(iteration)) for iteration in range(context.config.num_iterations)]
+    prompts = [len(context.prompt_ids(iteration)) for iteration in range(context.config.num_iterations)]
     steps = [args.max_steps if args.max_steps > 0 else math.ceil(epochs * math.ceil(n / together)) for n in prompts]
     return Schedule(tuple(steps), epochs if args.max_steps <= 0 else min(steps) * together / max(1, min(prompts)))
 
@@ -238,3 +242,45 @@ def check_reward(context: Context) -> None:
     trained_later = context.reward == "train" and not context.reward_folder.exists()
     if context.reward is not None and needs_annotation(context) and not trained_later:
         context.annotator().probe()
+
+
+def refuse_unfit_data(context: Context) -> None:
+    """Raises DataError if the data, which has just been read, lacks what the run needs."""
+    if not context.has_pairs:
+        refuse_without_pairs(context.method, context.config, context.reward)
+        if context.method.warmup_epochs:
+            say("no row has an offline pair: the run has no warm-up, which would train on them", context.shows)
+    trains_reward = context.reward == "train" and needs_annotation(context)
+    if trains_reward or context.method.trainer.trains_on == "groups":
+        refuse_mixed_formats(context.offline_rows)
+
+
+def refuse_without_pairs(method: Method, config: AlignmentConfig, reward: Any) -> None:
+    """Raises DataError for what cannot be done if no row has an offline pair."""
+    uses = method.uses_of_pairs(config.num_iterations)
+    if uses:
+        raise DataError(
+            f"method '{method.name}' needs offline pairs: {', and '.join(uses)}. No row of the data has one: give "
+            "`chosen` and `rejected` in some rows (prompts alone may stand beside them), or choose a method that needs "
+            "none (`adaptpo methods`)"
+        )
+    if config.warmup_epochs:
+        raise DataError(
+            f"warmup_epochs is {config.warmup_epochs}, and a warm-up trains on offline pairs, but no row of the data "
+            "has one; leave warmup_epochs out"
+        )
+    if reward == "train":
+        raise DataError(
+            "`reward: train` trains a reward model on offline pairs, and no row of the data has one; set `reward` to a "
+            "reward model or a function"
+        )
+
+
+def refuse_mixed_formats(rows: MappedRows) -> None:
+    """Raises DataError if some prompts are plain text and others conversations, which TRL's trainers cannot read."""
+    conversations = sum(pc.sum(pc.starts_with(batch["prompt"], "[")).as_py() for batch in rows.batches())
+    if 0 < conversations < len(rows):
+        raise DataError(
+            f"{conversations:,} prompts are conversations and {len(rows) - conversations:,} plain text, and TRL's "
+            "trainer, which this run uses, needs one format; write the latter as messages, or use one of them"
+        )

@@ -21,8 +21,8 @@ from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
 from adaptpo.distributed.repeatable import repeatable
 from adaptpo.errors import ConfigError
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.inputs import (
-    DataInput,
     as_folder,
     function_name,
     input_digest,
@@ -56,8 +56,8 @@ class Request:
     model: Any
     args: AlignmentConfig
     method: Method
-    data: DataInput
-    eval_data: DataInput | None
+    data: DataInputs
+    eval_data: DataInputs | None
     max_eval_prompts: int
     reward: Any
     processing_class: Any
@@ -150,18 +150,15 @@ class Request:
         return computed | shared | recipe | named | {"inputs": inputs}
 
     def _context(self, run: RunDirectory, models: Models) -> Context:
-        rows = self.data.rows()
         return Context(
             run=run,
             config=self.args,
             method=self.method,
             initial=models.initial,
             reward=models.reward,
-            data_rows=rows,
-            eval_rows=self.eval_data.rows() if self.eval_data else None,
+            data=self.data.mixture(),
+            eval_data=self.eval_data.mixture() if self.eval_data else None,
             max_eval_prompts=self.max_eval_prompts,
-            text_format=self.data.text_format,
-            source=rows.description,
             tokenizer_folder=models.tokenizer or models.initial,
             reference_model=models.reference,
             callbacks=self.callbacks,

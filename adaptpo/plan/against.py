@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from adaptpo.errors import RunError
 from adaptpo.plan.estimate import Plan, make_plan, with_measured
+from adaptpo.plan.job import Job
+from adaptpo.plan.phases import parts_of
 from adaptpo.run.state import read_state
 
 OFFLINE_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -46,6 +48,7 @@ class Measured:
     offline_tokens: int
     prompts: int
     selected: int
+    alone: int
     responses: int
     fresh_tokens: int
     annotations: int
@@ -71,6 +74,7 @@ def measured(run: Path) -> Measured:
         offline_tokens=sum(total_length(run / "data" / "offline.parquet", name) for name in OFFLINE_IDS),
         prompts=by_kind["select", "prompts"],
         selected=by_kind["select", "selected"],
+        alone=by_kind["select", "prompts_alone"],
         responses=sum(pq.read_metadata(path).num_rows for path in files),
         fresh_tokens=sum(total_length(path, "ids") for path in files),
         annotations=by_kind["annotate", "annotated"] + by_kind["train", "annotated"],
@@ -108,10 +112,9 @@ def predicted(plan: Plan) -> dict[str, float]:
     generated = [cost for cost in plan.costs if cost.name == "generate"]
     responses = sum(cost.responses for cost in generated)
     count = max(1, job.method.pairing.num_generations)
-    lengths = (job.data.prompt, job.data.chosen, job.data.rejected)
     return {
-        "pairs": job.data.pairs,
-        "offline tokens": job.data.scale * sum(float(side.sum()) for side in lengths),
+        "pairs": job.data.pairs if job.has_pairs else 0,
+        "offline tokens": sum(part.data.scale * offline_tokens(part) for part in parts_of(job)),
         "prompts with fresh responses": responses / count,
         "fresh responses": responses,
         "fresh tokens": responses * job.fresh,
@@ -119,11 +122,16 @@ def predicted(plan: Plan) -> dict[str, float]:
     }
 
 
+def offline_tokens(job: Job) -> float:
+    """Tokens of the sampled rows."""
+    return sum(float(side.sum()) for side in (job.data.prompt, job.data.chosen, job.data.rejected))
+
+
 def counted(found: Measured) -> tuple[float, ...]:
     return (
         found.pairs,
         found.offline_tokens,
-        found.selected,
+        found.selected + found.alone,
         found.responses,
         found.fresh_tokens,
         found.annotations,

@@ -31,10 +31,10 @@ class Contribution:
     new_pairs: tuple[Sides, ...]
 
 
-def contribution(pairing: Pairing, selected: bool) -> Contribution:
+def contribution(pairing: Pairing, selected: bool, has_pair: bool = True) -> Contribution:
     """The contribution found by pairing placeholders; fresh responses rank best and worst, offline ones in between."""
     offline = PreferencePair(0, "offline", Response(CHOSEN, [0]), Response(REJECTED, [1]))
-    outcome = pairing.pairs(offline, placeholders(pairing) if selected else None)
+    outcome = pairing.pairs(offline if has_pair else None, placeholders(pairing) if selected else None)
     pairs = () if isinstance(outcome, NoPair) else outcome
     group = tuple(text for pair in pairs for text in texts(pair, with_sample=True))
     return Contribution(

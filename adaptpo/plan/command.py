@@ -11,13 +11,17 @@ from typing import Any, Literal
 import torch
 
 from adaptpo.choices.method import Method
+from adaptpo.config.data import DataSettings
 from adaptpo.config.recipe import Recipe, load_recipe
 from adaptpo.config.reward import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
 from adaptpo.data.conventions import is_preference_row
+from adaptpo.data.mixture import Mixture
 from adaptpo.errors import ConfigError
 from adaptpo.methods.build import build_method
-from adaptpo.models.loading import load_tokenizer, read_config, stop_ids_of, text_mode_of
-from adaptpo.pipeline.inputs import DataInput
+from adaptpo.models.loading import load_tokenizer, read_config
+from adaptpo.pipeline.data_inputs import DataInputs
+from adaptpo.pipeline.preflight import refuse_without_pairs
+from adaptpo.pipeline.reading import Reader
 from adaptpo.plan.arithmetic import Shape
 from adaptpo.plan.data import measure_data
 from adaptpo.plan.job import AnnotatorFacts, Job
@@ -27,7 +31,8 @@ from adaptpo.plan.model import bytes_per_weight, shape_of, shape_of_encoder
 @dataclass(frozen=True)
 class Options:
     """`sample`: maximum number of rows to tokenize. `fresh_tokens`: mean length of a fresh response; None takes that of
-    the chosen ones, limited by `max_new_tokens`. `share` of prompts with fresh responses; None asks the method."""
+    the chosen ones, limited by `max_new_tokens`, or that limit if the data has none. `share` of prompts with fresh
+    responses; None asks the method."""
 
     recipe: Path
     assignments: Sequence[str] = ()
@@ -47,15 +52,13 @@ def read_job(options: Options) -> Job:
     recipe = load_recipe(options.recipe, tuple(options.assignments))
     loading = recipe.load_options
     method, config = build_method(recipe), read_config(recipe.model, loading)
-    tokenizer = load_tokenizer(recipe.model, loading)
-    source = DataInput.of(recipe.data)
-    if source is None:
-        raise ConfigError("'data' is missing")
-    rows = source.rows()
-    mode, stop_ids = text_mode_of(tokenizer, source.text_format), stop_ids_of(recipe.model, tokenizer, loading)
-    data = measure_data(rows, recipe, tokenizer, mode, stop_ids, options.sample, rows.description)
+    reader = Reader.of(recipe, recipe.model, load_tokenizer(recipe.model, loading), method)
+    data = measure_data(reader, mixture_of(recipe.data), recipe.seed, options.sample)
+    if not data.has_pairs:
+        refuse_without_pairs(method, recipe, recipe.reward)
     longest = recipe.generation.max_new_tokens
-    fresh = min(longest, float(data.chosen.mean())) if options.fresh_tokens is None else options.fresh_tokens
+    usual = min(longest, float(data.chosen.mean())) if data.has_pairs else longest
+    fresh = usual if options.fresh_tokens is None else options.fresh_tokens
     held_out, with_pairs = held_out_prompts(recipe)
     weight = bytes_per_weight(config, recipe.model_init_kwargs)
     return Job(
@@ -78,13 +81,20 @@ def computing_bytes(recipe: Recipe, weight: int) -> int:
     return torch.bfloat16.itemsize if mixed else weight
 
 
+def mixture_of(settings: DataSettings) -> Mixture:
+    found = DataInputs.of(settings)
+    assert found is not None
+    return found.mixture()
+
+
 def held_out_prompts(recipe: Recipe) -> tuple[int, bool]:
-    """The number of held-out prompts, up to `max_prompts`, and whether they come with pairs."""
-    source = DataInput.of(recipe.eval_data)
-    if source is None or recipe.eval_data is None:
+    """The number of held-out prompts, up to `max_prompts`, and whether some come with pairs."""
+    if recipe.eval_data is None:
         return 0, False
-    first = list(islice(source.rows(), recipe.eval_data.max_prompts))
-    return len(first), bool(first) and is_preference_row(first[0])
+    samples = mixture_of(recipe.eval_data).samples(recipe.seed)
+    rows = list(islice((row for sample in samples for _, row in sample.numbered()), recipe.eval_data.max_prompts))
+    firsts = [next((row for _, row in sample.numbered()), {}) for sample in samples]
+    return len(rows), any(map(is_preference_row, firsts))
 
 
 def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:

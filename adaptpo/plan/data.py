@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from adaptpo.config.recipe import AlignmentConfig
-from adaptpo.data import iter_examples, require_rows
-from adaptpo.data.pairs import TextFormat
-from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import tokenize_pair
+from adaptpo.data import require_rows
+from adaptpo.data.mixture import Mixture
+from adaptpo.pipeline.reading import Item, Reader
 from adaptpo.plan.arithmetic import Lengths
-from adaptpo.types import Dropped, PreferenceExample
+from adaptpo.types import Dropped
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """The `pairs` of `rows` that a run keeps, and the lengths of prompt, chosen and rejected response of `sampled` of
-    them, [sampled] each. If the sample is only a part, `pairs` is an estimate."""
+    them, [sampled] each. If the sample is only a part, `pairs` is an estimate. `sets`: rows by data set, if there are
+    several. `alone`: the prompts without a pair, if there are some; where no row has a pair, all numbers are theirs."""
 
     rows: int
     pairs: int
     prompt: Lengths
     chosen: Lengths
     rejected: Lengths
+    sets: Mapping[str, int] = field(default_factory=dict)
+    alone: DataFacts | None = None
+    has_pairs: bool = True
 
     @property
     def sampled(self) -> int:
@@ -40,48 +41,36 @@ class DataFacts:
         return self.pairs / self.sampled
 
 
-def measure_data(
-    rows: Iterable[dict[str, Any]],
-    config: AlignmentConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    text_mode: TextFormat,
-    stop_ids: frozenset[int],
-    sample: int,
-    source: str,
-) -> DataFacts:
+def measure_data(reader: Reader, data: Mixture, seed: int, sample: int) -> DataFacts:
     """Tokenizes all rows, or evenly spaced ones if there are more than `sample`; reads the rows twice.
 
     Raises DataError if no row can be used.
     """
-    total = sum(1 for _ in rows)
-    step = max(1, total // sample)
-    sampled = islice(iter_examples(rows, text_mode), 0, None, step)
-    taken = [
-        None if isinstance(example, Dropped) else token_counts(example, config, tokenizer, stop_ids)
-        for example in with_words_rendered(sampled, tokenizer, config.chat_template_kwargs)
+    samples = data.samples(seed)
+    total = sum(map(len, samples))
+    every = max(1, total // sample)
+    examples = (example for _, example in islice(reader.examples(samples), 0, None, every))
+    taken = [example if isinstance(example, Dropped) else reader.tokenized(0, example) for example in examples]
+    kept = [found for found in taken if not isinstance(found, Dropped)]
+    require_rows(len(kept), Counter(found.reason for found in taken if isinstance(found, Dropped)), data.description)
+    facts = [
+        facts_of(total, round(total * len(items) / len(taken)), items)
+        for items in ([item for item in kept if item[1]], [item for item in kept if not item[1]])
+        if items
     ]
-    lengths = [counts for counts in taken if counts is not None]
-    require_rows(len(lengths), {"the run would drop it": len(taken)} if taken else {}, source)
+    sets = {str(one.source.name): len(one) for one in samples} if data.several else {}
+    return replace(facts[0], sets=sets, alone=facts[1] if len(facts) > 1 else None)
+
+
+def facts_of(rows: int, pairs: int, items: Sequence[Item]) -> DataFacts:
+    """Facts about items that all have a pair, or all have none."""
+    responses = [(pair.chosen.ids, pair.rejected.ids) if pair else ([], []) for _, pair in items]
+    lengths = [(len(item[0].ids), *map(len, sides)) for item, sides in zip(items, responses, strict=True)]
     prompt, chosen, rejected = np.array(lengths, dtype=np.float64).T
-    return DataFacts(total, round(total * len(lengths) / len(taken)), prompt, chosen, rejected)
-
-
-def token_counts(
-    example: PreferenceExample, config: AlignmentConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
-) -> tuple[int, int, int] | None:
-    """The tokens of prompt, chosen and rejected response as a run counts them, 0 for one that an unpaired row lacks;
-    None for a row that it leaves out."""
-    limits, options = (config.max_prompt_length, config.max_completion_length), config.chat_template_kwargs
-    all_turns = config.trained_turns == "all"
-    found = tokenize_pair(example, tokenizer, *limits, stop_ids, options, config.max_length, all_turns)
-    if isinstance(found, str):
-        return None
-    sides = {"chosen": len(found.chosen.ids), "rejected": len(found.rejected.ids)}
-    sides |= {example.absent: 0} if example.absent else {}
-    return len(found.prompt_ids), sides["chosen"], sides["rejected"]
+    return DataFacts(rows, pairs, prompt, chosen, rejected, has_pairs=items[0][1] is not None)
 
 
 def assumed_data(pairs: int, prompt: float, response: float) -> DataFacts:
     """Facts about pairs of which only mean lengths are known."""
-    lengths = (np.array([length]) for length in (prompt, response, response))
-    return DataFacts(pairs, pairs, *lengths)
+    lengths = np.array([response])
+    return DataFacts(pairs, pairs, np.array([prompt]), lengths, lengths)

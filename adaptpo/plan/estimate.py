@@ -18,7 +18,7 @@ from adaptpo.plan.arithmetic import (
 )
 from adaptpo.plan.job import Job
 from adaptpo.plan.machines import Machine
-from adaptpo.plan.phases import Phase, phases
+from adaptpo.plan.phases import Phase, parts_of, phases
 from adaptpo.plan.published import beside_paper
 
 GB = 1e9
@@ -234,7 +234,8 @@ def disk(job: Job) -> list[Line]:
     ]
     if job.annotator.trained:
         lines.append(Line("reward model", shape.parameters * 4 / GB, f"{shape.parameters:,} x 4 bytes"))
-    offline = job.data.scale * sum(float(x.sum()) for x in (job.data.prompt, job.data.chosen, job.data.rejected))
+    facts = [part.data for part in parts_of(job)]
+    offline = sum(one.scale * float((one.prompt + one.chosen + one.rejected).sum()) for one in facts)
     fresh = sum(phase.responses for phase in phases(job)) * job.fresh
     formula = f"({offline:,.0f} offline + {fresh:,.0f} fresh tokens) x {TOKEN_BYTES} bytes before compression"
     return [*lines, Line("data and responses", (offline + fresh) * TOKEN_BYTES / GB, formula)]
@@ -272,7 +273,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     facts = {
         "parameters": job.shape.parameters,
         "trained": job.shape.trained,
-        "pairs": job.data.pairs,
+        "pairs": job.data.pairs if job.has_pairs else 0,
+        "prompts_alone": job.alone.data.pairs if job.alone else 0 if job.has_pairs else job.data.pairs,
         "sampled": job.data.sampled,
         "prompt_tokens": float(job.data.prompt.mean()),
         "chosen_tokens": float(job.data.chosen.mean()),

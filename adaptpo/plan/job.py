@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from adaptpo.choices.learners.trust import Share
@@ -58,7 +58,19 @@ class Job:
         return self.config.num_iterations
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether its prompts have offline pairs."""
+        return self.data.has_pairs
+
+    @property
+    def alone(self) -> Job | None:
+        """The job of the prompts without an offline pair, if there are some beside pairs."""
+        return replace(self, data=self.data.alone) if self.data.alone else None
+
+    @property
     def warmup_epochs(self) -> int:
+        if not self.has_pairs:
+            return 0
         chosen = self.config.warmup_epochs
         return self.method.warmup_epochs if chosen is None else chosen
 
@@ -88,6 +100,8 @@ class Job:
         return method_in(self.method, iteration, self.iterations)
 
     def expected_share(self, iteration: int) -> Share:
+        if not self.has_pairs:
+            return Share(1.0, "prompts without an offline pair")
         if self.share is not None:
             return Share(self.share, "given")
         return self.method_in(iteration).selection.expected_share()

@@ -38,11 +38,17 @@ class Phase:
 
 def phases(job: Job) -> list[Phase]:
     """The phases in the order of a run, without those that have no work."""
-    every = [*opening(job), *(p for number in range(job.iterations) for p in iteration(job, number)), *evaluation(job)]
+    iterations = (p for number in range(job.iterations) for part in parts_of(job) for p in iteration(part, number))
+    every = [*(opening(job) if job.has_pairs else ()), *iterations, *evaluation(job)]
     merged: dict[str, Phase] = {}
     for phase in every:
         merged[phase.name] = together(merged[phase.name], phase) if phase.name in merged else phase
     return [phase for phase in merged.values() if phase.passes.tokens or phase.annotations]
+
+
+def parts_of(job: Job) -> list[Job]:
+    """The prompts with an offline pair and, if there are some, those without one."""
+    return [job, *([job.alone] if job.alone else [])]
 
 
 def together(one: Phase, other: Phase) -> Phase:
@@ -137,6 +143,19 @@ def feature_phase(job: Job, feature: PairFeature, prompts: float) -> Phase:
 
 def iteration(job: Job, number: int) -> Iterator[Phase]:
     method = job.method_in(number)
+    if job.has_pairs:
+        yield from measuring(job, number)
+    selected = job.part * job.expected_share(number).value
+    if count := method.pairing.num_generations:
+        ranked = (FRESH,) * count + (OFFLINE_PAIR if method.pairing.ranks_offline and job.has_pairs else ())
+        yield generation(job, "generate", selected, count)
+        yield annotation(job, "annotate", selected, ranked)
+    yield from TRAINING[method.trainer.trains_on](job, number, selected)
+
+
+def measuring(job: Job, number: int) -> Iterator[Phase]:
+    """What an iteration measures on offline pairs."""
+    method = job.method_in(number)
     if job.method.needs_stage(number):
         prompts = min(job.config.stage.prompts, job.part)
         yield generation(job, "stage: generate", prompts, 2)
@@ -146,19 +165,13 @@ def iteration(job: Job, number: int) -> Iterator[Phase]:
     for feature in method.features():
         if feature.follows_policy:
             yield feature_phase(job, feature, job.part)
-    selected = job.part * job.expected_share(number).value
-    if count := method.pairing.num_generations:
-        ranked = (FRESH,) * count + (OFFLINE_PAIR if method.pairing.ranks_offline else ())
-        yield generation(job, "generate", selected, count)
-        yield annotation(job, "annotate", selected, ranked)
-    yield from TRAINING[method.trainer.trains_on](job, number, selected)
 
 
 def on_pairs(job: Job, number: int, selected: float) -> Iterator[Phase]:
     pairing = job.method_in(number).pairing
     for prompts, made in (
-        (selected, contribution(pairing, selected=True)),
-        (job.part - selected, contribution(pairing, selected=False)),
+        (selected, contribution(pairing, selected=True, has_pair=job.has_pairs)),
+        (job.part - selected, contribution(pairing, selected=False, has_pair=job.has_pairs)),
     ):
         if prompts and made.group:
             yield from pair_references(job, prompts, made)

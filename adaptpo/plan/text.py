@@ -46,7 +46,12 @@ def show_facts(console: Console, plan: Plan) -> None:
     )
     lengths = (data.prompt.mean(), data.chosen.mean(), data.rejected.mean())
     means = "prompt {:.1f}, chosen {:.1f}, rejected {:.1f}".format(*lengths)
-    plain(console, f"data     {data.pairs:,} of {data.rows:,} rows; mean tokens of {data.sampled:,}: {means}")
+    what = "pairs" if data.has_pairs else "prompts without a pair"
+    plain(console, f"data     {data.pairs:,} {what} of {data.rows:,} rows; mean tokens of {data.sampled:,}: {means}")
+    if alone := data.alone:
+        plain(console, f"         {alone.pairs:,} prompts without a pair; mean tokens {alone.prompt.mean():.1f}")
+    for name, rows in data.sets.items():
+        plain(console, f"         {name}: {rows:,} rows ({rows / data.rows:.1%})")
     plain(console, f"method   {job.method.name}, {job.iterations} iterations of {job.part:,.0f} prompts")
     for share, count in Counter(plan.shares).items():
         told = f"{share.value:.0%} of the prompts get fresh responses in {count} iterations ({share.why})"

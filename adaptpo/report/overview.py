@@ -36,8 +36,10 @@ def header(run: RunData) -> dict[str, Any]:
 
 
 def name(value: Any) -> str:
-    """The name of a configured value: its `path` or `name`, or the value itself."""
-    return str(value.get("path") or value.get("name")) if isinstance(value, dict) else str(value)
+    """The name of a configured value: its `path` or `name`, the names of its `sets`, or the value itself."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(value.get("sets") or ()) or str(value.get("path") or value.get("name"))
 
 
 def unfinished(run: RunData) -> str:
@@ -56,6 +58,7 @@ def planned(run: RunData) -> Iterator[str]:
     """The phases in order; `training` and `iteration T` stand for phases that only the method knows."""
     evaluated = bool(run.config.get("eval_data") or run.config.get("inputs", {}).get("eval_data"))
     reference = ["reference"] if "reference" in run.phases else []
+    datasets = ["datasets"] if run.phases.get("data", {}).get("datasets") else []
     yield from ["data", *["reward"] * (run.config.get("reward") == "train"), *reference]
     yield from ["evaluate/initial"] * evaluated
     warmup = warms_up(run)
@@ -65,7 +68,7 @@ def planned(run: RunData) -> Iterator[str]:
         yield from ["warmup", *["evaluate/warmup"] * evaluated]
     for t in range(run.config.get("num_iterations", 1)):
         yield f"iteration {t}"
-        kinds = ["stage", "score", "select", "generate", "annotate", "pair", *reference, "train"]
+        kinds = ["stage", "score", "select", "generate", "annotate", "pair", *reference, "train", *datasets]
         yield from (f"iterations/{t}/{kind}" for kind in kinds)
         yield from [f"evaluate/iteration-{t}"] * evaluated
     yield "final"
@@ -112,7 +115,9 @@ def annotation_ratio(counts: Sequence[IterationCounts]) -> Tile | None:
     if not prompts or all(count.generated_for is None for count in counts):
         return None
     answered = sum(count.generated_for or 0 for count in counts)
-    return "annotation ratio", f"{answered / prompts:.1%}", f"responses for {answered:,} of {prompts:,} prompts"
+    alone = sum(count.alone or 0 for count in counts)
+    beside = f", and for {alone:,} without a pair" if alone else ""
+    return "annotation ratio", f"{answered / prompts:.1%}", f"responses for {answered:,} of {prompts:,} prompts{beside}"
 
 
 def responses_annotated(counts: Sequence[IterationCounts]) -> Tile | None:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from adaptpo.report import learned_weights
 from adaptpo.report.adaptation import gain_figure, learner_figure, margin_figure
 from adaptpo.report.cost import time_figure, training_figure
+from adaptpo.report.datasets import dataset_evaluation_table, dataset_iterations_table, datasets_table
 from adaptpo.report.figures import FigureSpec, render
 from adaptpo.report.outcome import dynamics_figure, reward_figure
 from adaptpo.report.overview import header, key_figures, warnings
@@ -52,6 +53,9 @@ def write_report(run: Path, out: Path | None = None, refresh: int | None = None)
         key_figures=key_figures(data),
         evaluation=evaluation_table(data),
         iterations=iteration_table(data),
+        datasets=datasets_table(data),
+        dataset_iterations=dataset_iterations_table(data),
+        dataset_evaluation=dataset_evaluation_table(data),
         weight_groups=learned_weights.group_table(data),
         weight_visits=learned_weights.visit_table(data),
         feature_importance=learned_weights.importance_table(data),

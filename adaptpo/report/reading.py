@@ -83,6 +83,15 @@ class RunData:
         return self.table("data/offline.parquet", "part").get("part", np.array([]))
 
     @cached_property
+    def paired(self) -> npt.NDArray[np.bool_]:
+        """For each prompt, whether it has an offline pair."""
+        if not self.phases.get("data", {}).get("prompts_alone"):
+            return np.ones(len(self.parts), dtype=bool)
+        with reading(self.root / "data" / "offline.parquet"):
+            ids = pq.read_table(self.root / "data" / "offline.parquet", columns=["chosen"])["chosen"]
+            return ids.is_valid().to_numpy()
+
+    @cached_property
     def stages(self) -> list[Stage]:
         """Evaluations on the held-out prompts, in order."""
         phases = ((str(line.get("phase")), line) for line in self.metrics)
@@ -144,7 +153,9 @@ class RunData:
             with reading(path):
                 if not {"prompt", "chosen"} <= set(pq.read_schema(path).names):
                     continue  # Filtered or held-out rows, not the data.
-                found = pq.read_table(path, columns=["prompt", "chosen"], filters=[("prompt", "in", prompts)])
+                found = pq.read_table(
+                    path, columns=["prompt", "chosen"], filters=[("prompt", "in", prompts)]
+                ).drop_null()
             texts.update(zip(found["prompt"].to_pylist(), found["chosen"].to_pylist(), strict=True))
         return texts
 

@@ -40,9 +40,11 @@ class Table:
 
 @dataclass(frozen=True)
 class IterationCounts:
-    """Counts from one iteration's files; None for anything that the method or the unfinished run does not have."""
+    """Counts from one iteration's files; None for anything that the method or the unfinished run does not have.
+    `alone` are the prompts without an offline pair, which are not among `prompts` and `generated_for`."""
 
     prompts: int | None
+    alone: int | None
     generated_for: int | None
     responses: int | None
     cut: int | None
@@ -56,9 +58,12 @@ def iteration_counts(run: RunData, t: int) -> IterationCounts:
     annotations = run.table(f"{folder}/annotations/*.parquet", "reward")
     valid = len(finite(annotations, "reward"))
     selects = bool(run.files(f"{folder}/selection.parquet"))
+    of_part, without_pair = run.parts == t, np.flatnonzero(~run.paired)
+    answered = np.unique(responses.get("prompt_id", np.zeros(0, np.int64)))
     return IterationCounts(
-        prompts=int((run.parts == t).sum()) or None,
-        generated_for=len(set(responses.get("prompt_id", ()))) if selects else None,
+        prompts=int((of_part & run.paired).sum()) or None,
+        alone=int((of_part & ~run.paired).sum()) or None,
+        generated_for=len(answered) - int(np.isin(answered, without_pair).sum()) if selects else None,
         responses=len(responses["ended"]) if responses else None,
         cut=int((~responses["ended"].astype(bool)).sum()) if responses else None,
         annotated=valid if annotations else None,
@@ -82,6 +87,7 @@ def iteration_row(run: RunData, t: int) -> dict[str, str | None]:
         "prompts": styled(counts.prompts),
         "generated for": styled(counts.generated_for),
         "share": styled(ratio(counts.generated_for, counts.prompts), ".1%"),
+        "prompts without a pair": styled(counts.alone),
         "responses": styled(counts.responses),
         "cut off": styled(counts.cut),
         "invalid": styled(counts.invalid),
@@ -193,6 +199,6 @@ def anchor(line: Row) -> str:
 
 def place(line: Row) -> str:
     if "row" in line:
-        return f"row {line['row']}"
+        return f"row {line['row']}" + (f" of {line['dataset']}" if "dataset" in line else "")
     response = f" response {line['index']}" if "index" in line else ""
     return f"prompt {line['prompt_id']}{response}"

@@ -14,7 +14,7 @@ from typing import Any
 from adaptpo.errors import RunError
 from adaptpo.run.directory import RunDirectory
 from adaptpo.run.files import JsonLines, whole_file, whole_folder
-from adaptpo.run.identity import NOT_COMPARED, differences, flatten, plain, stored_config
+from adaptpo.run.identity import differences, flatten, is_compared, plain, stored_config
 from adaptpo.run.lazy_sequence import batched
 from adaptpo.run.left_out import WRITTEN_TOGETHER
 from adaptpo.run.manifest import Manifest
@@ -41,16 +41,18 @@ OWN_FILES = frozenset(
 )
 
 
-def opening_facts(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the opening of a run with this resolved config depends on."""
+def opening_facts(config: dict[str, Any], prompts_alone: bool = False) -> dict[str, Any]:
+    """The settings that the opening of a run with this resolved config depends on. `prompts_alone`: whether the data
+    has prompts without a pair, which only some methods take."""
     settings = {
         key: value
         for key, value in flatten(plain(config)).items()
-        if key not in NOT_COMPARED | LATER_SETTINGS and not key.startswith(LATER_SECTIONS)
+        if is_compared(key) and key not in LATER_SETTINGS and not key.startswith(LATER_SECTIONS)
     }
     own, method = config["warmup_epochs"], config["method"]
     epochs = method["warmup_epochs"] if own is None else own
-    return settings | {"warmup_epochs": epochs} | flatten(plain(method["opening"]), "method")
+    of_method = {name: value for name, value in method["opening"].items() if prompts_alone or name != "takes_prompts"}
+    return settings | {"warmup_epochs": epochs} | flatten(plain(of_method), "method")
 
 
 def take_opening(run: RunDirectory, source: Path, config: dict[str, Any]) -> None:
@@ -90,12 +92,14 @@ def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not (source / "config.yaml").is_file():
         raise RunError(f"branch_of: no run at {source}; give the folder of a run (an output_dir)")
     stored = stored_config(source)
-    if lines := differences(opening_facts(stored), opening_facts(config)):
+    state = read_state(source)
+    data = state["phases"].get("data", {})
+    alone = any(name in data for name in ("prompts_alone", "prompts_alone_left_out"))
+    if lines := differences(opening_facts(stored, alone), opening_facts(config, alone)):
         raise RunError(
             f"branch_of: the run in {source} started with different settings:\n{lines}\n"
             "Use that run's settings, or remove branch_of."
         )
-    state = read_state(source)
     if not state.get("opened"):
         raise RunError(f"branch_of: the run in {source} has not reached its first iteration; resume it first")
     phases = {name: facts for name, facts in state["phases"].items() if in_opening(name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ NOT_COMPARED = frozenset(
         "show_progress",
         "annotation_cache",
     }
-    | {"adaptpo", "threads", "training"}
+    | {"adaptpo", "threads", "training", "method.opening.takes_prompts"}
     | {f"executor.{name}" for name in ExecutorSettings.model_fields}
     | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
     | {f"generation.{name}" for name in ("program", "reload")}
@@ -39,6 +40,9 @@ NOT_COMPARED = frozenset(
 
 `training` stands for an empty section; the keys of a section that has any are compared one by one.
 """
+
+PLACE_OF_A_SET = re.compile(r"(eval_)?data\.sets\..*\.path")
+"""The key of the place of one of several data sets, which may change like that of one alone."""
 
 DEFAULT_BATCH = 8
 """`per_device_train_batch_size` if a recipe does not set it, as in transformers."""
@@ -72,10 +76,14 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "\n".join(lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
 
 
+def is_compared(key: str) -> bool:
+    return key not in NOT_COMPARED and not PLACE_OF_A_SET.fullmatch(key)
+
+
 def compared(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that identify a run, flat. Batch size, accumulation passes and processes count only as a product:
     the batch of an optimizer step."""
-    settings = {key: value for key, value in flatten(config).items() if key not in NOT_COMPARED}
+    settings = {key: value for key, value in flatten(config).items() if is_compared(key)}
     processes = settings.pop("processes", 1)
     sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)
     for section in sections:

@@ -14,6 +14,7 @@ SHOWN = {
     "truncated": "{} cut at the length limit",
     "prompts": "{} prompts",
     "selected": "{} selected",
+    "prompts_alone": "{} prompts without an offline pair",
     "responses": "{} responses",
     "annotated": "{} annotated",
     "invalid": "{} without a valid reward",

@@ -32,6 +32,7 @@ OFFLINE_SCHEMA = pa.schema(
         "chosen_mask": MASK,
         "rejected_mask": MASK,
         "columns": pa.string(),
+        "dataset": pa.string(),
     }
 )
 PROMPT_COLUMNS = ("prompt_id", "prompt", "prompt_ids", "columns")
@@ -133,6 +134,7 @@ EVALUATION_SCHEMA = pa.schema(
         "reward": pa.float64(),
         "margin": pa.float32(),
         "score": pa.float32(),
+        "dataset": pa.string(),
     }
 )
 
@@ -178,12 +180,15 @@ def prompt_row(prompt: Prompt) -> Row:
     }
 
 
-def offline_row(prompt: Prompt, pair: PreferencePair, row: int) -> Row:
+def offline_row(prompt: Prompt, pair: PreferencePair | None, row: int, dataset: str | None = None) -> Row:
+    """The row of a prompt and its offline pair, if it has one. `row` is its number in its data set, which `dataset`
+    names if there are several."""
     return {
         **prompt_row(prompt),
         "row": row,
-        **response_fields("chosen", pair.chosen),
-        **response_fields("rejected", pair.rejected),
+        "dataset": dataset,
+        **({} if pair is None else response_fields("chosen", pair.chosen)),
+        **({} if pair is None else response_fields("rejected", pair.rejected)),
     }
 
 
@@ -204,6 +209,11 @@ def read_offline(row: Row) -> tuple[Prompt, PreferencePair]:
         rejected=read_response(row, "rejected"),
     )
     return read_prompt(row), pair
+
+
+def read_item(row: Row) -> tuple[Prompt, PreferencePair | None]:
+    """The prompt of a row, with its offline pair if it has one."""
+    return read_offline(row) if row["chosen_ids"] is not None else (read_prompt(row), None)
 
 
 def pair_row(pair: PreferencePair) -> Row:

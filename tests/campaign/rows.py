@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaptpo import methods
-from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data import open_rows
+from adaptpo.data.mixture import Mixture, Source
+from adaptpo.data.source import Rows
 from adaptpo.data.tokenization import stop_token_ids
 from adaptpo.pipeline.phases.data import tokenized_rows
+from adaptpo.pipeline.reading import Reader
 from adaptpo.run.directory import LeftOut
 from adaptpo.run.schemas import OFFLINE_SCHEMA, read_offline
 from tests.campaign.outcomes import Nonsense
@@ -84,17 +86,16 @@ def row(rng: random.Random) -> dict[str, Any]:
 def context_for(weighted: bool) -> Any:
     """What `tokenized_rows` reads of a run."""
     tokenizer = byte_tokenizer()
-    config = AlignmentConfig(output_dir="o", max_prompt_length=400, max_completion_length=200, num_iterations=1)
-    method = methods.weighted_dpo() if weighted else methods.dpo()
-    shared = {"tokenizer": tokenizer, "stop_ids": stop_token_ids(tokenizer), "max_length": 512, "text_mode": "messages"}
-    return SimpleNamespace(config=config, method=method, reward=None, eval_rows=None, shows=False, **shared)
+    reader = Reader(tokenizer, stop_token_ids(tokenizer), 400, 200, 512, needs_weight=weighted)
+    return SimpleNamespace(reader=reader, reward=None, eval_data=None, shows=False)
 
 
 def read_all(rows: Any, weighted: bool) -> tuple[int, int]:
     """The rows kept and left out, as the phase `data` does it, with everything written and read again."""
-    context = SimpleNamespace(**vars(context_for(weighted)), data_rows=rows)
     left_out = LeftOut(None, "data")
-    kept = [found | {"part": 0} for found in tokenized_rows(context, left_out)]
+    samples = Mixture([Source(Rows("rows", lambda: rows))]).samples(0)
+    found = tokenized_rows(context_for(weighted), samples, left_out, Counter())
+    kept = [row | {"part": 0} for row in found]
     table = pa.Table.from_pylist(kept, schema=OFFLINE_SCHEMA)
     json.dumps(left_out.reasons)
     for stored in table.to_pylist():

@@ -27,8 +27,9 @@ def judged_prompts(context: Context, iteration: int) -> Lazy[Judged]:
     ranks_offline = context.method_in(iteration).pairing.ranks_offline
 
     def judged(answered: AnsweredPrompt) -> Judged:
-        offline = [(CHOSEN, answered.offline.chosen), (REJECTED, answered.offline.rejected)]
-        return answered.prompt, [*enumerate(answered.responses), *(offline if ranks_offline else [])]
+        pair = answered.offline if ranks_offline else None
+        offline = [] if pair is None else [(CHOSEN, pair.chosen), (REJECTED, pair.rejected)]
+        return answered.prompt, [*enumerate(answered.responses), *offline]
 
     return answered_prompts(context, iteration).map(lambda some: [judged(answered) for answered in some])
 

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaptpo.data import iter_examples, require_rows
-from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.tokenization import TokenizedPair, tokenize_pair
-from adaptpo.data.unpaired import how_to_pair
-from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.collate import data_weight
+from adaptpo.data import require_rows
+from adaptpo.data.mixture import Sample
+from adaptpo.data.problems import NO_RESPONSES
+from adaptpo.errors import ConfigError
+from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.run.arrow_rows import MappedRows, write_batches, write_rows
 from adaptpo.run.directory import Summary
 from adaptpo.run.left_out import LeftOut
+from adaptpo.run.progress import say
 from adaptpo.run.schemas import OFFLINE_SCHEMA, offline_row
-from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response, Row
+from adaptpo.types import Dropped, Row
 
+PHASE = "data"
 WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "part"])
 
 
 def prepare_data(context: Context) -> Summary:
     """Reads, validates and tokenizes the data, cuts it into T sequential parts, and records why rows are left out."""
     folder = context.run.path / "data"
-    with context.run.dropping("data") as left_out:
-        kept = write_rows(folder / "offline.arrow", tokenized_rows(context, left_out), WITHOUT_PART)
-    require_rows(len(kept), left_out.reasons, context.source)
+    samples = context.data.samples(context.config.seed)
+    kept_of: Counter[str | None] = Counter()
+    with context.run.dropping(PHASE) as left_out:
+        rows = tokenized_rows(context, samples, left_out, kept_of)
+        kept = write_rows(folder / "offline.arrow", rows, WITHOUT_PART)
+    require_rows(len(kept), left_out.reasons, context.data.description)
     require_parts(len(kept), context.config.num_iterations)
     write_batches(folder / "offline.parquet", in_parts(kept, context.config.num_iterations), OFFLINE_SCHEMA)
     context.run.keep(folder / "offline.arrow", folder / "offline.parquet")
     truncated = sum(count_false(batch[side]) for batch in kept.batches() for side in ("chosen_ended", "rejected_ended"))
     reasons = dict(left_out.reasons)
-    return {"kept": len(kept), "dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
+    alone = sum(batch["chosen_ids"].null_count for batch in kept.batches())
+    counts = {"kept": len(kept) - alone}
+    found = {"prompts_alone": alone, "prompts_alone_left_out": left_out.reasons[NO_RESPONSES]}
+    counts |= {name: number for name, number in found.items() if number}
+    summary = counts | {"dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
+    return summary | told_by_dataset(context, samples, kept_of)
 
 
 FEW = 10
@@ -50,56 +60,46 @@ def require_parts(rows: int, parts: int) -> None:
         )
 
 
-def tokenized_rows(context: Context, left_out: LeftOut) -> Iterator[Row]:
-    number = 0
+def tokenized_rows(
+    context: Context, samples: Sequence[Sample], left_out: LeftOut, kept: Counter[str | None]
+) -> Iterator[Row]:
+    """The rows of the data's table; counts those of each data set in `kept`."""
     reward = RewardReading.of(context)
-    examples = iter_examples(context.data_rows, context.text_mode)
-    for example in with_words_rendered(examples, context.tokenizer, context.config.chat_template_kwargs):
-        found = example if isinstance(example, Dropped) else tokenized(context, number, example)
+    for dataset, example in context.reader.examples(samples):
+        found = example if isinstance(example, Dropped) else context.reader.tokenized(kept.total(), example)
         if not isinstance(found, Dropped) and (problem := reward.problem(found[0])):
             found = Dropped(example.row, problem)
         if isinstance(found, Dropped):
-            left_out.add({"row": found.row, "reason": found.reason})
+            left_out.add(left_out_row(found, dataset))
         else:
-            yield offline_row(*found, example.row)
-            number += 1
+            yield offline_row(*found, example.row, dataset)
+            kept[dataset] += 1
     reward.announce(context.shows)
 
 
-def tokenized(context: Context, number: int, example: PreferenceExample) -> tuple[Prompt, PreferencePair] | Dropped:
-    if example.absent and not context.method.takes_unpaired:
-        way = how_to_pair(example.columns, example.prompt)
-        raise DataError(f"method '{context.method.name}' cannot train on row {example.row}: {way}")
-    if problem := weight_problem(context, example):
-        return Dropped(example.row, problem)
-    found = tokenized_pair(context, example)
-    if isinstance(found, str):
-        return Dropped(example.row, found)
-    prompt = Prompt(id=number, text=example.prompt, ids=found.prompt_ids, columns=example.columns)
-    return prompt, offline_pair(number, example, found)
+def left_out_row(dropped: Dropped, dataset: str | None) -> Row:
+    return {"row": dropped.row, "reason": dropped.reason} | ({} if dataset is None else {"dataset": dataset})
 
 
-def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) -> PreferencePair:
-    """The pair of an example, without the response that an unpaired row lacks."""
-    nothing = Response("", [])
-    chosen = nothing if example.absent == "chosen" else found.chosen
-    return PreferencePair(number, "offline", chosen, nothing if example.absent == "rejected" else found.rejected)
+def told_by_dataset(context: Context, samples: Sequence[Sample], kept: Counter[str | None]) -> Summary:
+    """What was read of each data set, on the terminal, in the metrics and in the phase's summary; nothing for one."""
+    if not context.data.several:
+        return {}
+    found = {str(sample.source.name): counts_of(sample, kept[sample.source.name]) for sample in samples}
+    for name, own in found.items():
+        share = own["taken"] / max(1, sum(other["taken"] for other in found.values()))
+        told = f"  {name}: {own['taken']:,} of {own['rows']:,} rows ({share:.1%} of the mixture), {own['kept']:,} kept"
+        say(told, context.shows)
+    context.run.forget_after(PHASE, 0)
+    context.run.log(PHASE, flat(found))
+    return {"datasets": found}
 
 
-def tokenized_pair(context: Context, example: PreferenceExample) -> TokenizedPair | str:
-    """The tokens of an example within the run's limits, or the reason for leaving it out."""
-    config = context.config
-    limits, options = (config.max_prompt_length, config.max_completion_length), config.chat_template_kwargs
-    all_turns = config.trained_turns == "all"
-    return tokenize_pair(example, context.tokenizer, *limits, context.stop_ids, options, context.max_length, all_turns)
-
-
-def weight_problem(context: Context, example: PreferenceExample) -> str | None:
-    if not context.method.weighting.needs_data_weight:
-        return None
-    if "weight" not in example.columns:
-        return "no column 'weight', which the method uses as weights"
-    return None if data_weight(example.columns) is not None else "weight is not a finite number of 0 or more"
+def counts_of(sample: Sample, kept: int) -> dict[str, int]:
+    """`rows` of the data set; those `matching` the filter; those `taken` into the mixture; `kept` and `dropped`."""
+    taken = len(sample)
+    found = {"rows": sample.total or taken, "matching": sample.matching or taken, "taken": taken}
+    return found | {"kept": kept, "dropped": taken - kept}
 
 
 def in_parts(rows: MappedRows, parts: int) -> Iterator[pa.RecordBatch]:
@@ -111,4 +111,4 @@ def in_parts(rows: MappedRows, parts: int) -> Iterator[pa.RecordBatch]:
 
 
 def count_false(flags: pa.Array) -> int:
-    return len(flags) - (pc.sum(flags).as_py() or 0)
+    return len(flags) - flags.null_count - (pc.sum(flags).as_py() or 0)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import NamedTuple
 
 import torch
 
 from adaptpo.annotation.base import Request
 from adaptpo.choices.objectives import score
-from adaptpo.data import PromptExample, iter_examples, iter_prompts, require_rows
-from adaptpo.data.conventions import is_preference_row
-from adaptpo.data.problems import RowProblem
-from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.templates import options_of
-from adaptpo.data.tokenization import PROMPT_TOO_LONG, prompt_tokens
+from adaptpo.data import require_rows
 from adaptpo.errors import DataError
 from adaptpo.models.inference import PromptedPair, evaluate_pairs
+from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
 from adaptpo.pipeline.kept_reference import joined
-from adaptpo.pipeline.phases.data import offline_pair, tokenized_pair
+from adaptpo.pipeline.phases.data import left_out_row
 from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.run.directory import Summary
@@ -31,12 +29,18 @@ from adaptpo.run.files import read_rows, write_table
 from adaptpo.run.schemas import EVALUATION_SCHEMA, dump_text, table
 from adaptpo.seeds import seed_for
 from adaptpo.training.step import reward_values
-from adaptpo.types import Dropped, PairLogps, PreferenceExample, PreferencePair, Prompt, Response, Row
+from adaptpo.types import Dropped, PairLogps, PreferencePair, Prompt, Response, Row
 
-Heldout = tuple[Prompt, PreferencePair | None]
-"""A held-out prompt, and its offline pair if the data has one."""
 NEVER_CAME = Response("", [], ended=False)
 """Placeholder for a response that the generation server did not return; it has no length and no reward."""
+
+
+class Heldout(NamedTuple):
+    """A held-out prompt, its offline pair if the data has one, and its data set if there are several."""
+
+    prompt: Prompt
+    pair: PreferencePair | None
+    dataset: str | None
 
 
 def evaluation_phase(stage: str) -> str:
@@ -62,51 +66,24 @@ def heldout(context: Context, stage: str) -> list[Heldout]:
 
     Rows left out are recorded. Raises DataError if no prompt is left.
     """
+    assert context.eval_data is not None
     kept: list[Heldout] = []
     dropped: list[Row] = []
-    reward, examples = RewardReading.of(context), held_out_examples(context)
-    for example in with_words_rendered(examples, context.tokenizer, context.config.chat_template_kwargs):
-        item = example if isinstance(example, Dropped) else tokenized(context, len(kept), example)
+    reward, reader = RewardReading.of(context), replace(context.reader, needs_weight=False)
+    samples = context.eval_data.samples(context.config.seed)
+    for dataset, example in reader.examples(samples, held_out=True):
+        item = example if isinstance(example, Dropped) else reader.tokenized(len(kept), example, held_out=True)
         if not isinstance(item, Dropped) and (problem := reward.problem(item[0])):
             item = Dropped(example.row, problem)
         if isinstance(item, Dropped):
-            dropped.append({"row": item.row, "reason": item.reason})
+            dropped.append(left_out_row(item, dataset))
         else:
-            kept.append(item)
+            kept.append(Heldout(*item, dataset))
         if len(kept) == context.max_eval_prompts:
             break
     context.run.drop(beside(stage, "eval_data"), dropped)
     require_rows(len(kept), Counter(record["reason"] for record in dropped), "eval_data")
     return kept
-
-
-def held_out_examples(context: Context) -> Iterator[PreferenceExample | PromptExample | Dropped]:
-    rows = context.eval_rows or []
-    if is_preference_row(next(iter(rows), {})):
-        return iter_examples(rows, context.text_mode)
-    return iter_prompts(rows, context.text_mode)
-
-
-def tokenized(context: Context, number: int, example: PreferenceExample | PromptExample) -> Heldout | Dropped:
-    if isinstance(example, PromptExample):
-        return tokenized_prompt(context, number, example)
-    result = tokenized_pair(context, example)
-    if isinstance(result, str):
-        return Dropped(example.row, result)
-    prompt = Prompt(number, example.prompt, result.prompt_ids, example.columns)
-    comparable = example.absent is None or context.method.takes_unpaired
-    return prompt, offline_pair(number, example, result) if comparable else None
-
-
-def tokenized_prompt(context: Context, number: int, example: PromptExample) -> Heldout | Dropped:
-    try:
-        options = options_of(example.columns, context.config.chat_template_kwargs)
-        ids = prompt_tokens(context.tokenizer, example.prompt, options)
-    except RowProblem as problem:
-        return Dropped(example.row, str(problem))
-    if len(ids) > (limit := context.config.max_prompt_length):
-        return Dropped(example.row, f"{PROMPT_TOO_LONG} ({limit})")
-    return Prompt(number, example.prompt, ids, example.columns), None
 
 
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
@@ -115,26 +92,41 @@ def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
     if pairs := with_pairs(items):
         keep_initial_reference(context, reference_folder(stage), pairs)
     if context.reward is None:
-        return context.ranks.on_first(partial(measure_pairs, context, stage, policy, pairs))
+        return context.ranks.on_first(partial(measure_pairs, context, stage, policy, items))
     return context.ranks.on_first(partial(tabulate, context, stage, policy, items))
 
 
-def measure_pairs(context: Context, stage: str, policy: str, pairs: Sequence[PromptedPair]) -> Summary:
+def measure_pairs(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
     """What can be measured without a reward: loss and implicit rewards of the held-out pairs.
 
     Raises DataError if the held-out data has prompts alone.
     """
-    if not pairs:
+    if not with_pairs(items):
         raise DataError("eval_data holds no pairs, and the run has no reward: set `reward`, or give held-out pairs")
-    return logged(context, stage, pair_metrics(context, held_out_logps(context, stage, policy, pairs)))
+    logps = held_out_logps(context, stage, policy, with_pairs(items))
+    by_dataset = {name: pair_metrics(context, own) for name, own in logps_by_dataset(items, logps)}
+    return logged(context, stage, pair_metrics(context, logps), by_dataset)
 
 
-def logged(context: Context, stage: str, summary: Summary) -> Summary:
+def logged(context: Context, stage: str, summary: Summary, by_dataset: dict[str, Summary]) -> Summary:
     """The summary, written to the metrics in place of an earlier attempt's."""
     phase = evaluation_phase(stage)
     context.run.forget_after(phase, 0)
-    context.run.log(phase, summary)
-    return summary
+    context.run.log(phase, summary | flat(by_dataset))
+    return summary | ({"datasets": by_dataset} if by_dataset else {})
+
+
+def datasets_of(items: Sequence[Heldout]) -> list[str]:
+    """The names of the data sets, if there are several."""
+    return list(dict.fromkeys(item.dataset for item in items if item.dataset is not None))
+
+
+def logps_by_dataset(items: Sequence[Heldout], logps: PairLogps) -> Iterator[tuple[str, PairLogps]]:
+    """The log-probs of each data set's held-out pairs."""
+    owners = [item.dataset for item in items if item.pair is not None]
+    for name in datasets_of(items):
+        if name in owners:
+            yield name, logps.take(torch.tensor([number for number, owner in enumerate(owners) if owner == name]))
 
 
 def pair_metrics(context: Context, logps: PairLogps) -> Summary:
@@ -145,11 +137,11 @@ def pair_metrics(context: Context, logps: PairLogps) -> Summary:
 
 
 def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
-    return [(prompt, pair) for prompt, pair in items if pair is not None]
+    return [(item.prompt, item.pair) for item in items if item.pair is not None]
 
 
 def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
-    prompts = [prompt for prompt, _ in items]
+    prompts = [item.prompt for item in items]
     seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
     with generating(context, policy, evaluation_phase(stage)) as generator:
         responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
@@ -161,14 +153,21 @@ def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]
     found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
     rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
     rows = [
-        evaluation_row(item, response, reward, margins.get(item[0].id))
+        evaluation_row(item, response, reward, margins.get(item.prompt.id))
         for item, response, reward in zip(items, responses, rewards, strict=True)
     ]
     write_table(evaluation_file(context, stage), table(rows, EVALUATION_SCHEMA))
     context.run.keep(evaluation_file(context, stage))
-    initial = context.run.checked(evaluation_file(context, beside(stage, "initial")))
-    summary = summarize(rows, read_rows(initial))
-    return logged(context, stage, summary | ({} if logps is None else pair_metrics(context, logps)))
+    initial = read_rows(context.run.checked(evaluation_file(context, beside(stage, "initial"))))
+    summary = summarize(rows, initial) | ({} if logps is None else pair_metrics(context, logps))
+    by_dataset = {name: summarize(*(of_dataset(some, name) for some in (rows, initial))) for name in datasets_of(items)}
+    for name, own in () if logps is None else logps_by_dataset(items, logps):
+        by_dataset[name] |= pair_metrics(context, own)
+    return logged(context, stage, summary, by_dataset)
+
+
+def of_dataset(rows: Sequence[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["dataset"] == name]
 
 
 def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) -> list[float | None]:
@@ -190,7 +189,7 @@ def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) 
 def held_out_logps(context: Context, stage: str, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
     """Log-probs of the held-out pairs, with the initial model's stored ones."""
     if context.method.needs_reference:
-        items = joined(context, reference_folder(stage), items)
+        items = joined(context, reference_folder(stage), items, range(len(items)))
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
     return evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
 
@@ -202,9 +201,10 @@ def offline_margins(context: Context, items: Sequence[PromptedPair], logps: Pair
 
 
 def evaluation_row(item: Heldout, response: Response, reward: float | None, margin: float | None) -> Row:
-    prompt, pair = item
+    prompt, pair = item.prompt, item.pair
     return {
         "prompt_id": prompt.id,
+        "dataset": item.dataset,
         "prompt": dump_text(prompt.text),
         "chosen": None if pair is None else dump_text(pair.chosen.text),
         "response": response.text,
@@ -220,7 +220,7 @@ def summarize(rows: Sequence[Row], initial: Sequence[Row]) -> Summary:
     """Means over the held-out prompts; `win_rate` counts a tie as half a win."""
     answered = [row for row in rows if row["length"] is not None]
     lengths, ended = [row["length"] for row in answered], [row["ended"] for row in answered]
-    summary: Summary = {"length/mean": fmean(lengths), "ended": fmean(ended)}
+    summary: Summary = {"length/mean": fmean(lengths), "ended": fmean(ended)} if answered else {}
     for name in ("reward", "score"):
         values = [row[name] for row in rows if row[name] is not None]
         if values:

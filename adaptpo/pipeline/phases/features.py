@@ -17,7 +17,7 @@ from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.kept_reference import with_reference
 from adaptpo.run.directory import Summary
-from adaptpo.run.lazy_sequence import as_array
+from adaptpo.run.lazy_sequence import as_array, matched
 from adaptpo.run.schemas import FEATURES_SCHEMA, table
 
 
@@ -91,7 +91,11 @@ Features = tuple[int, dict[str, list[float]]]
 
 
 def features_of_prompts(context: Context, iteration: int) -> Iterator[Features]:
-    """Yields the features of each prompt, in the order of `context.offline(iteration)`."""
+    """Yields the features of each prompt, in the order of `context.prompt_ids(iteration)`: zeros for one without an
+    offline pair, whose weight depends on none."""
     columns = read_features(context, iteration)
-    for place, id_ in enumerate(context.offline_ids(iteration) if columns else ()):
-        yield int(id_), {name: values[place].tolist() for name, values in columns.items()}
+    places = enumerate(context.offline_ids(iteration))
+    prompts = context.prompt_ids(iteration) if columns else ()
+    for id_, place in matched(prompts, places, lambda prompt, place: bool(prompt == place[1])):
+        rows = {name: values[place[0]] if place else torch.zeros(values.shape[1]) for name, values in columns.items()}
+        yield int(id_), {name: row.tolist() for name, row in rows.items()}

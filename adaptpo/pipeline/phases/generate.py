@@ -58,22 +58,23 @@ def incomplete(context: Context, folder: str, ids: NDArray[np.int64], count: int
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A selected prompt with its offline pair and its fresh responses; the list is empty if all are missing."""
+    """A selected prompt with its offline pair, if it has one, and its fresh responses; the list is empty if all are
+    missing."""
 
     prompt: Prompt
-    offline: PreferencePair
+    offline: PreferencePair | None
     responses: list[Response]
 
 
 def answered_prompts(context: Context, iteration: int) -> Lazy[AnsweredPrompt]:
     """The selected prompts with their responses, in the order of generation."""
     folder, size = responses_folder(context, iteration), context.config.shard_size
-    pairs = context.pairs_of(selected_ids(context, iteration))
+    items = context.items_of(selected_ids(context, iteration))
 
     def read(indices: Indices) -> list[AnsweredPrompt]:
         responses: dict[int, list[Response]] = defaultdict(list)
         for row in context.run.read_shards_of(folder, indices, size):
             responses[row["prompt_id"]].append(read_generated(row))
-        return [AnsweredPrompt(prompt, offline, responses[prompt.id]) for prompt, offline in pairs.read(indices)]
+        return [AnsweredPrompt(prompt, offline, responses[prompt.id]) for prompt, offline in items.read(indices)]
 
-    return Lazy(len(pairs), read, size)
+    return Lazy(len(items), read, size)

@@ -63,8 +63,9 @@ def pair_rows(context: Context, iteration: int) -> MappedRows:
 def contributed(context: Context, iteration: int, left_out: LeftOut) -> Iterator[PreferencePair]:
     pairing = context.method_in(iteration).pairing
     candidates = read_candidates(context, iteration)
-    for (prompt, offline), own in matched(context.offline(iteration), candidates, lambda i, c: i[0].id == c.prompt_id):
-        outcome = pairing.pairs(replace(offline, iteration=iteration), own)
+    items = context.items_of(context.prompt_ids(iteration))
+    for (prompt, pair), own in matched(items, candidates, lambda i, c: i[0].id == c.prompt_id):
+        outcome = pairing.pairs(None if pair is None else replace(pair, iteration=iteration), own)
         if isinstance(outcome, NoPair):
             left_out.add({"prompt_id": prompt.id, "reason": outcome.reason})
         else:

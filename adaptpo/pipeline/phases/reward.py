@@ -112,7 +112,7 @@ def reward_trainer(context: Context) -> Any:
 def reward_arguments(context: Context) -> Any:
     from trl import RewardConfig
 
-    limit = context.max_length
+    limit = context.reader.max_length
     settings = {
         "num_train_epochs": 1,
         "learning_rate": 1e-5,

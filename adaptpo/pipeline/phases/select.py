@@ -20,17 +20,29 @@ from adaptpo.seeds import uniform_for
 
 
 def select_prompts(context: Context, iteration: int) -> Summary:
-    """Selects the prompts that get fresh responses, each by its own uniform random number."""
-    ids = as_array(context.offline_ids(iteration))
-    chances = context.method_in(iteration).selection.probability(scored_prompts(context, iteration, ids))
-    probability = chances.detach().double().numpy()
+    """Selects the prompts that get fresh responses, each by its own uniform random number. A prompt without an offline
+    pair always does: it is of no other use. It counts apart."""
+    ids = as_array(context.prompt_ids(iteration))
+    paired = context.have_pairs(ids)
+    if paired.all():
+        probability = chances(context, iteration, ids)
+    else:
+        probability = np.ones(len(ids))
+        probability[paired] = chances(context, iteration, ids[paired])
     draws = (uniform_for(context.config.seed, "select", iteration, int(id_)) for id_ in ids)
     u = np.fromiter(draws, np.float64, len(ids))
     selected = drawn(probability, u)
     columns = (ids, probability.astype(np.float32), u, selected)
     write_table(selection_file(context, iteration), pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA))
     context.run.keep(selection_file(context, iteration))
-    return {"prompts": len(ids), "selected": int(selected.sum())}
+    counts = {"prompts": int(paired.sum()), "selected": int(selected[paired].sum())}
+    return counts | ({} if paired.all() else {"prompts_alone": int((~paired).sum())})
+
+
+def chances(context: Context, iteration: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The selection's probability for each of these prompts, which have offline pairs."""
+    selection = context.method_in(iteration).selection
+    return selection.probability(scored_prompts(context, iteration, ids)).detach().double().numpy()
 
 
 def drawn(probability: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.bool_]:
