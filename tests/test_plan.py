@@ -254,7 +254,7 @@ def test_a_finished_run_counts_what_was_planned(recipe: Path) -> None:
 
 def test_rows_are_counted_within_the_models_positions(recipe: Path, tmp_path: Path) -> None:
     """512 of them: a prompt that leaves no room is no pair, and a response is cut where the run cuts it."""
-    long = [{"role": "user", "content": "x" * 505}], [{"role": "assistant", "content": "y" * 600}]
+    long = [{"role": "user", "content": "x" * 511}], [{"role": "assistant", "content": "y" * 600}]
     rows = preference_rows(6)
     data = write_jsonl(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"prompt": long[0]}, rows[1] | {"chosen": long[1]}])
     changes = (
