@@ -104,7 +104,7 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
         tokenizer=context.tokenizer,
         method=context.method,
         settings=settings,
-        log=partial(log_step, context, f"{phase}/train", iteration, tokens_before(context, f"{phase}/train")),
+        log=partial(log_step, context, f"{phase}/train", iteration, tokens_before(context, iteration)),
         callbacks=[TrainingBar(f"{phase}/train", context.shows), *phase_callbacks(context)],
         rows=context.rows,
     )

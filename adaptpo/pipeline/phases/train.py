@@ -128,7 +128,7 @@ def train(
         groups=groups,
         tokenizer=context.tokenizer,
         method=method.warmup() if offline else method,
-        log=partial(log_step, context, log_phase, iteration, tokens_before(context, log_phase)),
+        log=partial(log_step, context, log_phase, iteration, tokens_before(context, iteration)),
         pair_log=None if offline else JsonLines(context.run.path / phase / "pair_weights.jsonl"),
         callbacks=[TrainingBar(log_phase, context.shows), *([] if proxy else phase_callbacks(context))],
         optimizer=context.optimizer,
@@ -156,9 +156,12 @@ def train(
     return summary if offline else summary | {"learner_updates": learned}
 
 
-def tokens_before(context: Context, phase: str) -> int:
-    """The tokens that earlier phases trained on."""
-    return sum(facts.get("num_tokens", 0) for name, facts in policy_phases(context.run.path).items() if name != phase)
+def tokens_before(context: Context, iteration: int | None) -> int:
+    """The tokens that earlier phases trained on: of a phase that is made again, not those of later ones."""
+    if iteration is None:
+        return 0
+    earlier = {"warmup", *(f"{context.folder(number)}/train" for number in range(iteration))}
+    return sum(facts.get("num_tokens", 0) for name, facts in policy_phases(context.run.path).items() if name in earlier)
 
 
 def log_step(
