@@ -176,6 +176,7 @@ def test_more_shards_than_their_names_have_digits_for(tmp_path: Path) -> None:
     with open_run(tmp_path / "run") as run:
         for number in (100_000, 99_999, 0):
             write_table(run.path / "scores" / f"{number:05d}.parquet", pa.table({"x": [number]}))
+            run.keep(run.path / "scores" / f"{number:05d}.parquet")
         assert [row["x"] for row in run.read_shards("scores")] == [0, 99_999, 100_000]
         assert run.read_columns("scores", "x")[0].tolist() == [0, 99_999, 100_000]
         assert [row["x"] for row in run.read_shards_of("scores", [200_001, 1], size=2)] == [100_000, 0]
@@ -188,7 +189,7 @@ def test_shards_of_some_items(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_written_as_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptpo.run.directory.WRITTEN_TOGETHER", 2)
+    monkeypatch.setattr("adaptpo.run.left_out.WRITTEN_TOGETHER", 2)
     with open_run(tmp_path / "run") as run, run.dropping("data") as left_out:
         for number in range(3):
             left_out.add({"row": number, "reason": "empty"})
@@ -261,7 +262,9 @@ def test_filter_order_and_held_out_prompts(context: Context) -> None:
 
 
 def written(context: Context, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> dict[str, Any]:
-    write_table(context.run.path / "data" / f"{name}.parquet", table(rows, schema))
+    path = context.run.path / "data" / f"{name}.parquet"
+    write_table(path, table(rows, schema))
+    context.run.keep(path)
     return {}
 
 
@@ -356,7 +359,7 @@ def peaks(benchmark: Any, folder: Path, prompts: int) -> dict[str, int]:
     traced = Traced()
     tracemalloc.start()
     try:
-        benchmark.align(folder, prompts, traced, real=False, steps=2)
+        benchmark.align(folder, prompts, traced, real=False, steps=2, sets=1)
     finally:
         tracemalloc.stop()
     return traced.peaks
