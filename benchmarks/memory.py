@@ -123,7 +123,8 @@ def logps_of(items: Sequence[PromptedPair]) -> PairLogps:
     sides = zip(*((len(pair.chosen.ids), len(pair.rejected.ids)) for _, pair in items), strict=True)
     chosen, rejected = (torch.tensor(lengths, dtype=torch.float32) for lengths in sides)
     noise = torch.tensor([prompt.id % 97 / 97 for prompt, _ in items])
-    return PairLogps(-3 * chosen - noise, -3 * rejected, chosen, rejected, -3 * chosen, -3 * rejected)
+    sums = (-3 * chosen - noise, -3 * rejected, chosen, rejected, -3 * chosen, -3 * rejected)
+    return PairLogps(*sums, shared=torch.stack(sums[:2], dim=1))
 
 
 def evaluated(model: Any, pad_id: int, items: Sequence[PromptedPair], *_: Any, **__: Any) -> PairLogps:
