@@ -59,7 +59,7 @@ def test_a_branch_that_was_killed_goes_on(folders: Folders, tmp_path: Path) -> N
 
 def test_another_opening_is_refused(folders: Folders, tmp_path: Path) -> None:
     policy, folder = folders
-    with pytest.raises(RunError, match=r"(?s)started with different settings.*method.objective: 'DPO.*SimPO"):
+    with pytest.raises(RunError, match=r"(?s)started with different settings.*method.objective: .DPO.*SimPO"):
         align(policy, tmp_path / "a", "simpo", branch_of=str(folder / "dpo"))
     with pytest.raises(RunError, match="warmup_epochs: 1 in the run, 2 now"):
         start(policy, tmp_path / "b", vowel_reward, "dpo", rows=16, warmup_epochs=2, branch_of=str(folder / "dpo"))
