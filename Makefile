@@ -15,7 +15,7 @@ test: $(VENV)/installed
 
 # Several processes, servers, Ray: slower, and not run by `make test`.
 test-engines: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m engines $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m engines $(TESTS)
 
 # SmolLM2-135M-Instruct, which the tests on a real model use (docs/real-model.md).
 REAL_MODEL ?= real-model
@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 # The site, in build/site; fails on a broken link and on a public name without a docstring.
 docs: $(VENV)/installed
 	$(BIN)/python docs/hooks/floor_plan.py
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
