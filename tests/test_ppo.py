@@ -287,7 +287,7 @@ def test_sampling_that_ppo_cannot_account_for_is_refused(policy: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("values", "problem"),
-    [({"gae_lambda": 1.5}, "gae_lambda is 1.5"), ({"epochs": 0}, "epochs is 0"), ({"kl_coef": -1.0}, "kl_coef is -1")],
+    [({"gae_lambda": 1.5}, "ppo.gae_lambda"), ({"epochs": 0}, "ppo.epochs"), ({"kl_coef": -1.0}, "ppo.kl_coef")],
 )
 def test_settings_that_cannot_be(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
