@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from adaptpo import AlignmentConfig, trainer
+from adaptpo import AlignmentConfig
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.recipe import Recipe, make_recipe
 from adaptpo.data.mixture import Mixture, Source
@@ -23,6 +23,7 @@ from adaptpo.data.source import Rows
 from adaptpo.distributed.executor import HERE, ThisProcess, executor_of
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import AnnotationError, ConfigError, GenerationError, RunError
+from adaptpo.pipeline import request
 from adaptpo.pipeline.context import Context, ModelSlot
 from adaptpo.pipeline.preflight import check_executor
 from adaptpo.run.directory import RunDirectory, open_run
@@ -175,7 +176,7 @@ def test_phases_need_nothing_of_this_process(
     arguments |= {"held_out": 0, "num_iterations": 1, "warmup_epochs": 0, "shard_size": 4}
     start(out=tmp_path / "here", **arguments)
     packed = Packed()
-    monkeypatch.setattr(trainer, "executor_of", lambda settings: packed)
+    monkeypatch.setattr(request, "executor_of", lambda settings: packed)
     start(out=tmp_path / "packed", **arguments)
     assert_same_run(tmp_path / "here", tmp_path / "packed")
     assert len(packed.sizes) >= 4

@@ -117,7 +117,7 @@ def test_directions_are_the_same_in_every_run_and_keep_lengths_on_average() -> N
     directions = HiddenState(8).directions(512)
     assert torch.equal(directions, HiddenState(8).directions(512))
     assert directions.norm(dim=0).mean().item() == pytest.approx(1.0, abs=0.1)
-    with pytest.raises(ConfigError, match="set 1 or more"):
+    with pytest.raises(ConfigError, match=r"HiddenState\.width"):
         HiddenState(0)
 
 
