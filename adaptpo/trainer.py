@@ -184,6 +184,7 @@ class AlignmentTrainer:
 
     @property
     def method(self) -> Method:
+        """The method that the run trains with."""
         return self.request.method
 
     @cached_property
@@ -201,6 +202,7 @@ class AlignmentTrainer:
         raise AttributeError(f"AlignmentTrainer has no attribute '{name}'{remedy}", name=name, obj=self)
 
     def add_callback(self, callback: Any) -> None:
+        """Adds a callback, as in TRL; see `callbacks`."""
         self.request.callbacks.append(callback_of(callback))
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
