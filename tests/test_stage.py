@@ -449,8 +449,9 @@ def test_precision_stops_early_and_an_interrupted_measurement_goes_on(policy: st
     assert len(shards) == 3 * 4
     for path in [folder / "out/state.json", *shards[1:4]]:
         path.unlink()
-    with pytest.raises(SystemExit):
-        main(command(policy, "--precision", "0.25"))
+    for line in (["repair", "out", "--apply"], command(policy, "--precision", "0.25")):
+        with pytest.raises(SystemExit):
+            main(line)
     again = json.loads((folder / "out/stage.json").read_text())
     assert {path: path.read_bytes() for path in shards} == before
     assert again | {"cost": None} == found | {"cost": None}

@@ -311,7 +311,6 @@ MISUSES: list[tuple[dict[str, Any], str]] = [
     ({"train_dataset": np.zeros((2, 2))}, "element 0 is of type ndarray"),
     ({"train_dataset": b"rows"}, "cannot be of type bytes"),
     ({"eval_dataset": datasets.DatasetDict(test=datasets.Dataset.from_list(HELD_OUT))}, "one of its splits ('test')"),
-    ({"eval_dataset": {"a": HELD_OUT}}, "call trainer.evaluate(other)"),
     ({"processing_class": "gpt2"}, "processing_class is of type str, which is no tokenizer"),
     ({"processing_class": type("Processor", (), {"tokenizer": 1})()}, "give processor.tokenizer"),
     ({"reward_processing_class": "gpt2"}, "reward_processing_class is of type str"),
