@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -90,7 +92,21 @@ def killed_at(path: Path, lines: int, *arguments: str) -> int:
 
 
 def count(path: Path) -> int:
+    """Lines of a file, or rows of the store of paid answers."""
+    if path.suffix == ".sqlite":
+        return len(paid_keys(path))
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def paid_keys(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    with (
+        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as store,
+        suppress(sqlite3.OperationalError),
+    ):
+        return [key for (key,) in store.execute("SELECT key FROM answers")]
+    return []  # The table is not there yet.
 
 
 def test_generate_judge_and_score_with_kills(judge: StartedServer, tmp_path: Path) -> None:
@@ -117,13 +133,12 @@ def test_generate_judge_and_score_with_kills(judge: StartedServer, tmp_path: Pat
 
     settings = json.dumps({"judge": judge.model, "base_url": judge.url, "concurrency": 2, "max_tokens": 16})
     judging = ("judge", str(out), "--judge", settings, "--baseline", theirs)
-    paid = out / PAID / "answers.jsonl"
+    paid = out / PAID / "answers.sqlite"
     answered = killed_at(paid, 20, *judging)
     assert 20 <= answered < 2 * QUESTIONS and not (out / JUDGMENTS).exists()
     said = run(*judging)
     assert f"{2 * QUESTIONS - answered} requests" in said and f"{answered} reused" in said
-    keys = [json.loads(line)["key"] for line in paid.open()]
-    assert len(keys) == len(set(keys)) == 2 * QUESTIONS
+    assert len(set(paid_keys(paid))) == count(paid) == 2 * QUESTIONS
     assert f"{2 * QUESTIONS} reused" in run(*judging) and count(paid) == 2 * QUESTIONS
 
     (result,) = score_path(out, Scoring())
