@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -108,6 +108,8 @@ def type_name(kind: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind is type(None):
         return "null"
+    if get_origin(kind) is Annotated:
+        return type_name(get_args(kind)[0])
     if get_args(kind) and get_origin(kind) not in (list, dict, tuple):
         return " or ".join(dict.fromkeys(type_name(part) for part in get_args(kind) if not isinstance(part, FieldInfo)))
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping", list: "list"}
@@ -118,7 +120,8 @@ SIGNS = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
 
 
 def limits(field: FieldInfo) -> str:
-    found = [f"{sign}{getattr(m, name):g}" for m in field.metadata for name, sign in SIGNS.items() if hasattr(m, name)]
+    bounds = [(sign, getattr(m, name)) for m in field.metadata for name, sign in SIGNS.items() if hasattr(m, name)]
+    found = [f"{sign}{bound:g}" for sign, bound in bounds if abs(bound) < 2**31 - 1]
     return f", {', '.join(found)}" if found else ""
 
 
