@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -76,7 +77,7 @@ class Scoring:
     cases: Sequence[Case] = ()
 
 
-class Suite:
+class Suite(ABC):
     """`title`: how people call it; `hub`: where the questions are, without a file of them; `own_templates`: the judge's
     words where the user names no file; `one_mean`: whether a mean over all its categories means anything;
     `needs_baseline`: its judge compares; `logprobs`: how many alternatives of the first token the judge is to tell, 0
@@ -91,29 +92,30 @@ class Suite:
     logprobs: ClassVar[int] = 0
     max_tokens: ClassVar[int] = 2048
 
+    @abstractmethod
     def question(self, row: Row, number: int) -> Question:
         """The question of a row of the suite's file."""
-        raise NotImplementedError
 
     def temperature(self, question: Question) -> float | None:
         """That of generation where the suite fixes it; None leaves it to the user."""
         return None
 
+    @abstractmethod
     def asks(self, case: Case, templates: Templates) -> list[Ask]:
-        raise NotImplementedError
+        """What the judge is asked about one case."""
 
     def again(self, ask: Ask, reply: Reply) -> Ask | None:
         """A second question where the judge said nothing usable, or None."""
         return None
 
+    @abstractmethod
     def judgment_rows(self, case: Case, asks: Sequence[Ask], replies: Sequence[Reply], origin: Origin) -> list[Row]:
         """Rows of `judgments.jsonl` of one case, in the form of the suite's own files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fits(self, row: Row) -> bool:
         """Whether a row of a file with verdicts is of this suite."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, rows: Sequence[Row], scoring: Scoring) -> list[Result]:
         """One result a model. Raises DataError where nothing can be scored."""
-        raise NotImplementedError
