@@ -43,6 +43,7 @@ from adaptpo.plan.machines import read_machine
 from adaptpo.plan.model import shape_of, shape_of_encoder
 from adaptpo.plan.phases import phases
 from adaptpo.plan.published import beside_paper
+from adaptpo.plan.throughput import PassesMeasured, Throughput, read_throughput
 from adaptpo.run.files import read_rows
 from tests.runs import SETTINGS, start
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_config, tiny_model, write_jsonl
@@ -299,3 +300,29 @@ def test_the_command_prints_the_same_as_json_and_as_text(recipe: Path, capsys: p
 def test_a_sample_stands_for_the_whole(recipe: Path) -> None:
     data = read_job(Options(recipe, sample=6)).data
     assert (data.rows, data.pairs, data.sampled, data.scale) == (24, 24, 6, 4)
+
+
+MEASURED = Throughput(
+    device="NVIDIA H100 80GB HBM3",
+    shape="1b",
+    parameters=500,
+    dtype="bfloat16",
+    peak_flops=989e12,
+    training=PassesMeasured(tokens_per_second=10_000, share_of_peak=0.3),
+)
+
+
+def test_measured_throughput_is_read_as_written_and_strictly(tmp_path: Path) -> None:
+    text, path = MEASURED.model_dump_json(indent=1), tmp_path / "h100.json"
+    path.write_text(text)
+    assert read_throughput(path) == MEASURED
+    for old, new, told in (
+        ("500", '"500"', r"'parameters': Input should be a valid integer \(found 500\)"),
+        ("0.3", "30", "'training.share_of_peak': Input should be less than or equal to 1"),
+        ('"shape"', '"shap"', "unknown key 'shap': did you mean 'shape'"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ConfigError, match=told):
+            read_throughput(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_throughput(tmp_path / "none.json")
