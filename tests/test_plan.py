@@ -317,7 +317,7 @@ def test_measured_throughput_is_read_as_written_and_strictly(tmp_path: Path) -> 
     path.write_text(text)
     assert read_throughput(path) == MEASURED
     for old, new, told in (
-        ("500", '"500"', r"'parameters': Input should be a valid integer \(found 500\)"),
+        ("500", '"500"', r"'parameters': Input should be a valid integer \(found '500'\)"),
         ("0.3", "30", "'training.share_of_peak': Input should be less than or equal to 1"),
         ('"shape"', '"shap"', "unknown key 'shap': did you mean 'shape'"),
     ):
