@@ -1,16 +1,20 @@
-"""Runs collect garbage before each model that they load, which takes half a second over what the libraries hold."""
+"""Makes the tests' process quick, and prints what tests show."""
 
 from __future__ import annotations
 
-import gc
-
 import pytest
+
+from tests import quick
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leaves what was imported out of every later collection."""
-    gc.collect()
-    gc.freeze()
+    quick.wait_for_no_disk()
+    quick.leave_out_of_collections()
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The first run of a process imports much that stays."""
+    quick.leave_out_of_collections()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
