@@ -112,9 +112,10 @@ class Method(Ranged):
         return [doubt for learner in self.learners() for doubt in learner.doubts(schedule)]
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether a learner differentiates through the policy's optimizer steps."""
-        return any(learner.looks_ahead for learner in self.learners())
+    def looks_ahead(self) -> Estimator | None:
+        """How learners differentiate through the policy's optimizer steps; None if none does."""
+        wanted = [estimator for learner in self.learners() if (estimator := learner.looks_ahead)]
+        return wanted[0] if wanted else None
 
     def external_inputs(self) -> dict[str, str]:
         """The learners' inputs beside the run's model and data: name -> path or hub id."""

@@ -28,6 +28,8 @@ forward pass.
 
 
 FEATURE = "feature/"
+FILLER = "filler"
+"""Key of a batch that counts for nothing: a rank computes it while other ranks have more batches left."""
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from transformers import Trainer
 from transformers.utils import is_liger_kernel_available
 
-from adaptpo.choices.learners.base import Schedule
+from adaptpo.choices.learners.base import Estimator, Schedule
 from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
@@ -117,14 +117,31 @@ def check_ranks(context: Context) -> None:
     if not method.trainer.uses_pairs:
         raise ConfigError(f"method '{method.name}' trains on rewards, which needs a single process; start one")
     if method.looks_ahead:
-        raise ConfigError(
-            f"method '{method.name}' learns weights by differentiating the policy's optimizer steps, which needs a "
-            "single process; start one, or choose another method"
-        )
+        check_look_ahead(context, method.looks_ahead)
     if (engine := context.config.generation.engine) != "transformers":
         raise ConfigError(
             f"generation.engine {engine} needs a single process, because every rank would start its own servers; "
             "start one, or set generation.engine to transformers"
+        )
+
+
+def check_look_ahead(context: Context, estimator: Estimator) -> None:
+    """Raises ConfigError if learners cannot differentiate the policy's steps over several processes."""
+    name, sharded = context.method.name, is_set("ACCELERATE_USE_FSDP")
+    if estimator != "central":
+        raise ConfigError(
+            f"method '{name}' differentiates the policy's optimizer steps with estimator {estimator}, which needs a "
+            "single process; start one, or set method.estimator to central"
+        )
+    if is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            f"method '{name}' differentiates the policy's optimizer steps, and DeepSpeed hides them; train with FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml) or whole models, or choose another method"
+        )
+    if sharded and context.inference_arguments.bf16:
+        raise ConfigError(
+            f"method '{name}' takes differences of losses that bf16 rounds away, and FSDP2 computes everything in it; "
+            "set training.bf16 to false and mixed_precision to no in accelerate's configuration, or train whole models"
         )
 
 

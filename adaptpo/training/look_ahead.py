@@ -7,29 +7,32 @@ the clipped gradient, and with J the derivative of U there,
 
 `<g_i, d>` is the derivative of pair i's loss along d, which two forward passes give for all pairs. The step is the one
 that training takes anyway, and `theta` is reconstructed from the state after it. Besides the policy, its gradient and
-the optimizer's state, this takes only one copy of the weights. The policy's own weights are only read.
+the optimizer's state, this takes only one copy of the weights, which are moved in place and put back bit for bit.
+
+Over several ranks, each holds some of the held-out pairs and some of the step's. The gradient of the goal is summed
+over the ranks; the derivatives stay with the rank that has the pair.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import get_total_norm
 
 from adaptpo.choices.learners.base import Estimator, Goal, Influence
 from adaptpo.choices.objectives import Objective
 from adaptpo.errors import ConfigError
-from adaptpo.models.collate import Batch
+from adaptpo.models.collate import FILLER, Batch
 from adaptpo.models.logps import pair_logps
+from adaptpo.training.modes import differentiable_attention, evaluating, own_forward
 from adaptpo.training.optimizer_rules import UpdateRule, update_rule
+from adaptpo.training.replicas import Replicas, exchanged, own, own_state
 from adaptpo.types import PairBatch
 
 REACH = 1e-3
@@ -41,7 +44,8 @@ Trained = tuple[Batch, PairBatch, Tensor]
 
 
 class PairLosses(nn.Module):
-    """Losses and margins [n] of the pairs of a batch, as a module, so that they can be computed with other weights."""
+    """Losses and margins [n] of the pairs of a batch, as a module, so that they can be computed with other weights.
+    A filler has no pairs, but a pass and a graph."""
 
     def __init__(self, model: nn.Module, objective: Objective, chunked_head: bool = False) -> None:
         super().__init__()
@@ -49,7 +53,8 @@ class PairLosses(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logps = pair_logps(self.model, batch, self.chunked_head)
-        return self.objective.loss(logps), self.objective.margin(logps)
+        counted = slice(0 if FILLER in batch else None)
+        return self.objective.loss(logps)[counted], self.objective.margin(logps)[counted]
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ class Weight:
     tensor: nn.Parameter
     rule: UpdateRule
     state: dict[str, Any]
+
+    @property
+    def own(self) -> Tensor:
+        """What this rank holds of it."""
+        return own(self.tensor.detach())
+
+    @property
+    def own_gradient(self) -> Tensor:
+        return torch.zeros_like(self.own) if self.tensor.grad is None else own(self.tensor.grad)
 
 
 def host_copy(tensor: Tensor) -> Tensor:
@@ -77,6 +91,8 @@ class LookAhead:
         max_norm: the norm that the gradient is clipped to; 0 means no clipping.
         validation: batches of held-out pairs.
         precision: returns the precision context of training, for the gradient on the held-out pairs.
+        replicas: the policy's copies on the ranks. `trained` and `validation` are this rank's, `prompts` those of all.
+        fillers: one for each batch that another rank trained on beyond this one's, as `validation` has them as well.
     """
 
     def __init__(
@@ -89,13 +105,16 @@ class LookAhead:
         validation: Sequence[Batch],
         estimator: Estimator,
         precision: Callable[[], AbstractContextManager],
+        replicas: Replicas = Replicas(),  # noqa: B008 (frozen)
+        fillers: Sequence[Batch] = (),
     ) -> None:
         self.losses, self.optimizer, self.trained = losses, optimizer, trained
+        self.replicas, self.passes = replicas, [*(batch for batch, _, _ in trained), *fillers]
         self.prompts, self.max_norm, self.validation = prompts, max_norm, validation
         self.estimator, self.precision = estimator, precision
         self.weights = kept_weights(losses, optimizer, with_state=estimator == "exact")
         # Of the training loss, before clipping; on the host even if the policy is on a device.
-        self.gradients = [host_copy(weight.tensor.grad) for weight in self.weights]
+        self.gradients = [host_copy(weight.own_gradient) for weight in self.weights]
 
     @property
     def batches(self) -> list[tuple[PairBatch, Tensor]]:
@@ -108,7 +127,8 @@ class LookAhead:
         if self.estimator == "exact":
             return self._exact(goal)
         value = self._backward(goal)
-        gradients = [gradient_of(weight.tensor) for weight in self.weights]
+        gradients = [weight.own_gradient for weight in self.weights]
+        self.replicas.sum_gradients(gradients)
         # Also for weights that the step did not touch, such as experts: their gradients would count in the next step.
         self.losses.zero_grad()
         self._pull_back(gradients, norm)
@@ -118,7 +138,7 @@ class LookAhead:
     @torch.no_grad()
     def _clip(self) -> float:
         """Clips the gradient of the training loss as the optimizer received it; returns the norm before clipping."""
-        norm = float(get_total_norm(self.gradients))
+        norm = self.replicas.norm(self.gradients)
         share = clipped_share(norm, self.max_norm)
         for gradient in self.gradients:
             gradient *= share
@@ -137,29 +157,37 @@ class LookAhead:
                 with self.precision():
                     losses, margins = self.losses(batch)
                 part = goal(losses, margins, pairs, positives)
-                part.backward()
+                self.replicas.backward(part)
                 total += part.item()
-        return total
+        return self.replicas.sum(total)[0]
 
     @torch.no_grad()
     def _count(self) -> tuple[int, int]:
         """Number of held-out pairs with a positive margin, and of all held-out pairs."""
         with evaluating(self.losses), self.precision():
             margins = torch.cat([self.losses(batch)[1] for batch in self.validation])
-        return int((margins > 0).sum()), len(margins)
+        positives, pairs = self.replicas.sum(int((margins > 0).sum()), len(margins))
+        return int(positives), int(pairs)
 
     @torch.no_grad()
     def _pull_back(self, gradients: list[Tensor], norm: float) -> None:
         """Turns the gradient v of the goal into `J^T v`, in place: through the optimizer, then through the clipping."""
         for weight, step, gradient in zip(self.weights, self.gradients, gradients, strict=True):
             step = step.to(gradient.device)
-            gradient *= weight.rule.slope(self.optimizer.state[weight.tensor], step)
+            gradient *= weight.rule.slope(own_state(self.optimizer.state[weight.tensor]), step)
             # Where the step's gradient is 0, so is that of every pair, as in embeddings of tokens that do not occur.
             # Adam's slope is largest there, and would take up most of the direction's length.
             gradient[step == 0] = 0
         share = clipped_share(norm, self.max_norm)
         if share < 1:
-            pull_back_clipping(gradients, self.gradients, norm, share)
+            self._pull_back_clipping(gradients, norm, share)
+
+    def _pull_back_clipping(self, gradients: list[Tensor], norm: float, share: float) -> None:
+        """Pulls gradients back through `g * max_norm / (|g| + 1e-6)`, in place; changes along g itself nearly vanish."""
+        pairs = list(zip(self.gradients, gradients, strict=True))
+        along = self.replicas.over_weights(sum(float((step.to(v.device) * v).sum()) for step, v in pairs))
+        for step, gradient in pairs:
+            gradient.add_(step.to(gradient.device), alpha=-along / (share**2 * norm * (norm + 1e-6))).mul_(share)
 
     @torch.no_grad()
     def _before(self) -> list[Tensor]:
@@ -167,25 +195,29 @@ class LookAhead:
         gradients, self.gradients = self.gradients, []
         for index, weight in enumerate(self.weights):
             gradients[index] = gradients[index].to(weight.tensor.device)
-            weight.rule.undo(weight.tensor, gradients[index], self.optimizer.state[weight.tensor])
+            weight.rule.undo(weight.own, gradients[index], own_state(self.optimizer.state[weight.tensor]))
         return gradients
 
     # The derivatives of the pairs' losses along a direction, before the step
 
     @torch.no_grad()
-    def _central(self, weights: list[Tensor], direction: list[Tensor]) -> Tensor:
-        length = float(get_total_norm(direction))
+    def _central(self, before: list[Tensor], direction: list[Tensor]) -> Tensor:
+        length = self.replicas.norm(direction)
         if length == 0:
             return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
-        reach = REACH * float(get_total_norm(weights)) / length
-        device = weights[0].device.type
-        with evaluating(self.losses), own_forward(self.losses.model), torch.autocast(device, enabled=False):
+        reach = REACH * self.replicas.norm(before) / length
+        weights, device = [weight.own for weight in self.weights], before[0].device.type
+        with exchanged(weights, before), own_forward(self.losses.model), torch.autocast(device, enabled=False):
             ahead = self._losses_at(moved(weights, direction, reach))
             behind = self._losses_at(moved(weights, direction, -2 * reach))
+        self.replicas.gather_again(self.losses)
         return (ahead - behind) / (2 * reach)
 
     def _losses_at(self, weights: list[Tensor]) -> Tensor:
-        return torch.cat([self._call(weights, batch)[0] for batch, _, _ in self.trained])
+        """The losses of this rank's pairs; `weights` are the policy's own, which were moved."""
+        self.replicas.gather_again(self.losses)
+        with evaluating(self.losses):
+            return torch.cat([self.losses(batch)[0] for batch in self.passes])
 
     def _forward_mode(self, weights: list[Tensor], direction: list[Tensor]) -> Tensor:
         with differentiable_attention(), evaluating(self.losses), own_forward(self.losses.model):
@@ -231,13 +263,6 @@ def moved(weights: list[Tensor], direction: list[Tensor], reach: float) -> list[
     return weights
 
 
-def pull_back_clipping(gradients: list[Tensor], clipped: list[Tensor], norm: float, share: float) -> None:
-    """Pulls gradients back through `g * max_norm / (|g| + 1e-6)`, in place; changes along g itself nearly vanish."""
-    along = sum(float((step.to(v.device) * v).sum()) for step, v in zip(clipped, gradients, strict=True))
-    for gradient, step in zip(gradients, clipped, strict=True):
-        gradient.add_(step.to(gradient.device), alpha=-along / (share**2 * norm * (norm + 1e-6))).mul_(share)
-
-
 def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state: bool) -> list[Weight]:
     """The trained weights. Raises ConfigError if they have a precision in which small changes would be lost."""
     rules = {tensor: update_rule(optimizer, group) for group in optimizer.param_groups for tensor in group["params"]}
@@ -255,42 +280,6 @@ def kept_weights(losses: nn.Module, optimizer: torch.optim.Optimizer, with_state
     return kept
 
 
-def gradient_of(tensor: nn.Parameter) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-
-
 def clipped_share(norm: float, max_norm: float) -> float:
     """The factor by which `torch.nn.utils.clip_grad_norm_` multiplies gradients of this norm."""
     return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Turns dropout off, so that two passes differ only in their weights."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
-    """Undoes accelerate's mixed precision, which is in a prepared model's forward: turning autocast off around that
-    forward has no effect, and a difference of two losses in bfloat16 is mostly rounding."""
-    prepared, own = vars(model).get("forward"), vars(model).get("_original_forward")
-    if prepared is None or own is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = prepared
-
-
-def differentiable_attention() -> AbstractContextManager:
-    """Attention that is not fused: fused kernels have neither second derivatives nor a forward mode."""
-    return sdpa_kernel(SDPBackend.MATH)

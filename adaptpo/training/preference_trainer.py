@@ -23,6 +23,7 @@ from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
+from adaptpo.training.replicas import Replicas
 from adaptpo.training.step import Step, preference_step
 from adaptpo.training.whole_vocabulary import VocabularyProbe
 from adaptpo.types import SOURCES, PromptGroup
@@ -70,7 +71,7 @@ class PreferenceTrainer(GroupTrainer):
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
         self.pair_records.append([])
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.trained and num_items_in_batch is not None and self.accelerator.sync_gradients:
+        if self.method.look_ahead() and num_items_in_batch is not None and self.accelerator.sync_gradients:
             self.taken = self.look_ahead(num_items_in_batch)
         return loss
 
@@ -123,18 +124,26 @@ class PreferenceTrainer(GroupTrainer):
             validation=self.validation_batches(prompts),
             estimator=estimator,
             precision=self.compute_loss_context_manager,
+            replicas=Replicas(self.ranks, sharded=self.layout == "FSDP"),
+            fillers=self.fillers(len(self.trained)),
         )
 
     def validation_batches(self, prompts: int) -> list[Batch]:
-        """Batches of up to `prompts` held-out prompts, drawn for this step. They are a quarter the size of training
-        batches, because the copy of the weights takes the rest of the memory."""
+        """This rank's batches of up to `prompts` held-out prompts, drawn for this step. They are a quarter the size of
+        training batches, because the copy of the weights takes the rest of the memory."""
         drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
-        groups = drawn.sample(self.validation, min(prompts, len(self.validation)))
+        groups = self.ranks.share(drawn.sample(self.validation, min(prompts, len(self.validation))))
         size = max(1, self.args.per_device_train_batch_size // 4)
         pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
         batches = [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
+        batches += self.fillers(len(batches))
         with self.compute_loss_context_manager():
             return [self.with_reference(batch) for batch in batches]
+
+    def fillers(self, passes: int) -> list[Batch]:
+        """As many fillers as another rank makes passes beyond the `passes` of this one."""
+        missing = max(self.ranks.gather(passes)) - passes
+        return [to_device(self.filler, self.args.device) for _ in range(missing)]
 
     def finish_step(self) -> None:
         """Updates the learners and logs how much each pair counted."""

@@ -26,7 +26,7 @@ from adaptpo.choices.learners.base import METHOD_STATE
 from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import ConfigError, TrainingError
-from adaptpo.models.collate import Batch
+from adaptpo.models.collate import FILLER, Batch
 from adaptpo.models.inference import to_device
 from adaptpo.training.checkpoints import Logs, mark_complete
 from adaptpo.training.own_optimizer import OwnOptimizer
@@ -36,10 +36,6 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 Collate = Callable[[Sequence[Any]], list[Batch]]
-
-
-FILLER = "filler"
-"""Key of a batch that counts for nothing: a rank computes it while other ranks have more batches left."""
 
 
 def save_method(method: Method, folder: Path) -> None:

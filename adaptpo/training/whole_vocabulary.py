@@ -20,7 +20,7 @@ from adaptpo.models.collate import Batch
 from adaptpo.models.hidden_states import response_states
 from adaptpo.models.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
 from adaptpo.models.shared_prompt.attention import base_model
-from adaptpo.training.look_ahead import evaluating
+from adaptpo.training.modes import evaluating
 from adaptpo.types import PairLogps
 
 

@@ -91,10 +91,10 @@ class Learner(Described):
         """Receives a micro-batch that the policy was just trained on. Never called in evaluation."""
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether `look_ahead` will name an estimator for some steps. The optimizer's step must be differentiable (see
+    def looks_ahead(self) -> Estimator | None:
+        """The estimator that `look_ahead` will name for some steps. The optimizer's step must be differentiable (see
         `adaptpo.training.optimizer_rules`) and in float32."""
-        return False
+        return None
 
     def look_ahead(self) -> Estimator | None:
         """How to differentiate the coming optimizer step; None if the learner does not learn from it."""

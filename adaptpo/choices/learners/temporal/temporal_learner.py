@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptpo.choices.iteration import Iteration
-from adaptpo.choices.learners.base import Estimator, Gather, Learner, Measure, Schedule, TakenStep
+from adaptpo.choices.learners.base import Estimator, Gather, Influence, Learner, Measure, Schedule, TakenStep
 from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Observation, States
 from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.choices.learners.temporal.history import History
@@ -190,8 +190,8 @@ class TemporalLearner(Learner):
         self.history.write(source, ids, self.features.advance(self.history.read(source, ids), observed))
 
     @property
-    def looks_ahead(self) -> bool:
-        return self.interval is not None
+    def looks_ahead(self) -> Estimator | None:
+        return None if self.interval is None else self.estimator
 
     def look_ahead(self) -> Estimator | None:
         due = self.interval is not None and self.steps > 0 and (self.steps + 1) % self.interval == 0
@@ -202,20 +202,25 @@ class TemporalLearner(Learner):
         if influence is None:
             return
         self.optimizer.zero_grad()
-        self._surrogate(step, influence.of_weights.cpu()).backward()
-        for parameter in self.network.parameters():
-            assert parameter.grad is not None
-            parameter.grad = gather(parameter.grad[None]).sum(dim=0)
+        self._surrogate(gather(self._rows(step, influence))).backward()
         self.optimizer.step()
         self.updates, self.last_goal = self.updates + 1, influence.goal
 
-    def _surrogate(self, step: TakenStep, influence: Tensor) -> Tensor:
-        """A scalar whose gradient is that of the goal. A pair's weight may be w times another factor (its share of the
-        prompt, a blend), hence `d weight_i = weight_i * d log w_i`."""
-        own = self.network(torch.cat([self.features_of(pairs) for pairs, _ in step.batches]))
-        weights = torch.cat([weights for _, weights in step.batches]).detach().cpu()
+    def _rows(self, step: TakenStep, influence: Influence) -> Tensor:
+        """The features of this rank's pairs, their weights and what these did, [n, features + 2] float32."""
+        batches = step.batches
+        features = [torch.zeros(0, len(self.features.names)), *(self.features_of(pairs) for pairs, _ in batches)]
+        weights = [torch.zeros(0), *(weights.detach().cpu() for _, weights in batches)]
+        columns = (torch.cat(weights), influence.of_weights.cpu())
+        return torch.cat([torch.cat(features), *(column.float()[:, None] for column in columns)], dim=1)
+
+    def _surrogate(self, rows: Tensor) -> Tensor:
+        """A scalar whose gradient is that of the goal, from the rows of all ranks. A pair's weight may be w times
+        another factor (its share of the prompt, a blend), hence `d weight_i = weight_i * d log w_i`."""
+        features, (weights, influence) = rows[:, :-2], rows[:, -2:].T
+        own = self.network(features)
         safe = own.clamp(min=torch.finfo(own.dtype).tiny)
-        return (influence.float() * weights * safe.log()).sum() - self.entropy * weight_entropy(own)
+        return (influence * weights * safe.log()).sum() - self.entropy * weight_entropy(own)
 
     # State, metrics and report
 
