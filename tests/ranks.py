@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing.connection
 import os
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tests.runs import arm, context, start
+import torch
+
+from adaptpo.run.files import JsonLines
+from tests.runs import arm, context, start, tables, weights
 
 Sharding = dict[str, str] | None
 """Environment variables that share out a model's weights; None leaves them whole on every rank."""
@@ -51,7 +57,7 @@ def let_accelerate_shard_on_cpus() -> None:
 
 
 def run_rank(
-    rank: int, count: int, port: int, sharding: Sharding, point: str | None, arguments: dict[str, Any]
+    rank: int, count: int, port: int, sharding: Sharding, point: str | None, runs: Sequence[dict[str, Any]]
 ) -> None:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in places.items()}
@@ -60,16 +66,24 @@ def run_rank(
         let_accelerate_shard_on_cpus()
     if point is not None:
         arm(point)
-    start(**arguments)
+    for arguments in runs:
+        start(**arguments)
 
 
 def start_ranks(
     count: int, sharding: Sharding = None, kill: dict[int, str] | None = None, **arguments: Any
 ) -> list[Any]:
     """The processes of a run; `kill` names the point (see `tests.runs.arm`) at which a rank is killed."""
+    return start_runs(count, [arguments], sharding, kill)
+
+
+def start_runs(
+    count: int, runs: Sequence[dict[str, Any]], sharding: Sharding = None, kill: dict[int, str] | None = None
+) -> list[Any]:
+    """The processes that go through several runs, one after the other."""
     port, points = free_port(), kill or {}
     processes = [
-        context.Process(target=run_rank, args=(rank, count, port, sharding, points.get(rank), arguments))
+        context.Process(target=run_rank, args=(rank, count, port, sharding, points.get(rank), runs))
         for rank in range(count)
     ]
     for process in processes:
@@ -88,3 +102,43 @@ def ends(processes: list[Any]) -> list[int]:
 
 def run_ranks(count: int, **arguments: Any) -> list[int]:
     return ends(start_ranks(count, **arguments))
+
+
+# What is compared
+
+
+def close(one: Any, other: Any) -> bool:
+    """Equal, or numbers that agree to 1e-5 of their size or of 1."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        both_nan = math.isnan(one) and math.isnan(other)
+        return both_nan or math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5)
+    return one == other
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    volatile = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    lines = JsonLines(out / "metrics.jsonl").read()
+    return [{key: value for key, value in line.items() if key not in volatile} for line in lines]
+
+
+def pair_weights(out: Path) -> list[dict[str, Any]]:
+    """By step and pair: within a step, similar lengths come together, in each process by itself."""
+    records = JsonLines(out / "iterations" / "0" / "pair_weights.jsonl").read()
+    return sorted(records, key=lambda record: (record["step"], record["prompt_id"], record["source"]))
+
+
+def assert_close_run(one: Path, other: Path) -> None:
+    left, right = tables(one), tables(other)
+    assert left.keys() == right.keys()
+    for name, table in left.items():
+        assert close(table, right[name]), name
+    assert close(logged(one), logged(other))
+    assert close(pair_weights(one), pair_weights(other))
+    left_weights, right_weights = weights(one), weights(other)
+    assert left_weights.keys() == right_weights.keys()
+    for name, tensor in left_weights.items():
+        torch.testing.assert_close(tensor, right_weights[name], rtol=1e-5, atol=1e-5, msg=name)

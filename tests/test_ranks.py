@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -15,17 +14,18 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
-from adaptpo.run.files import JsonLines
 from adaptpo.run.identity import refuse_other_run
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.sampler import EvenOrder
-from tests.ranks import FSDP, run_ranks, zero
-from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
+from tests.ranks import FSDP, Sharding, assert_close_run, pair_weights, run_ranks, zero
+from tests.runs import SETTINGS, assert_same_run, run_in_process
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
 engines = pytest.mark.engines
 ROWS = 38
 """In neither phase a multiple of a batch: one rank has less to do at the end."""
+HELD_OUT = {"rows": 40, "held_out": 0, "method_settings": {"validation_share": 0.1}}
+"""Four pairs that MetaPO learns on, two on each rank."""
 FAILS_ON_ONE = """
 import os
 
@@ -60,43 +60,6 @@ def together(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("together") / "run"
     assert run_ranks(2, model=policy, out=out, **settings(2)) == [0, 0]
     return out
-
-
-def close(one: Any, other: Any) -> bool:
-    """Equal, or numbers that agree to 1e-5 of their size or of 1."""
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(close, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
-    if isinstance(one, float) and isinstance(other, float):
-        both_nan = math.isnan(one) and math.isnan(other)
-        return both_nan or math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5)
-    return one == other
-
-
-def logged(out: Path) -> list[dict[str, Any]]:
-    volatile = ("time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-    lines = JsonLines(out / "metrics.jsonl").read()
-    return [{key: value for key, value in line.items() if key not in volatile} for line in lines]
-
-
-def pair_weights(out: Path) -> list[dict[str, Any]]:
-    """By step and pair: within a step, similar lengths come together, in each process by itself."""
-    records = JsonLines(out / "iterations" / "0" / "pair_weights.jsonl").read()
-    return sorted(records, key=lambda record: (record["step"], record["prompt_id"], record["source"]))
-
-
-def assert_close_run(one: Path, other: Path) -> None:
-    left, right = tables(one), tables(other)
-    assert left.keys() == right.keys()
-    for name, table in left.items():
-        assert close(table, right[name]), name
-    assert close(logged(one), logged(other))
-    assert close(pair_weights(one), pair_weights(other))
-    left_weights, right_weights = weights(one), weights(other)
-    assert left_weights.keys() == right_weights.keys()
-    for name, tensor in left_weights.items():
-        torch.testing.assert_close(tensor, right_weights[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 @engines
@@ -151,6 +114,25 @@ def test_kto_on_two_processes_is_kto_on_one(policy: str, tmp_path: Path) -> None
     assert run_in_process(model=policy, out=tmp_path / "one", method="kto", **settings(1)) == 0
     assert run_ranks(2, model=policy, out=tmp_path / "two", method="kto", **settings(2)) == [0, 0]
     assert_close_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.fixture(scope="module")
+def metapo_alone(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("metapo") / "run"
+    assert run_in_process(model=policy, out=out, method="metapo", **settings(1) | HELD_OUT) == 0
+    return out
+
+
+@engines
+@pytest.mark.parametrize("sharding", [None, FSDP], ids=["whole", "FSDP2"])
+def test_metapo_looks_ahead_on_two_processes_as_on_one(
+    sharding: Sharding, metapo_alone: Path, policy: str, tmp_path: Path
+) -> None:
+    """Held-out pairs are shared out, and the shards of the weights are moved and put back."""
+    arguments = settings(2, sharded=sharding is not None) | HELD_OUT
+    assert run_ranks(2, sharding=sharding, model=policy, out=tmp_path / "run", method="metapo", **arguments) == [0, 0]
+    assert torch.load(metapo_alone / "iterations/0/checkpoint/method.pt")["learners"][0]["updates"] == 4
+    assert_close_run(metapo_alone, tmp_path / "run")
 
 
 @engines

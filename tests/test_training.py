@@ -16,7 +16,7 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import DPO, KTO, DPOShift
 from adaptpo.choices.selection import ScoredPrompts
 from adaptpo.errors import ConfigError, ModelError, TrainingError
-from adaptpo.models.collate import GroupCollator
+from adaptpo.models.collate import FILLER, GroupCollator
 from adaptpo.models.inference import autocast
 from adaptpo.models.loading import load_causal_lm, load_policy
 from adaptpo.models.logps import pair_logps, token_logps

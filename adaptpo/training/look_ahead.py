@@ -183,7 +183,7 @@ class LookAhead:
             self._pull_back_clipping(gradients, norm, share)
 
     def _pull_back_clipping(self, gradients: list[Tensor], norm: float, share: float) -> None:
-        """Pulls gradients back through `g * max_norm / (|g| + 1e-6)`, in place; changes along g itself nearly vanish."""
+        """Pulls gradients back through `g * max_norm / (|g| + 1e-6)`, in place; changes along g nearly vanish."""
         pairs = list(zip(self.gradients, gradients, strict=True))
         along = self.replicas.over_weights(sum(float((step.to(v.device) * v).sum()) for step, v in pairs))
         for step, gradient in pairs:

@@ -1,4 +1,4 @@
-"""Ways of running a model: without dropout, without accelerate's autocast, with attention that can be differentiated."""
+"""Ways of running a model: without dropout, without accelerate's autocast, with differentiable attention."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from adaptpo.choices.method import Method
 from adaptpo.choices.policy_update import PPO
+from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.training.actor_critic import ActorCritic
@@ -36,10 +37,11 @@ class PPOTrainer(GroupTrainer):
         log: Log,
         callbacks: Sequence[TrainerCallback] = (),
         rows: RowPacking = PADDED,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.actor_critic, self.settings, self.rows = model, settings, rows
         collate = RolloutCollator(tokenizer.pad_token_id, rows).batches
-        super().__init__(model, args, groups, collate, tokenizer, method, log, callbacks)
+        super().__init__(model, args, groups, collate, tokenizer, method, log, callbacks, ranks)
 
     def count(self, batch: Batch) -> int:
         return int(batch["response_mask"].sum())

@@ -107,6 +107,7 @@ def train_on_rollouts(context: Context, iteration: int, settings: PPO) -> Summar
         log=partial(log_step, context, f"{phase}/train", iteration, tokens_before(context, iteration)),
         callbacks=[TrainingBar(f"{phase}/train", context.shows), *phase_callbacks(context)],
         rows=context.rows,
+        ranks=context.ranks,
     )
     if tokens:
         train_phase(trainer, context.run, f"{phase}/train")
