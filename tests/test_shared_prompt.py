@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,10 +31,13 @@ from transformers import (
 )
 
 from adaptpo import methods
+from adaptpo.models import head
 from adaptpo.models.collate import GroupCollator
-from adaptpo.models.logps import chosen_logps, response_logps, token_logps
+from adaptpo.models.head import chosen_logps
+from adaptpo.models.logps import response_logps, token_logps
 from adaptpo.models.packing import RowPacking, row_tokens, token_batches
 from adaptpo.models.self_check import SelfCheck, choose_rows, recomputing, representative
+from adaptpo.models.shared_prompt import varlen
 from adaptpo.models.shared_prompt.attention import NAME, share_prompts, sharing_prompts
 from adaptpo.models.shared_prompt.layout import UNSEEN, shared_prompts
 from adaptpo.types import PromptGroup
@@ -188,6 +194,67 @@ def test_a_shared_model_is_saved_as_any_other(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
+# --- one call for all segments ---------------------------------------------------------------------------------------
+
+
+def any_length_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, longest_queries: int,
+    longest_keys: int, *, scale: float | None, window_size: tuple[int, int], enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """What PyTorch's kernel computes, after its documentation, one sequence at a time."""
+    outputs = []
+    left, right = window_size
+    ends = (pairwise(starts.tolist()) for starts in (query_starts, key_starts))
+    for (q, q_end), (k, k_end) in zip(*ends, strict=True):
+        assert q_end - q <= longest_queries
+        assert k_end - k <= longest_keys
+        distance = torch.arange(q_end - q)[:, None] + (k_end - k) - (q_end - q) - torch.arange(k_end - k)
+        seen = (distance >= -right) & ((distance <= left) if left >= 0 else True)
+        rows = [tensor.transpose(0, 1)[None] for tensor in (query[q:q_end], key[k:k_end], value[k:k_end])]
+        output = scaled_dot_product_attention(*rows, attn_mask=seen, scale=scale, enable_gqa=True)
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_one_call_for_all_segments_equals_separate_rows(
+    family: str, groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself needs a GPU; how it is called, its windows and grouped heads among it, is shown here."""
+    calls: list[int] = []
+
+    def counted(query: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        calls.append(len(query))
+        return any_length_attention(query, *arguments, **settings)
+
+    monkeypatch.setattr(varlen, "varlen_attn", counted)
+    monkeypatch.setattr(varlen, "fits", lambda *_: True)
+    model = built(CONFIGS[family]()).train()
+    expected = one_by_one(model, groups)
+    assert share_prompts(model)
+    assert_equal(in_one_row(model, groups), expected, nats=1e-4)
+    assert calls == [GroupCollator(0, SHARED)(groups)["input_ids"].numel()] * model.config.num_hidden_layers
+
+
+def test_the_kernel_needs_a_gpu_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(rows: Tensor, **settings: Any) -> bool:
+        return varlen.fits(rows, rows, settings)
+
+    half = torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16)
+    assert not fits(half)
+    monkeypatch.setattr(varlen, "on_recent_gpu", lambda _: True)
+    assert fits(half)
+    assert not fits(half.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fits(half.float())
+    assert not fits(torch.zeros(1, 2, 3, 512, dtype=torch.bfloat16))
+    assert fits(half, scaling=0.5, dropout=0.0)
+    assert not fits(half, dropout=0.1)
+    assert not fits(half, softcap=30.0)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not fits(half)
+
+
 # --- the layout ------------------------------------------------------------------------------------------------------
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 40), min_size=1, max_size=4)), min_size=1)
@@ -210,7 +277,7 @@ def test_every_token_sees_its_prompt_and_its_own_past_and_nothing_else(row: list
 def seen_by_each(layout: Any) -> list[set[int]]:
     """From the indices and positions of the buckets: the tokens that each token of the row sees."""
     outputs: list[set[int]] = []
-    for bucket in layout.buckets:
+    for bucket in layout.padded.buckets:
         count, width = bucket.queries.shape
         at = bucket.query_positions.expand(count, -1)[:, :, None]
         keys = bucket.key_positions.expand(count, -1)[:, None, :]
@@ -218,12 +285,12 @@ def seen_by_each(layout: Any) -> list[set[int]]:
         assert (bucket.key_positions[bucket.key_positions != UNSEEN] < 100).all()
         for row in range(count):
             outputs += [set(bucket.keys[row][visible[row, place]].tolist()) for place in range(width)]
-    return [outputs[place] for place in layout.places.tolist()]
+    return [outputs[place] for place in layout.padded.places.tolist()]
 
 
 def test_padding_stays_small_where_lengths_differ() -> None:
     layout = shared_prompts([100, 400], [[200, 100, 300, 250], [100, 50, 300, 250]])
-    computed = sum(bucket.queries.numel() * bucket.keys.shape[1] for bucket in layout.buckets)
+    computed = sum(bucket.queries.numel() * bucket.keys.shape[1] for bucket in layout.padded.buckets)
     parts = [(100, [200, 100, 300, 250]), (400, [100, 50, 300, 250])]
     needed = sum(p * p + sum(r * (p + r) for r in rs) for p, rs in parts)
     assert needed <= computed <= 1.15 * needed
@@ -457,10 +524,28 @@ def test_chunked_head_equals_the_whole(
     whole = results(model, token_logps(model, batch).sum(dim=1))
     sizes: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: sizes.append(output.shape[-2]))
-    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(TOKENIZER) * 50)
+    monkeypatch.setattr("adaptpo.models.head.LOGIT_BYTES", 4 * len(TOKENIZER) * 50)
     chunked = results(model, token_logps(model, batch, chunked_head=True).sum(dim=1))
     assert max(sizes) == 50 and len(sizes) > 4
     assert_equal(chunked, whole, nats=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fused_head_equals_chunks(autocast: bool, groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, TRL's function folds tiles of logits in PyTorch; a vocabulary of several tiles is among the cases."""
+    monkeypatch.setattr(head, "LOGIT_BYTES", 4 * len(TOKENIZER) * 50)
+    monkeypatch.setattr(head, "VOCABULARY_TILE", 100)
+    model = built(CONFIGS["llama"]())
+    batch = GroupCollator(0, RowPacking())(groups)
+
+    def found() -> Result:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return results(model, token_logps(model, batch, chunked_head=True).sum(dim=1))
+
+    chunks = found()
+    monkeypatch.setattr(head, "fused_head_fits", lambda *_: True)
+    # In half precision, both round the logits, and only one of them rounds the sums of gradients.
+    assert_equal(found(), chunks, *((1e-4, 0.02) if autocast else (1e-4, 1e-5)))
 
 
 def test_no_chunks_where_logits_are_not_the_heads_output(groups: list[PromptGroup]) -> None:
@@ -470,7 +555,7 @@ def test_no_chunks_where_logits_are_not_the_heads_output(groups: list[PromptGrou
 
 
 def test_unchecked_models_compute_the_whole_head(groups: list[PromptGroup], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 1)
+    monkeypatch.setattr("adaptpo.models.head.LOGIT_BYTES", 1)
     model = built(CONFIGS["llama"]())
     hooks: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *_: hooks.append(1))

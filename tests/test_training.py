@@ -226,7 +226,7 @@ def test_training_computes_chunks_of_the_head_in_the_precision_of_scoring(
     with torch.no_grad(), autocast(trainer.args):
         scored = token_logps(tiny_model(tokenizer), batch)
     prepared = trainer.accelerator.prepare_model(trainer.model)
-    monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(tokenizer) * 50)
+    monkeypatch.setattr("adaptpo.models.head.LOGIT_BYTES", 4 * len(tokenizer) * 50)
     with torch.no_grad():
         torch.testing.assert_close(token_logps(prepared, batch, chunked_head=True), scored, rtol=0, atol=1e-5)
 
@@ -253,7 +253,11 @@ def test_batches_that_fill_up_lie_on_the_device_of_training(
     fillers = [batch for batch in passes if FILLER in batch]
     assert len(fillers) == 2
     for name, value in (item for batch in fillers for item in batch.items()):
-        parts = [value.places, *(bucket.keys for bucket in value.buckets)] if name == "shared_prompts" else [value]
+        parts = (
+            [value.keys, value.query_starts, value.key_starts, value.padded.places]
+            if name == "shared_prompts"
+            else [value]
+        )
         assert {part.device.type for part in parts} == {"meta"}, name
 
 

@@ -63,7 +63,7 @@ def groups(reference: PreTrainedModel) -> list[PromptGroup]:
 def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """In chunks of 3 tokens, of which most responses have more."""
     if request.param == "in chunks":
-        monkeypatch.setattr("adaptpo.models.logps.LOGIT_BYTES", 4 * len(byte_tokenizer()) * 3)
+        monkeypatch.setattr("adaptpo.models.head.LOGIT_BYTES", 4 * len(byte_tokenizer()) * 3)
     return request.param == "in chunks"
 
 

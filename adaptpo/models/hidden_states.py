@@ -12,8 +12,9 @@ from adaptpo.choices.learners.pair_features import PairStates, Predictions
 from adaptpo.choices.objectives import Objective
 from adaptpo.data.conversation import spoken
 from adaptpo.models.collate import Batch, GroupCollator
+from adaptpo.models.head import head_inputs
 from adaptpo.models.inference import PromptedPair, autocast, to_device
-from adaptpo.models.logps import head_inputs, model_arguments
+from adaptpo.models.logps import model_arguments
 from adaptpo.models.packing import RowPacking, token_batches
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.types import PromptGroup, Text

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
 
 from adaptpo.models.collate import Batch
+from adaptpo.models.head import chosen_logps, head_inputs, head_logps, tokens_at_once
 from adaptpo.models.shared_prompt.attention import base_model, forward_arguments
 from adaptpo.types import PairLogps
-
-LOGIT_BYTES = 2**27
-"""Maximum bytes of float32 logits at once. Larger logits are computed in chunks, and again in the backward pass."""
 
 MOST = 10.0
 """Maximum nats that one token adds to the divergence."""
@@ -37,16 +30,6 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
-def all_logps(logits: Tensor) -> Tensor:
-    """Log-probs of every token under `logits` [..., vocabulary], in at least float32."""
-    return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-
-
-def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs of `targets` [...] under `logits` [..., vocabulary], in at least float32."""
-    return all_logps(logits).gather(-1, targets[..., None])[..., 0]
-
-
 def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probs of all response tokens [tokens], from the model's own logits."""
     arguments = model_arguments(model, batch)
@@ -56,63 +39,20 @@ def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
     return chosen_logps(logits, batch["targets"])[batch["target_mask"]]
 
 
-@dataclass(frozen=True)
-class HeadInput:
-    """The hidden `states` that reach the head, and the `autocast` that holds there, if any: accelerate's holds inside a
-    model's forward alone."""
-
-    states: Tensor
-    autocast: torch.dtype | None
-
-    @classmethod
-    def of(cls, states: Tensor) -> HeadInput:
-        device = states.device.type
-        return cls(states, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
-
-    def precision(self) -> AbstractContextManager:
-        return nullcontext() if self.autocast is None else torch.autocast(self.states.device.type, self.autocast)
-
-
-@contextmanager
-def head_inputs(head: nn.Module) -> Iterator[list[HeadInput]]:
-    """Collects what reaches the language-model head; the head itself computes only one position."""
-    inputs: list[HeadInput] = []
-
-    def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        inputs.append(HeadInput.of(arguments[0]))
-        return (arguments[0][:, :1],)
-
-    handle = head.register_forward_pre_hook(collect)
-    try:
-        yield inputs
-    finally:
-        handle.remove()
-
-
 def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
     """Same as `whole_logps`, with logits of `size` tokens at a time; for models whose logits are the head's output."""
     head = base_model(model).get_output_embeddings()
     with head_inputs(head) as inputs:
         model(**model_arguments(model, batch))
     hidden, targets = inputs[0].states[batch["target_mask"]], batch["targets"][batch["target_mask"]]
-
-    def logps(states: Tensor, tokens: Tensor) -> Tensor:
-        return chosen_logps(head(states), tokens)
-
-    pieces = zip(hidden.split(size), targets.split(size), strict=True)
     with inputs[0].precision():
-        return torch.cat([checkpoint(logps, states, tokens, use_reentrant=False) for states, tokens in pieces])
-
-
-def tokens_at_once(model: nn.Module) -> int:
-    """Number of tokens per chunk of the head."""
-    return max(1, LOGIT_BYTES // (4 * base_model(model).config.get_text_config().vocab_size))
+        return head_logps(head, hidden, targets, size)
 
 
 def chunk_size(model: nn.Module, batch: Batch) -> int | None:
     """Number of tokens per chunk of the head, or None if all logits fit into the budget."""
-    row = 4 * base_model(model).config.get_text_config().vocab_size
-    return tokens_at_once(model) if batch["targets"].numel() * row > LOGIT_BYTES else None
+    size = tokens_at_once(model)
+    return size if batch["targets"].numel() > size else None
 
 
 def token_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Tensor:

@@ -17,8 +17,9 @@ from adaptpo.choices.learners.base import Measure
 from adaptpo.choices.learners.pair_features import HeadGradient, log_norm
 from adaptpo.choices.objectives import Objective
 from adaptpo.models.collate import Batch
+from adaptpo.models.head import all_logps, tokens_at_once
 from adaptpo.models.hidden_states import response_states
-from adaptpo.models.logps import all_logps, mean_of_pairs, pair_logps, tokens_at_once
+from adaptpo.models.logps import mean_of_pairs, pair_logps
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.training.modes import evaluating
 from adaptpo.types import PairLogps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from adaptpo.models.shared_prompt import varlen
 from adaptpo.models.shared_prompt.layout import Bucket, SharedPrompts
 
 NAME = "adaptpo_shared_prompt"
@@ -27,23 +28,40 @@ def shared_prompt_attention(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, per bucket of segments if the model's forward received `shared_prompts`.
+    """Scaled dot-product attention, per segment of the row if the model's forward received `shared_prompts`.
 
     `query`, `key`, `value`: [1, heads, tokens, head dimension]. Without the keyword this is transformers' own SDPA.
     The layout comes with the call, not through a module or a global: recomputation in the backward pass must see the
     same one.
     """
-    sdpa = AttentionInterface()["sdpa"]
     if shared_prompts is None:
+        sdpa = AttentionInterface()["sdpa"]
         return sdpa(module, query, key, value, attention_mask, sliding_window=sliding_window, **settings)
-    settings.pop("is_causal", None)
+    if varlen.fits(query, value, settings):
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return varlen.attention(query, key, value, shared_prompts, sliding_window, settings.get("scaling"))[None], None
+    return bucketed_attention(module, query, key, value, shared_prompts, sliding_window, settings), None
+
+
+def bucketed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: SharedPrompts,
+    window: int | None,
+    settings: dict[str, Any],
+) -> Tensor:
+    """SDPA once per bucket of similar segments, on any device and in any precision."""
+    sdpa = AttentionInterface()["sdpa"]
+    settings = {name: value for name, value in settings.items() if name != "is_causal"}
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     outputs = []
-    for bucket in shared_prompts.buckets:
-        mask = bucket.mask(sliding_window, query.dtype)
+    for bucket in layout.padded.buckets:
+        mask = bucket.mask(window, query.dtype)
         output, _ = sdpa(module, *bucket_tensors(bucket, *rows), mask, is_causal=True, **settings)
         outputs.append(output.flatten(0, 1))
-    return torch.cat(outputs).index_select(0, shared_prompts.places)[None], None
+    return torch.cat(outputs).index_select(0, layout.padded.places)[None]
 
 
 def bucket_tensors(bucket: Bucket, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:

@@ -6,7 +6,9 @@ Every prompt occurs once. A prompt sees itself; a response sees its prompt and i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,10 +68,17 @@ def additive_mask(queries: Tensor, keys: Tensor, window: int | None, dtype: torc
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """The layout of a row: its buckets, and `places` [tokens], each token's index in their concatenated outputs."""
+    """The layout of a row: its `segments`, end to end.
 
-    buckets: tuple[Bucket, ...]
-    places: Tensor
+    Segment i's queries are the tokens of the row from `query_starts[i]` to `query_starts[i + 1]`. Its keys are the
+    tokens `keys[key_starts[i] : key_starts[i + 1]]`, those of its prompt before its own. `keys`: [k], int64; starts:
+    [segments + 1], int32.
+    """
+
+    segments: tuple[Segment, ...]
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedPrompts:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -78,9 +87,28 @@ class SharedPrompts:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> SharedPrompts:
-        names = ("queries", "keys", "query_positions", "key_positions")
-        buckets = tuple(replace(b, **{name: move(getattr(b, name)) for name in names}, masks={}) for b in self.buckets)
-        return SharedPrompts(buckets, move(self.places))
+        return SharedPrompts(self.segments, move(self.keys), move(self.query_starts), move(self.key_starts))
+
+    @cached_property
+    def padded(self) -> PaddedSegments:
+        """The segments in buckets, on the device of the layout."""
+        return padded_segments(self.segments, self.keys.device)
+
+    @property
+    def longest_queries(self) -> int:
+        return max(s.length for s in self.segments)
+
+    @property
+    def longest_keys(self) -> int:
+        return max(s.prefix_length + s.length for s in self.segments)
+
+
+@dataclass(frozen=True)
+class PaddedSegments:
+    """Buckets of a row's segments, and `places` [tokens], each token's index in the buckets' concatenated outputs."""
+
+    buckets: tuple[Bucket, ...]
+    places: Tensor
 
 
 def segments(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> list[Segment]:
@@ -118,7 +146,7 @@ def fits(bucket: Sequence[Segment], part: Segment) -> bool:
     return area <= max(SMALL_AREA, PADDING_LIMIT * sum(s.area for s in together))
 
 
-def index_bucket(bucket: Sequence[Segment]) -> Bucket:
+def index_bucket(bucket: Sequence[Segment], device: torch.device) -> Bucket:
     count = len(bucket)
     width, prefix = max(s.length for s in bucket), max(s.prefix_length for s in bucket)
     queries, keys = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, prefix + width, dtype=torch.long)
@@ -133,12 +161,13 @@ def index_bucket(bucket: Sequence[Segment]) -> Bucket:
         key_positions[row, prefix : prefix + s.length] = query_positions[row, : s.length]
     if len({(s.length, s.prefix_length) for s in bucket}) == 1:
         query_positions, key_positions = query_positions[:1], key_positions[:1]
+    queries, keys, query_positions, key_positions = (
+        index.to(device) for index in (queries, keys, query_positions, key_positions)
+    )
     return Bucket(queries, keys, query_positions, key_positions, has_prefix=prefix > 0)
 
 
-def shared_prompts(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> SharedPrompts:
-    """The layout of prompts with the given lengths, each followed by responses with the given lengths."""
-    parts = segments(prompt_lengths, lengths)
+def padded_segments(parts: Sequence[Segment], device: torch.device) -> PaddedSegments:
     grouped = buckets_of(parts)
     places = torch.zeros(sum(s.length for s in parts), dtype=torch.long)
     offset = 0
@@ -147,7 +176,22 @@ def shared_prompts(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int
         for row, s in enumerate(bucket):
             places[s.start : s.start + s.length] = torch.arange(s.length) + offset + row * width
         offset += len(bucket) * width
-    return SharedPrompts(tuple(map(index_bucket, grouped)), places)
+    return PaddedSegments(tuple(index_bucket(bucket, device) for bucket in grouped), places.to(device))
+
+
+def shared_prompts(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> SharedPrompts:
+    """The layout of prompts with the given lengths, each followed by responses with the given lengths."""
+    parts = segments(prompt_lengths, lengths)
+    spans = [span for s in parts for span in ((s.prefix_start, s.prefix_length), (s.start, s.length))]
+    keys = torch.cat([torch.arange(start, start + length) for start, length in spans])
+    return SharedPrompts(
+        tuple(parts), keys, starts([s.length for s in parts]), starts([s.prefix_length + s.length for s in parts])
+    )
+
+
+def starts(lengths: Sequence[int]) -> Tensor:
+    """Where each of several sequences, laid end to end, starts, and where the last one ends, [n + 1]."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def positions(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> Tensor:
