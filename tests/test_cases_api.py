@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.choices.objectives import DPO, IPO, ORPO
 from adaptpo.config.recipe import load_recipe
-from adaptpo.data.tokenization import NO_ROOM
+from adaptpo.data.limits import NO_ROOM
 from adaptpo.errors import AdaptpoError, ConfigError, DataError
 from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.types import PairLogps

@@ -30,7 +30,7 @@ from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_mo
 from adaptpo.cli.annotate import annotate_file
 from adaptpo.cli.stage import Options, recipe_of, run_stage
 from adaptpo.config.generation import Api
-from adaptpo.data.tokenization import foreign_ids
+from adaptpo.data.vocabulary import foreign_ids
 from adaptpo.errors import ConfigError, ModelError, RunError
 from adaptpo.generation.answers import AnswerReader
 from adaptpo.generation.base import NEUTRAL, Sampling

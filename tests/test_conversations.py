@@ -34,12 +34,12 @@ from adaptpo.annotation.tournament import Match
 from adaptpo.cli import main
 from adaptpo.config.reward import reward_parts
 from adaptpo.data import iter_examples, iter_prompts, open_rows, problems, turns
+from adaptpo.data.limits import SEVERAL_TURNS_CUT
 from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.templates import options_of
 from adaptpo.data.tokenization import (
     PROMPT_RENDERED_DIFFERENTLY,
     SEVERAL_TURNS,
-    SEVERAL_TURNS_CUT,
     TokenizedPair,
     stop_token_ids,
     tokenize_pair,

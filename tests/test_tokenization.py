@@ -16,15 +16,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from adaptpo.data import tokenization
+from adaptpo.data import limits, tokenization
 from adaptpo.data.tokenization import (
     TokenizedPair,
-    check_tokenizer_fits,
     decode_response,
     stop_token_ids,
     tokenize_pair,
     tokenize_prompt,
 )
+from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.errors import DataError, ModelError
 from adaptpo.types import PreferenceExample
 
@@ -276,7 +276,7 @@ def test_long_prompt_gives_a_reason() -> None:
     tokenizer = build_tokenizer(None)
     length = len(pair_of(plain(), tokenizer).prompt_ids)
     assert isinstance(tokenize_pair(plain(), tokenizer, length, None), TokenizedPair)
-    assert tokenize_pair(plain(), tokenizer, length - 1, None) == f"{tokenization.PROMPT_TOO_LONG} ({length - 1})"
+    assert tokenize_pair(plain(), tokenizer, length - 1, None) == f"{limits.PROMPT_TOO_LONG} ({length - 1})"
 
 
 def test_long_response_is_cut_and_has_no_stop_token() -> None:
@@ -302,7 +302,7 @@ def test_responses_equal_after_the_cut_give_a_reason() -> None:
 
 def test_stop_token_inside_and_empty_response_give_reasons() -> None:
     tokenizer = build_tokenizer(None)
-    assert tokenize_pair(plain(chosen=" a</s> b"), tokenizer, None, None) == tokenization.STOP_TOKEN_INSIDE
+    assert tokenize_pair(plain(chosen=" a</s> b"), tokenizer, None, None) == limits.STOP_TOKEN_INSIDE
     assert tokenize_pair(plain(chosen="</s>"), tokenizer, None, None) == tokenization.EMPTY_RESPONSE_TOKENS
 
 

@@ -19,9 +19,9 @@ from adaptpo.annotation.shared_forward import (
     shared_rewards,
     worth_sharing,
 )
+from adaptpo.data.encoding import encode_rendered
 from adaptpo.data.templates import TemplateOptions, TemplateProblem, options_of, render
-from adaptpo.data.tokenization import check_tokenizer_fits
-from adaptpo.data.turns import encode_rendered
+from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.errors import ModelError
 from adaptpo.models.adapters import adapter_settings, adapter_shapes, base_of, base_options, merged, refuse_other_task
 from adaptpo.models.collate import pad

@@ -24,23 +24,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.conversation import joined
+from adaptpo.data.encoding import encode_rendered, encode_text, tokenize_continuation
+from adaptpo.data.limits import SEVERAL_TURNS_CUT, STOP_TOKEN_INSIDE, Limits, beginning, decisive, refuse_endless
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.templates import TemplateOptions, TemplateProblem, options_of, render
-from adaptpo.data.turns import Encoded, encode_rendered, several_turns
+from adaptpo.data.turns import Encoded, several_turns
 from adaptpo.errors import DataError, ModelError
 from adaptpo.types import PreferenceExample, Response, Text
 
 PROMPT_RENDERED_DIFFERENTLY = "the chat template renders the prompt differently when a response follows"
-PROMPT_TOO_LONG = "prompt longer than max_prompt_length"
-NO_ROOM = "prompt leaves no room for a response within max_length"
-STOP_TOKEN_INSIDE = "a stop token stands inside a response"
 SEVERAL_TURNS = "chosen and rejected differ in more than one turn (trained_turns: all trains on all of the assistant's)"
-SEVERAL_TURNS_CUT = "a response of several turns is longer than max_completion_length or max_length"
 EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
 TEMPLATE_PROBE = "probe"
-WORD_START = "\u2581"
-ANCHORS = ("\n", ".", "0", "\u00e9")
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,20 @@ def tokenize_prompt(
 
 
 def prompt_tokens(
-    tokenizer: PreTrainedTokenizerBase, text: Text, template_options: TemplateOptions | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    template_options: TemplateOptions | None = None,
+    limit: int | None = None,
 ) -> list[int]:
-    """Like `tokenize_prompt`, but raises TemplateProblem if the template refuses the messages."""
+    """Like `tokenize_prompt`, but raises TemplateProblem if the template refuses the messages. Of a prompt with many
+    more tokens than the limit, only the beginning is read; its ids are more than the limit, too."""
     if isinstance(text, str):
-        return _encode_text(tokenizer, text)
-    return encode_rendered(tokenizer, render(tokenizer, text, template_options, open_reply=True))
+        return encode_text(tokenizer, beginning(tokenizer, text, limit))
+    return _rendered_ids(tokenizer, render(tokenizer, text, template_options, open_reply=True), limit)
+
+
+def _rendered_ids(tokenizer: PreTrainedTokenizerBase, rendered: str, limit: int | None) -> list[int]:
+    return encode_rendered(tokenizer, beginning(tokenizer, rendered, limit))
 
 
 def tokenize_pair(
@@ -128,11 +132,12 @@ def tokenize_pair(
     stop_ids = stop_token_ids(tokenizer) if stop_ids is None else stop_ids
     if not all_turns and (_has_several_turns(example.chosen) or _has_several_turns(example.rejected)):
         return SEVERAL_TURNS
+    limits = Limits(max_prompt_length, max_completion_length, max_length)
     try:
-        prompt_ids, *sides = _encode(tokenizer, example, options_of(example.columns, template_options), stop_ids)
-        limit = _room(prompt_ids, max_prompt_length, max_completion_length, max_length)
+        options = options_of(example.columns, template_options)
+        prompt_ids, room, sides = _encode(tokenizer, example, options, stop_ids, limits)
         texts = zip((example.chosen, example.rejected), sides, strict=True)
-        chosen, rejected = (_response(tokenizer, *text, stop_ids, limit) for text in texts)
+        chosen, rejected = (_response(tokenizer, *text, stop_ids, room) for text in texts)
     except RowProblem as problem:
         return str(problem)
     return EQUAL_TOKENS if chosen.ids == rejected.ids else TokenizedPair(prompt_ids, chosen, rejected)
@@ -140,20 +145,6 @@ def tokenize_pair(
 
 def _has_several_turns(response: Text) -> bool:
     return isinstance(response, list) and len(response) > 1
-
-
-def _room(
-    prompt_ids: list[int], max_prompt: int | None, max_completion: int | None, max_both: int | None
-) -> int | None:
-    """Maximum number of tokens of a response. Raises RowProblem if the prompt is too long."""
-    if max_prompt is not None and len(prompt_ids) > max_prompt:
-        raise RowProblem(f"{PROMPT_TOO_LONG} ({max_prompt})")
-    if max_both is None:
-        return max_completion
-    room = max_both - len(prompt_ids)
-    if room < 1:
-        raise RowProblem(f"{NO_ROOM} ({max_both})")
-    return room if max_completion is None else min(max_completion, room)
 
 
 def decode_response(
@@ -173,86 +164,59 @@ def ending_token(tokenizer: PreTrainedTokenizerBase, prompt: Text, stop_ids: fro
     return next(token for token in likely if token in stop_ids)
 
 
-def foreign_ids(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: frozenset[int] = frozenset()
-) -> list[int]:
-    """The ids below `vocabulary`, the length of a model's embedding, for which the tokenizer has no token: they would
-    be trained on and read as nothing. A stop token is none of them, because it is never read."""
-    known = {*tokenizer.get_vocab().values(), *stop_ids}
-    return [token for token in range(vocabulary) if token not in known]
-
-
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
-    """Raises ModelError if the tokenizer has ids for which the model has no embedding."""
-    text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if needed > text_config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has token ids up to {needed - 1} (size {needed}), but the model's embedding has "
-            f"{text_config.vocab_size} rows; use the model's own tokenizer, or call "
-            f"model.resize_token_embeddings({needed}) and save the model."
-        )
-
-
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, example: PreferenceExample, options: TemplateOptions, stop_ids: frozenset[int]
-) -> tuple[list[int], Encoded, Encoded]:
-    """The ids of the prompt, and both responses."""
+    tokenizer: PreTrainedTokenizerBase,
+    example: PreferenceExample,
+    options: TemplateOptions,
+    stop_ids: frozenset[int],
+    limits: Limits,
+) -> tuple[list[int], int | None, list[Encoded]]:
+    """The ids of the prompt, the number of tokens that a response may have, and both responses. Of a response with
+    many more tokens, only the beginning is encoded."""
     prompt, chosen, rejected = example.prompt, example.chosen, example.rejected
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        prompt_ids = _encode_text(tokenizer, prompt)
-        one, other = (Encoded(_text_response_ids(tokenizer, prompt_ids, prompt, text)) for text in (chosen, rejected))
-        return prompt_ids, one, other
+        prompt_ids = prompt_tokens(tokenizer, prompt, limit=limits.decisive)
+        room = limits.room(prompt_ids)
+        texts = [decisive(tokenizer, text, stop_ids, room) for text in (chosen, rejected)]
+        return prompt_ids, room, [Encoded(_text_response_ids(tokenizer, prompt_ids, prompt, text)) for text in texts]
     if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
         raise DataError(f"row {example.row} mixes strings and chat messages; give all three texts in one format.")
     opened = render(tokenizer, prompt, options, open_reply=True)
-    prompt_ids = encode_rendered(tokenizer, opened)
-    one, other = (
-        several_turns(tokenizer, prompt, prompt_ids, response, options, stop_ids)
-        if len(response) > 1
-        else _one_turn(tokenizer, prompt_ids, opened, render(tokenizer, joined(prompt, response), options))
-        for response in (chosen, rejected)
-    )
-    return prompt_ids, one, other
+    prompt_ids = _rendered_ids(tokenizer, opened, limits.decisive)
+    room = limits.room(prompt_ids)
+    sides = []
+    for response in (chosen, rejected):
+        conversation = render(tokenizer, joined(prompt, response), options)
+        if len(response) > 1:
+            refuse_endless(tokenizer, conversation, room and room + len(prompt_ids))
+            sides.append(several_turns(tokenizer, prompt, prompt_ids, response, options, stop_ids))
+        else:
+            sides.append(_one_turn(tokenizer, prompt_ids, opened, conversation, stop_ids, room))
+    return prompt_ids, room, sides
 
 
 def _text_response_ids(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], prompt: str, text: str) -> list[int]:
-    together = _encode_text(tokenizer, prompt + text)
+    together = encode_text(tokenizer, prompt + text)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
     return tokenize_continuation(tokenizer, text)
 
 
-def _one_turn(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], prompt: str, conversation: str) -> Encoded:
+def _one_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[int],
+    prompt: str,
+    conversation: str,
+    stop_ids: frozenset[int],
+    room: int | None,
+) -> Encoded:
     if not conversation.startswith(prompt):
         raise TemplateProblem(PROMPT_RENDERED_DIFFERENTLY)
-    together = encode_rendered(tokenizer, conversation)
+    response = decisive(tokenizer, conversation[len(prompt) :], stop_ids, room)
+    together = encode_rendered(tokenizer, prompt + response)
     if together[: len(prompt_ids)] == prompt_ids:
         return Encoded(together[len(prompt_ids) :])
-    return Encoded(tokenize_continuation(tokenizer, conversation[len(prompt) :]))
-
-
-def tokenize_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the ids of a text that continues another one."""
-    ids = encode_rendered(tokenizer, text)
-    if not ids or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(WORD_START):
-        return ids
-    # SentencePiece puts a space before every text, some tokenizers even before a space, but none after an anchor.
-    for anchor in ANCHORS:
-        before, together = encode_rendered(tokenizer, anchor), encode_rendered(tokenizer, anchor + text)
-        if together[: len(before)] == before:
-            return together[len(before) :]
-    return ids
-
-
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns ids with the special tokens that the tokenizer puts before a text, without those it puts after it."""
-    ids, plain = list(tokenizer(text)["input_ids"]), encode_rendered(tokenizer, text)
-    before = next((start for start in range(len(ids) - len(plain) + 1) if ids[start : start + len(plain)] == plain), 0)
-    ids = ids[: before + len(plain)]
-    while before and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        ids = ids[1:]  # the text itself began with BOS
-    return ids
+    return Encoded(tokenize_continuation(tokenizer, response))
 
 
 def _response(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.conversation import joined, words_of
+from adaptpo.data.encoding import encode_rendered
 from adaptpo.data.templates import TemplateOptions, TemplateProblem, render
 from adaptpo.types import Message
 
@@ -26,11 +27,6 @@ class Encoded:
 
     ids: list[int]
     mask: list[bool] | None = None
-
-
-def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # A rendered conversation already has its special tokens; the tokenizer's own would double BOS.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def several_turns(

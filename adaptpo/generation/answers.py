@@ -8,7 +8,8 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from adaptpo.data.tokenization import decode_response, ending_token, tokenize_continuation
+from adaptpo.data.encoding import tokenize_continuation
+from adaptpo.data.tokenization import decode_response, ending_token
 from adaptpo.errors import GenerationError
 from adaptpo.generation.base import Sampling
 from adaptpo.remote.client import field

@@ -17,7 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from adaptpo.data.tokenization import decode_response, foreign_ids
+from adaptpo.data.tokenization import decode_response
+from adaptpo.data.vocabulary import foreign_ids
 from adaptpo.generation.base import Sampling
 from adaptpo.models.collate import pad
 from adaptpo.types import Prompt, Response

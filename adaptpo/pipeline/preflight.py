@@ -15,7 +15,7 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
-from adaptpo.data.tokenization import check_tokenizer_fits
+from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.loading import check_loading, first_line, load_tokenizer, read_config

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from adaptpo.choices.method import Method
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data.examples import Numbered, PromptExample, read_pairs, read_pairs_and_prompts, read_pairs_or_prompts
+from adaptpo.data.limits import PROMPT_TOO_LONG
 from adaptpo.data.mixture import Sample, alternated
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.rendered import with_words_rendered
 from adaptpo.data.templates import options_of
-from adaptpo.data.tokenization import PROMPT_TOO_LONG, TokenizedPair, prompt_tokens, tokenize_pair
+from adaptpo.data.tokenization import TokenizedPair, prompt_tokens, tokenize_pair
 from adaptpo.data.unpaired import how_to_pair
 from adaptpo.errors import DataError
 from adaptpo.models.collate import data_weight
@@ -109,7 +110,8 @@ class Reader:
 
     def _prompt(self, number: int, example: PromptExample) -> Item | Dropped:
         try:
-            ids = prompt_tokens(self.tokenizer, example.prompt, options_of(example.columns, self.template_options))
+            options = options_of(example.columns, self.template_options)
+            ids = prompt_tokens(self.tokenizer, example.prompt, options, self.max_prompt_length)
         except RowProblem as problem:
             return Dropped(example.row, str(problem))
         if len(ids) > self.max_prompt_length:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GroupPolicyGradient
-from adaptpo.data.tokenization import foreign_ids
+from adaptpo.data.vocabulary import foreign_ids
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.generation.base import NEUTRAL
