@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": {"choices", "config", "distributed", "methods", "pipeline"},
     "report": {"config", "run", "stage"},
     "evaluation": {"config", "data", "generation", "models", "remote", "report", "run"},
-    "plan": {"choices", "config", "data", "methods", "models", "pipeline", "run"},
+    "plan": {"choices", "config", "data", "generation", "methods", "models", "pipeline", "run"},
     "vote": {"data", "report", "run"},
     "sandbox": {"annotation", "choices", "config", "data", "distributed", "generation", "methods", "report", "run"}
     | {"stage", "trainer"},

@@ -17,34 +17,35 @@ from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.cli import main
 from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import ConfigError, RunError
+from adaptpo.generation.base import Sampling
+from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.methods import METHODS
 from adaptpo.plan.against import compare_counts, compare_shares
 from adaptpo.plan.arithmetic import (
-    Decoding,
     Passes,
     Shape,
     activation_bytes,
     cache_bytes,
-    concurrent_sequences,
-    decoding_bytes,
-    decoding_steps,
     forward_operations,
     separate_rows,
     shared_prompt,
-    state_bytes,
     training_multiple,
 )
 from adaptpo.plan.choices import CHOSEN, FRESH, REJECTED, contribution
 from adaptpo.plan.command import Options, read_job
 from adaptpo.plan.data import assumed_data
+from adaptpo.plan.decoding import MOST_SEQUENCES, decoding_seconds, sampler_of
 from adaptpo.plan.estimate import make_plan
 from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.machines import read_machine
+from adaptpo.plan.memory import sharded, states, unsharded
 from adaptpo.plan.model import shape_of, shape_of_encoder
-from adaptpo.plan.phases import phases
-from adaptpo.plan.published import beside_paper
-from adaptpo.plan.throughput import PassesMeasured, Throughput, read_throughput
+from adaptpo.plan.phases import Phase, phases
+from adaptpo.plan.published import SAMPLING, TRAINING, beside_paper
+from adaptpo.plan.rates import Rates
+from adaptpo.plan.throughput import GenerationMeasured, PassesMeasured, Throughput, read_throughput
 from adaptpo.run.files import read_rows
+from adaptpo.types import Prompt
 from tests.runs import SETTINGS, start
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_config, tiny_model, write_jsonl
 
@@ -113,25 +114,140 @@ def test_a_training_step_is_three_passes_and_one_more_where_it_recomputes() -> N
     assert training_multiple(replace(SHAPE, trained=100), False) == pytest.approx(2.0 + 0.1, rel=0.1)
 
 
-def test_decoding_by_hand() -> None:
-    """100 responses on 2 accelerators, 8 at a time: 7 batches of 20 steps, or 50 * 6 tokens through 8 places. Cache: 2
-    layers of 4 numbers of 2 bytes. Each token reads the 10 + 3 before it, on average."""
-    work = Decoding(responses=100, prompt=10, length=6, longest=20)
-    assert decoding_steps(work, 8, count=2, continuous=False) == 7 * 20
-    assert decoding_steps(work, 8, count=2, continuous=True) == 50 * 6 / 8
+def phase_of(job: Job, name: str = "generate") -> Phase:
+    return next(phase for phase in phases(job) if phase.name == name)
+
+
+def generating(prompts: float, count: int = 4, **settings: Any) -> tuple[Job, Phase]:
+    """A job that samples `count` responses of 5 tokens to this many prompts of 10, and that phase."""
+    sampling = AlignmentConfig(output_dir="unused", num_iterations=1, generation={"max_new_tokens": 20, **settings})
+    found = job(methods.online_dpo(num_generations=count), config=sampling, data=assumed_data(int(prompts), 10, 4))
+    return found, phase_of(found)
+
+
+def test_the_own_sampler_decodes_whole_prompts_until_the_longest_response() -> None:
+    """A row reserves 30 tokens x 2 layers x 4 numbers x 4 bytes, twice, and 32 bytes for each of 25 words: 2720 bytes;
+    2 prompts of 4 rows fit into 22 kB. 100 prompts on 2 accelerators: 25 batches each, of 5 steps, which read 4000
+    bytes of weights; 200 responses of 5 tokens read 10 + 2.5 earlier ones of 32 bytes. Prefill: 100 prompts of
+    2 * (700 * 10 + 200) + 4 * 2 * 8 * 55 operations."""
+    found, phase = generating(100)
+    machine = read_machine("{tflops: 1, memory_gb: 5.5e-5, bandwidth_gb: 1, count: 2}")
+    sampler = sampler_of(found, phase, machine)
+    assert (sampler.engine, sampler.rows, sampler.row_bytes, sampler.replicas) == ("transformers", 8, 2720, 2)
+    read, prefill = 25 * 5 * 4000 + 200 * 5 * 12.5 * 32, 100 * (2 * 7200 + 4 * 2 * 8 * 55) / (2 * 0.4e12)
+    cost = next(cost for cost in make_plan(found, machine).costs if cost.name == "generate")
+    assert cost.seconds == pytest.approx(read / 0.6e9 + 25 * 5 * 0.025 + prefill)
+    assert "125 steps of 8 sequences on each of 2" in cost.arithmetic
+
+
+def test_the_planned_rows_are_those_of_the_sampler() -> None:
+    tokenizer = byte_tokenizer()
+    model = tiny_model(tokenizer)
+    memory = 2**20
+    real = TransformersGenerator(model, tokenizer, Sampling(1.0, 1.0, 0, 20, frozenset()), memory=memory)
+    batches = real.batches([Prompt(id=n, text="", ids=[1] * 10) for n in range(64)], 4)
+    found, phase = generating(64, memory_gb=memory / 2**30)
+    sampler = sampler_of(replace(found, shape=shape_of(model.config)), phase, MACHINE)
+    assert sampler.rows == 4 * len(batches[0]) < 4 * 64
+
+
+def test_a_server_refills_its_places_and_drains_at_the_end() -> None:
+    """1000 prompts x 4 on 2 replicas of 1 accelerator, 8 requests of each: 2000 * 5 / 32 steps."""
+    found, phase = generating(1000, engine="vllm", data_parallel_size=2, concurrency=8)
+    machine = read_machine("{tflops: 1, memory_gb: 1, bandwidth_gb: 1, count: 4}")
+    sampler = sampler_of(found, phase, machine)
+    assert (sampler.engine, sampler.replicas, sampler.rows) == ("continuous", 2, 32)
+    cost = next(cost for cost in make_plan(found, machine).costs if cost.name == "generate")
+    assert f"{2000 * 5 / 32:,.0f} steps of 32 sequences on each of 2" in cost.arithmetic
+    wide, phase = generating(1000, engine="vllm", tensor_parallel_size=4, concurrency=512)
+    sampler = sampler_of(wide, phase, machine)
+    assert (sampler.replicas, sampler.accelerators, sampler.rows) == (1, 4, MOST_SEQUENCES)
+    arithmetic = decoding_seconds(wide, phase, machine, Rates(wide, machine))[1]
+    assert "of 256 sequences on each of 1 of 4 accelerators" in arithmetic and "(4 GB/s x 60%)" in arithmetic
+
+
+def test_the_longest_of_several_responses() -> None:
+    """Lengths 2 and 6: both of two responses are short once in four times. Those of 8 are cut at 20."""
+    known = assumed_data(2, 10, 4)
+    spread = replace(job(), data=replace(known, chosen=np.array([6.0, 2.0])), fresh=4.0)
+    assert (spread.longest(1), spread.longest(2)) == (4, 0.25 * 2 + 0.75 * 6)
+    assert replace(generating(1)[0], fresh=100.0).longest(3) == 20
+    alone = replace(known, chosen=np.zeros(1))
+    assert replace(spread, data=alone).longest(2) == spread.config.generation.max_new_tokens
+
+
+def test_cache_by_hand() -> None:
     assert cache_bytes(SHAPE, 13, 2) == 2 * 4 * 2 * 13
-    assert decoding_bytes(SHAPE, work, 140, 2, weight=4, number=2) == 140 * 4000 + 50 * 6 * 208
-    assert concurrent_sequences(1000, 100, None, 50) == 10
-    assert concurrent_sequences(1000, 100, 4, 50) == 4
-    assert concurrent_sequences(1000, 100, None, 2.5) == 3
-    assert concurrent_sequences(10, 100, None, 50) == 1
+
+
+LLAMA_8B = Shape(8_030_261_248, 525_336_576, 525_336_576, False, 32, 4096, 4096, 2048, 8_030_261_248)
+PUBLISHED = {(128, 128): 16_117, (128, 2048): 9_894, (500, 2000): 7_953, (1000, 1000): 7_721, (2048, 2048): 4_371}
+"""Response tokens per second of Llama 3.1 8B with 16-bit weights on one H100, by lengths of prompt and response:
+TensorRT-LLM 0.15, docs/performance/perf-overview.md."""
+
+
+def llama_8b(method: Any, prompt: float, fresh: float, **settings: Any) -> Job:
+    config = AlignmentConfig(
+        output_dir="unused",
+        max_prompt_length=2048,
+        generation={"max_new_tokens": 2048, "concurrency": 256, "engine": "vllm", **settings},
+        training={"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 64},
+    )
+    data = assumed_data(64_000, prompt, 300)
+    annotator = AnnotatorFacts(replace(LLAMA_8B, head=0))
+    return Job(config, method, LLAMA_8B, data, fresh, annotator, weight_bytes=4, number_bytes=2)
+
+
+@pytest.mark.parametrize("lengths", PUBLISHED)
+def test_decoding_is_planned_below_what_is_published(lengths: tuple[int, int]) -> None:
+    """A server does not reach the figures that a vendor tunes for; a plan is within half of them."""
+    found, machine = llama_8b(methods.dpo(), *lengths), read_machine("h100x1")
+    phase = Phase("generate", "generate", Passes(), (), prompts=64_000, responses=64_000)
+    seconds, _ = decoding_seconds(found, phase, machine, Rates(found, machine))
+    assert 0.5 < 64_000 * lengths[1] / seconds / PUBLISHED[lengths] < 1
+
+
+def test_metaapo_on_8_h100_takes_an_hour_with_the_remedies() -> None:
+    """Minutes of 8 x H100 at 300 tokens a response, each remedy added to those before."""
+    machine, float32 = {"accelerator": "h100", "count": 8}, AnnotatorFacts(replace(LLAMA_8B, head=0), number_bytes=4)
+
+    def minutes(annotator: AnnotatorFacts | None = None, settings: Any = None, **shares: float) -> float:
+        given = {"data_parallel_size": 8} if settings is None else settings
+        found = llama_8b(methods.metaapo(), 170, 300, **given)
+        found = found if annotator is None else replace(found, annotator=annotator)
+        costs = make_plan(found, read_machine(json.dumps(machine | shares))).costs
+        return sum(cost.seconds for cost in costs if cost.name in (*SAMPLING, *TRAINING)) / 60
+
+    one_replica = minutes(float32, {})
+    steps = [one_replica, minutes(float32), minutes(), minutes(rank_balance=0.99)]
+    steps.append(minutes(rank_balance=0.99, training_utilization=0.4))
+    assert steps == sorted(steps, reverse=True)
+    assert steps[3] <= 60 and steps[4] <= 50 < one_replica
+
+
+def sizes(parts: Any) -> dict[str, float]:
+    return {part.name: part.size for part in parts if part.size}
 
 
 def test_memory_by_hand() -> None:
-    assert state_bytes(SHAPE, 4) == 16_000
-    assert state_bytes(replace(SHAPE, trained=50), 2) == 2000 + 600
     assert activation_bytes(SHAPE, 3, 2, recomputes=False) == 17 * 2 * 3 * 8 * 2
     assert activation_bytes(SHAPE, 3, 2, recomputes=True) == (2 + 17) * 3 * 8 * 2
+    assert sizes(states(job())) == {"weights": 4000, "gradients": 4000, "Adam's two moments": 8000}
+    adapter = sizes(states(job(shape=replace(SHAPE, trained=50), weight_bytes=2)))
+    assert adapter == {"weights": 2000, "adapter": 200, "gradients": 200, "Adam's two moments": 400}
+
+
+def test_mixed_precision_and_several_ranks_take_memory() -> None:
+    """Copies of 700 + 200 weights in 2 bytes; DDP's buckets; whole gradients in float32 while FSDP2 accumulates, with
+    embedding, head and two of two layers gathered."""
+    config = AlignmentConfig(output_dir="unused", training={"gradient_accumulation_steps": 2})
+    mixed = job(config=config, number_bytes=2)
+    assert sizes(unsharded(mixed, 1))["autocast copies"] == 900 * 2
+    assert sizes(unsharded(mixed, 2))["DDP's gradient buckets"] == 4000
+    assert "DDP's gradient buckets" not in sizes(unsharded(mixed, 1))
+    found = sizes(sharded(mixed, 4))
+    assert (found["weights in 4 shares"], found["gradients that accumulate"], found["gathered"]) == (1000, 4000, 2000)
+    assert "gradients that accumulate" not in sizes(sharded(job(number_bytes=2), 4))
 
 
 def test_choices_say_themselves_what_they_take() -> None:
@@ -213,7 +329,8 @@ def test_every_method_has_a_plan(name: str) -> None:
 
 def test_machines() -> None:
     machine = read_machine("h100x8")
-    assert (machine.count, machine.tflops, machine.training_rate) == (8, 989, pytest.approx(989e12 * 8 * 0.4))
+    assert (machine.count, machine.peak(2), machine.peak(4)) == (8, 989e12, 67e12)
+    assert read_machine("{tflops: 1, memory_gb: 1, bandwidth_gb: 1}").peak(4) == 1e12
     assert read_machine("{accelerator: h200, count: 2, engine: continuous}").name == "h200x2"
     with pytest.raises(ConfigError, match="did you mean 'h100'"):
         read_machine("h10x8")
@@ -295,6 +412,11 @@ def test_the_command_prints_the_same_as_json_and_as_text(recipe: Path, capsys: p
     assert "50% of the prompts" in text
     assert "2 x [6 x (" in text
     assert "+ 4 x 7.0 fresh - 4)]" in text
+    assert "training_utilization: 27% of the peak in training (PyTorch without compilation" in text
+    measured = recipe.parent / "h100.json"
+    measured.write_text(MEASURED.model_copy(update={"dtype": "float32", "peak_flops": 67e12}).model_dump_json())
+    text = printed(capsys, str(recipe), "--measured", str(measured))
+    assert "training: 30% of the peak in training (measured with 1b in float32 on NVIDIA H100" in text
 
 
 def test_a_sample_stands_for_the_whole(recipe: Path) -> None:
@@ -310,6 +432,51 @@ MEASURED = Throughput(
     peak_flops=989e12,
     training=PassesMeasured(tokens_per_second=10_000, share_of_peak=0.3),
 )
+
+
+def costs_of(found: Job, measured: Throughput | None = None, machine: str = "h100x8") -> dict[str, Any]:
+    return {cost.name: cost for cost in make_plan(found, read_machine(machine), measured).costs}
+
+
+def test_rates_by_hand() -> None:
+    """Training at 27 % of 8 x 989 TFLOP/s, with ranks that wait for a quarter of it; float32 has its own peak."""
+    half = job(number_bytes=2, annotator=AnnotatorFacts(SHAPE, number_bytes=4))
+    found = costs_of(half)
+    assert found["train"].seconds == pytest.approx(found["train"].operations / (8 * 989e12 * 0.27 * 0.75))
+    assert found["score"].seconds == pytest.approx(found["score"].operations / (8 * 989e12 * 0.4))
+    assert found["annotate"].seconds == pytest.approx(found["annotate"].operations / (8 * 67e12 * 0.4))
+    alone = costs_of(half, machine="h100x1")["train"]
+    assert alone.seconds == pytest.approx(alone.operations / (989e12 * 0.27))
+
+
+def test_measured_numbers_replace_the_assumed_ones() -> None:
+    """Measured with half of the plan's parameters: shares of the peak stay, and responses take twice as long. 8
+    accelerators sample 696 responses of 5 tokens at 2,000 a second."""
+    generation = GenerationMeasured(engine="transformers", tokens_per_second=4000)
+    annotation = PassesMeasured(tokens_per_second=50_000, share_of_peak=0.5)
+    told = MEASURED.model_copy(update={"generation": generation, "annotation": annotation})
+    found = costs_of(job(number_bytes=2, annotator=AnnotatorFacts(SHAPE)), told)
+    assert found["train"].seconds == pytest.approx(found["train"].operations / (8 * 989e12 * 0.3 * 0.75))
+    assert found["annotate"].seconds == pytest.approx(found["annotate"].operations / (8 * 989e12 * 0.5))
+    assert found["score"].seconds == pytest.approx(found["score"].operations / (8 * 989e12 * 0.4))
+    assert found["generate"].seconds == pytest.approx(696 * 5 / (8 * 2000))
+    planned = make_plan(job(number_bytes=2, annotator=AnnotatorFacts(SHAPE)), read_machine("h100x8"), told)
+    sources = {one.name: one.source for one in planned.assumptions}
+    assert sources["training"].startswith("measured with 1b in bfloat16 on NVIDIA H100 80GB HBM3, 10,000 tokens/s")
+    assert sources["generation"].endswith("times its parameters over the model's")
+    assert "training_utilization" not in sources and not sources["inference_utilization"].startswith("measured")
+
+
+def test_a_measurement_holds_for_its_precision_engine_and_accelerator() -> None:
+    generation = GenerationMeasured(engine="vllm", tokens_per_second=4000)
+    told = MEASURED.model_copy(update={"generation": generation})
+    float32 = make_plan(job(), read_machine("h100x8"), told)
+    assert any("measured training is not used: it is in bfloat16" in note for note in float32.notes)
+    half = job(number_bytes=2)
+    assert costs_of(half, told)["generate"].seconds == costs_of(half)["generate"].seconds
+    served = "{accelerator: a100, engine: continuous}"
+    assert costs_of(half, told, served)["generate"].seconds == costs_of(half, None, served)["generate"].seconds
+    assert any("another accelerator" in note for note in make_plan(half, read_machine(served), told).notes)
 
 
 def test_measured_throughput_is_read_as_written_and_strictly(tmp_path: Path) -> None:

@@ -63,13 +63,15 @@ def run_plan(options: argparse.Namespace) -> None:
     from adaptpo.plan.estimate import as_json, make_plan
     from adaptpo.plan.machines import read_machine
     from adaptpo.plan.text import show_comparison, show_plan
+    from adaptpo.plan.throughput import read_throughput
 
     quiet_libraries()
     machine = read_machine(options.machine)
     chosen = Options(options.recipe, options.set, options.sample, options.fresh_tokens, options.share)
     if options.no_code:
         refuse_code(load_recipe(options.recipe, options.set))
-    plan = make_plan(read_job(chosen), machine)
+    measured = None if options.measured is None else read_throughput(options.measured)
+    plan = make_plan(read_job(chosen), machine, measured)
     if options.against is not None:
         show_comparison(compare_counts(plan, options.against), compare_shares(plan, options.against))
     elif options.json:
@@ -264,6 +266,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
     plan = add_command(commands, "plan", "estimate what a recipe takes", PLAN_HELP, run_plan)
     plan.add_argument("recipe", type=Path, help="a YAML file; the run is not started")
     plan.add_argument("--machine", default="h100x1", help="a name (h100x8), a YAML file, or YAML (default: h100x1)")
+    plan.add_argument("--measured", metavar="FILE", type=Path, help="throughput that a GPU benchmark measured (JSON)")
     plan.add_argument("--sample", type=int, default=1000, help="maximum number of rows to tokenize (default: 1000)")
     plan.add_argument("--fresh-tokens", type=float, help="mean length of fresh responses (default: the chosen ones')")
     plan.add_argument("--share", type=float, help="share of prompts with fresh responses (default: the method's)")

@@ -45,13 +45,18 @@ def default_memory() -> int:
 
 
 def row_bytes(model: nn.Module, tokens: int) -> int:
-    """Number of bytes of a response row of `tokens` tokens: its cache, twice while a step extends it, and the float32
-    and float64 copies of its next-token distribution."""
+    """Number of bytes of a response row of `tokens` tokens of this model; see `reserved_bytes`."""
     config: Any = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     itemsize = next(model.parameters()).element_size()
-    return 2 * tokens * config.num_hidden_layers * 2 * heads * width * itemsize + 32 * config.vocab_size
+    return reserved_bytes(tokens, config.num_hidden_layers * 2 * heads * width, config.vocab_size, itemsize)
+
+
+def reserved_bytes(tokens: int, cached: int, vocabulary: int, itemsize: int) -> int:
+    """Number of bytes of a response row: its cache of `cached` numbers a token, twice while a step extends it, and the
+    float32 and float64 copies of its next-token distribution."""
+    return 2 * tokens * cached * itemsize + 32 * vocabulary
 
 
 def prompt_batches(costs: Sequence[int], limit: int) -> list[list[int]]:

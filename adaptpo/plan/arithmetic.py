@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -82,47 +81,9 @@ def training_multiple(shape: Shape, recomputes: bool) -> float:
     return 2 + weights + (1 if recomputes else 0)
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """Responses to generate: their number, the mean prompt length, their mean length and their maximum length."""
-
-    responses: float
-    prompt: float
-    length: float
-    longest: float
-
-
 def cache_bytes(shape: Shape, tokens: float, width: int) -> float:
     """Bytes of the keys and values of one sequence, at `width` bytes per number."""
     return shape.layers * shape.keys_values * width * tokens
-
-
-def concurrent_sequences(memory: float, per_sequence: float, most: int | None, needed: float) -> int:
-    """Number of sequences decoded at once on an accelerator, at least 1."""
-    fit = int(memory // per_sequence)
-    return max(1, min(fit, most or fit, ceil(needed)))
-
-
-def decoding_steps(work: Decoding, concurrent: int, count: int, continuous: bool) -> float:
-    """Decoding steps of each of `count` accelerators: of batches that run to the maximum response length, or with every
-    slot refilled at once (`continuous`)."""
-    share = work.responses / count
-    return share * work.length / concurrent if continuous else ceil(share / concurrent) * work.longest
-
-
-def decoding_bytes(shape: Shape, work: Decoding, steps: float, count: int, weight: int, number: int) -> float:
-    """Bytes that each accelerator reads: the weights once per step, and for each token the earlier keys and values."""
-    weights = shape.parameters * weight
-    context = work.prompt + work.length / 2
-    return steps * weights + work.responses / count * work.length * cache_bytes(shape, context, number)
-
-
-def state_bytes(shape: Shape, weight: int) -> float:
-    """Bytes of the weights, plus gradient and Adam's two moments of the trained ones, in the weights' precision; an
-    adapter is float32."""
-    if shape.trained == shape.parameters:
-        return 4 * weight * shape.parameters
-    return weight * shape.parameters + 12 * shape.trained
 
 
 def activation_bytes(shape: Shape, tokens: float, number: int, recomputes: bool) -> float:

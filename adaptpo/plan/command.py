@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -105,21 +105,28 @@ def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
         needed = method.pairing.num_generations > 0 or recipe.eval_data is not None
         return AnnotatorFacts(annotator_shape(recipe.model, recipe.load_options), trained=needed)
     parts = reward_parts(recipe.reward)
-    models = [path for part in parts if (path := model_of(part))]
+    models = [part for part in parts if part.holds_model]
     if len(models) > 1:
         raise ConfigError("a plan supports one annotator with a model; set `reward` to the largest of them")
-    shape = annotator_shape(models[0], {"trust_remote_code": recipe.trusts_code}) if models else None
-    return AnnotatorFacts(shape, opponents=next(filter(None, map(opponents_of, parts)), None))
+    facts = AnnotatorFacts(opponents=next(filter(None, map(opponents_of, parts)), None))
+    if not models:
+        return facts
+    path, options = loaded_by(models[0])
+    trusted = {"trust_remote_code": recipe.trusts_code}
+    width = bytes_per_weight(read_config(path, trusted), options)
+    return replace(facts, shape=annotator_shape(path, trusted), number_bytes=width)
 
 
 def annotator_shape(path: str, options: dict[str, Any]) -> Shape:
     return shape_of_encoder(read_config(path, options), options["trust_remote_code"])
 
 
-def model_of(part: RewardPart) -> str | None:
+def loaded_by(part: RewardPart) -> tuple[str, dict[str, Any]]:
+    """The folder of an annotator's model, and the arguments that it is loaded with on an accelerator."""
     if isinstance(part, ModelReward):
-        return part.reward_model
-    return part.pairwise if isinstance(part, PairwiseReward) else None
+        return part.reward_model, {"dtype": torch.bfloat16} | part.model_init_kwargs
+    assert isinstance(part, PairwiseReward)
+    return part.pairwise, {}
 
 
 def opponents_of(part: RewardPart) -> Literal["first", "all"] | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from adaptpo.choices.learners.trust import Share
 from adaptpo.choices.method import Method
 from adaptpo.config.recipe import AlignmentConfig
@@ -20,10 +22,12 @@ LABELS = {CHOSEN: "chosen", REJECTED: "rejected", "fresh": "fresh"}
 @dataclass(frozen=True)
 class AnnotatorFacts:
     """`shape` is None if annotating takes none of the machine's time: a function, a judge, a server. `trained`: whether
-    the run trains it. `opponents`: for annotators that compare, what each response is compared with, in both orders."""
+    the run trains it. `opponents`: for annotators that compare, what each response is compared with, in both orders.
+    `number_bytes`: the size of its weights and numbers."""
 
     shape: Shape | None = None
     trained: bool = False
+    number_bytes: int = 2
     opponents: Literal["first", "all"] | None = None
 
     def calls(self, responses: int) -> int:
@@ -75,6 +79,15 @@ class Job:
         return self.method.warmup_epochs if chosen is None else chosen
 
     @property
+    def mixed(self) -> bool:
+        """Whether matrix products are in another precision than the weights."""
+        return self.number_bytes != self.weight_bytes
+
+    @property
+    def accumulates(self) -> bool:
+        return int(self.config.training.get("gradient_accumulation_steps", 1)) > 1
+
+    @property
     def epochs(self) -> float:
         return float(self.config.training.get("num_train_epochs", 1))
 
@@ -121,6 +134,16 @@ class Job:
     def lengths(self, side: str) -> Lengths:
         known = {CHOSEN: self.data.chosen, REJECTED: self.data.rejected}
         return known.get(side, 0 * self.data.prompt + self.fresh)
+
+    def longest(self, responses: float) -> float:
+        """Expected maximum length of this many fresh responses, whose lengths are spread as those of the chosen ones
+        are; the limit if no length is known."""
+        limit = self.config.generation.max_new_tokens
+        if not self.data.chosen.sum():
+            return float(limit)
+        lengths = np.sort(self.data.chosen) * (self.fresh / self.data.chosen.mean())
+        below = np.linspace(0, 1, len(lengths) + 1) ** max(1.0, responses)
+        return float((np.minimum(lengths, limit) * np.diff(below)).sum())
 
     def groups(self, prompts: float, sides: Sequence[str]) -> Passes:
         """Passes over this many prompts, each with these responses; the prompt is computed once."""

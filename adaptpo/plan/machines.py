@@ -1,4 +1,4 @@
-"""Machines, from their makers' data sheets, and the utilization that a plan assumes.
+"""Machines, from their makers' data sheets, and the shares of them that a plan assumes.
 
 To add an accelerator, add its line to `ACCELERATORS`.
 """
@@ -20,78 +20,59 @@ from adaptpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Dense bfloat16 TFLOP/s, memory in GB (10^9 bytes), and memory bandwidth in GB/s of one accelerator."""
+    """Dense bfloat16 and float32 TFLOP/s, memory in GB (10^9 bytes), and memory bandwidth in GB/s of one
+    accelerator."""
 
     tflops: float
+    float32_tflops: float
     memory_gb: float
     bandwidth_gb: float
 
 
 ACCELERATORS = {
-    "a100": Accelerator(312, 80, 2039),
-    "h100": Accelerator(989, 80, 3350),
-    "h200": Accelerator(989, 141, 4800),
-    "l40s": Accelerator(362, 48, 864),
-    "rtx4090": Accelerator(165, 24, 1008),
+    "a100": Accelerator(312, 19.5, 80, 2039),
+    "h100": Accelerator(989, 67, 80, 3350),
+    "h200": Accelerator(989, 67, 141, 4800),
+    "l40s": Accelerator(362, 91.6, 48, 864),
+    "rtx4090": Accelerator(165, 82.6, 24, 1008),
 }
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How responses are decoded: in batches that run as long as their longest response, or with every slot refilled at
-    once (`continuous`). `step_ms`: the cost of a step beyond reading weights and cache."""
-
-    continuous: bool
-    step_ms: float
-    memory_share: float
-    most_sequences: int | None = None
-
-
-ENGINES = {
-    "transformers": Engine(continuous=False, step_ms=25, memory_share=0.4),
-    "continuous": Engine(continuous=True, step_ms=2, memory_share=0.9, most_sequences=256),
-}
-"""`transformers` is this version's engine; its share of the memory is that of `generation.memory_gb`."""
 
 
 class Machine(Settings):
-    """`count` accelerators among which the work is divided evenly."""
+    """`count` accelerators, and the shares of their data sheet that work reaches."""
 
     name: str = "custom"
     """The machine's name in the plan."""
     tflops: Positive
-    """Peak matrix rate of one accelerator, in TFLOP/s."""
+    """Peak matrix rate of one accelerator in bfloat16, in TFLOP/s."""
+    float32_tflops: Positive | None = None
+    """Peak matrix rate in float32; null is `tflops`."""
     memory_gb: Positive
     """Memory of one accelerator, in GB."""
     bandwidth_gb: Positive
     """Memory bandwidth of one accelerator, in GB/s."""
     count: Count = 1
     """Number of accelerators."""
-    training_utilization: PositiveFraction = 0.4
+    training_utilization: PositiveFraction = 0.27
     """Share of the peak matrix rate in training."""
+    rank_balance: PositiveFraction = 0.75
+    """Mean over largest work of the ranks in a training step, if there are several."""
     inference_utilization: PositiveFraction = 0.4
     """Share of the peak matrix rate in passes without gradients."""
     decoding_utilization: PositiveFraction = 0.6
     """Share of the bandwidth in decoding."""
-    engine: Literal["transformers", "continuous"] = "transformers"
-    """What samples: the run's own engine, or one with continuous batching such as vLLM."""
+    engine: Literal["transformers", "continuous"] | None = None
+    """What samples: adaptpo's own sampler, or a server with continuous batching on every accelerator; null is the
+    recipe's engine."""
+
+    def peak(self, number_bytes: int) -> float:
+        """Peak FLOP/s of one accelerator with numbers of this many bytes."""
+        tflops = self.tflops if number_bytes < 4 else self.float32_tflops or self.tflops
+        return tflops * 1e12
 
     @property
-    def decoder(self) -> Engine:
-        return ENGINES[self.engine]
-
-    @property
-    def training_rate(self) -> float:
-        """FLOP/s of all accelerators together."""
-        return self.tflops * 1e12 * self.count * self.training_utilization
-
-    @property
-    def inference_rate(self) -> float:
-        return self.tflops * 1e12 * self.count * self.inference_utilization
-
-    @property
-    def decoding_rate(self) -> float:
-        """Bytes per second that one accelerator reads."""
+    def bandwidth(self) -> float:
+        """Bytes per second that one accelerator reads in decoding."""
         return self.bandwidth_gb * 1e9 * self.decoding_utilization
 
 

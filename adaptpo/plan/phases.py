@@ -24,13 +24,15 @@ STAGE_SIDES = (FRESH, FRESH, *OFFLINE_PAIR)
 @dataclass(frozen=True)
 class Phase:
     """`passes` through the policy (through the annotator if `kind` is `annotate`), each worth `multiple` forward
-    passes. `formulas` show how its tokens are counted, one for each time that the phase runs."""
+    passes. `prompts`: those that get `responses`. `formulas` show how its tokens are counted, one for each time that
+    the phase runs."""
 
     name: str
     kind: Kind
     passes: Passes
     formulas: tuple[str, ...]
     multiple: float = 1.0
+    prompts: float = 0.0
     responses: float = 0.0
     annotations: float = 0.0
     calls: float = 0.0
@@ -56,6 +58,7 @@ def together(one: Phase, other: Phase) -> Phase:
         one,
         passes=one.passes + other.passes,
         formulas=one.formulas + other.formulas,
+        prompts=one.prompts + other.prompts,
         responses=one.responses + other.responses,
         annotations=one.annotations + other.annotations,
         calls=one.calls + other.calls,
@@ -78,7 +81,8 @@ def training(job: Job, name: str, prompts: float, sides: Sides, epochs: float = 
 
 def generation(job: Job, name: str, prompts: float, count: int) -> Phase:
     sides = (FRESH,) * count
-    return Phase(name, "generate", job.groups(prompts, sides), (job.told(prompts, sides),), responses=prompts * count)
+    passes, told = job.groups(prompts, sides), (job.told(prompts, sides),)
+    return Phase(name, "generate", passes, told, prompts=prompts, responses=prompts * count)
 
 
 def annotation(job: Job, name: str, prompts: float, sides: Sides) -> Phase:

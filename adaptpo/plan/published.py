@@ -64,7 +64,6 @@ def beside_paper(job: Job, costs: Sequence[Timed]) -> list[str]:
         "what that table leaves out: warm-up, reward model, evaluation",
         "Possible reasons for the difference, besides pairs and machine: the paper states neither the length of its "
         "responses nor its engine. Its Online DPO trains at 16 to 27 % of the machine's peak if responses have 300 to "
-        "600 tokens (this plan assumes 40 %), and samples 950 to 1,900 tokens per second and accelerator, far below a "
-        "server with continuous batching. 21 of MetaAPO's 186 minutes are in neither of its parts. docs/planning.md "
-        "has the table",
+        "600 tokens, and samples 950 to 1,900 tokens per second and accelerator, far below a server with continuous "
+        "batching. 21 of MetaAPO's 186 minutes are in neither of its parts. docs/planning.md has the table",
     ]

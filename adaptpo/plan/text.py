@@ -10,8 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptpo.plan.against import Comparison, ShareOfWork
-from adaptpo.plan.estimate import Cost, Line, Plan
+from adaptpo.plan.decoding import engine_of
+from adaptpo.plan.estimate import Cost, Plan
+from adaptpo.plan.job import Job
 from adaptpo.plan.machines import Machine
+from adaptpo.plan.memory import Line
+from adaptpo.plan.rates import Assumption
 
 WIDTH_WITHOUT_TERMINAL = 160
 
@@ -19,6 +23,7 @@ WIDTH_WITHOUT_TERMINAL = 160
 def show_plan(plan: Plan) -> None:
     console = terminal()
     show_facts(console, plan)
+    show_assumptions(console, plan.assumptions)
     console.print(phase_table(plan))
     console.print("How tokens and time are computed", style="bold")
     for cost in plan.costs:
@@ -56,14 +61,21 @@ def show_facts(console: Console, plan: Plan) -> None:
     for share, count in Counter(plan.shares).items():
         told = f"{share.value:.0%} of the prompts get fresh responses in {count} iterations ({share.why})"
         plain(console, f"         {told}")
-    plain(console, f"machine  {described(machine)}")
+    plain(console, f"machine  {described(machine, job)}")
 
 
-def described(machine: Machine) -> str:
+def described(machine: Machine, job: Job) -> str:
     return (
         f"{machine.name}: {machine.count} x ({machine.tflops:g} TFLOP/s, {machine.memory_gb:g} GB, "
-        f"{machine.bandwidth_gb:g} GB/s), engine {machine.engine}"
+        f"{machine.bandwidth_gb:g} GB/s), engine {engine_of(job, machine)}"
     )
+
+
+def show_assumptions(console: Console, assumptions: Sequence[Assumption]) -> None:
+    console.print("Assumptions", style="bold")
+    for one in assumptions:
+        value = f"{one.value:.0%}" if one.value <= 1 else f"{one.value:,.1f}"
+        plain(console, f"  {one.name}: {value} {one.meaning} ({one.source})")
 
 
 def phase_table(plan: Plan) -> Table:
