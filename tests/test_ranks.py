@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler
@@ -15,7 +16,9 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.run.identity import refuse_other_run
+from adaptpo.run.lazy_sequence import batched
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
+from adaptpo.training.dealing import Dealing
 from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, Sharding, assert_close_run, pair_weights, run_ranks, zero
 from tests.runs import SETTINGS, assert_same_run, run_in_process
@@ -170,6 +173,44 @@ def test_order_is_another_one_in_every_epoch_and_the_same_again_in_the_same() ->
 
     assert sorted(epoch(0)[:20]) == list(range(20)) and epoch(0)[20:] == [20] * 4
     assert epoch(0) != epoch(1) and epoch(1) == epoch(1)
+
+
+def hh_like_lengths(prompts: int) -> np.ndarray:
+    """Tokens of prompts with two responses: log-normal as in HH-RLHF, with a median of 250 and a tail to 2,000."""
+    lengths = np.random.default_rng(0).lognormal(np.log(250), 0.7, prompts)
+    return lengths.clip(20, 2000).astype(np.int64)
+
+
+def utilisation(costs: np.ndarray, order: list[int], ranks: int, batch: int, micro_batches: int) -> float:
+    """The share of their time that ranks compute, if they wait for the slowest one at the end of every step."""
+    by_rank = costs[order].reshape(-1, micro_batches, ranks, batch).sum(axis=(1, 3))
+    return by_rank.sum() / (ranks * by_rank.max(axis=1).sum())
+
+
+@pytest.mark.parametrize(("batch", "micro_batches"), [(32, 1), (8, 4)])
+def test_eight_ranks_are_busy_99_percent_of_the_time(batch: int, micro_batches: int) -> None:
+    together = 8 * batch * micro_batches
+    costs = hh_like_lengths(20 * together)
+    order = EvenOrder.of(RandomSampler(costs), len(costs), 8 * batch, 3)
+    dealt = EvenOrder.of(RandomSampler(costs), len(costs), 8 * batch, 3, Dealing(costs, 8, batch, micro_batches))
+    assert utilisation(costs, list(order), 8, batch, micro_batches) < 0.9
+    assert utilisation(costs, list(dealt), 8, batch, micro_batches) > 0.99
+    steps = zip(batched(order, together), batched(dealt, together), strict=True)
+    assert all(sorted(one) == sorted(other) for one, other in steps)
+
+
+def test_each_micro_batch_is_dealt_evenly_too() -> None:
+    """Ranks that share the weights wait for one another at every pass."""
+    costs = hh_like_lengths(8 * 8 * 4)
+    dealt = costs[Dealing(costs, 8, 8, 4).order(range(len(costs)))].reshape(4, 8, 8).sum(axis=2)
+    assert dealt.sum() / (8 * dealt.max(axis=1).sum()) > 0.9
+
+
+def test_padding_is_dealt_as_prompts_without_tokens() -> None:
+    """On two ranks with micro-batches of two: 5 + 2 and 9 + 1 tokens, then 7 and 3, each with a filler."""
+    costs = np.array([5, 1, 9, 2, 7, 3])
+    order = list(EvenOrder(SequentialSampler(costs), 6, 4, Dealing(costs, ranks=2, batch=2, micro_batches=1)))
+    assert order == [0, 3, 2, 1, 4, 6, 5, 6]
 
 
 def test_every_item_is_the_share_of_one_process() -> None:

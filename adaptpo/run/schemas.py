@@ -121,6 +121,7 @@ TRAINING_SCHEMA = pa.schema(
         **{name: OFFLINE_SCHEMA.field(name).type for name in PROMPT_COLUMNS},
         "pairs": pa.list_(TRAINED_PAIR),
         "features": pa.map_(pa.string(), pa.list_(pa.float32())),
+        "tokens": pa.int64(),
     }
 )
 EVALUATION_SCHEMA = pa.schema(
@@ -242,7 +243,8 @@ def read_pair(row: Row) -> PreferencePair:
     )
 
 
-def group_row(group: PromptGroup) -> Row:
+def group_row(group: PromptGroup, tokens: int | None = None) -> Row:
+    """`tokens`: those that a pass over the group computes."""
     return {
         **prompt_row(group.prompt),
         "pairs": [
@@ -255,6 +257,7 @@ def group_row(group: PromptGroup) -> Row:
             for pair in group.pairs
         ],
         "features": list(group.features.items()),
+        "tokens": tokens,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
@@ -14,7 +15,7 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.policy_update import PPO
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch
-from adaptpo.models.packing import PADDED, RowPacking
+from adaptpo.models.packing import PADDED, RowPacking, row_tokens
 from adaptpo.training.actor_critic import ActorCritic
 from adaptpo.training.ppo import ppo_loss
 from adaptpo.training.prompt_group_trainer import BatchLoss, GroupTrainer, Log
@@ -41,7 +42,8 @@ class PPOTrainer(GroupTrainer):
     ) -> None:
         self.actor_critic, self.settings, self.rows = model, settings, rows
         collate = RolloutCollator(tokenizer.pad_token_id, rows).batches
-        super().__init__(model, args, groups, collate, tokenizer, method, log, callbacks, ranks)
+        costs = np.array([row_tokens([group], rows) for group in groups], np.int64)
+        super().__init__(model, args, groups, collate, tokenizer, method, log, callbacks, ranks, costs=costs)
 
     def count(self, batch: Batch) -> int:
         return int(batch["response_mask"].sum())

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -57,6 +59,7 @@ class PreferenceTrainer(GroupTrainer):
         probe: VocabularyProbe | None = None,
         optimizer: OwnOptimizer | None = None,
         reference: FollowingReference | None = None,
+        costs: NDArray[np.int64] | None = None,
     ) -> None:
         self.pair_log, self.rows, self.stretch, self.validation = pair_log, rows, stretch, validation
         self.probe, self.reference = probe, reference
@@ -65,7 +68,7 @@ class PreferenceTrainer(GroupTrainer):
         self.taken: LookAhead | None = None
         self.collator = GroupCollator(tokenizer.pad_token_id, rows)
         super().__init__(
-            model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks, optimizer
+            model, args, groups, self.collator.batches, tokenizer, method, log, callbacks, ranks, optimizer, costs
         )
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:

@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import DistributedType
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -29,6 +31,7 @@ from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import FILLER, Batch
 from adaptpo.models.inference import to_device
 from adaptpo.training.checkpoints import Logs, mark_complete
+from adaptpo.training.dealing import Dealing
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
 
@@ -83,9 +86,11 @@ class MeanMetrics:
 class GroupTrainer(Trainer):
     """Trains on prompt groups. `collate` turns those of a micro-batch into batches, each computed in one pass.
 
-    `per_device_train_batch_size` counts prompts. The divisor of the loss is that of the whole optimizer step over
-    passes, accumulation and ranks, so 1 x 8 and 8 x 1 are the same step. All ranks make the same number of passes,
-    because their collective operations must match; a rank with fewer batches adds passes that count for nothing.
+    `per_device_train_batch_size` counts prompts. `costs`: tokens of each prompt with its responses [prompts], by which
+    the ranks share out an optimizer step; without them, prompts go out as they come. The divisor of the loss is that of
+    the whole optimizer step over passes, accumulation and ranks, so 1 x 8 and 8 x 1 are the same step. All ranks
+    make the same number of passes, because their collective operations must match; a rank with fewer batches adds
+    passes that count for nothing.
 
     Raises TrainingError before the optimizer would update weights from a loss or gradient that is not finite.
     """
@@ -105,8 +110,9 @@ class GroupTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         ranks: Ranks = ALONE,
         optimizer: OwnOptimizer | None = None,
+        costs: NDArray[np.int64] | None = None,
     ) -> None:
-        self.own_optimizer = optimizer
+        self.own_optimizer, self.costs = optimizer, costs
         self.method, self.write_log, self.means = method, log, MeanMetrics()
         self.groups, self.collate, self.ranks = groups, collate, ranks
         self.order: EvenOrder | None = None
@@ -168,8 +174,14 @@ class GroupTrainer(Trainer):
         if order is None:
             return None
         together = 1 if self.ranks.count == 1 else self._train_batch_size * self.ranks.count
-        self.order = EvenOrder.of(order, len(self.groups), together, self.args.data_seed)
+        self.order = EvenOrder.of(order, len(self.groups), together, self.args.data_seed, self.dealing)
         return self.order
+
+    @property
+    def dealing(self) -> Dealing | None:
+        if self.ranks.count == 1 or self.costs is None:
+            return None
+        return Dealing(self.costs, self.ranks.count, self._train_batch_size, self.args.gradient_accumulation_steps)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device

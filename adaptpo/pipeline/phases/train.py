@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -18,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ModelError
 from adaptpo.models.inference import PromptedPair, autocast
-from adaptpo.models.packing import RowPacking
+from adaptpo.models.packing import RowPacking, row_tokens
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.kept_reference import with_ordered_reference, with_reference
 from adaptpo.pipeline.phases.features import Features, features_of_prompts
@@ -76,7 +78,9 @@ def kept_groups(
 
     def write() -> None:
         if not context.run.intact(path):
-            write_rows(path, map(group_row, grouped(items, features)), TRAINING_SCHEMA)
+            groups = grouped(items, features)
+            rows = (group_row(group, row_tokens([group], context.rows)) for group in groups)
+            write_rows(path, rows, TRAINING_SCHEMA)
             context.run.keep_scratch(path)
 
     context.ranks.on_first(write)
@@ -90,6 +94,12 @@ def grouped(items: Iterable[PromptedPair], features: Iterable[Features] = ()) ->
         prompts, pairs = zip(*some, strict=True)
         known = next((values for prompt_id, values in rest if prompt_id == id_), {})
         yield PromptGroup(prompts[0], pairs, known)
+
+
+def tokens_of_groups(path: Path) -> NDArray[np.int64]:
+    """Tokens that a pass over each group of a file computes, [groups]."""
+    pieces = [batch["tokens"].to_numpy() for batch in MappedRows(path).batches()]
+    return np.concatenate([np.zeros(0, np.int64), *pieces])
 
 
 def pair_count(path: Path) -> int:
@@ -138,6 +148,7 @@ def train(
         reference=reference,
         stretch=stretch(iteration, context.config.num_iterations),
         validation=validation_groups(context, iteration),
+        costs=tokens_of_groups(context.scratch(phase, "training")),
     )
     if groups:
         train_phase(trainer, context.run, log_phase, None if trainer.pair_log is None else trainer.pair_log.path)
