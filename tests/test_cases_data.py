@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +503,21 @@ def test_templates_that_leave_out_the_system_turn_leave_out_its_rows() -> None:
     kept, left_out = with_words_rendered(examples, with_template(without_system))
     assert kept == examples[0] and left_out == Dropped(0, "the chat template renders nothing of the system's words")
     assert list(with_words_rendered(examples, with_template(ALL))) == examples
+
+
+def test_words_are_probed_with_the_arguments_of_the_row() -> None:
+    switched = (
+        "{% for m in messages if m.role != 'system' or show_system %}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    prompt = [{"role": "system", "content": "be brief"}, user("q")]
+    shown, hidden = ({"chat_template_kwargs": {"show_system": value}} for value in (True, False))
+    examples = [replace(example(prompt), columns=columns) for columns in (hidden, shown, {})]
+    left_out = [isinstance(found, Dropped) for found in with_words_rendered(examples, with_template(switched))]
+    assert left_out == [True, False, True]
+    options = {"show_system": True}
+    left_out = [isinstance(found, Dropped) for found in with_words_rendered(examples, with_template(switched), options)]
+    assert left_out == [True, False, False]
 
 
 @pytest.mark.parametrize("filter_", ["|trim", "|upper", ".split('</think>')[-1]"])

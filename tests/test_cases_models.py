@@ -30,13 +30,13 @@ from adaptpo.annotation.reward_model import RewardModelAnnotator, load_reward_mo
 from adaptpo.cli.annotate import annotate_file
 from adaptpo.cli.stage import Options, recipe_of, run_stage
 from adaptpo.config.generation import Api
+from adaptpo.config.recipe import load_recipe
 from adaptpo.data.vocabulary import foreign_ids
 from adaptpo.errors import ConfigError, ModelError, RunError
 from adaptpo.generation.answers import AnswerReader
 from adaptpo.generation.base import NEUTRAL, Sampling
 from adaptpo.generation.dialects import DIALECTS
 from adaptpo.pipeline.inputs import as_folder, model_digest
-from adaptpo.plan.command import Options as PlanOptions
 from adaptpo.plan.command import read_job
 from adaptpo.remote.usage import Usage
 from adaptpo.types import Prompt, Response
@@ -592,8 +592,8 @@ def test_plan_of_models_with_own_code(own_policy: str, own_reward: str, tmp_path
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"model": own_policy, "reward": own_reward, "data": data, "output_dir": "run"}))
     with pytest.raises(ModelError, match="set trust_remote_code: true"):
-        read_job(PlanOptions(recipe))
-    assert read_job(PlanOptions(recipe, ("trust_remote_code=true",))).shape.layers == 2
+        read_job(load_recipe(recipe))
+    assert read_job(load_recipe(recipe, ["trust_remote_code=true"])).shape.layers == 2
 
 
 def test_plan_of_an_adapter(tmp_path: Path) -> None:
@@ -601,7 +601,7 @@ def test_plan_of_an_adapter(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", preference_rows(6))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"model": folder, "data": data, "output_dir": "run", "method": "dpo"}))
-    assert read_job(PlanOptions(recipe)).shape.layers == 2
+    assert read_job(load_recipe(recipe)).shape.layers == 2
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_set_reaches_the_run(recipe: Recipe, folder: Path) -> None:
 def test_flags_are_settings(flags: list[str], assignments: list[str]) -> None:
     """A recipe's path keeps its place, before flags or after them."""
     expected = [part for assignment in assignments for part in ("--set", assignment)]
-    assert as_assignments(["train", "r.yaml", *flags]) == ["train", "r.yaml", *expected]
+    assert as_assignments(["r.yaml", *flags], {"--set", "--no-code"}) == ["r.yaml", *expected]
 
 
 def test_train_without_a_recipe(folder: Path, models: dict[str, str]) -> None:
@@ -161,6 +161,28 @@ def test_a_flag_overrides_the_recipe(recipe: Recipe, folder: Path) -> None:
     assert status_of("train", recipe(), "--training.learning_rate", "2e-3", f"--output_dir={folder}/other") == 0
     stored = yaml.safe_load((folder / "other/config.yaml").read_text())
     assert stored["training"]["learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize("command", [("train",), ("plan", "--machine", "h100x8"), ("check", "--rows", "1"), ("stage",)])
+def test_every_command_with_a_recipe_takes_settings_as_flags(
+    command: tuple[str, ...], recipe: Recipe, models: dict[str, str], refusal: Callable[..., str]
+) -> None:
+    """The command's own flags stay what they are, and a recipe is not needed."""
+    given = (command[0], recipe(reward=models["reward"]), *command[1:])
+    assert "generation.top_p" in refusal(*given, "--generation.top_p", "2")
+    flags = ("--model", models["policy"], "--data", "pairs.jsonl", "--reward", models["reward"])
+    assert "generation.top_p" in refusal(*command, *flags, "--output-dir=runs/x", "--generation.top_p=2")
+
+
+def test_check_and_plan_without_a_recipe(
+    folder: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--model", models["policy"], "--data", "pairs.jsonl", "--method", "dpo", "--output_dir", "runs/a b")
+    flags += ("--show_progress", "false")
+    assert status_of("check", *flags, "--examples", "0") == 0
+    assert "adaptpo train --model=" in (said := capsys.readouterr().out) and "'--output_dir=runs/a b'" in said
+    assert status_of("plan", *flags, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["pairs"] == 3
 
 
 def test_report_of_a_run(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,9 +36,8 @@ from adaptpo.config.reward import reward_parts
 from adaptpo.data import iter_examples, iter_prompts, open_rows, problems, turns
 from adaptpo.data.limits import SEVERAL_TURNS_CUT
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.data.templates import options_of
+from adaptpo.data.templates import PROMPT_RENDERED_DIFFERENTLY, TURNS_RENDERED_DIFFERENTLY, options_of
 from adaptpo.data.tokenization import (
-    PROMPT_RENDERED_DIFFERENTLY,
     SEVERAL_TURNS,
     TokenizedPair,
     stop_token_ids,
@@ -186,12 +185,12 @@ def compared(tokenizer: Any, given: dict[str, Any], theirs: dict[str, list[int]]
 def explains(reason: str, tokenizer: Any, given: dict[str, Any], theirs: dict[str, list[int]] | None) -> bool:
     if theirs is None or "refuses the messages" in reason:
         return theirs is None and "refuses the messages" in reason
-    if reason == PROMPT_RENDERED_DIFFERENTLY:
+    if reason.startswith(PROMPT_RENDERED_DIFFERENTLY):
         return len(theirs["prompt_ids"]) < len(tokenize_prompt(tokenizer, given["prompt"], options_of(given)))
-    return reason in SEVERAL_TURNS_LEFT_OUT
+    return reason.startswith(SEVERAL_TURNS_LEFT_OUT)
 
 
-SEVERAL_TURNS_LEFT_OUT = (turns.RENDERED_DIFFERENTLY, turns.NO_END)
+SEVERAL_TURNS_LEFT_OUT = (TURNS_RENDERED_DIFFERENTLY, turns.NO_END)
 WORDS = ["Warm in Rome?", "31 degrees.", "Cold", "no, \n\nreally: {}", "caf\u00e9", "  two  spaces "]
 
 
@@ -268,7 +267,7 @@ def test_masks_are_those_of_the_templates_generation_marks(template: Path) -> No
     tokenizer = tokenizer_of(template)
     pair = tokenize_pair(example(TALK), tokenizer, None, None, all_turns=True)
     if isinstance(pair, str):
-        assert pair in SEVERAL_TURNS_LEFT_OUT or "refuses the messages" in pair
+        assert pair.startswith(SEVERAL_TURNS_LEFT_OUT) or "refuses the messages" in pair
         return
     whole = tokenizer.apply_chat_template([*ASKED, *TALK["chosen"]], return_assistant_tokens_mask=True)
     marks, mask = whole["assistant_masks"][len(pair.prompt_ids) :], pair.chosen.mask or []

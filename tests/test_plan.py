@@ -358,7 +358,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_finished_run_counts_what_was_planned(recipe: Path) -> None:
-    planned = make_plan(read_job(Options(recipe)), MACHINE)
+    planned = make_plan(read_job(load_recipe(recipe)), MACHINE)
     run = recipe.parent / "run"
     with pytest.raises(RunError, match="no finished run"):
         compare_counts(planned, run)
@@ -382,7 +382,7 @@ def test_rows_are_counted_within_the_models_positions(recipe: Path, tmp_path: Pa
         "max_prompt_length=1000",
         "eval_data=null",
     )
-    facts = read_job(Options(recipe, changes)).data
+    facts = read_job(load_recipe(recipe, changes)).data
     AlignmentTrainer.from_recipe(load_recipe(recipe, changes)).prepare()
     kept = read_rows(tmp_path / "run" / "data" / "offline.parquet")
     assert facts.pairs == len(kept) == 7
@@ -393,7 +393,7 @@ def test_rows_are_counted_within_the_models_positions(recipe: Path, tmp_path: Pa
 def test_sets_and_weights_are_counted_as_the_run_takes_them(recipe: Path, tmp_path: Path) -> None:
     files = [write_jsonl(tmp_path / f"{n}.jsonl", preference_rows(count, seed=n)) for n, count in enumerate((30, 8))]
     data = f"data={{sets: {{a: {{path: {files[0]}, weight: 3}}, b: {{path: {files[1]}, weight: 1}}}}}}"
-    facts = read_job(Options(recipe, (data,))).data
+    facts = read_job(load_recipe(recipe, (data,))).data
     assert (dict(facts.sets), facts.rows, facts.pairs) == ({"a": 24, "b": 8}, 32, 32)
 
 
@@ -420,7 +420,7 @@ def test_the_command_prints_the_same_as_json_and_as_text(recipe: Path, capsys: p
 
 
 def test_a_sample_stands_for_the_whole(recipe: Path) -> None:
-    data = read_job(Options(recipe, sample=6)).data
+    data = read_job(load_recipe(recipe), Options(sample=6)).data
     assert (data.rows, data.pairs, data.sampled, data.scale) == (24, 24, 6, 4)
 
 

@@ -11,11 +11,12 @@ import yaml
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.choices.pairing import PAIRINGS, Candidates, NoPair
+from adaptpo.config.recipe import load_recipe
 from adaptpo.data import problems
 from adaptpo.errors import DataError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.plan.against import compare_counts
-from adaptpo.plan.command import Options, read_job
+from adaptpo.plan.command import read_job
 from adaptpo.plan.estimate import make_plan
 from adaptpo.plan.machines import read_machine
 from adaptpo.report import RunData, iteration_table, key_figures
@@ -220,7 +221,7 @@ def test_a_plan_counts_prompts_alone_as_the_run_does(data: Any, policy: str, tmp
         "output_dir": str(tmp_path / "run"),
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    planned = make_plan(read_job(Options(tmp_path / "recipe.yaml")), read_machine("h100"))
+    planned = make_plan(read_job(load_recipe(tmp_path / "recipe.yaml")), read_machine("h100"))
     align(policy, tmp_path / "run", "selm", str(tmp_path / "rows.jsonl"))
     for one in compare_counts(planned, tmp_path / "run"):
         assert one.informed == pytest.approx(one.measured), one.name

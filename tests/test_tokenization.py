@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from adaptpo.data import limits, tokenization
+from adaptpo.data.templates import PROMPT_RENDERED_DIFFERENTLY, TURNS_RENDERED_DIFFERENTLY
 from adaptpo.data.tokenization import (
     TokenizedPair,
     decode_response,
@@ -244,7 +245,38 @@ def test_ids_spell_the_text_and_end_once(prompt: str, chosen: str, rejected: str
 
 def test_template_that_renders_the_prompt_differently_gives_a_reason() -> None:
     changing = "{% if add_generation_prompt %}OPEN{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    assert tokenize_pair(CHATS[0], build_tokenizer(changing), None, None) == tokenization.PROMPT_RENDERED_DIFFERENTLY
+    found = tokenize_pair(CHATS[0], build_tokenizer(changing), None, None)
+    assert str(found).startswith(f"{PROMPT_RENDERED_DIFFERENTLY}; set tokenizer.chat_template to one that writes")
+
+
+THOUGHTFUL = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.revindex > 2 and not preserve_thinking %}"
+    "{{ m.content[:1] }}{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
+    "{% if add_generation_prompt and (enable_thinking is undefined or enable_thinking) %}<think>{% endif %}"
+)
+"""Opens a block of thoughts that it does not write before a response, and shortens earlier turns."""
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": True}])
+def test_the_argument_that_keeps_the_prompt_is_named(options: dict[str, Any]) -> None:
+    tokenizer = build_tokenizer(THOUGHTFUL)
+    remedy = f"{PROMPT_RENDERED_DIFFERENTLY}; set chat_template_kwargs: {{enable_thinking: false}}"
+    assert tokenize_pair(CHATS[0], tokenizer, None, None, template_options=options) == remedy
+    kept = tokenize_pair(CHATS[0], tokenizer, None, None, template_options={"enable_thinking": False})
+    assert isinstance(kept, TokenizedPair)
+
+
+def test_the_argument_that_keeps_earlier_turns_is_named() -> None:
+    tokenizer, without = build_tokenizer(THOUGHTFUL), {"enable_thinking": False}
+    example = chat([("user", "a")], "no", "yes")
+    turns = [{"role": role, "content": words} for role, words in (("assistant", "one"), ("user", "b"))]
+    several = replace(example, chosen=[*turns, *example.chosen])
+    found = tokenize_pair(several, tokenizer, None, None, template_options=without, all_turns=True)
+    assert found == f"{TURNS_RENDERED_DIFFERENTLY}; set chat_template_kwargs: {{preserve_thinking: true}}"
+    kept = tokenize_pair(
+        several, tokenizer, None, None, template_options={**without, "preserve_thinking": True}, all_turns=True
+    )
+    assert isinstance(kept, TokenizedPair)
 
 
 def test_template_that_refuses_the_messages_gives_a_reason() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCal
 from trl import DPOConfig, DPOTrainer
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
-from adaptpo.errors import AdaptpoError, ConfigError, RunError, TrainingError
+from adaptpo.errors import AdaptpoError, ConfigError, MachineError, RunError
 from adaptpo.run.files import JsonLines, read_rows
 from tests.runs import weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
@@ -212,7 +212,7 @@ class Fill(TrainerCallback):
 
 
 def test_a_full_accelerator_names_the_remedy(policy: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"phase iterations/0/train: CUDA out of memory\. .* max_tokens_per_batch"):
+    with pytest.raises(MachineError, match=r"phase iterations/0/train: .* max_tokens_per_batch .*Tried to allocate 2"):
         trainer(policy, tmp_path / "run", callbacks=[Fill()]).train()
 
 

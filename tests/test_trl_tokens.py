@@ -25,6 +25,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from adaptpo.data import iter_examples, limits, problems, tokenization
 from adaptpo.data.rendered import SAYS_NOTHING, with_words_rendered
+from adaptpo.data.templates import PROMPT_RENDERED_DIFFERENTLY
 from adaptpo.data.tokenization import TokenizedPair, stop_token_ids, tokenize_pair
 from adaptpo.errors import ModelError
 from adaptpo.models.collate import GroupCollator
@@ -176,7 +177,7 @@ REASONS: dict[str, Callable[[Compared], bool]] = {
     tokenization.EQUAL_TOKENS: lambda c: c.words_of("chosen") == c.words_of("rejected"),
     tokenization.EMPTY_RESPONSE_TOKENS: lambda c: not all(c.words_of(side) for side in SIDES),
     limits.STOP_TOKEN_INSIDE: lambda c: any(c.stops & {*c.words_of(side)} for side in SIDES),
-    tokenization.PROMPT_RENDERED_DIFFERENTLY: Compared.prompt_changes,
+    PROMPT_RENDERED_DIFFERENTLY: Compared.prompt_changes,
     "the chat template refuses the messages": lambda c: isinstance(c.theirs, jinja2.TemplateError),
     SAYS_NOTHING.format(role="system"): lambda c: c.ignores("system"),
     SAYS_NOTHING.format(role="user"): lambda c: c.ignores("user"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,26 +13,14 @@ from pathlib import Path
 import pytest
 
 from adaptpo.vote.ballots import Ballots, Event
+from tests.browser import Watched, browser, needs_chromium, sync_api
 from tests.votes import Server, voting, write_sides
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
-]
+__all__ = ["browser"]
+pytestmark = [pytest.mark.engines, needs_chromium]
 PROMPTS = 10
 READ = 350
 """Milliseconds: longer than the page takes a second press for a mistake."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +46,12 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "votes"
 
 
-class Voter:
-    """Somebody in front of a browser of their own; `errors` are what its console complains of."""
+class Voter(Watched):
+    """Somebody in front of a browser of their own."""
 
     def __init__(self, browser: sync_api.Browser, url: str, name: str, **settings: object) -> None:
+        super().__init__(browser, **settings)
         self.name = name
-        self.page = browser.new_context(**settings).new_page()
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url)
         self.page.get_by_label("Your name or initials").fill(name)
         self.page.get_by_role("button", name="Start").click()

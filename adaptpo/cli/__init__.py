@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from adaptpo.cli.evaluate import add_evaluation
-from adaptpo.cli.flags import ShowSettings, as_assignments
 from adaptpo.cli.help import (
     ANNOTATE_HELP,
     CHECK_HELP,
@@ -25,7 +24,7 @@ from adaptpo.cli.help import (
     VERIFY_HELP,
     VOTE_HELP,
 )
-from adaptpo.cli.parsing import add_command
+from adaptpo.cli.parsing import Parser, add_command, add_no_code, add_recipe, given_recipe
 from adaptpo.cli.recipes import add_recipes
 from adaptpo.config.secrets import masked_text
 from adaptpo.config.version import __version__
@@ -36,17 +35,11 @@ from adaptpo.run.signals import SIGNALS, status_of
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from adaptpo.config.code import refuse_code
-    from adaptpo.config.recipe import load_recipe, make_recipe
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.trainer import AlignmentTrainer
 
-    if options.recipe is None and not options.set:
-        options.refuse("give a recipe, or at least --model, --data and --output_dir")
+    recipe = given_recipe(options)
     quiet_libraries()
-    recipe = load_recipe(options.recipe, options.set) if options.recipe else make_recipe({}, options.set, Path())
-    if options.no_code:
-        refuse_code(recipe)
     final = AlignmentTrainer.from_recipe(recipe).train()
     if is_first_process():
         print(f"The aligned model is in {final}. For a report on the run: adaptpo report {recipe.output_dir}")
@@ -55,8 +48,6 @@ def run_train(options: argparse.Namespace) -> None:
 def run_plan(options: argparse.Namespace) -> None:
     import json
 
-    from adaptpo.config.code import refuse_code
-    from adaptpo.config.recipe import load_recipe
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.plan.against import compare_counts, compare_shares
     from adaptpo.plan.command import Options, read_job
@@ -65,13 +56,11 @@ def run_plan(options: argparse.Namespace) -> None:
     from adaptpo.plan.text import show_comparison, show_plan
     from adaptpo.plan.throughput import read_throughput
 
+    machine, recipe = read_machine(options.machine), given_recipe(options)
     quiet_libraries()
-    machine = read_machine(options.machine)
-    chosen = Options(options.recipe, options.set, options.sample, options.fresh_tokens, options.share)
-    if options.no_code:
-        refuse_code(load_recipe(options.recipe, options.set))
     measured = None if options.measured is None else read_throughput(options.measured)
-    plan = make_plan(read_job(chosen), machine, measured)
+    chosen = Options(options.sample, options.fresh_tokens, options.share)
+    plan = make_plan(read_job(recipe, chosen), machine, measured)
     if options.against is not None:
         show_comparison(compare_counts(plan, options.against), compare_shares(plan, options.against))
     elif options.json:
@@ -204,12 +193,12 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adaptpo", description="Adaptive preference optimization of language models.")
+    parser = Parser(prog="adaptpo", description="Adaptive preference optimization of language models.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = add_command(commands, "train", "align a model according to a recipe", TRAIN_HELP, run_train)
-    add_train(train)
+    add_recipe(train, "a YAML file; the folder recipes/ has examples")
 
     add_recipes(commands)
     add_plan(commands)
@@ -249,44 +238,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_train(train: argparse.ArgumentParser) -> None:
-    train.usage = "adaptpo train [RECIPE] [--KEY VALUE ...] [--help-all]"
-    train.add_argument("recipe", type=Path, nargs="?", help="a YAML file; the folder recipes/ has examples")
-    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="the same as --KEY VALUE")
-    train.add_argument("--help-all", action=ShowSettings, nargs=0, help="print every KEY with its meaning and default")
-    add_no_code(train)
-    train.set_defaults(refuse=train.error)
-
-
-def add_no_code(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--no-code", action="store_true", help="refuse a recipe that runs code of its author's choice")
-
-
 def add_plan(commands: argparse._SubParsersAction) -> None:
     plan = add_command(commands, "plan", "estimate what a recipe takes", PLAN_HELP, run_plan)
-    plan.add_argument("recipe", type=Path, help="a YAML file; the run is not started")
+    add_recipe(plan, "a YAML file; the run is not started")
     plan.add_argument("--machine", default="h100x1", help="a name (h100x8), a YAML file, or YAML (default: h100x1)")
     plan.add_argument("--measured", metavar="FILE", type=Path, help="throughput that a GPU benchmark measured (JSON)")
     plan.add_argument("--sample", type=int, default=1000, help="maximum number of rows to tokenize (default: 1000)")
     plan.add_argument("--fresh-tokens", type=float, help="mean length of fresh responses (default: the chosen ones')")
     plan.add_argument("--share", type=float, help="share of prompts with fresh responses (default: the method's)")
-    plan.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
     plan.add_argument("--against", metavar="RUN", type=Path, help="show the counts of a finished run beside the plan's")
     plan.add_argument("--json", action="store_true", help="print JSON")
-    add_no_code(plan)
 
 
 def add_stage(commands: argparse._SubParsersAction) -> None:
     stage = add_command(commands, "stage", "measure which data a policy needs now", STAGE_HELP, run_stage)
-    stage.add_argument("recipe", type=Path, nargs="?", help="a recipe that names model, data and reward")
+    add_recipe(stage, "a recipe that names model, data and reward")
     stage.add_argument("--model", help="folder or hub id of the policy (default: the recipe's)")
     stage.add_argument("--data", help="file, folder or hub id of preference pairs (default: the recipe's)")
     stage.add_argument("--reward", help="reward model, `train`, or python:module:function (default: the recipe's)")
     stage.add_argument("--prompts", type=int, help="maximum number of prompts (default: 2000)")
     stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
     stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")
-    stage.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
-    add_no_code(stage)
 
 
 def add_vote(commands: argparse._SubParsersAction) -> None:
@@ -335,14 +307,9 @@ def add_table(actions: argparse._SubParsersAction) -> None:
     table.add_argument("--docs", metavar="FILE.md", type=Path, help="also write the table to its section of this file")
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    takes_settings = arguments[:1] == ["train"]
-    return build_parser().parse_args(as_assignments(arguments) if takes_settings else arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Exit status: 0 done, 1 a check failed, 2 something to correct, 128 + N after signal N."""
-    options = parse(sys.argv[1:] if arguments is None else list(arguments))
+    options = build_parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
     try:
         with SIGNALS.taken():
             status = options.run_command(options)

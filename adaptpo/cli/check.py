@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from adaptpo.config.recipe import Recipe, load_recipe
+from adaptpo.config.recipe import Recipe
 from adaptpo.errors import ConfigError
 from adaptpo.pipeline.checking import check_before_spending
 from adaptpo.pipeline.context import Context
@@ -30,8 +30,6 @@ BORDER = "|"
 class Options:
     """`rows`: how many rows of the data are read; None reads all, as a run does. `examples`: how many are shown."""
 
-    recipe: Path
-    assignments: Sequence[str] = ()
     rows: int | None = None
     examples: int = 3
 
@@ -42,16 +40,16 @@ class Options:
             raise ConfigError(f"--examples is {self.examples}; show 0 or more")
 
 
-def run_check(options: Options) -> None:
-    """Runs the checks in a scratch folder and prints what they found. Raises what `adaptpo train` would raise."""
-    recipe = load_recipe(options.recipe, tuple(options.assignments))
+def run_check(recipe: Recipe, options: Options, given: str) -> None:
+    """Runs the checks in a scratch folder and prints what they found; `given` are the words that name the recipe on the
+    command line. Raises what `adaptpo train` would raise."""
     with TemporaryDirectory(prefix="adaptpo-check-") as scratch:
         there = recipe.model_copy(update={"output_dir": str(Path(scratch) / "run"), "show_progress": False})
         with AlignmentTrainer.from_recipe(there).open() as context:
             context.data = context.data.first(options.rows)
             summary, doubts = check_before_spending(context)
             show(Console(soft_wrap=True), context, options, summary, doubts)
-    print(f"{options.recipe} can be trained: adaptpo train {options.recipe}{already(recipe)}")
+    print(f"This can be trained: adaptpo train {given}{already(recipe)}")
 
 
 def already(recipe: Recipe) -> str:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-OWN = ("--help", "--help-all", "--set", "--no-code")
-"""The flags of a command that takes settings as flags; `--set` is the only one with a value."""
 SHORT = 70
 """Maximum length of a default that is shown."""
 
 
-def as_assignments(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every flag that is a setting turned into `--set KEY=VALUE`. A flag without a value is true."""
+def as_assignments(arguments: Sequence[str], own: Container[str]) -> list[str]:
+    """The arguments with every flag that is not among the command's `own` ones turned into `--set KEY=VALUE`. A flag
+    without a value is true."""
     waiting, found = deque(arguments), list[str]()
     while waiting:
         word = waiting.popleft()
-        if not word.startswith("--") or word.partition("=")[0] in OWN:
+        if not word.startswith("--") or word == "--" or word.partition("=")[0] in own:
             found.append(word)
             if word == "--set" and waiting:
                 found.append(waiting.popleft())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from adaptpo.cli.help import CHECK_RECIPE_HELP, INIT_HELP
-from adaptpo.cli.parsing import add_command
+from adaptpo.cli.parsing import add_command, add_recipe, given_recipe
 
 
 def run_init_command(options: argparse.Namespace) -> None:
@@ -19,8 +20,10 @@ def run_check_command(options: argparse.Namespace) -> None:
     from adaptpo.cli.check import Options, run_check
     from adaptpo.distributed.quiet import quiet_libraries
 
+    recipe = given_recipe(options)
     quiet_libraries()
-    run_check(Options(options.recipe, options.set, options.rows, options.examples))
+    given = [*([str(options.recipe)] if options.recipe else []), *(f"--{assignment}" for assignment in options.set)]
+    run_check(recipe, Options(options.rows, options.examples), shlex.join(given))
 
 
 def add_recipes(commands: argparse._SubParsersAction) -> None:
@@ -33,7 +36,6 @@ def add_recipes(commands: argparse._SubParsersAction) -> None:
     init.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="file to write (default: recipe.yaml)")
 
     check = add_command(commands, "check", "check a recipe before a run", CHECK_RECIPE_HELP, run_check_command)
-    check.add_argument("recipe", type=Path, help="a YAML file")
-    check.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key (repeatable)")
+    add_recipe(check, "a YAML file")
     check.add_argument("--rows", type=int, help="maximum number of rows to read (default: all, as a run does)")
     check.add_argument("--examples", type=int, default=3, help="rows to show as they are trained (default: 3)")

@@ -292,9 +292,10 @@ def resolve_path(value: str, folder: Path) -> str:
     return str(beside.resolve()) if beside.exists() else value
 
 
-def load_recipe(path: Path, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Reads a recipe and applies `--set` assignments. Raises ConfigError with the problem and the remedy."""
-    return make_recipe(read_recipe(path), assignments, path.parent)
+def load_recipe(path: Path | None, assignments: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe and applies `--set` assignments; without a path, these alone are the recipe. Raises ConfigError
+    with the problem and the remedy."""
+    return make_recipe(read_recipe(path) if path else {}, assignments, path.parent if path else Path())
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.examples import PromptExample
-from adaptpo.data.templates import CALLS, PROBES, TOOLS, TemplateOptions, template_drops
+from adaptpo.data.problems import RowProblem
+from adaptpo.data.templates import CALLS, PROBES, TOOLS, TemplateOptions, options_of, template_drops
 from adaptpo.errors import ModelError
 from adaptpo.types import Dropped, Message, PreferenceExample, Text
 
 SAYS_NOTHING = "the chat template renders nothing of the {role}'s words"
 LEAVES_OUT = "the chat template leaves out the {what}"
+MOST_PROBES = 1024
+"""Maximum number of results to remember."""
 Example = TypeVar("Example", PreferenceExample | Dropped, PreferenceExample | PromptExample | Dropped)
 
 
@@ -38,27 +41,39 @@ def _responses(example: PreferenceExample | PromptExample) -> list[Message]:
 
 
 class TemplateProbes:
-    """What a chat template leaves out: roles whose words it does not write, `TOOLS` or `CALLS`. Each is tried once."""
+    """What a chat template leaves out: roles whose words it does not write, `TOOLS` or `CALLS`. Each is tried once with
+    the run's arguments of the template, and once with every other set of arguments that rows have."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TemplateOptions | None = None) -> None:
         self.tokenizer, self.options = tokenizer, options
-        self.found: dict[str, bool] = {}
+        self.found: dict[tuple[str, str], bool] = {}
 
     def lost(self, prompt: Text, responses: list[Message], columns: Mapping[str, Any]) -> list[str]:
         """What is lost of this conversation. Raises ModelError if that is a user's or an assistant's words."""
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
             return []
-        return [what for what in _contents([*prompt, *responses], columns) if self._drops(what)]
+        options = self._options(columns)
+        return [what for what in _contents([*prompt, *responses], columns) if self._drops(what, options)]
 
-    def _drops(self, what: str) -> bool:
-        if what not in self.found:
-            self.found[what] = template_drops(self.tokenizer, what, self.options)
-        if self.found[what] and what in PROBES:
+    def _options(self, columns: Mapping[str, Any]) -> TemplateOptions:
+        """The template's arguments for a row, but its tools. A row whose own cannot be read is left out elsewhere."""
+        try:
+            return options_of({"chat_template_kwargs": columns.get("chat_template_kwargs")}, self.options)
+        except RowProblem:
+            return self.options or {}
+
+    def _drops(self, what: str, options: TemplateOptions) -> bool:
+        key = (what, repr(options))
+        if key not in self.found:
+            if len(self.found) == MOST_PROBES:
+                self.found.clear()
+            self.found[key] = template_drops(self.tokenizer, what, options)
+        if self.found[key] and what in PROBES:
             raise ModelError(
                 f"{left_out(what)}: the cause is the template, not the data. Set tokenizer.chat_template to one that "
                 "writes message['content'], which is a string here, or use an instruction-tuned model's tokenizer."
             )
-        return self.found[what]
+        return self.found[key]
 
 
 def _contents(turns: list[Message], columns: Mapping[str, Any]) -> list[str]:

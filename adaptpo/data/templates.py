@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,11 @@ NO_MAPPING = "chat_template_kwargs is neither a mapping nor a JSON string of one
 PROBES = {"user": "quokka", "assistant": "wombat"}
 OTHER_PROBE = "numbat"
 """Words that no template writes by itself."""
+PROMPT_RENDERED_DIFFERENTLY = "the chat template renders the prompt differently when a response follows"
+TURNS_RENDERED_DIFFERENTLY = "the chat template renders earlier turns differently when later ones follow"
+SWITCH = re.compile(r"\b\w*thinking\w*\b")
+"""Arguments by which templates open, keep or leave out a block of thoughts."""
+OTHER_TEMPLATE = "set tokenizer.chat_template to one that writes the same text whether or not a reply follows"
 TOOLS, CALLS = "tools", "tool calls"
 """What a template may leave out beside the words of roles."""
 
@@ -108,6 +115,45 @@ def render(
         )
     except Exception as error:  # A template can raise anything.
         raise TemplateProblem(f"the chat template refuses the messages: {first_line(error)}") from error
+
+
+def check_continues(
+    tokenizer: PreTrainedTokenizerBase,
+    before: list[Message],
+    whole: list[Message],
+    options: TemplateOptions,
+    rendered: tuple[str, str],
+    problem: str,
+) -> None:
+    """Raises TemplateProblem if the rendering of a whole conversation does not begin with that of the turns `before` a
+    reply. It names the remedy: an argument of the template with which it does, if there is one.
+
+    Args:
+        rendered: both under these options, since they are known.
+        problem: what to say.
+    """
+    if rendered[1].startswith(rendered[0]):
+        return
+    for name in switches(str(tokenizer.chat_template)):
+        for value in (False, True):
+            if _continues(tokenizer, before, whole, {**options, name: value}):
+                raise TemplateProblem(f"{problem}; set chat_template_kwargs: {{{name}: {str(value).lower()}}}")
+    raise TemplateProblem(f"{problem}; {OTHER_TEMPLATE}")
+
+
+@lru_cache(maxsize=8)
+def switches(template: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(SWITCH.findall(template)))
+
+
+def _continues(
+    tokenizer: PreTrainedTokenizerBase, before: list[Message], whole: list[Message], options: TemplateOptions
+) -> bool:
+    try:
+        opened = render(tokenizer, before, options, open_reply=True)
+        return render(tokenizer, whole, options).startswith(opened)
+    except TemplateProblem:
+        return False
 
 
 def first_line(error: Exception) -> str:

@@ -27,12 +27,18 @@ from adaptpo.data.conversation import joined
 from adaptpo.data.encoding import encode_rendered, encode_text, tokenize_continuation
 from adaptpo.data.limits import SEVERAL_TURNS_CUT, STOP_TOKEN_INSIDE, Limits, beginning, decisive, refuse_endless
 from adaptpo.data.problems import RowProblem
-from adaptpo.data.templates import TemplateOptions, TemplateProblem, options_of, render
+from adaptpo.data.templates import (
+    PROMPT_RENDERED_DIFFERENTLY,
+    TemplateOptions,
+    TemplateProblem,
+    check_continues,
+    options_of,
+    render,
+)
 from adaptpo.data.turns import Encoded, several_turns
 from adaptpo.errors import DataError, ModelError
 from adaptpo.types import PreferenceExample, Response, Text
 
-PROMPT_RENDERED_DIFFERENTLY = "the chat template renders the prompt differently when a response follows"
 SEVERAL_TURNS = "chosen and rejected differ in more than one turn (trained_turns: all trains on all of the assistant's)"
 EMPTY_RESPONSE_TOKENS = "a response has no tokens before its end"
 EQUAL_TOKENS = "chosen equals rejected after tokenization and truncation"
@@ -186,11 +192,13 @@ def _encode(
     room = limits.room(prompt_ids)
     sides = []
     for response in (chosen, rejected):
-        conversation = render(tokenizer, joined(prompt, response), options)
+        messages = joined(prompt, response)
+        conversation = render(tokenizer, messages, options)
         if len(response) > 1:
             refuse_endless(tokenizer, conversation, room and room + len(prompt_ids))
             sides.append(several_turns(tokenizer, prompt, prompt_ids, response, options, stop_ids))
         else:
+            check_continues(tokenizer, prompt, messages, options, (opened, conversation), PROMPT_RENDERED_DIFFERENTLY)
             sides.append(_one_turn(tokenizer, prompt_ids, opened, conversation, stop_ids, room))
     return prompt_ids, room, sides
 
@@ -210,8 +218,6 @@ def _one_turn(
     stop_ids: frozenset[int],
     room: int | None,
 ) -> Encoded:
-    if not conversation.startswith(prompt):
-        raise TemplateProblem(PROMPT_RENDERED_DIFFERENTLY)
     response = decisive(tokenizer, conversation[len(prompt) :], stop_ids, room)
     together = encode_rendered(tokenizer, prompt + response)
     if together[: len(prompt_ids)] == prompt_ids:

@@ -10,10 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.conversation import joined, words_of
 from adaptpo.data.encoding import encode_rendered
-from adaptpo.data.templates import TemplateOptions, TemplateProblem, render
+from adaptpo.data.templates import (
+    TURNS_RENDERED_DIFFERENTLY,
+    TemplateOptions,
+    TemplateProblem,
+    check_continues,
+    render,
+)
 from adaptpo.types import Message
 
-RENDERED_DIFFERENTLY = "the chat template renders earlier turns differently when later ones follow"
 NO_END = "the chat template ends an assistant's turn with no token by which its end can be found"
 STOP_TOKEN_IN_TURN = "a stop token stands inside a turn of a response"
 MERGED = "the last tokens of the prompt merge with the first ones of a response of several turns"
@@ -45,11 +50,13 @@ def several_turns(
     """
     if not tokenizer.is_fast:
         raise TemplateProblem(NEEDS_FAST)
-    whole = _Rendered(tokenizer, render(tokenizer, joined(prompt, response), options), stop_ids)
-    if whole.ids[: len(prompt_ids)] != prompt_ids:
-        raise TemplateProblem(MERGED if whole.text.startswith(tokenizer.decode(prompt_ids)) else RENDERED_DIFFERENTLY)
+    conversation = joined(prompt, response)
+    whole = _Rendered(tokenizer, render(tokenizer, conversation, options), stop_ids)
     own = [place for place, turn in enumerate(response) if turn["role"] == "assistant"]
-    opened = [_opened(tokenizer, joined(prompt, response[:place]), whole.text, options) for place in own]
+    before = [prompt, *(joined(prompt, response[:place]) for place in own)]
+    _, *opened = (_opened(tokenizer, turns, conversation, whole.text, options) for turns in before)
+    if whole.ids[: len(prompt_ids)] != prompt_ids:
+        raise TemplateProblem(MERGED)
     limits = [*opened[1:], len(whole.text)]
     mask = [False] * len(whole.ids)
     for place, begin, limit in zip(own, opened, limits, strict=True):
@@ -59,11 +66,16 @@ def several_turns(
     return Encoded(whole.ids[len(prompt_ids) :], mask[len(prompt_ids) :])
 
 
-def _opened(tokenizer: PreTrainedTokenizerBase, before: list[Message], text: str, options: TemplateOptions) -> int:
-    """The place in `text` where the turn after these begins."""
+def _opened(
+    tokenizer: PreTrainedTokenizerBase,
+    before: list[Message],
+    conversation: list[Message],
+    text: str,
+    options: TemplateOptions,
+) -> int:
+    """The place in the conversation's `text` where the turn after these begins."""
     opened = render(tokenizer, before, options, open_reply=True)
-    if not text.startswith(opened):
-        raise TemplateProblem(RENDERED_DIFFERENTLY)
+    check_continues(tokenizer, before, conversation, options, (opened, text), TURNS_RENDERED_DIFFERENTLY)
     return len(opened)
 
 

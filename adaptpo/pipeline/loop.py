@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adaptpo.choices.learners.base import METHOD_STATE
-from adaptpo.errors import RunError, TrainingError
-from adaptpo.models.loading import check_loads, first_line
+from adaptpo.errors import RunError
+from adaptpo.models.loading import check_loads
 from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import SCRATCH, Context
 from adaptpo.pipeline.hub import Repository, check_repository, push_final, repository_of
@@ -174,21 +170,7 @@ def warn(context: Context) -> None:
 
 def do(context: Context, phase: str, work: Work) -> None:
     if not context.run.done(phase):
-        with memory_errors(phase, context.config.max_tokens_per_batch):
-            announce(phase, context.run.phase(phase, work), context.shows)
-
-
-@contextmanager
-def memory_errors(phase: str, tokens: int) -> Iterator[None]:
-    """Turns a full accelerator, in whatever library it shows, into a TrainingError that names the remedy."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the accelerator's memory is full in phase {phase}: {first_line(error)} Lower max_tokens_per_batch (now "
-            f"{tokens}; the result is the same), set training.gradient_checkpointing, or set peft. In a phase that "
-            "generates, lower generation.memory_gb or batch_size. The same command resumes the run"
-        ) from error
+        announce(phase, context.run.phase(phase, work), context.shows)
 
 
 def do_once(context: Context, phase: str, work: Work) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from adaptpo.choices.method import Method
 from adaptpo.config.data import DataSettings
-from adaptpo.config.recipe import Recipe, load_recipe
+from adaptpo.config.recipe import Recipe
 from adaptpo.config.reward import JudgeReward, ModelReward, PairwiseReward, RewardPart, reward_parts
 from adaptpo.data.conventions import is_preference_row
 from adaptpo.data.mixture import Mixture
@@ -34,8 +32,6 @@ class Options:
     the chosen ones, limited by `max_new_tokens`, or that limit if the data has none. `share` of prompts with fresh
     responses; None asks the method."""
 
-    recipe: Path
-    assignments: Sequence[str] = ()
     sample: int = 1000
     fresh_tokens: float | None = None
     share: float | None = None
@@ -47,9 +43,8 @@ class Options:
             raise ConfigError(f"--share is {self.share}; give a share of the prompts between 0 and 1")
 
 
-def read_job(options: Options) -> Job:
+def read_job(recipe: Recipe, options: Options = Options()) -> Job:
     """Reads configurations, tokenizer and data; loads no model. Raises an AdaptpoError that names the remedy."""
-    recipe = load_recipe(options.recipe, tuple(options.assignments))
     loading = recipe.load_options
     method, config = build_method(recipe), read_config(recipe.model, loading)
     reader = Reader.of(recipe, recipe.model, load_tokenizer(recipe.model, loading), method)

@@ -11,12 +11,12 @@ from adaptpo.errors import MachineError
 
 RESUME = "Everything finished before is kept; start the same command again to resume"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-DISK = frozenset({errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EROFS})
+DISK = frozenset({errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EROFS})
 LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
 NUMBER = re.compile(r"\[Errno (\d+)\]|\(?os error (\d+)")
 WORDS = {
+    "accelerator memory": re.compile(r"(CUDA|HIP|XPU|MPS backend)( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
     "accelerator": re.compile(r"CUDA error|CUDA driver|cuDNN|cublas|HIP error|NCCL|device-side assert", re.IGNORECASE),
-    "accelerator memory": re.compile(r"CUDA out of memory|HIP out of memory|MPS backend out of memory"),
     "memory": re.compile(
         r"can't allocate memory|not enough memory|[Cc]annot allocate memory|malloc of size \d+ failed"
     ),
@@ -27,7 +27,9 @@ WORDS = {
     "disk": re.compile(r"Input/output error|Stale file handle"),
 }
 SAID = {
-    "accelerator memory": "the accelerator's memory is used up. Lower max_tokens_per_batch (or generation.memory_gb)",
+    "accelerator memory": "the accelerator's memory is used up. Lower max_tokens_per_batch (the result is the same), "
+    "set training.gradient_checkpointing, or set peft; in a phase that generates, lower generation.memory_gb or "
+    "batch_size",
     "accelerator": "the accelerator failed. If it happens again, test the device",
     "memory": "the machine's memory is used up. Lower max_tokens_per_batch or shard_size, or end other processes",
     "killed": "a data loader's process was killed, probably for its memory. Lower training.dataloader_num_workers",
@@ -59,13 +61,12 @@ def own_fault(error: BaseException) -> str | None:
     name, text = type(error).__name__, str(error)[:2000]
     if name == "OutOfMemoryError":
         return "accelerator memory"
-    if name == "AcceleratorError":
-        return "accelerator"
     if isinstance(error, MemoryError):
         return "memory"
     if not isinstance(error, OSError | RuntimeError) and name not in ("SafetensorError", "ArrowException"):
         return None
-    return by_number(error, text) or next((kind for kind, words in WORDS.items() if words.search(text)), None)
+    found = by_number(error, text) or next((kind for kind, words in WORDS.items() if words.search(text)), None)
+    return "accelerator" if found is None and name == "AcceleratorError" else found
 
 
 def by_number(error: BaseException, text: str) -> str | None:
@@ -82,13 +83,12 @@ def explained(error: BaseException, kind: str) -> MachineError:
 
 @contextmanager
 def machine_faults(phase: str) -> Iterator[None]:
-    """Turns a fault of the machine into one message that names the phase. A full accelerator is left to the pipeline,
-    which knows the settings that help."""
+    """Turns a fault of the machine into one message that names the phase."""
     try:
         yield
     except MachineError as error:
         raise MachineError(f"phase {phase}: {error}") from error
     except Exception as error:
-        if (kind := fault_of(error)) and kind != "accelerator memory":
+        if kind := fault_of(error):
             raise MachineError(f"phase {phase}: {explained(error, kind)}") from error
         raise
