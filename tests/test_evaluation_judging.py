@@ -19,6 +19,7 @@ from adaptpo.evaluation.answers import Answered, read_answers, read_several
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
+from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.presets import PRESETS, protocols
 from adaptpo.evaluation.refusal.score import NO_LABEL
 from adaptpo.evaluation.result import Result
@@ -30,7 +31,7 @@ from adaptpo.remote.endpoint import Access
 from adaptpo.types import Response
 from tests.evaluation_data import ALPACA, ARENA, BASELINE, LENGTH_CONTROL, MT, XS, annotations, needs_shared
 from tests.stub import Reply, Stub, completion, serving
-from tests.tiny import save_policy, write_jsonl
+from tests.tiny import byte_tokenizer, save_policy, write_jsonl
 
 pytest.importorskip("openai", reason="needs the openai client")
 Verdict = Callable[[Any, int], Reply]
@@ -384,6 +385,7 @@ def generate(model: str, out: Path, suite: str, questions: Path, *further: str) 
     assert ended.value.code == 0
 
 
+THOUGHTLESS = {"enable_thinking": False}
 SHORT = ("--generation", "{max_new_tokens: 8, batch_size: 4}")
 
 
@@ -403,6 +405,25 @@ def test_both_turns_of_every_question(models: list[str], tmp_path: Path) -> None
     generate(models[0], tmp_path / "other", "mt_bench", questions, *SHORT, "--seed", "1")
     other = EvaluationFolder(tmp_path / "other").answers()
     assert other["1"] == answers["1"] and other["0"] != answers["0"]  # Mathematics is greedy, writing is not.
+
+
+def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    model = save_policy(tmp_path / "m")
+    tokenizer.save_pretrained(model)
+    policy = Policy(model, GenerationSettings(), tmp_path / "log", THOUGHTLESS)
+    asked = [{"role": "user", "content": "a?"}]
+    assert policy.tokenizer.decode(policy.prompt(0, asked).ids).endswith("<|assistant|><think></think>")
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", [{"uid": "0", "prompt": "say tea", "category": "c"}]))
+    further = (*SHORT, "--chat-template-kwargs", "{enable_thinking: false}")
+    generate(policy.path, tmp_path / "e", "arena_hard_v0.1", questions, *further)
+    assert EvaluationFolder(tmp_path / "e").settings["chat_template_kwargs"] == THOUGHTLESS
+    for value, message in (("{messages: []}", "the data has the messages"), ("no", "takes keys and values")):
+        with pytest.raises(SystemExit):
+            main(["eval", "generate", "mt_bench", "--model", policy.path, "--out", "x", "--questions", str(questions),
+                  "--chat-template-kwargs", value])  # fmt: skip
+        assert message in capsys.readouterr().err
 
 
 def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ PRESETS = "the settings of a paper: metaapo, metapo or stages (default: the suit
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    from adaptpo.config.evaluation import generation_settings, yaml_mapping
+    from adaptpo.config.evaluation import generation_settings, mapping_of, yaml_mapping
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.evaluation.folder import EvaluationFolder
     from adaptpo.evaluation.generating import Generating, generate
@@ -41,6 +41,7 @@ def run_generate(options: argparse.Namespace) -> None:
         limit=options.limit,
         seed=options.seed,
         preset=options.preset or suite.name,
+        template_options=mapping_of(options.chat_template_kwargs, "--chat-template-kwargs"),
     )
     say(options.out, generate(EvaluationFolder(options.out), work))
     baseline = " --baseline FILE" if suite.needs_baseline else ""
@@ -148,6 +149,9 @@ def add_generate(actions: argparse._SubParsersAction) -> None:
     generate.add_argument("--preset", help=PRESETS)
     generate.add_argument(
         "--generation", metavar="YAML", default="{}", help="as the key `generation` of a recipe: engine and sampling"
+    )
+    generate.add_argument(
+        "--chat-template-kwargs", metavar="YAML", default="{}", help="as a recipe's key: '{enable_thinking: false}'"
     )
     generate.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
 

@@ -67,3 +67,11 @@ def yaml_mapping(text: str, option: str) -> Any:
         return read_yaml(path.read_text("utf-8") if text.endswith((".yaml", ".yml")) and path.is_file() else text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{option} is no YAML: {' '.join(str(error).split())}; quote it for the shell") from error
+
+
+def mapping_of(text: str, option: str) -> dict[str, Any]:
+    """Keys and values in YAML. Raises ConfigError for anything else."""
+    values = yaml_mapping(text, option)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{option} takes keys and values, for instance '{{enable_thinking: false}}'")
+    return values

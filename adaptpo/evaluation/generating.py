@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import fingerprint, open_rows
+from adaptpo.data.templates import TemplateOptions
 from adaptpo.errors import DataError
 from adaptpo.evaluation.folder import EvaluationFolder
 from adaptpo.evaluation.policy import Policy
@@ -25,7 +26,7 @@ BY_CATEGORY = "by category, as the suite fixes it"
 @dataclass(frozen=True)
 class Generating:
     """What is generated. `questions`: file, folder or hub id, None for the suite's own on the hub; `limit`: at most
-    this many; `split`: of a hub data set."""
+    this many; `split`: of a hub data set; `template_options`: arguments of the chat template."""
 
     suite: Suite
     model: str
@@ -36,6 +37,7 @@ class Generating:
     seed: int = 0
     preset: str = ""
     shows: bool = True
+    template_options: TemplateOptions = field(default_factory=dict)
 
 
 def generate(folder: EvaluationFolder, work: Generating) -> dict[str, int]:
@@ -45,7 +47,7 @@ def generate(folder: EvaluationFolder, work: Generating) -> dict[str, int]:
     raises; the same command then resumes.
     """
     questions = read_questions(work)
-    policy = Policy(work.model, work.settings, folder.path / "server.log")
+    policy = Policy(work.model, work.settings, folder.path / "server.log", work.template_options)
     policy.check()
     folder.start(settings_row(work, questions), questions)
     answered = folder.answers()
@@ -76,6 +78,7 @@ def settings_row(work: Generating, questions: Sequence[Question]) -> Row:
         "model": work.model,
         "decoding": decoding(work, questions),
         "seed": work.seed,
+        **({"chat_template_kwargs": dict(work.template_options)} if work.template_options else {}),
         "questions": fingerprint([{"id": one.id, "turns": list(one.turns)} for one in questions]),
     }
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.config.recipe import GenerationSettings
+from adaptpo.data.templates import TemplateOptions, options_of
 from adaptpo.data.tokenization import tokenize_prompt
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
@@ -32,17 +33,19 @@ LONGEST_PROMPT = 8192
 
 @dataclass
 class Policy:
-    """`path`: folder or hub id; `log`: where a started server writes. Weights and server are there once they are
-    needed, and until `close`."""
+    """`path`: folder or hub id; `log`: where a started server writes; `template_options`: arguments of the chat
+    template. Weights and server are there once they are needed, and until `close`."""
 
     path: str
     settings: GenerationSettings
     log: Path
+    template_options: TemplateOptions = field(default_factory=dict)
     usage: Usage = field(default_factory=Counter)
     server: Server | None = None
 
     def check(self) -> None:
-        """Raises ConfigError for what no engine could do, before anything is loaded."""
+        """Raises ConfigError for what no engine or template could do, before anything is loaded."""
+        options_of({}, self.template_options)
         if self.settings.engine == "transformers":
             return
         if is_adapter(self.path):
@@ -64,7 +67,7 @@ class Policy:
 
     def prompt(self, number: int, messages: list[Message]) -> Prompt:
         """Raises ModelError for a model without a chat template."""
-        return Prompt(number, messages, tokenize_prompt(self.tokenizer, messages))
+        return Prompt(number, messages, tokenize_prompt(self.tokenizer, messages, self.template_options))
 
     def sampling(self, temperature: float | None) -> Sampling:
         """That of the settings; `temperature` replaces theirs where the suite fixes it."""
