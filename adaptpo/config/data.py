@@ -57,6 +57,8 @@ class DataSetSettings(Settings):
     """Configuration of a hub data set; `subset` is another word for it."""
     split: str = "train"
     """Split of the data set."""
+    streaming: bool | None = None
+    """Read a hub data set over the network, row by row, instead of downloading it; null does that above 32 GiB."""
     text_format: Literal["auto", "messages", "text"] = "auto"
     """How plain-text dialogues (HH-RLHF) are read; `auto` reads messages if the tokenizer has a chat template."""
     columns: dict[str, str] = Field({})
@@ -64,7 +66,8 @@ class DataSetSettings(Settings):
     filter: dict[str, Annotated[ConditionSettings, BeforeValidator(condition)]] | None = None
     """By column, or difference of two columns, the condition on it, such as `{language: en, score: {at_least: 7}}`."""
     max_rows: Count | None = None
-    """Maximum number of rows, drawn at random with the run's seed from those that pass the filter."""
+    """Maximum number of rows, drawn at random with the run's seed from those that pass the filter; of a streamed data
+    set the first ones."""
     weight: Positive | None = None
     """Share of the mixture, relative to the weights of the other sets; null in all sets uses every row once."""
 

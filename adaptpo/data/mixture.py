@@ -3,7 +3,8 @@
 - A set gives the rows that pass its filter, at most `max_rows` of them.
 - Without weights, it gives them all. With weights, the sets' shares are exactly their weights: the mixture is as large
   as it can be without using a row twice, so the set that is scarcest for its weight gives everything it has.
-- Where a set gives fewer rows than it has, they are drawn at random without replacement, with the run's seed.
+- Where a set gives fewer rows than it has, they are drawn at random without replacement, with the run's seed. Of a
+  streamed set with `max_rows`, no row is read after the last of those.
 - Rows stay in their set's order, and the sets alternate evenly: any stretch of the mixture, such as the part of an
   iteration, has the shares of the whole.
 
@@ -42,8 +43,18 @@ class Source:
 
     def matching(self) -> Iterator[tuple[int, Row]]:
         """The rows that pass the filter, with their numbers."""
+        return ((number, row) for number, row, passes in self.read() if passes)
+
+    def read(self) -> Iterator[tuple[int, Row, bool]]:
+        """The rows with their numbers, and whether they pass the filter. A streamed source ends with the last of the
+        `max_rows` rows that do."""
         keeps = self.columns_filter.keeps if self.columns_filter else None
-        return (numbered for numbered in enumerate(self.rows) if keeps is None or keeps(numbered[1]))
+        left = self.max_rows if self.rows.is_streamed else None
+        for number, row in enumerate(self.rows):
+            passes = keeps is None or keeps(row)
+            yield number, row, passes
+            if left is not None and (left := left - passes) == 0:
+                return
 
     @property
     def is_whole(self) -> bool:
@@ -71,7 +82,7 @@ class Sample:
 
     def __len__(self) -> int:
         """The number of rows; counts them if that has not been done."""
-        return sum(1 for _ in self.source.rows) if self.taken is None else self.taken
+        return sum(1 for _ in self.source.matching()) if self.taken is None else self.taken
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,9 @@ class Mixture:
         Raises:
             DataError: no row passes a filter, or a source is so scarce for its weight that another gives no row.
         """
-        if not self.several and self.sources[0].is_whole:
-            return [Sample(self.sources[0])]
+        first = self.sources[0]
+        if not self.several and (first.is_whole or first.rows.is_streamed):
+            return [Sample(first)]
         counts = [count(source) for source in self.sources]
         taken = amounts(self.sources, [matching for _, matching in counts])
         return [
@@ -111,21 +123,22 @@ class Mixture:
 
 
 def first_rows(rows: Rows, most: int) -> Rows:
-    return Rows(rows.description, lambda: islice(rows, most), None if rows.size is None else min(rows.size, most))
+    size = None if rows.size is None else min(rows.size, most)
+    return replace(rows, start=lambda: islice(rows, most), size=size)
 
 
 def count(source: Source) -> tuple[int, int]:
     """The number of rows, and of those that pass the filter. Raises DataError if there are rows, but none passes."""
-    if source.columns_filter is None:
-        total = matching = source.rows.size if source.rows.size is not None else sum(1 for _ in source.rows)
-        return total, matching
-    source.columns_filter.refuse_unknown_columns(source.rows.description, source.rows)
-    passes = [0, 0]
-    for row in source.rows:
-        passes[source.columns_filter.keeps(row)] += 1
-    if passes[False] and not passes[True]:
-        raise DataError(f"{source.rows.description}: none of {passes[False]} rows passes the filter; correct it.")
-    return sum(passes), passes[True]
+    if source.columns_filter is not None:
+        source.columns_filter.refuse_unknown_columns(source.rows.description, source.rows)
+    elif source.rows.size is not None:
+        return source.rows.size, source.rows.size
+    total = matching = 0
+    for _, _, passes in source.read():
+        total, matching = total + 1, matching + passes
+    if total and not matching:
+        raise DataError(f"{source.rows.description}: none of {total} rows passes the filter; correct it.")
+    return total, matching
 
 
 def amounts(sources: Sequence[Source], matching: Sequence[int]) -> list[int]:

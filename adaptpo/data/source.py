@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain
 from os import PathLike
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import datasets
+import fsspec
 
 from adaptpo.data.files import ACCEPTED_SUFFIXES, is_data_file, read_file, without_filled_nulls
 from adaptpo.errors import DataError
@@ -22,25 +23,34 @@ DataSource: TypeAlias = (
     " | datasets.IterableDataset | datasets.IterableDatasetDict | list[Row]"
 )
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+STREAMED_FROM = 32 * 2**30
+MOST_FILES = 1000
+"""Maximum number of files whose sizes are asked for; the hub answers for one at a time."""
 LOAD_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0. `size` is their
-    number if it is known without reading them. `is_columnar`: all structures of a column have the same keys."""
+    number if it is known without reading them. `is_columnar`: all structures of a column have the same keys.
+    `is_streamed`: reading them costs a download, so that as few as possible are read."""
 
     description: str
     start: Callable[[], Iterable[Row]]
     size: int | None = None
     is_columnar: bool = False
+    is_streamed: bool = False
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.start())
 
 
 def open_rows(
-    source: DataSource, split: str = "train", name: str | None = None, columns: Mapping[str, str] | None = None
+    source: DataSource,
+    split: str = "train",
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool | None = None,
 ) -> Rows:
     """Opens a source without reading its rows yet.
 
@@ -50,14 +60,16 @@ def open_rows(
         split: the split to read. A single file has only the split "train"; a `Dataset` object is already one split.
         name: the configuration, for hub ids and folders that define several.
         columns: by new name, the column that gets it; a column of that name goes, the others keep their names.
+        streaming: whether a hub data set is read over the network instead of downloaded; None streams one whose files
+            have more than `STREAMED_FROM` bytes. Files and folders are never read whole.
 
     Raises:
         DataError: no such source, no such split (the message lists the available ones), or the hub is unreachable. The
             rows raise it if `columns` names a column that no row has.
     """
-    rows = _opened(source, split, name)
-    named = Rows(rows.description, lambda: _renamed_rows(rows, columns), rows.size) if columns else rows
-    return Rows(rows.description, lambda: map(without_filled_nulls, named), rows.size) if rows.is_columnar else named
+    rows = _opened(source, split, name, streaming)
+    named = replace(rows, start=lambda: _renamed_rows(rows, columns)) if columns else rows
+    return replace(named, start=lambda: map(without_filled_nulls, named)) if rows.is_columnar else named
 
 
 def _renamed_rows(rows: Rows, columns: Mapping[str, str]) -> Iterator[Row]:
@@ -83,7 +95,7 @@ def _check_columns(rows: Rows, first: Row, columns: Mapping[str, str]) -> None:
         raise DataError(f"{rows.description}: data.columns reads `{name}` from '{source}', which no row has: {hint}")
 
 
-def _opened(source: DataSource, split: str, name: str | None) -> Rows:
+def _opened(source: DataSource, split: str, name: str | None, streaming: bool | None) -> Rows:
     if isinstance(source, list):
         return Rows("a list of rows", lambda: source, len(source))
     if not isinstance(source, str | PathLike):
@@ -93,7 +105,7 @@ def _opened(source: DataSource, split: str, name: str | None) -> Rows:
         return _file_rows(path, split)
     if path.is_dir():
         return _folder_rows(path, split, name)
-    return _hub_rows(str(source), split, name)
+    return _hub_rows(str(source), split, name, streaming)
 
 
 def describe(source: DataSource) -> str:
@@ -113,7 +125,8 @@ def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
         data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
     size = len(data) if isinstance(data, datasets.Dataset) else None
-    return Rows(description, lambda: data, size, is_columnar=True)
+    streamed = isinstance(data, datasets.IterableDataset)
+    return Rows(description, lambda: data, size, is_columnar=True, is_streamed=streamed)
 
 
 def _file_rows(path: Path, split: str) -> Rows:
@@ -138,7 +151,8 @@ def _folder_rows(folder: Path, split: str, name: str | None) -> Rows:
         if all(is_data_file(file) for file in files[split]):
             rows = lambda: chain.from_iterable(read_file(Path(file)) for file in files[split])  # noqa: E731
             return Rows(str(folder), rows, is_columnar=any(_is_parquet(Path(file)) for file in files[split]))
-        return _dataset_rows(datasets.load_dataset(str(folder), name, split=split, streaming=True), split, str(folder))
+        read = datasets.load_dataset(str(folder), name, split=split, streaming=True)
+        return replace(_dataset_rows(read, split, str(folder)), is_streamed=False)
     except LOAD_ERRORS as error:
         raise DataError(
             f"{folder}: cannot be read as a data set ({error}); accepted: a folder written by save_to_disk, or "
@@ -159,7 +173,7 @@ def folder_files(folder: Path, name: str | None) -> dict[str, list[str]]:
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
 
-def _hub_rows(source: str, split: str, name: str | None) -> Rows:
+def _hub_rows(source: str, split: str, name: str | None, streaming: bool | None) -> Rows:
     if is_data_file(source):
         raise DataError(
             f"{source}: no such file. A path is looked up in the recipe's folder, then in the working directory "
@@ -168,14 +182,27 @@ def _hub_rows(source: str, split: str, name: str | None) -> Rows:
     if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file or folder, and not a hub id either (accepted form: owner/name).")
     try:
-        data = datasets.load_dataset(source, name, split=split)
+        streams = _is_large(source, name) if streaming is None else streaming
+        data = datasets.load_dataset(source, name, split=split, streaming=streams)
     except LOAD_ERRORS as error:
+        part = split.partition("[")[0]
+        hint = f" A streamed data set has no slices: set split: {part} and max_rows." if part != split else ""
         raise DataError(
             f"{source}: no such file or folder here, and split {split!r} of a hub data set of this name "
             f"cannot be loaded: {error}. Correct the path, id, name or split; "
-            "without a network, use a local copy of the data."
+            f"without a network, use a local copy of the data.{hint if streaming else ''}"
         ) from error
     return _dataset_rows(data, split, source)
+
+
+def _is_large(source: str, name: str | None) -> bool:
+    """Whether the files of a hub data set have more than `STREAMED_FROM` bytes, as far as the hub says."""
+    builder = datasets.load_dataset_builder(source, name)
+    size = builder.info.download_size or builder.info.dataset_size
+    if size is None:
+        files = [file for several in (builder.config.data_files or {}).values() for file in several]
+        size = sum(int(fsspec.core.url_to_fs(file)[0].size(file) or 0) for file in files[:MOST_FILES])
+    return size > STREAMED_FROM
 
 
 def _check_split(split: str, available: list[str], description: str) -> None:

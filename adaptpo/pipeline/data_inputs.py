@@ -35,7 +35,8 @@ class DataInput:
     settings: DataSetSettings
 
     def rows(self) -> Rows:
-        return open_rows(self.content, self.settings.split, self.settings.name, self.settings.columns)
+        given = self.settings
+        return open_rows(self.content, given.split, given.name, given.columns, given.streaming)
 
     def source(self, name: str | None) -> Source:
         given = self.settings
@@ -49,7 +50,8 @@ class DataInput:
         given = self.settings
         content = fingerprint(self.content, given.split, given.name)
         plain = combined(content | ({"columns": repr(sorted(given.columns.items()))} if given.columns else {}))
-        limits = given.model_dump(mode="json", include={"filter", "max_rows", "weight"}, exclude_none=True)
+        limiting = {"filter", "max_rows", "weight", *(["streaming"] if given.max_rows else [])}
+        limits = given.model_dump(mode="json", include=limiting, exclude_none=True)
         return content_key([plain, limits])[:16] if limits else plain
 
 

@@ -29,6 +29,7 @@ WITHOUT_PART = pa.schema([field for field in OFFLINE_SCHEMA if field.name != "pa
 def prepare_data(context: Context) -> Summary:
     """Reads, validates and tokenizes the data, cuts it into T sequential parts, and records why rows are left out."""
     folder = context.run.path / "data"
+    announce_streams(context)
     samples = context.data.samples(context.config.seed)
     kept_of: Counter[str | None] = Counter()
     with context.run.dropping(PHASE) as left_out:
@@ -46,6 +47,13 @@ def prepare_data(context: Context) -> Summary:
     counts |= {name: number for name, number in found.items() if number}
     summary = counts | {"dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
     return summary | told_by_dataset(context, samples, kept_of)
+
+
+def announce_streams(context: Context) -> None:
+    """Says which data sets are read over the network."""
+    for source in context.data.sources:
+        if source.rows.is_streamed:
+            say(f"{source.rows.description}: its rows are streamed, and not downloaded first", context.shows)
 
 
 FEW = 10
