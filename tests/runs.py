@@ -93,7 +93,7 @@ def arm(point: str) -> None:
     `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name), `looking:N` (MetaPO's
     N-th pass in changed weights of the policy)."""
     from adaptpo.pipeline.phases import reward
-    from adaptpo.run import directory, files
+    from adaptpo.run import directory, files, shards
     from adaptpo.training import look_ahead
 
     kind, _, rest = point.partition(":")
@@ -102,7 +102,7 @@ def arm(point: str) -> None:
         matches = lambda self, phase, facts: phase == rest and facts["done"] == done  # noqa: E731
         kill_around(directory.RunDirectory, "_record", matches, after=True)
     elif kind == "file":
-        kill_around(directory, "write_table", lambda path, table: rest in str(path), after=False)
+        kill_around(shards, "write_table", lambda path, table: rest in str(path), after=False)
     elif kind == "written":
         kill_around(files, "flush", lambda path: rest in str(path), after=False)
     elif kind == "folder":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import posix
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -35,6 +37,7 @@ from adaptpo.choices.pairing import PAIRINGS
 from adaptpo.choices.policy_update import POLICY_TRAINERS
 from adaptpo.choices.selection import SELECTIONS
 from adaptpo.choices.weighting import WEIGHTINGS
+from adaptpo.cli import main
 from adaptpo.config.base import Settings
 from adaptpo.config.code import refuse_code
 from adaptpo.config.numbers import has_range
@@ -331,6 +334,26 @@ def test_whatever_a_reward_function_raises_is_an_error_of_it(error: BaseExceptio
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_reward_function_cannot_end_the_run_behind_its_back(status: int) -> None:
+    def f(**_: Any) -> list[float]:
+        os._exit(status)
+
+    with pytest.raises(AnnotationError, match=rf"reward function 'f' raised SystemExit: {status}"):
+        FunctionAnnotator(f).rewards(REQUESTS)
+    assert os._exit is posix._exit
+
+
+def test_a_process_that_a_reward_function_starts_ends_as_it_wants_to() -> None:
+    def f(prompts: Any, **_: Any) -> list[float]:
+        child = os.fork()
+        if not child:
+            os._exit(7)
+        return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))] * len(prompts)
+
+    assert FunctionAnnotator(f).rewards(REQUESTS) == [7.0] * 3
+
+
 def test_an_interrupt_stays_one() -> None:
     def f(**_: Any) -> list[float]:
         raise KeyboardInterrupt
@@ -375,6 +398,26 @@ CODE = {
 def test_no_code_refuses_a_recipe_with_code(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--no-code refuses .*{CODE[text]}"):
         refuse_code(make_recipe(NEEDED | read_yaml(text), [], Path()))
+
+
+NO_RECIPE = {
+    "check": ["check", "recipe.yaml", "--no-code"],
+    "eval generate": ["eval", "generate", "mt_bench", "--model", "m", "--out", "o", "--no-code", "--generation"],
+}
+
+
+@pytest.mark.parametrize("command", NO_RECIPE)
+def test_no_code_holds_for_every_command_that_takes_settings(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    setting = "{engine: vllm, arguments: --trust-remote-code}"
+    Path("recipe.yaml").write_text(f"model: m\ndata: d\noutput_dir: o\nreward: r\ngeneration: {setting}\n")
+    further = [setting] if command == "eval generate" else []
+    with pytest.raises(SystemExit) as caught:
+        main([*NO_RECIPE[command], *further])
+    assert caught.value.code == 2
+    assert "--no-code refuses generation.arguments" in capsys.readouterr().err
 
 
 def test_no_code_takes_a_recipe_without() -> None:

@@ -229,6 +229,19 @@ def test_finished_run_without_its_result_makes_it_again(policy: str, out: Path, 
     assert (out / "final/model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["snapshots/iteration-0.json", "warnings.json"])
+@pytest.mark.parametrize("kind", ["deleted", "half"])
+def test_records_of_a_finished_run_are_written_again(
+    kind: str, name: str, policy: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (out / name).read_bytes()
+    damage(kind, out / name, out / name)
+    start(**arguments(policy, out))
+    assert f"{name} " in (said := capsys.readouterr().out) and "written again" in said
+    assert (out / name).read_bytes() == before
+    assert damaged(out) == set()
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "method.pt", "model.safetensors", "scheduler.pt", "rng_state.pth"])
 @pytest.mark.parametrize("kind", ["deleted", "one bit"])
 def test_damaged_checkpoint_within_training_is_not_resumed(kind: str, name: str, begun: Path) -> None:

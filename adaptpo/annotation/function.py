@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from adaptpo.annotation.base import Annotator, Request, asked_and_answered, valid_reward
 from adaptpo.config.imported import import_object
 from adaptpo.errors import AnnotationError, ConfigError
 
+EXIT = os._exit
 SHOWN = 300
 """Characters of what a function returned or raised."""
 RewardFunction = Callable[..., list[float | None] | list[list[float]]]
+
+
+@contextmanager
+def exits_raised() -> Iterator[None]:
+    """Makes `os._exit` raise SystemExit in this process, for a block of another's code: called there, it would end a
+    run without a word, and maybe with the status of a finished one."""
+    own = os.getpid()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() != own:  # A child of the function ends as it wants to.
+            EXIT(status)
+        raise SystemExit(status)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = EXIT
 
 
 def import_function(spec: str) -> RewardFunction:
@@ -81,7 +102,8 @@ class FunctionAnnotator(Annotator):
             "completion_ids": [response.ids for _, response in requests],
         }
         try:
-            return self.function(**(columns | own))
+            with exits_raised():
+                return self.function(**(columns | own))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # Also SystemExit, which would end the run as if it were finished.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -310,6 +311,8 @@ def add_table(actions: argparse._SubParsersAction) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Exit status: 0 done, 1 a check failed, 2 something to correct, 128 + N after signal N."""
     options = build_parser().parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # Code in C that crashes, in a reward function say, leaves no other word.
     try:
         with SIGNALS.taken():
             status = options.run_command(options)

@@ -15,13 +15,14 @@ from adaptpo.cli.help import (
     EVAL_SCORE_HELP,
     EVAL_TASKS_HELP,
 )
-from adaptpo.cli.parsing import add_command
+from adaptpo.cli.parsing import add_command, add_no_code
 
 SUITES = "alpaca_eval_2, arena_hard_v0.1, arena_hard_v2, mt_bench or xstest"
 PRESETS = "the settings of a paper: metaapo, metapo or stages (default: the suite's own)"
 
 
 def run_generate(options: argparse.Namespace) -> None:
+    from adaptpo.config.code import refuse_engine_code
     from adaptpo.config.evaluation import generation_settings, mapping_of, yaml_mapping
     from adaptpo.distributed.quiet import quiet_libraries
     from adaptpo.evaluation.folder import EvaluationFolder
@@ -32,10 +33,13 @@ def run_generate(options: argparse.Namespace) -> None:
     quiet_libraries()
     suite = find_suite(options.suite)
     chosen = protocol(options.preset or suite.name, suite.name)
+    settings = generation_settings({**chosen.decoding, **yaml_mapping(options.generation, "--generation")})
+    if options.no_code:
+        refuse_engine_code(settings)
     work = Generating(
         suite=suite,
         model=options.model,
-        settings=generation_settings({**chosen.decoding, **yaml_mapping(options.generation, "--generation")}),
+        settings=settings,
         questions=options.questions,
         split=options.split,
         limit=options.limit,
@@ -154,6 +158,7 @@ def add_generate(actions: argparse._SubParsersAction) -> None:
         "--chat-template-kwargs", metavar="YAML", default="{}", help="as a recipe's key: '{enable_thinking: false}'"
     )
     generate.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    add_no_code(generate)
 
 
 def add_judge(actions: argparse._SubParsersAction) -> None:

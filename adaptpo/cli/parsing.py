@@ -44,7 +44,7 @@ def add_recipe(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_no_code(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--no-code", action="store_true", help="refuse a recipe that runs code of its author's choice")
+    command.add_argument("--no-code", action="store_true", help="refuse settings that run their author's code")
 
 
 def given_recipe(options: argparse.Namespace) -> Recipe:

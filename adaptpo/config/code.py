@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from adaptpo.config.imported import is_imported
-from adaptpo.config.recipe import Recipe
+from adaptpo.config.recipe import GenerationSettings, Recipe
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.errors import ConfigError
 
@@ -16,12 +16,17 @@ IMPORTED_BY_PEFT = ("megatron_config", "megatron_core", "auto_mapping")
 def refuse_code(recipe: Recipe) -> None:
     """Raises ConfigError that names every setting of the recipe that runs code."""
     of_method = [f"method {name}" for name in imported_in(recipe.method)]
-    refuse([*code_of_reward(recipe.reward), *of_method, *code_of_model(recipe), *code_of_engine(recipe)])
+    refuse([*code_of_reward(recipe.reward), *of_method, *code_of_model(recipe), *code_of_engine(recipe.generation)])
 
 
 def refuse_reward_code(reward: Any, trust_remote_code: bool) -> None:
     """The same for a reward alone."""
     refuse([*code_of_reward(reward), *(["trust_remote_code"] if trust_remote_code else [])])
+
+
+def refuse_engine_code(generation: GenerationSettings) -> None:
+    """The same for the settings of an engine alone."""
+    refuse(list(code_of_engine(generation)))
 
 
 def refuse(found: list[str]) -> None:
@@ -56,10 +61,10 @@ def code_of_model(recipe: Recipe) -> Iterator[str]:
     yield from (f"peft.{name}" for name in IMPORTED_BY_PEFT if peft.get(name))
 
 
-def code_of_engine(recipe: Recipe) -> Iterator[str]:
-    if recipe.generation.command is not None:
+def code_of_engine(generation: GenerationSettings) -> Iterator[str]:
+    if generation.command is not None:
         yield "generation.command"
-    if recipe.generation.program != "vllm":
+    if generation.program != "vllm":
         yield "generation.program"
-    if recipe.generation.arguments:
+    if generation.arguments:
         yield "generation.arguments"

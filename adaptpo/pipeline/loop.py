@@ -35,6 +35,7 @@ from adaptpo.pipeline.preflight import (
     refuse_unfit_data,
 )
 from adaptpo.pipeline.trackers import tracking
+from adaptpo.run.damage import unlisted_records
 from adaptpo.run.directory import RunDirectory, Summary, metrics_of
 from adaptpo.run.files import whole_folder, write_json
 from adaptpo.run.history import global_step
@@ -50,7 +51,7 @@ NOT_PART_OF_A_MODEL = (METHOD_STATE, "training_args.bin", CRITIC, FOLLOWING)
 def align(context: Context) -> Path:
     """Runs every phase that is not done yet and returns the folder of the aligned model."""
     final = context.run.path / "final"
-    if context.run.finished:
+    if context.run.finished and not context.ranks.on_first(lambda: list(unlisted_records(context.run))):
         say(f"{context.run.path} is already finished", context.shows)
     else:
         check(context)

@@ -135,6 +135,8 @@ def mend(run: RunDirectory, repeatable: bool) -> None:
         run.tell(one.file, one.fault, "no phase reads it; the run goes on without it")
     for one in (one for one in damage if one.phase in decision.again and one not in decision.left):
         run.tell(one.file, one.fault, f"{one.phase} is made again")
+    for one in unlisted_records(run):
+        run.tell(one.file, one.fault, "written again")
     apply(run, damage, decision)
 
 
@@ -149,7 +151,8 @@ def refusal(run: RunDirectory, damage: Sequence[Damage], decision: Decision) -> 
 
 
 def unlisted_records(run: RunDirectory) -> Iterator[Damage]:
-    """Damage in files that are written between phases, of which only the report reads any."""
+    """Damage in files that are written between phases, of which only the report reads any. A start writes them again,
+    that of a finished run too."""
     listed = [entry for files in run.manifest.artefacts.values() for entry in files.values() if entry.phase == RECORDS]
     for entry, fault in run.manifest.faults(listed, lambda _: True):
         if "/scratch/" not in entry.file:

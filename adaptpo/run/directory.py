@@ -13,36 +13,33 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 import yaml
 
 from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import RunError
-from adaptpo.run.checked_files import RECORDS, CheckedFiles
-from adaptpo.run.files import JsonLines, read_columns, read_rows, write_table, write_text
+from adaptpo.run.checked_files import RECORDS
+from adaptpo.run.files import JsonLines, write_text
 from adaptpo.run.identity import plain, refuse_other_run, stored_config
 from adaptpo.run.left_out import LeftOut
 from adaptpo.run.machine import machine_faults
 from adaptpo.run.manifest import MISSING, checksum, checksum_of
-from adaptpo.run.progress import progress_bar
+from adaptpo.run.shards import Shards
 from adaptpo.run.state import dependents, log_digests, write_state
 from adaptpo.types import Row
 
-Item = TypeVar("Item")
 Summary = dict[str, Any]
 """What `state.json` stores about a finished phase."""
 
 
-class RunDirectory(CheckedFiles):
+class RunDirectory(Shards):
     """One run on disk; holds the lock on it until closed.
 
     Among the processes that work on a run together, rank 0 locks and records; the others read, and write their shards.
@@ -51,8 +48,7 @@ class RunDirectory(CheckedFiles):
     """
 
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
-        super().__init__(path, ranks)
-        self.executor = executor
+        super().__init__(path, ranks, executor)
         self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
@@ -273,82 +269,6 @@ class RunDirectory(CheckedFiles):
             yield left_out
         finally:
             left_out.write()
-
-    def shards(
-        self,
-        folder: str,
-        items: Sequence[Item],
-        size: int,
-        work: Callable[[Sequence[Item]], pa.Table],
-        show_progress: bool = True,
-        at_once: int = 1,
-    ) -> None:
-        """Applies `work` to consecutive shards of `size` items and stores each result as one Parquet file.
-
-        Ranks take the missing shards in turn, and the executor computes them, in this process up to `at_once` at a
-        time in threads. Each is stored when it is complete. The composition of a shard depends only
-        on `items` and `size`. A resumed run, or one with more ranks or workers, therefore computes each shard exactly
-        like an uninterrupted run.
-        """
-        starts = range(0, len(items), size)
-        missing = self.ranks.on_first(lambda: self._missing(folder, len(starts)))
-        own = self.ranks.share(missing)
-
-        def compute(number: int) -> pa.Table:
-            return work(items[starts[number] : starts[number] + size])
-
-        prompts = {number: min(size, len(items) - starts[number]) for number in own}
-        with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
-            for number, table in self.executor.compute(compute, own, at_once):
-                self.write_shard(folder, number, table)
-                bar.update(prompts[number])
-        self.ranks.wait()
-
-    def write_shard(self, folder: str, number: int, table: pa.Table) -> None:
-        """Writes a shard on any rank, and then lists it."""
-        path = self._shard(folder, number)
-        write_table(path, table)
-        self.manifest.add(self.current, path, artefact=folder)
-
-    def _missing(self, folder: str, count: int) -> list[int]:
-        """The shards that are not there, or not as they were written. Those of an older version are listed now."""
-        self.manifest.refresh()
-        older, missing = self.is_older_than_manifests, []
-        for number, path in enumerate(self._shard(folder, number) for number in range(count)):
-            entry = self.manifest.entry(self.manifest.name(path))
-            fault = MISSING if entry is None else self.manifest.fault(entry)
-            if entry is None and older and path.exists():
-                self.manifest.add(self.current, path, artefact=folder)
-            elif fault is not None:
-                missing.append(number)
-                if entry is not None and fault != MISSING:
-                    self.tell(entry.file, fault, "computed again")
-        return missing
-
-    def _shard(self, folder: str, number: int) -> Path:
-        return self.path / folder / f"{number:05d}.parquet"
-
-    def _shards(self, folder: str) -> list[Path]:
-        """The shards that are listed, checked; those of an older version as they are in the folder."""
-        self.manifest.refresh()
-        listed = [self.checked(self.path / file) for file in self.manifest.artefacts.get(folder, ())]
-        # By number, because beyond 100,000 shards the names do not sort alphabetically.
-        return sorted(listed or (self.path / folder).glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
-
-    def read_shards(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
-        for path in self._shards(folder):
-            yield from read_rows(path, columns)
-
-    def read_shards_of(
-        self, folder: str, items: Iterable[int], size: int, columns: list[str] | None = None
-    ) -> Iterator[Row]:
-        """Yields the rows of the shards that hold the items with these numbers."""
-        for number in dict.fromkeys(int(item) // size for item in items):
-            yield from read_rows(self.checked(self._shard(folder, number)), columns)
-
-    def read_columns(self, folder: str, *names: str) -> tuple[np.ndarray, ...]:
-        """Numeric columns of all shards."""
-        return read_columns(self._shards(folder), *names)
 
 
 OF_PHASES = ("done", "attempts", "seconds", "cpu_seconds", "artefacts", "changed")

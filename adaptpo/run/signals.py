@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import _exit  # Its own: a reward function may not call it (annotation/function.py).
 from typing import Any
 
 LISTENED = (signal.SIGINT, signal.SIGTERM)
@@ -45,7 +45,7 @@ class Signals:
 
     def _take(self, number: int, _: Any) -> None:
         if self.received is not None:
-            os._exit(128 + number)
+            _exit(128 + number)
         self.received = number
         if not self.writes:
             raise Interrupted(number)
