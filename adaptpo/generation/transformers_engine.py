@@ -91,10 +91,17 @@ def uniform_draws(seeds: Sequence[int], count: int, steps: int) -> Tensor:
 
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Samples tokens [rows] by inverse CDF: those at which the cumulative probability passes `uniforms` [rows]."""
-    cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulated = cumulative(logits.double().softmax(dim=-1))
     # Strictly below the total: rounding must never pick a token of probability 0 after the last possible one.
     target = uniforms.to(cumulated.device) * (cumulated[:, -1] * (1 - 1e-12))
-    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
+    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].to(logits.device)
+
+
+def cumulative(probabilities: Tensor) -> Tensor:
+    """Sums up to each token [rows, vocabulary]; in the deterministic mode on a CPU, because a GPU adds in no fixed
+    order."""
+    slow = probabilities.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+    return (probabilities.cpu() if slow else probabilities).cumsum(dim=-1)
 
 
 class DecodingRows:

@@ -36,6 +36,7 @@ def fits(query: Tensor, value: Tensor, settings: dict[str, Any]) -> bool:
         and torch.backends.cuda.flash_sdp_enabled()
         and computing_dtype(query) in (torch.bfloat16, torch.float16)
         and query.shape[-1] == value.shape[-1] <= MOST_DIMENSIONS
+        and query.shape[-1] % 8 == 0
         and not settings.get("dropout")
         and all(settings.get(name) is None for name in UNSUPPORTED)
     )
