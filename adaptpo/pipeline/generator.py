@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator
@@ -60,8 +62,13 @@ class InProcess:
 
 
 def in_process(context: Context, policy: str) -> TransformersGenerator:
+    return sampler(context, context.policy(policy))
+
+
+def sampler(context: Context, model: nn.Module) -> TransformersGenerator:
+    """Samples from a model that is in this process."""
     return TransformersGenerator(
-        context.policy(policy),
+        model,
         context.tokenizer,
         context.sampling,
         batch_size=context.config.generation.batch_size,

@@ -114,12 +114,10 @@ def check_ranks(context: Context) -> None:
     if context.ranks.count == 1:
         return
     method = context.method
-    if method.trainer.trains_on == "groups":
-        raise ConfigError(f"method '{method.name}' trains on rewards, which needs a single process; start one")
     if not method.trainer.uses_pairs and (is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")):
         raise ConfigError(
             f"method '{method.name}' trains on rewards, which needs whole models on every process; train without FSDP "
-            "and DeepSpeed, and set peft if policy and critic do not fit"
+            "and DeepSpeed, and set peft if the models do not fit"
         )
     if method.looks_ahead:
         check_look_ahead(context, method.looks_ahead)

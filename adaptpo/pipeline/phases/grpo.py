@@ -1,10 +1,10 @@
-"""GRPO and RLOO with TRL's trainers, which generate while they train, on the prompts selected for an iteration."""
+"""GRPO and RLOO with TRL's trainers, on responses sampled while they train, to an iteration's prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import compress
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, compress
 from operator import not_
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import GenerationConfig, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from adaptpo.choices.policy_update import GroupPolicyGradient
-from adaptpo.data.vocabulary import foreign_ids
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
-from adaptpo.generation.base import NEUTRAL
-from adaptpo.models.loading import read_config
-from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.generator import sampler
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import own_folder, phase_callbacks, prepared, recomputes_activations, resumed
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
+from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import Logs, mark_complete, step_of
 from adaptpo.training.prompt_group_trainer import save_method
 from adaptpo.types import Prompt, Response
@@ -55,8 +53,7 @@ def train_on_groups(context: Context, iteration: int, settings: GroupPolicyGradi
     left_out = [{"prompt_id": p.id, "reason": "too few prompts to fill an optimizer step"} for p in prompts[trained:]]
     context.run.drop(f"{phase}/train", [*others, *left_out])
     model = prepared(context, context.take_policy(context.start_policy(iteration)), recomputes_activations(args))
-    with own_sampling_only(model):
-        steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
+    steps = train_with_trl(context, iteration, settings, args, model, prompts[:trained]) if trained else 0
     with own_folder(context, f"{phase}/checkpoint") as folder:
         model.save_pretrained(folder)
         context.tokenizer.save_pretrained(folder)
@@ -87,27 +84,12 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        generation_kwargs=NEUTRAL | never_sampled(context),
         chat_template_kwargs=context.config.chat_template_kwargs,
         disable_dropout=context.config.disable_dropout,
         trust_remote_code=context.config.trusts_code,
         beta=settings.beta,
         epsilon=settings.epsilon,
     )
-
-
-@contextmanager
-def own_sampling_only(model: nn.Module) -> Iterator[None]:
-    """Within, `generate` samples by its arguments alone: a model's generation_config.json may hold words that are never
-    or always said, which no argument takes back."""
-    inner: Any = base_model(model)
-    stored = inner.generation_config
-    tokens = {name: getattr(stored, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    inner.generation_config = GenerationConfig(**tokens)
-    try:
-        yield
-    finally:
-        inner.generation_config = stored
 
 
 def read_by_trl(context: Context, prompt: Prompt) -> bool:
@@ -117,13 +99,6 @@ def read_by_trl(context: Context, prompt: Prompt) -> bool:
         return list(tokenizer(text)["input_ids"]) == prompt.ids
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
     return tokenizer.apply_chat_template(text, **options, **context.config.chat_template_kwargs) == prompt.ids
-
-
-def never_sampled(context: Context) -> dict[str, Any]:
-    """The argument of `generate` that rules out ids without a token; empty if there are none."""
-    config = read_config(context.initial, context.config.load_options)
-    foreign = foreign_ids(context.tokenizer, config.get_text_config().vocab_size, context.stop_ids)
-    return {"suppress_tokens": foreign} if foreign else {}
 
 
 def train_with_trl(
@@ -140,7 +115,7 @@ def train_with_trl(
     turn_off_telemetry()
     phase = f"{context.folder(iteration)}/train"
     choose_reference(context, iteration, model)
-    trainer = getattr(trl, f"{settings.algorithm}Trainer")(
+    trainer = sampling_by_prompt(getattr(trl, f"{settings.algorithm}Trainer"))(
         model=model,
         reward_funcs=Rewarding(context, iteration, prompts),
         args=args,
@@ -148,6 +123,7 @@ def train_with_trl(
         processing_class=context.tokenizer,
         callbacks=[GroupHooks(context, iteration), TrainingBar(phase, context.shows), *phase_callbacks(context)],
     )
+    trainer.sample = partial(sample, context, iteration, {prompt.id: prompt for prompt in prompts})
     trainer.remove_callback(PrinterCallback)
     forget_copied_adapter(context, model)
     checkpoint = resumed(context.run, Path(args.output_dir), Logs(context.run.metrics.path, phase))
@@ -155,6 +131,35 @@ def train_with_trl(
     with disk_errors(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return int(trainer.state.global_step)
+
+
+def sampling_by_prompt(kind: Any) -> Any:
+    """TRL's trainer with responses by `sample`, where it would draw from one generator per process."""
+
+    class SamplingByPrompt(kind):
+        sample: Callable[[nn.Module, int, list[int]], list[list[int]]]
+
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+            self.asked = [row["prompt_id"] for row in inputs]
+            return super()._generate_and_score_completions(inputs)
+
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> Any:
+            ids = self.sample(self.model, self.state.global_step, self.asked)
+            return (ids, None) if kind.__name__ == "GRPOTrainer" else ids
+
+    return SamplingByPrompt
+
+
+def sample(
+    context: Context, iteration: int, prompts: dict[int, Prompt], model: nn.Module, step: int, asked: list[int]
+) -> list[list[int]]:
+    """The token ids of a response to each of the prompts `asked` for, in which each stands as often as it has
+    responses. They depend on the run's seed, the step and the prompt: they are the same on any number of processes."""
+    count = context.method.pairing.num_generations
+    chosen = [prompts[number] for number in asked[::count]]
+    seeds = [seed_for(context.config.seed, "generate", iteration, step, prompt.id) for prompt in chosen]
+    found = sampler(context, model).generate(chosen, count, seeds)
+    return [response.ids for responses in found for response in responses]
 
 
 def choose_reference(context: Context, iteration: int, model: nn.Module) -> None:
@@ -171,7 +176,8 @@ def forget_copied_adapter(context: Context, model: Any) -> None:
 
 
 class Rewarding:
-    """The run's annotator as a reward function for TRL. Every call writes one shard of responses and rewards.
+    """The run's annotator as a reward function for TRL. Every call writes one shard of responses and rewards, those of
+    all ranks in their order.
 
     A shard is named after its step, so a resumed run replaces the shards of the steps that it repeats.
     """
@@ -194,7 +200,9 @@ class Rewarding:
         responses = [self.response(*pair) for pair in zip(completions, completion_ids, strict=True)]
         requests = [(self.prompts[number], response) for number, response in zip(prompt_id, responses, strict=True)]
         rewards = self.context.annotate(self.phase, requests)
-        self.write(trainer_state.global_step, prompt_id, responses, rewards)
+        everywhere = zip(*self.context.ranks.gather((prompt_id, responses, rewards)), strict=True)
+        if self.context.ranks.is_first:
+            self.write(trainer_state.global_step, *([*chain.from_iterable(parts)] for parts in everywhere))
         return rewards
 
     def response(self, completion: Any, ids: list[int]) -> Response:
@@ -230,4 +238,6 @@ class GroupHooks(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         logs = Logs(self.context.run.metrics.path, f"{self.context.folder(self.iteration)}/train")
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs)
+        self.context.ranks.wait()
+        if self.context.ranks.is_first:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs)
