@@ -20,8 +20,8 @@ from adaptpo.run.lazy_sequence import batched
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.sampler import EvenOrder
-from tests.ranks import FSDP, Sharding, assert_close_run, pair_weights, run_ranks, zero
-from tests.runs import SETTINGS, assert_same_run, run_in_process
+from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, pair_weights, run_ranks, zero
+from tests.runs import SETTINGS, assert_same_run, run_in_process, tables
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
 engines = pytest.mark.engines
@@ -110,6 +110,38 @@ def test_run_goes_on_with_another_number_of_processes(alone: Path, policy: str, 
     assert run_ranks(2, kill={0: "step:iterations/0:3"}, model=policy, out=out, **settings(2))[0] == -9
     assert run_in_process(model=policy, out=out, **settings(1)) == 0
     assert_close_run(alone, out)
+
+
+class CountedReward:
+    """Rewards by vowels; notes in a file of each process for how many responses it was asked, without fresh ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.__name__ = folder, "counted"
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        with (self.folder / f"asked-{os.environ.get('RANK', 'alone')}").open("a") as file:
+            file.write(f"{len(prompts)}\n")
+        return vowel_reward(prompts, completions, **columns)
+
+
+@engines
+def test_held_out_prompts_are_shared_out(policy: str, tmp_path: Path) -> None:
+    """Eleven of them, in two shards: six and five for two processes, before training, after the warm-up and after an
+    iteration. No margin is more than 0 before training."""
+    arguments = {**settings(2), "reward": CountedReward(tmp_path), "method": "dpo", "warmup_epochs": 1, "held_out": 11}
+    assert run_ranks(2, model=policy, out=tmp_path / "two", **arguments) == [0, 0]
+    asked = [(tmp_path / f"asked-{rank}").read_text().split() for rank in range(2)]
+    assert asked == [["6"] * 3, ["5"] * 3]
+    assert run_in_process(model=policy, out=tmp_path / "one", **arguments | settings(1) | {"reward": vowel_reward}) == 0
+    one, two = (held_out_results(tmp_path / out) for out in ("one", "two"))
+    assert len(one) == 3 + 3 + 2 and close(one, two)
+    assert one["evaluate/initial"]["eval_rewards/accuracies"] == 0
+
+
+def held_out_results(out: Path) -> dict[str, Any]:
+    """The tables of the evaluations, those of the reference's log-probs, and the means in the metrics."""
+    means = {line["phase"]: line for line in logged(out) if line["phase"].startswith("evaluate")}
+    return {name: table for name, table in tables(out).items() if "evaluation" in name} | means
 
 
 @engines
@@ -216,6 +248,13 @@ def test_padding_is_dealt_as_prompts_without_tokens() -> None:
 def test_every_item_is_the_share_of_one_process() -> None:
     shares = [Ranks(index, 3).share(range(10)) for index in range(3)]
     assert [list(share) for share in shares] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+@pytest.mark.parametrize("items", [0, 1, 5, 6])
+def test_shares_come_back_in_order(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [[10 * item for item in Ranks(index, 3).share(range(items))] for index in range(3)]
+    monkeypatch.setattr(Ranks, "gather", lambda self, own: shares)
+    assert Ranks(1, 3).gather_shares(shares[1]) == [10 * item for item in range(items)]
 
 
 def test_process_alone_needs_no_other() -> None:

@@ -58,6 +58,11 @@ class Ranks:
         dist.all_gather_object(values, value, self.group)
         return values
 
+    def gather_shares(self, own: Sequence[Value]) -> list[Value]:
+        """What every rank made of its `share`, one value for each item, in the order of the items."""
+        shares = self.gather(list(own))
+        return [shares[place % self.count][place // self.count] for place in range(sum(map(len, shares)))]
+
     def on_first(self, work: Callable[[], Value]) -> Value:
         """Runs `work` on rank 0 alone and returns its result on every rank.
 

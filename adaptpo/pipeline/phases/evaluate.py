@@ -16,7 +16,7 @@ from adaptpo.annotation.base import Request
 from adaptpo.choices.objectives import score
 from adaptpo.data import require_rows
 from adaptpo.errors import DataError
-from adaptpo.models.inference import PromptedPair, evaluate_pairs
+from adaptpo.models.inference import PromptedPair, as_matrix, evaluate_pairs, from_matrix
 from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import MISSING, generating
@@ -87,23 +87,28 @@ def heldout(context: Context, stage: str) -> list[Heldout]:
 
 
 def evaluate_policy(context: Context, stage: str, policy: str) -> Summary:
-    """Samples, annotates and scores; writes the table to `evaluation/STAGE.parquet` and its means to the metrics."""
-    items = heldout(context, stage)
-    if pairs := with_pairs(items):
-        keep_initial_reference(context, reference_folder(stage), pairs)
-    if context.reward is None:
-        return context.ranks.on_first(partial(measure_pairs, context, stage, policy, items))
-    return context.ranks.on_first(partial(tabulate, context, stage, policy, items))
+    """Samples, annotates and scores, each rank its share; rank 0 writes the table to `evaluation/STAGE.parquet` and its
+    means to the metrics.
 
-
-def measure_pairs(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
-    """What can be measured without a reward: loss and implicit rewards of the held-out pairs.
-
-    Raises DataError if the held-out data has prompts alone.
+    Raises DataError if the run has no reward and the held-out data no pairs.
     """
-    if not with_pairs(items):
+    items = heldout(context, stage)
+    pairs = with_pairs(items)
+    if pairs:
+        keep_initial_reference(context, reference_folder(stage), pairs)
+    elif context.reward is None:
         raise DataError("eval_data holds no pairs, and the run has no reward: set `reward`, or give held-out pairs")
-    logps = held_out_logps(context, stage, policy, with_pairs(items))
+    responses = [] if context.reward is None else sampled(context, stage, policy, items)
+    logps = held_out_logps(context, stage, policy, pairs) if pairs else None
+    if context.reward is None:
+        assert logps is not None
+        return context.ranks.on_first(partial(pairs_alone, context, stage, items, logps))
+    rewards = held_out_rewards(context, stage, items, responses)
+    return context.ranks.on_first(partial(tabulate, context, stage, items, responses, rewards, logps))
+
+
+def pairs_alone(context: Context, stage: str, items: Sequence[Heldout], logps: PairLogps) -> Summary:
+    """What can be measured without a reward: loss and implicit rewards of the held-out pairs."""
     by_dataset = {name: pair_metrics(context, own) for name, own in logps_by_dataset(items, logps)}
     return logged(context, stage, pair_metrics(context, logps), by_dataset)
 
@@ -140,18 +145,26 @@ def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
     return [(item.prompt, item.pair) for item in items if item.pair is not None]
 
 
-def tabulate(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> Summary:
-    prompts = [item.prompt for item in items]
-    seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
+def sampled(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> list[Response]:
+    """One response to each prompt, `NEVER_CAME` in place of a missing one."""
+    own = [item.prompt for item in context.ranks.share(items)]
+    seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in own]
     with generating(context, policy, evaluation_phase(stage)) as generator:
-        responses = [next(iter(several), NEVER_CAME) for several in generator.generate(prompts, 1, seeds)]
-    missing = [prompt.id for prompt, response in zip(prompts, responses, strict=True) if response is NEVER_CAME]
+        responses = [next(iter(several), None) for several in generator.generate(own, 1, seeds)]
+    return [NEVER_CAME if found is None else found for found in context.ranks.gather_shares(responses)]
+
+
+def tabulate(
+    context: Context,
+    stage: str,
+    items: Sequence[Heldout],
+    responses: Sequence[Response],
+    rewards: Sequence[float | None],
+    logps: PairLogps | None,
+) -> Summary:
+    missing = [item.prompt.id for item, response in zip(items, responses, strict=True) if response is NEVER_CAME]
     context.run.drop(evaluation_phase(stage), [{"prompt_id": id_, "missing": 1, "reason": MISSING} for id_ in missing])
-    pairs = with_pairs(items)
-    logps = held_out_logps(context, stage, policy, pairs) if pairs else None
-    margins = {} if logps is None else offline_margins(context, pairs, logps)
-    found = held_out_rewards(context, stage, list(zip(prompts, responses, strict=True)))
-    rewards = [None if a is NEVER_CAME else reward for a, reward in zip(responses, found, strict=True)]
+    margins = {} if logps is None else offline_margins(context, with_pairs(items), logps)
     rows = [
         evaluation_row(item, response, reward, margins.get(item.prompt.id))
         for item, response, reward in zip(items, responses, rewards, strict=True)
@@ -170,26 +183,59 @@ def of_dataset(rows: Sequence[Row], name: str) -> list[Row]:
     return [row for row in rows if row["dataset"] == name]
 
 
-def held_out_rewards(context: Context, stage: str, requests: Sequence[Request]) -> list[float | None]:
-    """The reward of each response; with a relative annotator, minus that of the initial policy's response."""
-    phase = f"annotate/{stage}"
-    if not context.annotator().relative:
-        return context.annotate(phase, requests)
-    if stage == beside(stage, "initial"):
-        return [0.0] * len(requests)
+def held_out_rewards(
+    context: Context, stage: str, items: Sequence[Heldout], responses: Sequence[Response]
+) -> list[float | None]:
+    """The reward of each response; with a relative annotator, minus that of the initial policy's response. A missing
+    response has none."""
+    prompts = [item.prompt for item in items]
+    requests = list(zip(prompts, responses, strict=True))
+    relative = context.annotator().relative
+    if relative and stage == beside(stage, "initial"):
+        found: list[float | None] = [0.0] * len(requests)
+    else:
+        opponents = initial_responses(context, stage, prompts) if relative else None
+        found = context.ranks.gather_shares(own_rewards(context, stage, requests, opponents))
+    return [None if answer is NEVER_CAME else reward for answer, reward in zip(responses, found, strict=True)]
+
+
+Opponent = tuple[Request, bool]
+"""The initial policy's response, and whether it has a reward."""
+
+
+def initial_responses(context: Context, stage: str, prompts: Sequence[Prompt]) -> list[Opponent]:
     path = context.run.checked(evaluation_file(context, beside(stage, "initial")))
     rows = read_rows(path, ["response", "ended", "reward"])
-    initial = [Response(row["response"], [], row["ended"]) for row in rows]
-    opponents = [(prompt, response) for (prompt, _), response in zip(requests, initial, strict=True)]
-    rewards = context.annotate(phase, [*requests, *opponents])
-    both = zip(rewards[: len(requests)], rewards[len(requests) :], rows, strict=True)
-    return [None if new is None or old is None or row["reward"] is None else new - old for new, old, row in both]
+    initial = [(Response(row["response"], [], row["ended"]), row["reward"] is not None) for row in rows]
+    return [((prompt, response), known) for prompt, (response, known) in zip(prompts, initial, strict=True)]
 
 
-def held_out_logps(context: Context, stage: str, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
-    """Log-probs of the held-out pairs, with the initial model's stored ones."""
+def own_rewards(
+    context: Context, stage: str, requests: Sequence[Request], opponents: Sequence[Opponent] | None
+) -> list[float | None]:
+    """The rewards of this rank's share of the requests, minus those of their opponents."""
+    phase, own = f"annotate/{stage}", list(context.ranks.share(requests))
+    if opponents is None or not own:
+        return context.annotate(phase, own) if own else []
+    against = context.ranks.share(opponents)
+    rewards = context.annotate(phase, [*own, *(request for request, _ in against)])
+    both = zip(rewards[: len(own)], rewards[len(own) :], against, strict=True)
+    return [None if new is None or old is None or not known else new - old for new, old, (_, known) in both]
+
+
+def held_out_logps(context: Context, stage: str, policy: str, pairs: Sequence[PromptedPair]) -> PairLogps:
+    """Log-probs of the held-out pairs, with the initial model's stored ones. Computed in the shards of those: rounding
+    depends on the batch, and the initial policy's margins must be 0."""
+    size = context.config.shard_size
+    starts = context.ranks.share(range(0, len(pairs), size))
+    own = [as_matrix(logps_of_shard(context, stage, policy, pairs[start : start + size], start)) for start in starts]
+    return from_matrix(torch.cat(context.ranks.gather_shares(own)))
+
+
+def logps_of_shard(context: Context, stage: str, policy: str, items: Sequence[PromptedPair], first: int) -> PairLogps:
+    """Log-probs of held-out pairs, of which `first` is the number of the first one."""
     if context.method.needs_reference:
-        items = joined(context, reference_folder(stage), items, range(len(items)))
+        items = joined(context, reference_folder(stage), items, range(first, first + len(items)))
     pad_id, args = context.tokenizer.pad_token_id, context.inference_arguments
     return evaluate_pairs(context.policy(policy), pad_id, items, args, context.rows)
 
