@@ -53,15 +53,37 @@ DARK = Theme(
 )
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, like: Figure | None = None) -> bytes:
+    """The figure as a file. `like`: the same figure in another theme, already drawn, whose layout it takes."""
+    if like is None:
+        lay_out(figure)
+    else:
+        take_layout(figure, like)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor=figure.get_facecolor())
     return buffer.getvalue()
 
 
+def lay_out(figure: Figure) -> None:
+    """Places the axes. `savefig` would do it too, in a pass that draws everything once more."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+def take_layout(figure: Figure, other: Figure) -> None:
+    """The layout takes longer than the drawing, and does not depend on colours."""
+    figure.set_layout_engine("none")
+    for axes, placed in zip(figure.axes, other.axes, strict=True):
+        axes.set_position(placed.get_position(original=True))
+    for text, placed in zip(figure.texts, other.texts, strict=True):
+        text.set_position(placed.get_position())
+
+
 def blank(theme: Theme, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
     """A figure and its grid of styled axes; `layout` is passed to matplotlib's `subplots`."""
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=theme.background)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor=theme.background)
     grid = figure.subplots(rows, columns, squeeze=False, **layout)
     for axes in grid.flat:
         style(axes, theme)

@@ -38,7 +38,9 @@ class RenderedFigure:
 
 def render(spec: FigureSpec, folder: Path) -> RenderedFigure:
     """Draws the figure in both themes; the light one is also saved in `folder`."""
-    light, dark = (png(spec.draw(theme)) for theme in (LIGHT, DARK))
+    figure = spec.draw(LIGHT)
+    light = png(figure)
+    dark = png(spec.draw(DARK), like=figure)
     (folder / f"{spec.name}.png").write_bytes(light)
     return RenderedFigure(spec.title, spec.caption, data_uri(light), data_uri(dark))
 
