@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adaptpo.report.figures import RenderedFigure
 from tests import quick
 
 
@@ -15,6 +16,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """The first run of a process imports much that stays."""
     quick.leave_out_of_collections()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no pictures, which take seconds; they have the titles and captions of those they would have."""
+    monkeypatch.setattr("adaptpo.report.page.render", lambda spec, _: RenderedFigure(spec.title, spec.caption, "", ""))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -87,7 +87,9 @@ def command(*arguments: str) -> None:
     assert stop.value.code == 0
 
 
-def test_a_method_of_ones_own_runs_everywhere(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_of_ones_own_runs_everywhere(
+    recipe: Path, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("plan", str(recipe), "--json")
     plan = json.loads(capsys.readouterr().out)
     assert [share["value"] for share in plan["shares"]] == [0.2]

@@ -185,7 +185,7 @@ def test_check_and_plan_without_a_recipe(
     assert json.loads(capsys.readouterr().out)["facts"]["pairs"] == 3
 
 
-def test_report_of_a_run(recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_run(recipe: Recipe, folder: Path, undrawn: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("train", recipe()) == 0
     capsys.readouterr()
     assert status_of("report", str(folder / "run")) == 0

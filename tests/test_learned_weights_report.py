@@ -166,7 +166,7 @@ def test_importance_is_shared_by_the_features_that_count(tmp_path: Path) -> None
     assert sum(float(cell(table, row, "share").rstrip("%")) for row in range(6)) == pytest.approx(100, abs=0.3)
 
 
-def test_runs_without_metapo_show_nothing_of_it(tmp_path: Path) -> None:
+def test_runs_without_metapo_show_nothing_of_it(tmp_path: Path, undrawn: None) -> None:
     run = RunWriter(tmp_path / "run", "dpo")
     run.train_lines("iterations/0/train", 0, 5, 0.4)
     data = RunData.open(run.root)

@@ -33,6 +33,7 @@ from adaptpo.report import (
     write_report,
 )
 from adaptpo.report.canvas import DARK, LIGHT, density
+from adaptpo.report.cost import time_figure
 
 PROMPTS, ITERATIONS, GENERATIONS, HELD_OUT = 300, 3, 4, 60
 PART = PROMPTS // ITERATIONS
@@ -365,7 +366,7 @@ def test_annotation_ratio_counts_answered_prompts_of_every_part_so_far(tmp_path:
     )
 
 
-def test_seconds_of_resumed_phases_are_named_as_those_of_their_last_attempt(tmp_path: Path) -> None:
+def test_seconds_of_resumed_phases_are_named_as_those_of_their_last_attempt(tmp_path: Path, undrawn: None) -> None:
     run = RunWriter(tmp_path / "run")
     run.data()
     run.warmup()
@@ -403,7 +404,7 @@ def test_dropped_responses_are_named_by_prompt_and_index(tmp_path: Path) -> None
     assert without_tags(dropped_table(RunData.open(run.root)).rows[0][-1]) == "prompt 5 response 2"
 
 
-def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
+def test_text_of_models_and_data_is_escaped(tmp_path: Path, undrawn: None) -> None:
     run = RunWriter(tmp_path / "run")
     run.evaluate("initial", 0.0)
     write_lines(run.root / "dropped.jsonl", [{"phase": "data", "row": 1, "reason": NASTY}])
@@ -512,7 +513,7 @@ def test_status_claims_no_warmup_that_the_method_decides(tmp_path: Path) -> None
     assert header(RunData.open(run.root))["status"].endswith("next is training")
 
 
-def test_files_that_are_being_written_are_not_read(tmp_path: Path) -> None:
+def test_files_that_are_being_written_are_not_read(tmp_path: Path, undrawn: None) -> None:
     root = write_run(tmp_path / "run", "dpo").root
     (root / "data/.writing-offline.parquet").write_bytes(b"half")
     (root / "evaluation/.writing-final.parquet").write_bytes(b"half")
@@ -520,7 +521,7 @@ def test_files_that_are_being_written_are_not_read(tmp_path: Path) -> None:
     assert write_report(root).is_file()
 
 
-def test_status_names_the_phase_in_which_a_run_stopped(tmp_path: Path) -> None:
+def test_status_names_the_phase_in_which_a_run_stopped(tmp_path: Path, undrawn: None) -> None:
     run = RunWriter(tmp_path / "run")
     run.data()
     run.state["warmup"] = {"done": False}
@@ -533,7 +534,8 @@ def test_status_names_the_phase_in_which_a_run_stopped(tmp_path: Path) -> None:
     assert {"training", "time"} <= Links(page).ids
 
 
-def test_out_chooses_the_folder(run: Path, tmp_path: Path) -> None:
+def test_out_chooses_the_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptpo.report.page.FIGURES", (time_figure,))
     page = write_report(run, tmp_path / "elsewhere")
     assert page == tmp_path / "elsewhere/report.html" and (tmp_path / "elsewhere/time.png").is_file()
 

@@ -122,7 +122,7 @@ def test_ties_invalid_rewards_and_dropped_rows(empty: RunWriter) -> None:
     assert "25 of 125 rows of the data were left out" in worries
 
 
-def test_the_page_begins_with_the_verdict(tmp_path: Path) -> None:
+def test_the_page_begins_with_the_verdict(tmp_path: Path, undrawn: None) -> None:
     write_run(tmp_path / "run")
     page = write_report(tmp_path / "run").read_text()
     assert page.index('id="verdict"') < page.index('id="key-figures"')
@@ -161,7 +161,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 # A run that goes on
 
 
-def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
+def test_watch_follows_a_run_to_its_end(tmp_path: Path, undrawn: None) -> None:
     folder, told = tmp_path / "run", []
     watching = threading.Thread(target=watch, args=(folder, None, told.append, 0.05), daemon=True)
     watching.start()

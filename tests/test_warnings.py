@@ -71,7 +71,7 @@ def align(policy: str, out: Path, method: Method, **settings: Any) -> None:
     ids=["metapo", "metaapo"],
 )
 def test_a_run_says_it_before_training_and_in_the_report(
-    method: Method, message: str, policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    method: Method, message: str, policy: str, tmp_path: Path, undrawn: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     align(policy, tmp_path / "run", method)
     output = capfd.readouterr()
@@ -84,7 +84,7 @@ def test_a_run_says_it_before_training_and_in_the_report(
     assert message in page and "iteration 0:" in page and "was not updated" in page
 
 
-def test_a_run_that_learns_says_nothing(policy: str, tmp_path: Path) -> None:
+def test_a_run_that_learns_says_nothing(policy: str, tmp_path: Path, undrawn: None) -> None:
     align(policy, tmp_path / "run", methods.metaapo(num_generations=3, update_interval=1))
     assert json.loads((tmp_path / "run" / "warnings.json").read_text()) == {"before_training": []}
     assert 'id="warnings"' not in write_report(tmp_path / "run").read_text()

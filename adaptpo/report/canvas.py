@@ -77,8 +77,8 @@ def take_layout(figure: Figure, other: Figure) -> None:
     figure.set_layout_engine("none")
     for axes, placed in zip(figure.axes, other.axes, strict=True):
         axes.set_position(placed.get_position(original=True))
-    for text, placed in zip(figure.texts, other.texts, strict=True):
-        text.set_position(placed.get_position())
+    for text, known in zip(figure.texts, other.texts, strict=True):
+        text.set_position(known.get_position())
 
 
 def blank(theme: Theme, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
