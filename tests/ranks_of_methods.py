@@ -29,7 +29,8 @@ def settings(name: str, policy: str, folder: Path, processes: int) -> dict[str, 
     training = SETTINGS["training"] | batch
     generation = {"max_new_tokens": 6, "batch_size": 4}
     run = {"rows": ROWS, "held_out": 0, "reward": reward, "training": training, "generation": generation}
-    return run | {"method": name, "model": policy, "out": folder / name, "warmup_epochs": 0}
+    encoder = {"method_settings": {"encoder": policy}} if name == "metaapo_semantic" else {}
+    return run | {"method": name, "model": policy, "out": folder / name, "warmup_epochs": 0} | encoder
 
 
 def run_all(names: Sequence[str], policy: str, folder: Path, processes: int, sharding: Sharding = None) -> list[int]:

@@ -130,12 +130,36 @@ def context_of(run: RunDirectory, **settings: Any) -> Context:
     return Context(run, config, method=None, initial="", reward=None, data=Mixture(()))
 
 
-def test_engine_with_servers_stays_in_this_process(tmp_path: Path) -> None:
-    served = {"engine": "server", "base_url": "http://localhost:1/v1"}
+class Idle(ThisProcess):
+    """An executor with nothing to do."""
+
+    def compute(self, *_: Any) -> Any:
+        raise AssertionError("a shard was given to a worker")
+
+
+def test_a_server_is_asked_by_this_process_and_not_by_workers(tmp_path: Path) -> None:
+    """Each worker would start its own."""
+    with open_run(tmp_path, executor=Idle()) as run:
+        run.shards("here", range(3), 2, lambda shard: pa.table({"item": [*shard]}), by_first=True)
+        assert [row["item"] for row in run.read_shards("here")] == [0, 1, 2]
+
+
+class OtherRank(Ranks):
+    """Rank 1 of two, to which rank 0 has told that two shards are missing."""
+
+    def on_first(self, work: Any) -> Any:
+        return [0, 1]
+
+    def wait(self) -> None:
+        pass
+
+
+def test_a_server_is_asked_by_the_first_rank_alone(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        check_executor(context_of(run, generation=served))
-        with pytest.raises(ConfigError, match=r"generation\.engine server needs executor local"):
-            check_executor(context_of(run, generation=served, executor="ray"))
+        run.ranks = OtherRank(1, 2)
+        run.shards("here", range(3), 2, lambda shard: pa.table({"item": [*shard]}), by_first=True)
+        assert not (tmp_path / "here").exists()
+        run.ranks = Ranks()
 
 
 def test_several_processes_have_no_workers(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from adaptpo.generation.answers import AnswerReader, prompt_text
 from adaptpo.generation.base import Generator, Sampling
 from adaptpo.generation.build import started_server
 from adaptpo.generation.dialects import DIALECTS
-from adaptpo.generation.process import RunningServer, Server, StartedServer
+from adaptpo.generation.process import RunningServer, Server, StartedServer, own_environment
 from adaptpo.generation.server import ServerGenerator
-from adaptpo.generation.server_log import cause
+from adaptpo.generation.server_log import STARTED, cause
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.generation.weights import Weights
 from adaptpo.pipeline.boundary_measure import compared
@@ -41,7 +41,8 @@ from adaptpo.stage.preference import Comparison
 from adaptpo.stage.tally import Tally
 from adaptpo.types import PreferencePair, Prompt, Response
 from tests.chatty import chatty_model, chatty_tokenizer, save_chatty
-from tests.runs import start, tables
+from tests.ranks import assert_close_run, run_ranks
+from tests.runs import SETTINGS, run_in_process, start, tables
 from tests.stub import Reply, serving
 from tests.tiny import preference_rows, vowel_reward
 from tests.vllm_stub import VllmStub
@@ -700,3 +701,32 @@ def test_a_run_by_transformers_serve(tmp_path: Path) -> None:
     )
     assert (out / "final").exists()
     assert not dropped(out, "iterations/0/generate")
+
+
+@engines
+def test_one_server_generates_for_two_processes(tmp_path: Path) -> None:
+    """Process 0 alone starts it and asks it; it ends with the run."""
+    policy = save_chatty(tmp_path / "policy")
+    training = SETTINGS["training"] | {"use_cpu": True, "learning_rate": 5e-4}
+    run = {"model": policy, "rows": 12, "held_out": 0, "reward": vowel_reward, "num_iterations": 1, "warmup_epochs": 0}
+    run["generation"] = SHORT | {"engine": "server", "command": TRANSFORMERS}
+    assert run_in_process(out=tmp_path / "one", training=training, **run) == 0
+    halves = training | {"per_device_train_batch_size": 2}
+    assert run_ranks(2, out=tmp_path / "two", training=halves, **run) == [0, 0]
+    assert_close_run(tmp_path / "one", tmp_path / "two")
+    (log,) = (tmp_path / "two" / "servers").glob("*.log")
+    assert log.read_text().count(STARTED) == 1
+
+
+def test_a_server_is_not_told_of_the_run_s_launcher() -> None:
+    """With torchrun's variables, a server's own processes would look for those of the run."""
+    launched = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_PORT",
+        "TORCHELASTIC_USE_AGENT_STORE",
+        "ACCELERATE_USE_FSDP",
+    )
+    kept = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0,1", "HF_HOME": "/hub"}
+    assert own_environment(kept | dict.fromkeys(launched, "1")) == kept

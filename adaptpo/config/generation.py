@@ -65,8 +65,8 @@ class EngineSettings(Settings):
     """The program of vLLM, such as `.vllm/bin/vllm` in an environment of its own."""
     tensor_parallel_size: Count = 1
     """Accelerators of one vLLM replica."""
-    data_parallel_size: Count = 1
-    """Number of vLLM replicas."""
+    data_parallel_size: Count | None = None
+    """Number of vLLM replicas; null is one for every `tensor_parallel_size` processes of the run on its machine."""
     prefix_caching: bool = True
     """Whether a prompt's responses share its cache in vLLM."""
     gpu_memory_utilization: PositiveFraction | None = None

@@ -30,7 +30,11 @@ def access(settings: EngineSettings, url: str) -> Access:
 
 
 def requests_at_once(settings: EngineSettings) -> int:
-    return 1 if DIALECTS[settings.spoken].shared_seed else settings.concurrency * settings.data_parallel_size
+    return 1 if DIALECTS[settings.spoken].shared_seed else settings.concurrency * replicas(settings)
+
+
+def replicas(settings: EngineSettings) -> int:
+    return settings.data_parallel_size or 1
 
 
 def shards_at_once(settings: EngineSettings) -> int:
@@ -92,7 +96,7 @@ def vllm_command(settings: EngineSettings, dtype: torch.dtype, longest: int, tru
             "--generation-config vllm",
             f"--dtype {DTYPES[dtype]} --max-model-len {longest}",
             f"--tensor-parallel-size {settings.tensor_parallel_size}",
-            f"--data-parallel-size {settings.data_parallel_size}",
+            f"--data-parallel-size {replicas(settings)}",
             "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching",
             *(["--trust-remote-code"] if trusts_code else []),
             *([] if memory is None else [f"--gpu-memory-utilization {memory:g}"]),

@@ -26,6 +26,8 @@ LOOK_EVERY = 0.2
 """Seconds between two checks whether a server is up."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """The model is on disk: a server needs no downloads, and sends no usage statistics."""
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+"""What torchrun and accelerate tell the processes of a run; a server would take itself for one of them."""
 LONGEST_LINE = 2**16
 LOG_SECONDS = 5.0
 """How long the last lines of a server that ended are waited for."""
@@ -86,6 +88,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def own_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables without those of the launcher of several processes."""
+    return {name: value for name, value in variables.items() if not name.startswith(LAUNCHER)}
+
+
 def words_of(command: str, model: str, port: int) -> list[str]:
     """The words of the command, with `{model}` and `{port}` filled in. Raises ConfigError if it cannot be split."""
     try:
@@ -142,7 +149,7 @@ class StartedServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | os.environ | dict(self.environment),
+            env=ENVIRONMENT | own_environment(os.environ) | dict(self.environment),
             start_new_session=True,
         )
         assert self.process.stdout is not None

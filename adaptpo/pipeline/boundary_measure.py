@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from adaptpo.config.recipe import StageSettings
-from adaptpo.generation.build import shards_at_once
+from adaptpo.generation.base import Generator
 from adaptpo.models.inference import PromptedPair
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.generator import generating
+from adaptpo.pipeline.generator import generate_shards
 from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Indices, Lazy, as_array
 from adaptpo.run.schemas import COMPARISONS_SCHEMA, RESPONSES_SCHEMA, read_generated, response_rows, table
@@ -81,15 +81,12 @@ def is_narrow(tally: Tally, settings: StageSettings) -> bool:
 
 
 def sample(context: Context, subject: Subject, items: Sequence[PromptedPair]) -> None:
-    def work(shard: Sequence[PromptedPair]) -> pa.Table:
+    def work(generator: Generator, shard: Sequence[PromptedPair]) -> pa.Table:
         prompts = [prompt for prompt, _ in shard]
         seeds = [seed_for(context.config.seed, "generate", subject.folder, prompt.id) for prompt in prompts]
         return table(response_rows(prompts, generator.generate(prompts, FRESH, seeds)), RESPONSES_SCHEMA)
 
-    folder = f"{subject.folder}/responses"
-    at_once = shards_at_once(context.config.generation)
-    with generating(context, subject.policy, subject.folder) as generator:
-        context.run.shards(folder, items, context.config.shard_size, work, context.shows, at_once)
+    generate_shards(context, subject.policy, subject.folder, f"{subject.folder}/responses", items, work)
 
 
 def fresh_responses(context: Context, subject: Subject) -> dict[int, list[Response]]:

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
+import pyarrow as pa
 from torch import nn
 
+from adaptpo.config.generation import EngineSettings
+from adaptpo.distributed.launch import local_process_count
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator
-from adaptpo.generation.build import access, check_server, running_server, started_server
+from adaptpo.generation.build import access, check_server, running_server, shards_at_once, started_server
 from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import Server
 from adaptpo.generation.server import ServerGenerator
@@ -25,12 +29,45 @@ from adaptpo.pipeline.context import Context
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
+Item = TypeVar("Item")
+
 MISSING = (
     "the generation server refused the request, gave no usable answer within generation.retries and timeout, answered "
     "with ids that the tokenizer has not, or takes text and no text tokenizes to the prompt's tokens"
 )
 SERVED, LOGS = "served", "servers"
 """Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
+
+
+def engine_settings(context: Context) -> EngineSettings:
+    """The recipe's engine, with as many vLLM replicas as the run has accelerators for."""
+    settings = context.config.generation
+    if settings.engine != "vllm" or settings.data_parallel_size is not None:
+        return settings
+    replicas = max(1, local_process_count() // settings.tensor_parallel_size)
+    return settings.model_copy(update={"data_parallel_size": replicas})
+
+
+def generate_shards(
+    context: Context,
+    policy: str,
+    phase: str,
+    folder: str,
+    items: Sequence[Item],
+    work: Callable[[Generator, Sequence[Item]], pa.Table],
+) -> None:
+    """Computes shards with the recipe's engine and the policy at this path; all ranks call it.
+
+    A server is asked by process 0 alone: it starts one for the whole machine, once all have left the accelerator.
+    """
+    settings = engine_settings(context)
+    served = settings.engine != "transformers"
+    if served:
+        context.slot.clear()
+        context.ranks.wait()
+    with generating(context, policy, phase) as generator:
+        size, at_once = context.config.shard_size, shards_at_once(settings)
+        context.run.shards(folder, items, size, partial(work, generator), context.shows, at_once, by_first=served)
 
 
 @contextmanager
@@ -81,7 +118,7 @@ def by_server(context: Context, policy: str, phase: str, usage: Usage) -> Server
     return ServerGenerator(
         opening=opening(context, policy, phase),
         expect=partial(expected, context, policy),
-        reach=partial(access, context.config.generation),
+        reach=partial(access, engine_settings(context)),
         dialect=DIALECTS[context.config.generation.spoken],
         tokenizer=context.tokenizer,
         sampling=context.sampling,
@@ -115,7 +152,7 @@ def running(context: Context, policy: str, phase: str) -> Server:
 def serve(context: Context, policy: str, phase: str) -> Server:
     """The run's server with this policy, after freeing the accelerator's memory for it: the one of an earlier phase
     with new weights, or one that is started, in the precision of training."""
-    settings, dtype = context.config.generation, context.compute_dtype
+    settings, dtype = engine_settings(context), context.compute_dtype
     model = as_model(context, policy)
     context.slot.clear()
     log = context.run.path / LOGS / f"{phase.replace('/', '-')}.log"

@@ -171,7 +171,15 @@ def warn(context: Context) -> None:
 
 def do(context: Context, phase: str, work: Work) -> None:
     if not context.run.done(phase):
-        announce(phase, context.run.phase(phase, work), context.shows)
+        announce(phase, context.run.phase(phase, partial(leaving_room, context, work)), context.shows)
+
+
+def leaving_room(context: Context, work: Work) -> Summary:
+    """Does the work of a phase. Then, of several processes, each leaves the accelerator if a server may need it."""
+    summary = work()
+    if context.ranks.count > 1 and context.config.generation.engine != "transformers":
+        context.slot.clear()
+    return summary
 
 
 def do_once(context: Context, phase: str, work: Work) -> None:

@@ -121,11 +121,6 @@ def check_ranks(context: Context) -> None:
         )
     if method.looks_ahead:
         check_look_ahead(context, method.looks_ahead)
-    if (engine := context.config.generation.engine) != "transformers":
-        raise ConfigError(
-            f"generation.engine {engine} needs a single process, because every rank would start its own servers; "
-            "start one, or set generation.engine to transformers"
-        )
 
 
 def check_look_ahead(context: Context, estimator: Estimator) -> None:
@@ -150,15 +145,10 @@ def check_look_ahead(context: Context, estimator: Estimator) -> None:
 
 def check_executor(context: Context) -> None:
     """Raises ConfigError for what the executor's workers cannot compute, and starts the executor."""
-    kind, engine = context.config.executor.kind, context.config.generation.engine
+    kind = context.config.executor.kind
     if kind != "local" and context.ranks.count > 1:
         raise ConfigError(
             f"executor {kind} needs a single process, which distributes the shards; start one, or set executor to local"
-        )
-    if kind != "local" and engine != "transformers":
-        raise ConfigError(
-            f"generation.engine {engine} needs executor local, because every worker would start its own servers; "
-            "set executor to local, or generation.engine to transformers"
         )
     context.run.executor.start(context.inference_arguments.device, context.slot.clear)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from adaptpo.distributed.executor import Executor
+from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.run.checked_files import CheckedFiles
 from adaptpo.run.files import read_columns, read_rows, write_table
@@ -35,24 +35,26 @@ class Shards(CheckedFiles):
         work: Callable[[Sequence[Item]], pa.Table],
         show_progress: bool = True,
         at_once: int = 1,
+        by_first: bool = False,
     ) -> None:
         """Applies `work` to consecutive shards of `size` items and stores each result as one Parquet file.
 
         Ranks take the missing shards in turn, and the executor computes them, in this process up to `at_once` at a
         time in threads. Each is stored when it is complete. The composition of a shard depends only
         on `items` and `size`. A resumed run, or one with more ranks or workers, therefore computes each shard exactly
-        like an uninterrupted run.
+        like an uninterrupted run. With `by_first`, rank 0 computes all of them in its process.
         """
         starts = range(0, len(items), size)
         missing = self.ranks.on_first(lambda: self._missing(folder, len(starts)))
-        own = self.ranks.share(missing)
+        own = (missing if self.ranks.is_first else []) if by_first else self.ranks.share(missing)
+        executor = HERE if by_first else self.executor
 
         def compute(number: int) -> pa.Table:
             return work(items[starts[number] : starts[number] + size])
 
         prompts = {number: min(size, len(items) - starts[number]) for number in own}
         with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
-            for number, table in self.executor.compute(compute, own, at_once):
+            for number, table in executor.compute(compute, own, at_once):
                 self.write_shard(folder, number, table)
                 bar.update(prompts[number])
         self.ranks.wait()

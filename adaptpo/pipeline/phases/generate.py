@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adaptpo.generation.build import shards_at_once
+from adaptpo.generation.base import Generator
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.generator import MISSING, generating
+from adaptpo.pipeline.generator import MISSING, generate_shards
 from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.run.directory import Summary
 from adaptpo.run.lazy_sequence import Indices, Lazy
@@ -28,13 +28,12 @@ def generate_responses(context: Context, iteration: int) -> Summary:
     ids = selected_ids(context, iteration)[: None if count else 0]
     folder = responses_folder(context, iteration)
 
-    def work(shard: Sequence[Prompt]) -> pa.Table:
+    def work(generator: Generator, shard: Sequence[Prompt]) -> pa.Table:
         seeds = [seed_for(context.config.seed, "generate", iteration, prompt.id) for prompt in shard]
         return table(response_rows(shard, generator.generate(shard, count, seeds)), RESPONSES_SCHEMA)
 
-    with generating(context, context.start_policy(iteration), f"{context.folder(iteration)}/generate") as generator:
-        at_once = shards_at_once(context.config.generation)
-        context.run.shards(folder, context.prompts_of(ids), context.config.shard_size, work, context.shows, at_once)
+    policy, phase = context.start_policy(iteration), f"{context.folder(iteration)}/generate"
+    generate_shards(context, policy, phase, folder, context.prompts_of(ids), work)
     (ended,) = context.run.read_columns(folder, "ended")
     context.run.drop(f"{context.folder(iteration)}/generate", incomplete(context, folder, ids, count))
     missing = len(ids) * count - len(ended)
