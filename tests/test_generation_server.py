@@ -720,13 +720,6 @@ def test_one_server_generates_for_two_processes(tmp_path: Path) -> None:
 
 def test_a_server_is_not_told_of_the_run_s_launcher() -> None:
     """With torchrun's variables, a server's own processes would look for those of the run."""
-    launched = (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_PORT",
-        "TORCHELASTIC_USE_AGENT_STORE",
-        "ACCELERATE_USE_FSDP",
-    )
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "FSDP_VERSION")
     kept = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0,1", "HF_HOME": "/hub"}
     assert own_environment(kept | dict.fromkeys(launched, "1")) == kept

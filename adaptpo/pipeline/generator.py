@@ -13,7 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 from torch import nn
 
-from adaptpo.config.generation import EngineSettings
+from adaptpo.config.recipe import GenerationSettings
 from adaptpo.distributed.launch import local_process_count
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
@@ -39,7 +39,7 @@ SERVED, LOGS = "served", "servers"
 """Folders of the run: the policy with its adapter merged, while it is served, and the output of servers."""
 
 
-def engine_settings(context: Context) -> EngineSettings:
+def engine_settings(context: Context) -> GenerationSettings:
     """The recipe's engine, with as many vLLM replicas as the run has accelerators for."""
     settings = context.config.generation
     if settings.engine != "vllm" or settings.data_parallel_size is not None:

@@ -57,8 +57,8 @@ def sampler_of(job: Job, phase: Phase, machine: Machine) -> Sampler:
     if machine.engine or settings.engine != "vllm":
         return server(job, phase, machine, machine.count, 1)
     accelerators = min(settings.tensor_parallel_size, machine.count)
-    replicas = max(1, min(settings.data_parallel_size, machine.count // accelerators))
-    return server(job, phase, machine, replicas, accelerators)
+    room = machine.count // accelerators
+    return server(job, phase, machine, max(1, min(settings.data_parallel_size or room, room)), accelerators)
 
 
 def own_sampler(job: Job, phase: Phase, machine: Machine) -> Sampler:
