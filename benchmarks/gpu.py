@@ -35,6 +35,7 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "group": gpu_steps.group_step,
     "head": gpu_steps.head_forms,
     "dpo": gpu_trainers.dpo,
+    "liger": gpu_trainers.liger,
     "metapo": gpu_trainers.metapo,
     "scoring": gpu_inference.scoring,
     "annotation": gpu_inference.annotation,

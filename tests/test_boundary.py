@@ -230,7 +230,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
 
 
 def damaged_gzip() -> bytes:
-    whole = bytearray(gzip.compress(LINES))
+    whole = bytearray(gzip.compress(LINES, mtime=0))
     whole[len(whole) // 2] ^= 0xFF
     return bytes(whole)
 
@@ -239,7 +239,7 @@ def damaged_gzip() -> bytes:
     ("name", "content"),
     [
         ("a.jsonl.gz", damaged_gzip()),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-9]),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9]),
         ("a.jsonl.gz", LINES),
         ("a.json", b"[" * 100_000),
         ("a.jsonl", LINES + b'{"a": ' + b"[" * 100_000 + b"\n"),

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.liger import apply_liger_kernel
 
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
@@ -33,6 +34,7 @@ from adaptpo.generation.base import Sampling
 from adaptpo.generation.process import StartedServer
 from adaptpo.models.adapters import is_adapter
 from adaptpo.models.dropout import turn_off_dropout
+from adaptpo.models.layer_kernels import layer_kernels
 from adaptpo.models.loading import (
     base_is_untouched,
     first_line,
@@ -227,6 +229,8 @@ class Context(StoredPrompts):
         self, phase: str, kind: type[TrainingArguments] = TrainingArguments, /, **overrides: Any
     ) -> TrainingArguments:
         settings = TRAINING_DEFAULTS | self.config.training | overrides
+        if settings.get("use_liger_kernel"):
+            settings["liger_kernel_config"] = layer_kernels(settings.get("liger_kernel_config"))
         owned = {
             "output_dir": str(self.run.path / phase / "training"),
             "seed": seed_for(self.config.seed, "training", phase) % 2**31,
@@ -297,12 +301,15 @@ class Context(StoredPrompts):
         self.run.checked(Path(path))
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
         options = self.config.load_options
-        return self._calm(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
+        return self._prepared(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
 
-    def _calm(self, model: nn.Module) -> nn.Module:
-        """The model without dropout, unless the recipe keeps it: every model that trains comes through here."""
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """The model without dropout, unless the recipe keeps it, and with the kernels that training asks for: every
+        policy and reference comes through here, so that they compute alike."""
         if self.config.disable_dropout:
             turn_off_dropout(model)
+        if self.inference_arguments.use_liger_kernel:
+            apply_liger_kernel(model, self.inference_arguments.liger_kernel_config)
         return model
 
     def reference(self, path: str) -> nn.Module:
@@ -315,7 +322,7 @@ class Context(StoredPrompts):
         if is_adapter(path) and path != self.initial:
             return self._load_policy(path)
         self.run.checked(Path(path))
-        return self._calm(load_causal_lm(path, self.config.load_options))
+        return self._prepared(load_causal_lm(path, self.config.load_options))
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
         """The reference at `path`, for use beside a policy in training, which has left the slot: the policy without its
