@@ -13,14 +13,20 @@ import pytest
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler
 
+from adaptpo import AlignmentConfig
+from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
+from adaptpo.models.inference import autocast
+from adaptpo.pipeline.context import Context
+from adaptpo.run.directory import open_run
 from adaptpo.run.identity import refuse_other_run
 from adaptpo.run.lazy_sequence import batched
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, pair_weights, run_ranks, zero
+from tests.ranks_of_methods import run_all
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
@@ -29,6 +35,12 @@ ROWS = 38
 """In neither phase a multiple of a batch: one rank has less to do at the end."""
 HELD_OUT = {"rows": 40, "held_out": 0, "method_settings": {"validation_share": 0.1}}
 """Four pairs that MetaPO learns on, two on each rank."""
+SAMPLE = (
+    *("kto", "tr_dpo", "selective_dpo", "selm", "ppo", "grpo", "rloo"),
+    *("metaapo_multi_objective", "metaapo_metapo", "stage_blend"),
+)
+"""Methods of every trainer, with a filter, a reference that follows, several rewards, and a stage that is measured;
+`python -m tests.ranks_of_methods` has all."""
 FAILS_ON_ONE = """
 import os
 
@@ -144,11 +156,20 @@ def held_out_results(out: Path) -> dict[str, Any]:
     return {name: table for name, table in tables(out).items() if "evaluation" in name} | means
 
 
+@pytest.fixture(scope="module")
+def sampled(policy: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The runs of a sample of methods by one process and by two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    assert run_all(SAMPLE, policy, one, 1) == [0]
+    assert run_all(SAMPLE, policy, two, 2) == [0, 0]
+    return one, two
+
+
 @engines
-def test_kto_on_two_processes_is_kto_on_one(policy: str, tmp_path: Path) -> None:
-    assert run_in_process(model=policy, out=tmp_path / "one", method="kto", **settings(1)) == 0
-    assert run_ranks(2, model=policy, out=tmp_path / "two", method="kto", **settings(2)) == [0, 0]
-    assert_close_run(tmp_path / "one", tmp_path / "two")
+@pytest.mark.parametrize("name", SAMPLE)
+def test_method_on_two_processes_is_that_on_one(name: str, sampled: tuple[Path, Path]) -> None:
+    one, two = sampled
+    assert_close_run(one / name, two / name)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +320,22 @@ def test_sharding_that_would_go_wrong_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         check_sharding(kind, {})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "launcher", "precision"), [({}, "bf16", "bf16"), ({"bf16": True}, "no", "bf16"), ({}, "no", "no")]
+)
+def test_precision_of_the_launcher_is_that_of_the_whole_run(
+    recipe: dict[str, Any], launcher: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate would train in it; what is compared with training must be computed in it too."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    config = AlignmentConfig(output_dir=str(tmp_path), training={"use_cpu": True, **recipe})
+    with open_run(tmp_path) as run:
+        args = Context(run, config, method=None, initial="", reward=None, data=Mixture(())).inference_arguments
+    assert (args.mixed_precision, args.bf16) == (precision, precision == "bf16")
+    with autocast(args):
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
 
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])

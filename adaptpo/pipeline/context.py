@@ -65,6 +65,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 
 
 Placed = TypeVar("Placed", bound=nn.Module)
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 SCRATCH = "scratch"
 
@@ -240,7 +241,7 @@ class Context(StoredPrompts):
             "push_to_hub": False,  # `adaptpo.pipeline.hub` pushes the final model.
         }
         try:
-            return kind(**{**settings, **owned})
+            return with_launcher_precision(kind(**{**settings, **owned}))
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"training: {first_line(error)}") from error
 
@@ -438,6 +439,13 @@ class Context(StoredPrompts):
     def scratch(self, phase: str, name: str) -> Path:
         """The path of a file that is needed only until the phase, or its iteration, is over."""
         return self.run.path / phase / SCRATCH / f"{name}.arrow"
+
+
+def with_launcher_precision(args: Arguments) -> Arguments:
+    """The arguments with the mixed precision of accelerate's configuration, if the recipe names none: training takes it
+    from there, and what is compared with training must be computed in the same."""
+    args.bf16, args.fp16 = (args.mixed_precision == name for name in ("bf16", "fp16"))
+    return args
 
 
 def as_reference(chosen: str | SyncedReference) -> Reference:
