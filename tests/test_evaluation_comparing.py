@@ -18,7 +18,7 @@ from adaptpo.evaluation.folder import EvaluationFolder
 from adaptpo.evaluation.intervals import bootstrap_mean, clustered_mean
 from adaptpo.evaluation.result import Number, PromptScore, Result
 from adaptpo.evaluation.suite import Answer, Question
-from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks
+from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks, task_manager
 from tests.runs import start
 from tests.tiny import save_policy, write_jsonl
 
@@ -138,21 +138,29 @@ metric_list:
 """
 
 
-@pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task of eight documents, which needs no network."""
     pytest.importorskip("lm_eval", reason="needs adaptpo[eval]")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    data = write_jsonl(
-        tmp_path / "data.jsonl", [{"word": w, "label": n % 2} for n, w in enumerate(["red", "blue"] * 4)]
-    )
-    folder = tmp_path / "tasks"
+    folder = tmp_path_factory.mktemp("lm-eval") / "tasks"
     folder.mkdir()
+    rows = [{"word": word, "label": number % 2} for number, word in enumerate(["red", "blue"] * 4)]
+    data = write_jsonl(folder.parent / "data.jsonl", rows)
     (folder / "local_choice.yaml").write_text(TASK.format(data=data))
     return folder
 
 
-def test_a_local_task_on_the_model_of_a_run(tasks: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def manager(tasks: Path) -> Any:
+    """What lm-eval knows and that folder; it reads thousands of files for it."""
+    return task_manager(Tasks("m", (), tasks))
+
+
+def test_a_local_task_on_the_model_of_a_run(
+    tasks: Path, manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("adaptpo.evaluation.tasks.task_manager", lambda _: manager)
     model = str(start(save_policy(tmp_path / "policy"), tmp_path / "run", None, "dpo", 8, 0, num_iterations=1))
     assert Path(model).name == "final"
     rows = run_tasks(Tasks(model, ("local_choice",), tasks), tmp_path / "tasks.json")
@@ -163,13 +171,15 @@ def test_a_local_task_on_the_model_of_a_run(tasks: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "tasks.json").read_text())["results"] == rows
 
 
-def test_unknown_tasks_and_folders_are_named(tasks: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'local_choice'"):
-        run_tasks(Tasks("m", ("local_choise",), tasks))
+def test_unknown_tasks_and_folders_are_named(
+    tasks: Path, manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         run_tasks(Tasks("m", (), tmp_path / "none"))
+    monkeypatch.setattr("adaptpo.evaluation.tasks.task_manager", lambda _: manager)
+    with pytest.raises(ConfigError, match="did you mean 'local_choice'"):
+        run_tasks(Tasks("m", ("local_choise",), tasks))
 
 
-def test_the_papers_tasks_exist_in_lm_eval() -> None:
-    manager = pytest.importorskip("lm_eval.tasks", reason="needs adaptpo[eval]").TaskManager()
-    assert set(SHOTS) <= set(manager.all_tasks)
+def test_the_papers_tasks_exist_in_lm_eval(manager: Any) -> None:
+    assert set(SHOTS) < set(manager.all_tasks)

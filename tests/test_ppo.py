@@ -236,7 +236,6 @@ def straight(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     [
         ("ppo", ["file:1/rollouts/reference/00001.parquet", "saved:iterations/1:2"]),
         ("grpo", ["saved:iterations/1:2"]),
-        ("rloo", ["saved:iterations/1:2"]),
     ],
 )
 def test_killed_in_the_middle_ends_the_same(

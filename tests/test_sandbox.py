@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import is_conversational
 
-from adaptpo import AlignmentTrainer
 from adaptpo.annotation.function import import_function
 from adaptpo.config.recipe import load_recipe
 from adaptpo.data import iter_examples, open_rows
@@ -316,36 +315,3 @@ def test_checks_by_hand() -> None:
     better, same = gain("g", [1.0, 1.2, 0.9], [0.0, 0.1, 0.0]), gain("g", [0.0, 1.0], [1.0, 0.0])
     assert better.passed and better.value == pytest.approx(1.0)
     assert not same.passed
-
-
-TASK = """
-task: colors
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {data}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "name few {{{{topic}}}}"
-doc_to_choice: ["red", "dog"]
-doc_to_target: label
-num_fewshot: 0
-metric_list:
-  - metric: acc
-"""
-
-
-def test_lm_eval_runs_on_an_aligned_policy_of_the_world(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval", reason="needs adaptpo[eval]")
-    from adaptpo.evaluation.tasks import Tasks, run_tasks
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    settings = ["method.name=dpo", "num_iterations=1", "warmup_epochs=0", f"output_dir={tmp_path / 'run'}"]
-    final = AlignmentTrainer.from_recipe(load_recipe(world / "recipe.yaml", [*settings, "eval_data=null"])).train()
-    (tmp_path / "data.jsonl").write_text('{"topic": "colors", "label": 0}\n{"topic": "animals", "label": 1}\n')
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "colors.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
-    (row,) = run_tasks(Tasks(str(final), ("colors",), tmp_path / "tasks"))
-    assert (row["task"], row["metric"], row["n"]) == ("colors", "acc", 2)
-    assert row["value"] in (0.0, 0.5, 1.0)

@@ -187,7 +187,9 @@ def test_a_server_that_shows_its_arguments_leaves_no_key_in_its_log(tmp_path: Pa
     assert "arguments:" in (tmp_path / "log.txt").read_text()
 
 
-def test_no_file_of_a_whole_run_holds_a_planted_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_whole_run_holds_a_planted_key(
+    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The keys are used: the judge gets its own, and transformers the hub's."""
     monkeypatch.setenv("PLANTED_VARIABLE", KEYS["openai"])
     options = {"user_token": PLAIN}
