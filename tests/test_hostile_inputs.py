@@ -133,7 +133,7 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": [user(json.dumps([{"type": "image_url", "image_url": {"url": "u"}}]))], **ANSWERS},
         problems.NOT_TEXT_CONTENT,
     ),
-    "a list of answers": ({"prompt": "q", "chosen": ["a", "b"], "rejected": ["c"]}, problems.BAD_MESSAGE),
+    "a list of answers": ({"prompt": "q", "chosen": ["a", "b"], "rejected": ["c"]}, problems.LIST_OF_TEXTS),
     "bytes": ({"prompt": b"q", **ANSWERS}, problems.NOT_TEXT),
 }
 

@@ -169,6 +169,23 @@ def test_a_model_stored_in_bfloat16(folder: Path, capsys: pytest.CaptureFixture[
     assert losses_of(out) == pytest.approx([0.693147], abs=1e-5)
 
 
+HALVES: dict[str, dict[str, Any]] = {
+    "mixed precision": {"training": {"bf16": True}},
+    "weights in bfloat16": {"model_init_kwargs": {"dtype": "bfloat16"}},
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_training_in_bfloat16(kind: str, folder: Path) -> None:
+    """Policy and reference are computed alike, so the loss begins at ln 2; it falls in the steps that follow."""
+    training = {"learning_rate": 2e-3, "per_device_train_batch_size": 8, "use_cpu": True, "num_train_epochs": 4}
+    given = HALVES[kind]
+    out = train(folder, ROWS, **given | {"training": training | given.get("training", {})})
+    losses = losses_of(out)
+    assert losses[0] == pytest.approx(0.693147, abs=1e-3)
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.05, losses
+
+
 # --- templates -------------------------------------------------------------------------------------------------------
 
 THINKING = {"qwen3": "<think>\n\n</think>\n\n", "nemotron_3_nano": "<think></think>"}

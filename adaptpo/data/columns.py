@@ -14,12 +14,21 @@ from adaptpo.types import Row
 
 USUAL_OTHER_NAMES = {
     "prompt": ("question", "instruction", "query", "input", "context", "prompts"),
-    "chosen": ("response_j", "chosen_response", "response_chosen", "preferred", "accepted", "winner", "positive"),
-    "rejected": ("response_k", "rejected_response", "response_rejected", "dispreferred", "loser", "negative"),
+    "chosen": (
+        *("response_j", "chosen_response", "response_chosen", "text_chosen", "chosen_text", "chosen_messages"),
+        *("preferred", "accepted", "winner", "positive", "better", "good"),
+    ),
+    "rejected": (
+        *("response_k", "rejected_response", "response_rejected", "text_rejected", "rejected_text"),
+        *("rejected_messages", "dispreferred", "loser", "negative", "worse", "bad"),
+    ),
 }
 ACCEPTED = "accepted: `chosen` and `rejected`, with `prompt` if they do not contain it"
 TURNS = ("messages", "conversations")
-SINGLE_RESPONSES = ("responses", "completion", "completions", "response", "output", "answer", *TURNS)
+SINGLE_RESPONSES = (
+    *("responses", "completion", "completions", "response", "output", "outputs", "answer", "answers", "generations"),
+    *("candidates", *TURNS),
+)
 ONE_RESPONSE = (
     "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
     "worse response to the same prompt and name the two `chosen` and `rejected`. As `eval_data`, the prompts alone are "
@@ -54,6 +63,8 @@ def check_preference_columns(row: Row) -> None:
         missing = [name for name in missing if _meant_column(name, row)]
     else:
         missing = [name for name in ("chosen", "rejected") if name not in row]
+        if any(name in row for name in WINNERS):
+            _refuse_two_responses(row)
         if not any(_meant_column(name, row) for name in missing):
             _refuse_without_pairs(row)
         if not has_prompt(row) and "instruction" not in row and _meant_column("prompt", row):
@@ -76,23 +87,28 @@ def _responses_are_strings(row: Row) -> bool:
 
 
 def _refuse_without_pairs(row: Row) -> None:
-    if two := _two_responses(row):
-        winner = next((f" (`{name}`)" for name in WINNERS if name in row), "")
-        raise DataError(f"{TWO_RESPONSES.format(one=two[0], other=two[1], winner=winner)} Found {_names(row)}.")
+    _refuse_two_responses(row)
     if several := next((name for name in SINGLE_RESPONSES if name not in TURNS and _is_several(row.get(name))), None):
         raise DataError(f"{SEVERAL_RESPONSES.format(name=several)} Found {_names(row)}.")
     response = next((name for name in SINGLE_RESPONSES if name in row), None)
     if response and "text" not in row:
         raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
-    if has_prompt(row):
+    if has_prompt(row) and not {"chosen", "rejected"} & row.keys():
         raise DataError(f"{NO_RESPONSES} Found {_names(row)}.")
+
+
+def _refuse_two_responses(row: Row) -> None:
+    if two := _two_responses(row):
+        winner = next((f" (`{name}`)" for name in WINNERS if name in row), "")
+        raise DataError(f"{TWO_RESPONSES.format(one=two[0], other=two[1], winner=winner)} Found {_names(row)}.")
 
 
 def _two_responses(row: Row) -> tuple[str, str] | None:
     """The names of two columns of responses that differ only by a letter or number at their end."""
     texts = [str(name) for name, value in row.items() if isinstance(value, str | list) and value]
     pairs = [(name, name[:-1] + SECOND[name[-1]]) for name in texts if name[-1:] in SECOND]
-    return next((pair for pair in pairs if pair[1] in texts), None)
+    found = [pair for pair in pairs if pair[1] in texts]
+    return max(found, key=lambda pair: len(str(row[pair[0]])), default=None)
 
 
 def _is_several(value: Any) -> bool:
@@ -124,6 +140,7 @@ def _names(row: Row) -> str:
 
 def _meant_column(name: str, row: Row) -> str | None:
     known = [other for other in USUAL_OTHER_NAMES[name] if other in row]
+    known += ["response"] if name == "chosen" and {"response", "rejected_response"} <= row.keys() else []
     taken = {"prompt", "chosen", "rejected"}
     close = get_close_matches(name, [str(column) for column in row if column not in taken], n=1, cutoff=0.75)
     return next(iter([*known, *close]), None)

@@ -13,6 +13,7 @@ from adaptpo.data.problems import (
     EMPTY_REJECTED,
     EQUAL,
     FUNCTION_CALL,
+    LIST_OF_TEXTS,
     NO_FINAL_REPLY,
     NO_SHARED_PROMPT,
     NOT_TEXT,
@@ -20,6 +21,7 @@ from adaptpo.data.problems import (
     NOT_UNICODE,
     PROMPT_END,
     UNKNOWN_ROLE,
+    UNTRAINED,
     RowProblem,
 )
 from adaptpo.data.senders import ROLE_OF_SENDER
@@ -30,6 +32,8 @@ from adaptpo.types import Message, Text
 TOOL_ROLES = ("tool", "function", "ipython")
 ACCEPTED_ROLES = ("system", "developer", "user", "assistant", *TOOL_ROLES)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+TRAINING_MARKS = ("weight", "loss", "train")
+"""Keys by which rows of OpenAI, ms-swift and axolotl say whether a turn is trained."""
 COMPARED_KEYS = ("role", "content", "name", "reasoning_content", "thinking", "tool_calls", "tool_call_id")
 
 
@@ -79,6 +83,8 @@ def _with_role(message: Any) -> Any:
 
 
 def _normalize_message(message: Any) -> Message:
+    if isinstance(message, str):
+        raise RowProblem(LIST_OF_TEXTS)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RowProblem(BAD_MESSAGE)
     if message.get("function_call"):
@@ -167,8 +173,15 @@ def _check_replies(prompt: list[Message], chosen: list[Message], rejected: list[
         raise RowProblem(EMPTY_REJECTED)
     if any(response[-1]["role"] != "assistant" for response in (chosen, rejected)):
         raise RowProblem(NO_FINAL_REPLY)
+    if any(_is_untrained(turn) for response in (chosen, rejected) for turn in response):
+        raise RowProblem(UNTRAINED)
     if not prompt or any(response[0]["role"] != "assistant" for response in (chosen, rejected)):
         raise RowProblem(NO_SHARED_PROMPT)
+
+
+def _is_untrained(turn: Message) -> bool:
+    marks = [turn[key] for key in TRAINING_MARKS if key in turn]
+    return turn["role"] == "assistant" and any(isinstance(mark, int | float) and mark == 0 for mark in marks)
 
 
 def check_prompt(prompt: list[Message], may_begin_response: bool = False) -> None:

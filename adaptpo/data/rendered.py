@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.examples import PromptExample
 from adaptpo.data.problems import RowProblem
-from adaptpo.data.templates import CALLS, PROBES, TOOLS, TemplateOptions, options_of, template_drops
+from adaptpo.data.templates import CALLS, PROBES, THOUGHTS, TOOLS, TemplateOptions, options_of, template_drops
 from adaptpo.errors import ModelError
 from adaptpo.types import Dropped, Message, PreferenceExample, Text
 
@@ -23,8 +23,8 @@ Example = TypeVar("Example", PreferenceExample | Dropped, PreferenceExample | Pr
 def with_words_rendered(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, template_options: TemplateOptions | None = None
 ) -> Iterator[Example]:
-    """Yields the examples; one with tools, tool calls or a turn of another role, such as system, that the template
-    leaves out is dropped.
+    """Yields the examples; one with tools, tool calls, thoughts in a response, or a turn of another role, such as
+    system, that the template leaves out is dropped.
 
     Raises:
         ModelError: there is a conversation, and the template leaves out a user's or an assistant's words.
@@ -41,8 +41,8 @@ def _responses(example: PreferenceExample | PromptExample) -> list[Message]:
 
 
 class TemplateProbes:
-    """What a chat template leaves out: roles whose words it does not write, `TOOLS` or `CALLS`. Each is tried once with
-    the run's arguments of the template, and once with every other set of arguments that rows have."""
+    """What a chat template leaves out: roles whose words it does not write, `TOOLS`, `CALLS` or `THOUGHTS`. Each is
+    tried once with the run's arguments of the template, and once with every other set of arguments that rows have."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TemplateOptions | None = None) -> None:
         self.tokenizer, self.options = tokenizer, options
@@ -53,7 +53,9 @@ class TemplateProbes:
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
             return []
         options = self._options(columns)
-        return [what for what in _contents([*prompt, *responses], columns) if self._drops(what, options)]
+        thoughts = [key for key in THOUGHTS if any(turn.get(key) for turn in responses)]
+        said = [*_contents([*prompt, *responses], columns), *thoughts]
+        return [what for what in said if self._drops(what, options)]
 
     def _options(self, columns: Mapping[str, Any]) -> TemplateOptions:
         """The template's arguments for a row, but its tools. A row whose own cannot be read is left out elsewhere."""
@@ -84,4 +86,4 @@ def _contents(turns: list[Message], columns: Mapping[str, Any]) -> list[str]:
 
 
 def left_out(what: str) -> str:
-    return (LEAVES_OUT if what in (TOOLS, CALLS) else SAYS_NOTHING).format(role=what, what=what)
+    return (LEAVES_OUT if what in (TOOLS, CALLS, *THOUGHTS) else SAYS_NOTHING).format(role=what, what=what)

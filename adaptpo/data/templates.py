@@ -29,6 +29,8 @@ SWITCH = re.compile(r"\b\w*thinking\w*\b")
 OTHER_TEMPLATE = "set tokenizer.chat_template to one that writes the same text whether or not a reply follows"
 TOOLS, CALLS = "tools", "tool calls"
 """What a template may leave out beside the words of roles."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of an assistant's message that hold what it thinks before its words; a template may leave them out, too."""
 
 
 class TemplateProblem(RowProblem):
@@ -172,11 +174,14 @@ def template_drops(tokenizer: PreTrainedTokenizerBase, what: str, options: Templ
 
 
 def _conversation(what: str) -> list[Message]:
+    if what in THOUGHTS:
+        turns: list[Message] = [{"role": name, "content": words} for name, words in PROBES.items()]
+        return [*turns[:-1], {**turns[-1], what: OTHER_PROBE}]
     if what == CALLS:
         return _exchange(OTHER_PROBE, "tool", "seen")
     if what in TOOL_ROLES:
         return _exchange("look", what, OTHER_PROBE)
-    turns: list[Message] = [{"role": name, "content": words} for name, words in PROBES.items()]
+    turns = [{"role": name, "content": words} for name, words in PROBES.items()]
     return turns if what in (*PROBES, TOOLS) else [{"role": what, "content": OTHER_PROBE}, *turns]
 
 

@@ -9,7 +9,9 @@ from os import PathLike
 from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 import pandas
+import pyarrow as pa
 from pydantic import ValidationError
 
 from adaptpo.config.base import Settings, explain
@@ -138,8 +140,12 @@ def in_memory(data: Any) -> Any:
         return data
     if isinstance(data, pandas.DataFrame):
         return datasets.Dataset.from_pandas(data, preserve_index=False)
+    if hasattr(data, "to_arrow"):  # polars
+        data = data.to_arrow()
+    if isinstance(data, pa.Table):
+        return datasets.Dataset(data)
     if isinstance(data, Iterable) and not isinstance(data, Mapping | bytes):
-        rows = list(data)
+        rows = [as_lists(row) for row in data]
         strange = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
         if strange is None:
             return rows
@@ -149,10 +155,19 @@ def in_memory(data: Any) -> Any:
             "sets, give a list of paths, hub ids or what datasets.load_dataset returns, and nothing else"
         )
     raise ConfigError(
-        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a pandas.DataFrame, rows (dicts "
+        f"a data set cannot be of type {type(data).__name__}; give a datasets.Dataset, a data frame, rows (dicts "
         "of columns), a path, or a hub id; or a list of these, or a dict of them by name. A dict of columns becomes a "
         "data set by datasets.Dataset.from_dict"
     )
+
+
+def as_lists(value: Any) -> Any:
+    """The value with lists in place of arrays and tuples, which pandas has for the messages of a Parquet file."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [as_lists(item) for item in value]
+    return {name: as_lists(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def combined(hashes: dict[str, str]) -> str:

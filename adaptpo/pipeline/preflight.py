@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import pyarrow.compute as pc
-from transformers import Trainer
 from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Estimator, Schedule
@@ -18,7 +17,8 @@ from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.loading import check_loading, first_line, load_tokenizer, read_config
+from adaptpo.models.loading import check_loading, load_tokenizer, read_config
+from adaptpo.pipeline.arguments import check_scheduler, optimizer_of
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
 from adaptpo.pipeline.trackers import make_trackers
@@ -184,6 +184,7 @@ def check_training(context: Context) -> None:
         raise ConfigError("training.per_device_train_batch_size counts prompts; set it to 1 or more")
     make_trackers(context.report_to)
     optimizer, settings = optimizer_settings(context)
+    check_scheduler(args)
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError("training.use_liger_kernel needs the package liger-kernel; install it, or leave the key out")
     if context.method.looks_ahead:
@@ -209,10 +210,7 @@ def optimizer_settings(context: Context) -> tuple[type, dict[str, Any]]:
                 f"method '{context.method.name}' makes its own optimizer; leave optimizers out and set training.optim"
             )
         return context.optimizer.kind, context.optimizer.settings
-    try:
-        return Trainer.get_optimizer_cls_and_kwargs(context.inference_arguments)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"training.optim: {first_line(error)}") from error
+    return optimizer_of(context.inference_arguments)
 
 
 def check_reference(context: Context) -> None:

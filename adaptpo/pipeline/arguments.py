@@ -1,0 +1,56 @@
+"""What transformers makes of its optimizer's and scheduler's arguments, tried before the first phase."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from adaptpo.errors import ConfigError
+from adaptpo.models.loading import first_line
+
+STEPS = 10
+"""Any number of steps: a schedule fails for all or none."""
+
+
+def optimizer_of(args: TrainingArguments) -> tuple[type, dict[str, Any]]:
+    """The class and the settings of the optimizer. Raises ConfigError if its package is missing, or if `optim_args` has
+    a setting that it does not read: transformers would ignore it."""
+    try:
+        found = Trainer.get_optimizer_cls_and_kwargs(args)
+        unread = [part for part in _parts(args) if Trainer.get_optimizer_cls_and_kwargs(_without(args, part)) == found]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"training.optim: {first_line(error)}") from error
+    if unread:
+        name, read_not = getattr(args.optim, "value", args.optim), ", ".join(part.strip() for part in unread)
+        raise ConfigError(
+            f"training.optim_args: the optimizer {name} reads no {read_not}; leave it out, or set the field of "
+            "`training` that it means, such as adam_beta1"
+        )
+    return found
+
+
+def _parts(args: TrainingArguments) -> list[str]:
+    return [part for part in (args.optim_args or "").split(",") if part.strip()]
+
+
+def _without(args: TrainingArguments, part: str) -> TrainingArguments:
+    fewer = copy(args)
+    fewer.optim_args = ",".join(other for other in _parts(args) if other != part)
+    return fewer
+
+
+def check_scheduler(args: TrainingArguments) -> None:
+    """Raises ConfigError if the scheduler cannot be made of its arguments."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule, warm_up = args.lr_scheduler_type, args.get_warmup_steps(STEPS)
+    try:
+        get_scheduler(schedule, optimizer, warm_up, STEPS, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs: the scheduler {getattr(schedule, 'value', schedule)} cannot be made with "
+            f"{args.lr_scheduler_kwargs or 'no arguments'}: {first_line(error)}"
+        ) from error

@@ -1,0 +1,147 @@
+"""Losses of TRL's trainers on the real model: each one, and the weights after three steps of gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from adaptpo.choices.objectives import (
+    CPO,
+    DPO,
+    APODown,
+    APOZero,
+    BCOPair,
+    DiscoPOP,
+    EXOPair,
+    NCAPair,
+    Objective,
+    RobustDPO,
+    SigmoidNorm,
+    SPPOHard,
+)
+from adaptpo.methods.losses import offline
+from adaptpo.models.collate import Batch, GroupCollator
+from adaptpo.training.step import preference_step
+from tests.groups import tokenized_groups
+from tests.real_model import load_real_model, needs_real_model, real_tokenizer
+from tests.test_objectives import labelled_group, trl_batch
+from tests.test_real_model_training import ROWS, perturbed, trl_arguments
+
+pytestmark = [needs_real_model, pytest.mark.engines]
+SHORT = ROWS[1:3]
+"""Of different lengths, as chosen and rejected responses are."""
+PLAIN: dict[str, Any] = {"label_smoothing": 0.0, "ld_alpha": None, "f_divergence_type": "reverse_kl"}
+JS = {"f_divergence_type": "js_divergence"}
+FORWARD = {"f_divergence_type": "forward_kl"}
+ALPHA = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}
+CASES: dict[str, tuple[Objective, str, dict[str, Any]]] = {
+    "robust": (RobustDPO(0.3, 0.1), "robust", {"label_smoothing": 0.1}),
+    "apo_zero": (APOZero(0.3), "apo_zero", {}),
+    "apo_down": (APODown(0.3), "apo_down", {}),
+    "exo_pair": (EXOPair(0.3, 0.01), "exo_pair", {"label_smoothing": 0.01}),
+    "nca_pair": (NCAPair(0.3), "nca_pair", {}),
+    "bco_pair": (BCOPair(0.3), "bco_pair", {}),
+    "sppo_hard": (SPPOHard(0.3), "sppo_hard", {}),
+    "discopop": (DiscoPOP(0.3), "discopop", {}),
+    "sigmoid_norm": (SigmoidNorm(0.3), "sigmoid_norm", {}),
+    "js_divergence": (DPO(0.3, **JS), "sigmoid", JS),
+    "forward_kl": (DPO(0.3, **FORWARD), "sigmoid", FORWARD),
+    "alpha_divergence": (DPO(0.3, **ALPHA), "sigmoid", ALPHA),
+    "ld_alpha": (DPO(0.3, ld_alpha=0.4), "sigmoid", {"ld_alpha": 0.4}),
+}
+"""By TRL's name: the objective, TRL's loss type and its settings."""
+STEPS = 3
+MOVE = 2e-3
+"""How far the first step moves some weight."""
+Loss = Callable[[nn.Module], Tensor]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """The reference, a policy that is near it, another one with the same weights, and these weights."""
+    policy = perturbed(load_real_model())
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    other = load_real_model()
+    return {"reference": load_real_model(), "policy": policy, "other": other, "start": start}
+
+
+@pytest.fixture(scope="module")
+def trainer(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> DPOTrainer:
+    return DPOTrainer(
+        model=models["policy"],
+        ref_model=models["reference"],
+        args=trl_arguments(DPOConfig, tmp_path_factory.mktemp("dpo"), beta=0.3),
+        train_dataset=Dataset.from_list(SHORT),
+        processing_class=real_tokenizer(),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(models: dict[str, Any]) -> Batch:
+    return GroupCollator(0)(tokenized_groups(real_tokenizer(), SHORT, models["reference"]))
+
+
+def ours(batch: Batch, objective: Objective) -> Loss:
+    return lambda model: preference_step(model, batch, offline(objective), len(SHORT)).loss
+
+
+def descend(model: nn.Module, start: dict[str, Tensor], loss: Loss, rate: float | None) -> tuple[list[float], float]:
+    """Takes three steps from the given weights; returns the losses and the learning rate, which the first gradient
+    decides if it is not given."""
+    model.load_state_dict(start)
+    losses = []
+    for _ in range(STEPS):
+        model.zero_grad()
+        value = loss(model)
+        value.backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        rate = rate or MOVE / max(gradient.abs().max().item() for gradient in gradients)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= rate * parameter.grad
+        losses.append(value.item())
+    assert rate is not None
+    return losses, rate
+
+
+def assert_equal(models: dict[str, Any], their_loss: Loss, our_loss: Loss) -> None:
+    expected, rate = descend(models["policy"], models["start"], their_loss, None)
+    found, _ = descend(models["other"], models["start"], our_loss, rate)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5) and expected[0] != expected[-1]
+    theirs, own = models["policy"].state_dict(), models["other"].state_dict()
+    moved = max((theirs[name] - models["start"][name]).abs().max().item() for name in theirs)
+    apart = max((theirs[name] - own[name]).abs().max().item() for name in theirs)
+    assert moved > 1e-3 and apart < 1e-5, (moved, apart)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_weights_equal_trl(name: str, models: dict[str, Any], trainer: DPOTrainer, batch: Batch) -> None:
+    objective, loss_type, settings = CASES[name]
+    for field, value in (PLAIN | settings | {"loss_types": [loss_type]}).items():
+        setattr(trainer, field, value)
+    theirs = trainer.data_collator([trainer.train_dataset[row] for row in range(len(SHORT))])
+    assert_equal(models, lambda model: trainer.compute_loss(model, theirs), ours(batch, objective))
+
+
+def test_cpo_equals_trl(models: dict[str, Any], tmp_path: Path) -> None:
+    """CPOTrainer puts tokens of its own around a response and takes the mean of its likelihood over the tokens of a
+    micro-batch, so its own rows are compared, one at a time."""
+    config = trl_arguments(CPOConfig, tmp_path, loss_type="sigmoid", beta=0.3, cpo_alpha=0.7)
+    data, tokenizer = Dataset.from_list(SHORT), real_tokenizer()
+    trainer = CPOTrainer(model=models["policy"], args=config, train_dataset=data, processing_class=tokenizer)
+    whole = trl_batch(trainer)
+    rows = [{name: value[row : row + 1] for name, value in whole.items()} for row in range(len(SHORT))]
+    own = GroupCollator(0)([labelled_group(whole, row) for row in range(len(SHORT))])
+
+    def theirs(model: nn.Module) -> Tensor:
+        return torch.stack([trainer.get_batch_loss_metrics(model, row)[0] for row in rows]).mean()
+
+    assert_equal(models, theirs, ours(own, CPO(0.3, cpo_alpha=0.7)))
