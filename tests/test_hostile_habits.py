@@ -9,13 +9,16 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pytest
+from peft import LoraConfig
 from transformers import TrainingArguments
 
+from adaptpo import AlignmentConfig
 from adaptpo.data import iter_examples, open_rows, problems
 from adaptpo.data.rendered import with_words_rendered
 from adaptpo.errors import AdaptpoError, ConfigError
-from adaptpo.pipeline.arguments import check_scheduler, optimizer_of
+from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of
 from adaptpo.pipeline.data_inputs import in_memory
+from adaptpo.pipeline.given import lora_settings
 from adaptpo.types import Dropped, PreferenceExample
 from tests.tiny import byte_tokenizer
 
@@ -207,3 +210,33 @@ def test_schedulers_that_cannot_be_made_are_refused(settings: Row, message: str)
 )
 def test_schedulers_that_can_be_made_are_taken(settings: Row) -> None:
     check_scheduler(arguments(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"torch_compile_mode": "nope"}, "torch_compile_mode is 'nope'; give one of default"),
+        ({"torch_compile_backend": "nope"}, "torch_compile_backend is 'nope'; give one of "),
+    ],
+)
+def test_what_the_compiler_does_not_have_is_refused(settings: Row, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_compilation(arguments(torch_compile=True, **settings))
+    assert message in str(caught.value)
+    check_compilation(arguments(torch_compile_mode="reduce-overhead"))
+    check_compilation(arguments())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task_type": "SEQ_CLS"}, "a policy is a causal language model"),
+        (LoraConfig(task_type="SEQ_2_SEQ_LM"), "a policy is a causal language model"),
+        ({"inference_mode": True}, "nothing would be trained"),
+    ],
+)
+def test_adapters_that_are_not_those_of_a_policy_in_training_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AlignmentConfig(output_dir="x", peft=lora_settings(settings))
+    assert message in str(caught.value)
+    AlignmentConfig(output_dir="x", peft=lora_settings(LoraConfig(task_type="CAUSAL_LM")))

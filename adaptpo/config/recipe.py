@@ -27,7 +27,14 @@ from adaptpo.config.numbers import (
     Temperature,
 )
 from adaptpo.config.plain import plain
-from adaptpo.config.sections import check_names, check_types, refuse_owned, refuse_shared, with_dtype
+from adaptpo.config.sections import (
+    check_names,
+    check_types,
+    refuse_other_adapters,
+    refuse_owned,
+    refuse_shared,
+    with_dtype,
+)
 from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
 
@@ -187,6 +194,7 @@ class AlignmentConfig(Settings):
 
             check_names("peft", values, LoraConfig)
             check_types("peft", values, LoraConfig)
+            refuse_other_adapters(values)
         return values
 
     @field_validator("model_init_kwargs")

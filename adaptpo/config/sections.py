@@ -138,6 +138,15 @@ def check_types(section: str, values: dict[str, Any], target: Callable[..., Any]
     refuse_out_of_range(section, values)
 
 
+def refuse_other_adapters(values: dict[str, Any]) -> None:
+    """Raises ConfigError for an adapter that is not trained, or not one of a causal language model."""
+    kind = values.get("task_type")
+    if kind not in (None, "CAUSAL_LM"):
+        raise ConfigError(f"peft.task_type is {kind}, and a policy is a causal language model; leave it out")
+    if values.get("inference_mode"):
+        raise ConfigError("peft.inference_mode freezes the adapter, and nothing would be trained; leave it out")
+
+
 def refuse_owned(section: str, values: dict[str, Any]) -> None:
     for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
         if name in values:

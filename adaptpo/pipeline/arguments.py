@@ -1,4 +1,4 @@
-"""What transformers makes of its optimizer's and scheduler's arguments, tried before the first phase."""
+"""What transformers makes of the arguments of optimizer, scheduler and compiler, tried before the first phase."""
 
 from __future__ import annotations
 
@@ -54,3 +54,14 @@ def check_scheduler(args: TrainingArguments) -> None:
             f"training.lr_scheduler_kwargs: the scheduler {getattr(schedule, 'value', schedule)} cannot be made with "
             f"{args.lr_scheduler_kwargs or 'no arguments'}: {first_line(error)}"
         ) from error
+
+
+def check_compilation(args: TrainingArguments) -> None:
+    """Raises ConfigError for a mode or a backend that torch.compile does not have."""
+    if not args.torch_compile:
+        return
+    known = {"torch_compile_mode": [*torch._inductor.list_mode_options()]}
+    known["torch_compile_backend"] = torch.compiler.list_backends(exclude_tags=())
+    for name, accepted in known.items():
+        if getattr(args, name) not in (None, *accepted):
+            raise ConfigError(f"training.{name} is {getattr(args, name)!r}; give one of {', '.join(accepted)}")
