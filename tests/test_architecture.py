@@ -140,11 +140,11 @@ def test_folders_import_what_the_table_allows() -> None:
     assert {name: others - BELOW for name, others in room_imports().items()} == MAY_IMPORT
 
 
-def class_names() -> set[str]:
+@cache
+def class_names() -> frozenset[str]:
     tables = (SELECTIONS, PAIRINGS, WEIGHTINGS, FILTERS, POLICY_TRAINERS)
-    return {kind.__name__ for table in tables for kind in table.values()} | {
-        kind.__name__ for kind in learners(Learner)
-    }
+    choices = frozenset(kind.__name__ for table in tables for kind in table.values())
+    return choices | {kind.__name__ for kind in learners(Learner)}
 
 
 def learners(kind: type[Learner]) -> Iterator[type[Learner]]:
@@ -154,6 +154,7 @@ def learners(kind: type[Learner]) -> Iterator[type[Learner]]:
             yield from learners(derived)
 
 
+@cache
 def metric_prefixes() -> tuple[str, ...]:
     """Of the metrics that some learner of a named method logs: `meta/`, `temporal/` and so on."""
     names = {name for build in METHODS.values() for name in build().metrics()}
