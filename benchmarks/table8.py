@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import LlamaConfig
 
@@ -42,14 +43,14 @@ PROMPT_TOKENS, RESPONSE_TOKENS = 170, 300
 FRESH_TOKENS = (300, 600)
 MACHINE = {"accelerator": "h100", "count": 8}
 VLLM = ("generation.engine=vllm", "generation.data_parallel_size=8", "generation.concurrency=64")
-BALANCED = {"rank_balance": 0.99}
+UNBALANCED = {"rank_balance": 0.75}
 REMEDIES: tuple[tuple[str, tuple[str, ...], int, dict[str, float]], ...] = (
-    ("adaptpo's own sampler, annotator in float32", (), 4, {}),
-    ("one vLLM replica", VLLM[:1], 4, {}),
-    ("data parallelism: `data_parallel_size: 8`", VLLM, 4, {}),
-    ("annotator in bfloat16", VLLM, 2, {}),
-    ("balanced ranks: `rank_balance: 0.99`", VLLM, 2, BALANCED),
-    ("varlen attention: `training_utilization: 0.4`", VLLM, 2, BALANCED | {"training_utilization": 0.4}),
+    ("adaptpo's own sampler, annotator in float32", (), 4, UNBALANCED),
+    ("one vLLM replica", VLLM[:1], 4, UNBALANCED),
+    ("data parallelism: `data_parallel_size: 8`", VLLM, 4, UNBALANCED),
+    ("annotator in bfloat16", VLLM, 2, UNBALANCED),
+    ("balanced ranks: `rank_balance: 0.99`", VLLM, 2, {}),
+    ("varlen attention: `training_utilization: 0.4`", VLLM, 2, {"training_utilization": 0.4}),
 )
 """Each row: its name, the recipe's keys, bytes of the annotator's numbers, and keys of the machine."""
 TITLES = (
@@ -70,7 +71,11 @@ TITLES = (
 
 
 def planned(
-    method: str, fresh: float, keys: Sequence[str] = VLLM, annotator: int = 2, shares: Mapping[str, float] = BALANCED
+    method: str,
+    fresh: float,
+    keys: Sequence[str] = VLLM,
+    annotator: int = 2,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Plan:
     recipe = load_recipe(RECIPE, [f"method={method}", *keys])
     job = Job(

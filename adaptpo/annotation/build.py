@@ -26,7 +26,7 @@ from adaptpo.config.reward import (
     RewardPart,
     ServerReward,
 )
-from adaptpo.models.loading import reading_dtype
+from adaptpo.models.loading import onto, reading_dtype
 from adaptpo.remote.endpoint import Access, key_from_environment
 from adaptpo.remote.store import AnswerStore
 
@@ -68,7 +68,7 @@ def build(part: Any, place: Workplace) -> Annotator:
 @build.register
 def _(part: ModelReward, place: Workplace) -> Annotator:
     usual = {"trust_remote_code": place.trust_remote_code, "dtype": reading_dtype(place.device)}
-    model, tokenizer = load_reward_model(part.reward_model, usual | part.model_init_kwargs)
+    model, tokenizer = load_reward_model(part.reward_model, onto(place.device, usual | part.model_init_kwargs))
     return RewardModelAnnotator(model.to(place.device), tokenizer, place.max_tokens, part.chat_template_kwargs)
 
 

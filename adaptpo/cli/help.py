@@ -38,7 +38,7 @@ a machine, each with its arithmetic and its assumptions. Reads the model's confi
 loads no model. docs/planning.md lists the assumptions and compares them with measured runs.
 
   adaptpo plan recipe.yaml --machine h100x8
-  adaptpo plan recipe.yaml --machine '{accelerator: h100, count: 4, rank_balance: 0.99, engine: continuous}'
+  adaptpo plan recipe.yaml --machine '{accelerator: h100, count: 4, training_utilization: 0.4, engine: continuous}'
   adaptpo plan recipe.yaml --machine '{tflops: 0.1, memory_gb: 8, bandwidth_gb: 20}' --set method.name=online_dpo
   adaptpo plan recipe.yaml --machine h100x8 --measured h100.json
   adaptpo plan recipe.yaml --against runs/example

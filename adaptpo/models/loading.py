@@ -109,6 +109,14 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def onto(device: torch.device, options: Options) -> Options:
+    """The arguments of `from_pretrained` that also load weights straight onto an accelerator, file by file.
+
+    By default, each process would load a whole model into host memory first. The options may name another `device_map`.
+    """
+    return options if device.type == "cpu" else {"device_map": {"": device}, **options}
+
+
 def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
     """Loads a causal language model, in float32 unless `options` (arguments of `from_pretrained`) set another dtype.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -14,3 +14,17 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def computing_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which a matrix product of this tensor is computed here."""
     return autocast_dtype(tensor.device) or tensor.dtype
+
+
+def keep_linear_layers(model: nn.Module, dtype: torch.dtype, head: nn.Module | None) -> nn.Module:
+    """Converts the weights of a model's linear layers, in place, to the dtype of the autocast that it will run in.
+
+    Autocast would convert them at every use, with the same result: a model that only reads computes the same numbers
+    with half the memory, and each step of decoding reads 2 bytes per weight instead of 8. The `head` stays as it is,
+    because it also runs outside the model, and so do weights that are embeddings too.
+    """
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Linear and module is not head and module.weight not in embeddings:
+            module.to(dtype)
+    return model

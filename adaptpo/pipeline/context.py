@@ -42,11 +42,13 @@ from adaptpo.models.loading import (
     load_encoder,
     load_policy,
     load_tokenizer,
+    onto,
     reading_dtype,
     stop_ids_of,
 )
 from adaptpo.models.packing import RowPacking
-from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.models.precision import keep_linear_layers
+from adaptpo.models.shared_prompt.attention import base_model, share_prompts
 from adaptpo.pipeline.reading import Reader
 from adaptpo.pipeline.stored_prompts import StoredPrompts
 from adaptpo.run.directory import RunDirectory
@@ -280,10 +282,15 @@ class Context(StoredPrompts):
     def stop_ids(self) -> frozenset[int]:
         return stop_ids_of(self.initial, self.tokenizer, self.config.load_options)
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether matrix products are in another precision than the weights that train."""
+        return bool(self.inference_arguments.bf16 or self.inference_arguments.fp16)
+
     @cached_property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of matrix products: that of mixed precision, else that of the weights."""
-        if self.inference_arguments.bf16 or self.inference_arguments.fp16:
+        if self.is_mixed:
             return torch.bfloat16 if self.inference_arguments.bf16 else torch.float16
         return next(self.policy(self.initial).parameters()).dtype
 
@@ -296,13 +303,29 @@ class Context(StoredPrompts):
     # Models
 
     def policy(self, path: str) -> nn.Module:
-        return self._sharing(self.slot.get(("policy", path), lambda: self._placed(self._load_policy(path))))
+        """The policy at `path`, for passes without gradients."""
+        return self._sharing(self.slot.get(("policy", path), lambda: self._reading(self._load_policy(path))))
+
+    def trainable_policy(self, path: str) -> nn.Module:
+        """The policy at `path` with the weights that train, which mixed precision keeps in float32."""
+        if not self.is_mixed:
+            return self.policy(path)
+        return self._sharing(self.slot.get(("trainable", path), lambda: self._placed(self._load_policy(path))))
+
+    def _reading(self, model: nn.Module) -> nn.Module:
+        placed = self._placed(model)
+        head = base_model(placed).get_output_embeddings()
+        return keep_linear_layers(placed, self.compute_dtype, head) if self.is_mixed else placed
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """The arguments of `from_pretrained` for the run's models."""
+        return onto(self.inference_arguments.device, self.config.load_options)
 
     def _load_policy(self, path: str) -> nn.Module:
         self.run.checked(Path(path))
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
-        options = self.config.load_options
-        return self._prepared(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
+        return self._prepared(load_policy(path, self.initial, self.config.peft, self.load_options, adapter_seed))
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         """The model without dropout, unless the recipe keeps it, and with the kernels that training asks for: every
@@ -317,13 +340,13 @@ class Context(StoredPrompts):
         """The frozen reference: the model at `path` as it is, without a fresh adapter."""
         if is_adapter(path) and path != self.initial:
             return self.policy(path)
-        return self._sharing(self.slot.get(("reference", path), lambda: self._placed(self._load_reference(path))))
+        return self._sharing(self.slot.get(("reference", path), lambda: self._reading(self._load_reference(path))))
 
     def _load_reference(self, path: str) -> nn.Module:
         if is_adapter(path) and path != self.initial:
             return self._load_policy(path)
         self.run.checked(Path(path))
-        return self._prepared(load_causal_lm(path, self.config.load_options))
+        return self._prepared(load_causal_lm(path, self.load_options))
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
         """The reference at `path`, for use beside a policy in training, which has left the slot: the policy without its
@@ -354,7 +377,7 @@ class Context(StoredPrompts):
 
     def take_policy(self, path: str) -> nn.Module:
         """The policy for training, which changes it, so the slot releases it."""
-        model = self.policy(path)
+        model = self.trainable_policy(path)
         self.slot.key = self.slot.value = None
         return model
 

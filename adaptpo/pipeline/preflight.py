@@ -198,7 +198,7 @@ def check_training(context: Context) -> None:
     if context.config.peft is not None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            context.policy(context.initial)
+            context.trainable_policy(context.initial)
         for message in dict.fromkeys(str(warning.message) for warning in said if "tie" in str(warning.message)):
             caution(f"peft: {' '.join(message.split())}", context.ranks.is_first)
 

@@ -72,8 +72,7 @@ def own_sampler(job: Job, phase: Phase, machine: Machine) -> Sampler:
     room = settings.memory or MEMORY_SHARE["transformers"] * machine.memory_gb * GB
     fit = settings.batch_size or max(1, int(room // (count * row)))
     prompts = min(fit, job.config.shard_size, ceil(phase.prompts / machine.count))
-    weights = shape.parameters * job.weight_bytes + (shape.parameters * job.number_bytes if job.mixed else 0)
-    return Sampler("transformers", machine.count, 1, room, prompts * count, row, weights)
+    return Sampler("transformers", machine.count, 1, room, prompts * count, row, job.reading_bytes)
 
 
 def server(job: Job, phase: Phase, machine: Machine, replicas: int, accelerators: int) -> Sampler:
@@ -147,7 +146,11 @@ def bytes_read(job: Job, phase: Phase, sampler: Sampler, steps: float) -> float:
     """Bytes that each replica reads: the weights once per step, and for each token the earlier keys and values."""
     context = float(job.data.prompt.mean()) + job.fresh / 2
     cache = cache_bytes(job.shape, context, job.number_bytes)
-    weights = job.shape.parameters * job.number_bytes
+    weights = (job.shape.body + job.shape.head) * job.number_bytes
+    if (
+        sampler.engine == "transformers" and job.mixed
+    ):  # The head is read in its own precision, converted and read again.
+        weights += job.shape.head * (job.weight_bytes + job.number_bytes)
     return steps * weights + phase.responses / sampler.replicas * job.fresh * cache
 
 

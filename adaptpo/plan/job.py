@@ -84,6 +84,13 @@ class Job:
         return self.number_bytes != self.weight_bytes
 
     @property
+    def reading_bytes(self) -> float:
+        """Bytes of a model that only reads: the layers in the precision of the computation, embedding and head in that
+        of the weights (`adaptpo.models.precision.keep_linear_layers`)."""
+        ends = self.shape.parameters - self.shape.body
+        return self.shape.body * self.number_bytes + ends * self.weight_bytes
+
+    @property
     def accumulates(self) -> bool:
         return int(self.config.training.get("gradient_accumulation_steps", 1)) > 1
 

@@ -55,7 +55,7 @@ class Machine(Settings):
     """Number of accelerators."""
     training_utilization: PositiveFraction = 0.27
     """Share of the peak matrix rate in training."""
-    rank_balance: PositiveFraction = 0.75
+    rank_balance: PositiveFraction = 0.99
     """Mean over largest work of the ranks in a training step, if there are several."""
     inference_utilization: PositiveFraction = 0.4
     """Share of the peak matrix rate in passes without gradients."""

@@ -46,7 +46,7 @@ def memory(job: Job, machine: Machine) -> list[Line]:
     lines = [total("training, not sharded", unsharded(job, machine.count))]
     if machine.count > 1:
         lines.append(total(f"training, sharded over {machine.count}", sharded(job, machine.count)))
-    lines.append(total("passes without gradients", [weights(job), autocast_copies(job)]))
+    lines.append(total("passes without gradients", [Part("weights", job.reading_bytes)]))
     if job.annotator.shape is not None:
         size = job.annotator.shape.parameters * job.annotator.number_bytes
         lines.append(total("annotation", [Part(f"weights in {8 * job.annotator.number_bytes} bits", size)]))

@@ -10,8 +10,8 @@ from adaptpo.plan.machines import Machine
 from adaptpo.plan.throughput import PassesMeasured, Throughput
 
 REASONS = {
-    "training_utilization": "PyTorch without compilation, with grouped attention",
-    "rank_balance": "ranks that are not balanced by length",
+    "training_utilization": "PyTorch without compilation; nothing for varlen attention, which has not been measured",
+    "rank_balance": "each optimizer step is dealt to the ranks by tokens",
     "inference_utilization": "log-probs and rewards of full batches",
     "decoding_utilization": "weights and caches of large batches",
 }

@@ -25,7 +25,7 @@ def check_model(context: Context) -> Summary:
     """Decides once, with the initial policy, so that all phases compute policy and reference in the same way."""
     shared, padded = token_counts(context.offline_rows)
     prompt, pair = context.offline()[representative(shared)] if context.has_pairs else stand_in(context)
-    dtype, model = context.compute_dtype, context.policy(context.initial)
+    dtype, model = context.compute_dtype, context.trainable_policy(context.initial)
     subject = {
         "model": model,
         "group": PromptGroup(prompt, (with_both_sides(pair),)),
