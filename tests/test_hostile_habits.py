@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,17 +11,22 @@ import pandas
 import pyarrow as pa
 import pytest
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from adaptpo import AlignmentConfig
+from adaptpo.annotation.reward_model import load_reward_model
+from adaptpo.config.base import nearest
 from adaptpo.data import iter_examples, open_rows, problems
 from adaptpo.data.rendered import with_words_rendered
-from adaptpo.errors import AdaptpoError, ConfigError
+from adaptpo.errors import AdaptpoError, ConfigError, ModelError
+from adaptpo.methods import METHODS
+from adaptpo.models.loading import load_causal_lm
 from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of
 from adaptpo.pipeline.data_inputs import in_memory
 from adaptpo.pipeline.given import lora_settings
 from adaptpo.types import Dropped, PreferenceExample
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, save_policy, save_reward_model
 
 Row = dict[str, Any]
 
@@ -240,3 +246,19 @@ def test_adapters_that_are_not_those_of_a_policy_in_training_are_refused(setting
         AlignmentConfig(output_dir="x", peft=lora_settings(settings))
     assert message in str(caught.value)
     AlignmentConfig(output_dir="x", peft=lora_settings(LoraConfig(task_type="CAUSAL_LM")))
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward model"])
+def test_a_model_without_one_of_its_shards_is_incomplete(kind: str, tmp_path: Path) -> None:
+    """And not of another kind, as one without its head is."""
+    save, load = {"policy": (save_policy, load_causal_lm), "reward model": (save_reward_model, load_reward_model)}[kind]
+    file = Path(save(tmp_path)) / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if ".0.self_attn.q" not in name}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"incomplete: 1 of its weights .*layers\.0\.self_attn\.q_proj\.weight; copy"):
+        load(str(tmp_path), {})
+
+
+@pytest.mark.parametrize(("given", "meant"), [("DPO", "dpo"), ("MetaAPO", "metaapo"), ("Online-DPO", "online_dpo")])
+def test_capitals_do_not_hide_what_is_meant(given: str, meant: str) -> None:
+    assert nearest(given, list(METHODS)) == f"did you mean '{meant}'?"

@@ -36,8 +36,8 @@ from tests.test_objectives import labelled_group, trl_batch
 from tests.test_real_model_training import ROWS, perturbed, trl_arguments
 
 pytestmark = [needs_real_model, pytest.mark.engines]
-SHORT = ROWS[1:3]
-"""Of different lengths, as chosen and rejected responses are."""
+SHORT = ROWS[1:2]
+"""One pair, because each case takes seconds; its responses differ in length."""
 PLAIN: dict[str, Any] = {"label_smoothing": 0.0, "ld_alpha": None, "f_divergence_type": "reverse_kl"}
 JS = {"f_divergence_type": "js_divergence"}
 FORWARD = {"f_divergence_type": "forward_kl"}
@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Objective, str, dict[str, Any]]] = {
 }
 """By TRL's name: the objective, TRL's loss type and its settings."""
 STEPS = 3
-MOVE = 2e-3
-"""How far the first step moves some weight."""
+MOVE = 5e-4
+"""How far the first step moves some weight; after larger steps the losses amplify rounding."""
 Loss = Callable[[nn.Module], Tensor]
 
 
@@ -119,7 +119,7 @@ def assert_equal(models: dict[str, Any], their_loss: Loss, our_loss: Loss) -> No
     theirs, own = models["policy"].state_dict(), models["other"].state_dict()
     moved = max((theirs[name] - models["start"][name]).abs().max().item() for name in theirs)
     apart = max((theirs[name] - own[name]).abs().max().item() for name in theirs)
-    assert moved > 1e-3 and apart < 1e-5, (moved, apart)
+    assert moved > 2e-4 and apart < 1e-5, (moved, apart)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -132,16 +132,14 @@ def test_losses_and_weights_equal_trl(name: str, models: dict[str, Any], trainer
 
 
 def test_cpo_equals_trl(models: dict[str, Any], tmp_path: Path) -> None:
-    """CPOTrainer puts tokens of its own around a response and takes the mean of its likelihood over the tokens of a
-    micro-batch, so its own rows are compared, one at a time."""
+    """CPOTrainer puts tokens of its own around a response, so its own row is compared."""
     config = trl_arguments(CPOConfig, tmp_path, loss_type="sigmoid", beta=0.3, cpo_alpha=0.7)
     data, tokenizer = Dataset.from_list(SHORT), real_tokenizer()
     trainer = CPOTrainer(model=models["policy"], args=config, train_dataset=data, processing_class=tokenizer)
-    whole = trl_batch(trainer)
-    rows = [{name: value[row : row + 1] for name, value in whole.items()} for row in range(len(SHORT))]
-    own = GroupCollator(0)([labelled_group(whole, row) for row in range(len(SHORT))])
+    theirs = trl_batch(trainer)
+    own = GroupCollator(0)([labelled_group(theirs, row) for row in range(len(SHORT))])
 
-    def theirs(model: nn.Module) -> Tensor:
-        return torch.stack([trainer.get_batch_loss_metrics(model, row)[0] for row in rows]).mean()
+    def their_loss(model: nn.Module) -> Tensor:
+        return trainer.get_batch_loss_metrics(model, theirs)[0]
 
-    assert_equal(models, theirs, ours(own, CPO(0.3, cpo_alpha=0.7)))
+    assert_equal(models, their_loss, ours(own, CPO(0.3, cpo_alpha=0.7)))

@@ -25,7 +25,7 @@ from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.errors import ModelError
 from adaptpo.models.adapters import adapter_settings, adapter_shapes, base_of, base_options, merged, refuse_other_task
 from adaptpo.models.collate import pad
-from adaptpo.models.loading import HAS_NO_MODEL, LOAD_ERRORS, Options, cannot_load, stored_tokenizer
+from adaptpo.models.loading import HAS_NO_MODEL, LOAD_ERRORS, Options, cannot_load, refuse_missing, stored_tokenizer
 from adaptpo.models.shared_prompt.attention import sharing_prompts
 from adaptpo.types import Message, Prompt, Response
 
@@ -68,11 +68,8 @@ def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, .
     except LOAD_ERRORS as error:
         raise cannot_load("a reward model", path, error, HAS_NO_MODEL, options) from error
     absent = [name for name in loaded["missing_keys"] if name.split(".")[0] not in trained_elsewhere]
-    if missing := sorted(absent):
-        raise ModelError(
-            f"the model at '{path}' is not a trained reward model: it has no {', '.join(missing[:3])}; "
-            "give the folder of a trained reward model, or set reward: train"
-        )
+    remedy = "give the folder of a trained reward model, or set reward: train"
+    refuse_missing(path, absent, "is not a trained reward model", remedy)
     return model
 
 

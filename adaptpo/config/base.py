@@ -64,8 +64,9 @@ Guarded = AfterValidator(guarded)
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
+    by_letters = {other.lower(): other for other in valid}
+    close = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
+    return f"did you mean '{by_letters[close[0]]}'?" if close else f"valid are: {', '.join(sorted(valid))}"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -39,6 +41,8 @@ LOAD_ERRORS = (
 """What transformers raises for a folder, an id or arguments that do not fit, and a model's own code for itself."""
 WHERE_AND_WHOSE = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 """The arguments of `from_pretrained` that hold for the configuration and the tokenizer of a model too."""
+OF_A_LAYER = re.compile(r"^(?!score|classifier|lm_head).*\.\d+\.")
+"""Names of weights that a model of every kind has."""
 HAS_NO_MODEL = "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
 TRUST = (
     "it comes with Python code of its own. Read that code, then set trust_remote_code: true in the recipe "
@@ -128,12 +132,22 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
     except LOAD_ERRORS as error:
         remedy = f"{HAS_NO_MODEL} Also check model_init_kwargs."
         raise cannot_load("a causal language model", path, error, remedy, options) from error
-    if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(
-            f"the model at '{path}' is not a causal language model: it has no {', '.join(missing[:3])}; "
-            "give a model that generates text (a reward model belongs under `reward`)"
-        )
+    remedy = "give a model that generates text (a reward model belongs under `reward`)"
+    refuse_missing(path, loaded["missing_keys"], "is not a causal language model", remedy)
     return model
+
+
+def refuse_missing(path: str, missing: Collection[str], other_kind: str, remedy: str) -> None:
+    """Raises ModelError if weights are missing: of a layer, so that the files are incomplete, or only what models of
+    another kind do not have."""
+    if not missing:
+        return
+    if lost := sorted(name for name in missing if OF_A_LAYER.match(name)):
+        raise ModelError(
+            f"the model at '{path}' is incomplete: {len(missing)} of its weights are in none of its files, such as "
+            f"{lost[0]}; copy or download all of them again"
+        )
+    raise ModelError(f"the model at '{path}' {other_kind}: it has no {', '.join(sorted(missing)[:3])}; {remedy}")
 
 
 def check_loading(config: PretrainedConfig, options: Options, adapted: bool) -> None:
