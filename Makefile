@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-engines real-model vllm lint format docs clean
+.PHONY: demo test test-engines campaign real-model vllm lint format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
@@ -16,6 +16,13 @@ test: $(VENV)/installed
 # Several processes, servers, Ray: slower, and not run by `make test`.
 test-engines: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m engines $(TESTS)
+
+# Faults at random, for some minutes; `make campaign MINUTES=60 JOBS=8 SEED=1000`. docs/reliability.md
+MINUTES ?= 10
+JOBS ?= 2
+SEED ?= 0
+campaign: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --minutes $(MINUTES) --jobs $(JOBS) --first $(SEED)
 
 # SmolLM2-135M-Instruct, which the tests on a real model use (docs/real-model.md).
 REAL_MODEL ?= real-model

@@ -1,6 +1,6 @@
 """What it costs that a run can be trusted: deterministic operations in training, and checksums of what is written.
 
-`deterministic` is a training step as adaptpo takes it on a CPU. The share of checksums is the time that a whole run
+`deterministic` is a training step as adaptpo takes it on a CPU. The share of checksums is the CPU time that a whole run
 spends on hashing, on listing, and on the checks before reading.
 """
 
@@ -49,7 +49,7 @@ def determinism(groups: int, prompt: int, response: int, repeats: int) -> Ratio:
 
 @contextmanager
 def clocked(spent: dict[str, float]) -> Iterator[None]:
-    """Adds up the seconds in what the checks call, each call once."""
+    """Adds up the seconds of CPU time in what the checks call, each call once."""
     inside: list[str] = []
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,12 +57,12 @@ def clocked(spent: dict[str, float]) -> Iterator[None]:
             if inside:
                 return function(*args, **kwargs)
             inside.append(name)
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
                 inside.pop()
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+                spent[name] = spent.get(name, 0.0) + time.process_time() - started
 
         return call
 
@@ -97,13 +97,14 @@ def share_of_checks(rows: int, folder: Path) -> None:
         reward_funcs=letters,
     )
     spent: dict[str, float] = {}
-    started = time.perf_counter()
+    started = time.process_time()
     with clocked(spent):
         trainer.train()
-    taken = time.perf_counter() - started
+    taken = time.process_time() - started
     size = sum(file.stat().st_size for file in (folder / "run").rglob("*") if file.is_file())
-    print(f"run of {rows} pairs: {taken:.1f} s, {size / 2**20:.0f} MiB; checks {sum(spent.values()):.2f} s, ", end="")
-    print(f"{sum(spent.values()) / taken:.2%} of it ({', '.join(f'{k} {v:.2f} s' for k, v in spent.items())})")
+    checks = sum(spent.values())
+    print(f"run of {rows} pairs: {taken:.1f} s of CPU time, {size / 2**20:.0f} MiB; checks {checks:.2f} s, ", end="")
+    print(f"{checks / taken:.2%} of it ({', '.join(f'{name} {seconds:.2f} s' for name, seconds in spent.items())})")
 
 
 def letters(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:

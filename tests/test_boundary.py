@@ -424,3 +424,21 @@ def test_no_code_takes_a_recipe_without() -> None:
     refuse_code(build("reward: org/reward-model\nmodel_init_kwargs: {attn_implementation: sdpa}"))
     refuse_code(build("reward: {judge: m}\ngeneration: {engine: vllm}"))
     assert Recipe(**NEEDED).reward is None and AlignmentConfig(output_dir="o").trusts_code is False
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (f"reward: {'x' * 5000}", "reward: .*more than 255 bytes"),
+        (f"method: {{name: metaapo_fixed, learner: {'x' * 5000}}}", "more than 255 bytes"),
+        ("model: ~nobody-of-this-name/model", "home directory"),
+        ("model_init_kwargs: {revision: 1.0e+300}", "model_init_kwargs.revision: .* is not text"),
+        ("model_init_kwargs: {subfolder: 12}", "model_init_kwargs.subfolder: 12 is not text; put it in quotes"),
+    ],
+)
+def test_what_is_no_name_is_refused(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make_recipe(NEEDED | read_yaml(text), [], Path())

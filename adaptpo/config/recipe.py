@@ -11,7 +11,7 @@ from annotated_types import Gt, Lt
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from adaptpo.config.base import Guarded, PathText, Settings, explain
+from adaptpo.config.base import Guarded, PathText, Settings, checked_path, explain, is_special_reward
 from adaptpo.config.data import DataSettings, EvalDataSettings, as_section
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.generation import EngineSettings
@@ -70,6 +70,10 @@ class SyncedReference(Settings):
     """Optimizer steps between two updates of the reference."""
     ref_model_mixup_alpha: PositiveFraction = 0.6
     """The share of the policy in the updated reference; 1 replaces it."""
+
+
+TEXTS_OF_LOADING = ("revision", "code_revision", "subfolder", "variant")
+"""Arguments of `from_pretrained` that a recipe may spell like a number: `revision: 12345678`."""
 
 
 class AlignmentConfig(Settings):
@@ -200,6 +204,9 @@ class AlignmentConfig(Settings):
     @field_validator("model_init_kwargs")
     @classmethod
     def _one_dtype(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in TEXTS_OF_LOADING:
+            if not isinstance(values.get(name, ""), str):
+                raise ConfigError(f"model_init_kwargs.{name}: {values[name]} is not text; put it in quotes")
         return with_dtype(values)
 
     @property
@@ -256,6 +263,8 @@ class Recipe(AlignmentConfig):
             from adaptpo.config.reward import reward_parts
 
             reward_parts(value)
+        elif isinstance(value, str) and not is_special_reward(value):
+            checked_path(value)
         return value
 
     @field_validator("data", "eval_data", mode="before")
@@ -296,7 +305,10 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
 
 def resolve_path(value: str, folder: Path) -> str:
     """Resolves an input: relative to the recipe's folder if it exists there, else unchanged (a path, or a hub id)."""
-    beside = folder / Path(value).expanduser()
+    try:
+        beside = folder / Path(checked_path(value)).expanduser()
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no such user's home.
+        raise ConfigError(f"'{value[:60]}': {error}") from error
     return str(beside.resolve()) if beside.exists() else value
 
 

@@ -1,1 +1,1 @@
-"""Campaigns: thousands of seeded faults, which the tests run a slice of. `python -m tests.campaign.inputs --help`."""
+"""Campaigns: thousands of seeded faults, which the tests run a slice of. `python -m tests.campaign --help`."""
