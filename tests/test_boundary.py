@@ -432,7 +432,7 @@ def test_no_code_takes_a_recipe_without() -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (f"reward: {'x' * 5000}", "reward: .*more than 255 bytes"),
+        (f"reward: {'x' * 5000}", "'reward': .*more than 255 bytes"),
         (f"method: {{name: metaapo_fixed, learner: {'x' * 5000}}}", "more than 255 bytes"),
         ("model: ~nobody-of-this-name/model", "home directory"),
         ("model_init_kwargs: {revision: 1.0e+300}", "model_init_kwargs.revision: .* is not text"),

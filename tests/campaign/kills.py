@@ -144,7 +144,7 @@ def disturbed(name: str, how: str, rng: random.Random, folder: Path) -> int:
     reference, longest = straight(name, folder)
     out, times = folder / f"run-{rng.randrange(10**9)}", 0
     while True:
-        moment = rng.uniform(0, longest) if times < 12 else None
+        moment = rng.uniform(0, longest if times else longest / 2) if times < 12 else None
         codes = codes_of(kind, out, moment, rng.randrange(kind.ranks), how)
         if set(codes) == {0}:
             break
