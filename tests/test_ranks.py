@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.models.inference import autocast
+from adaptpo.pipeline import generator
 from adaptpo.pipeline.context import Context
 from adaptpo.run.directory import open_run
 from adaptpo.run.identity import refuse_other_run
@@ -276,6 +280,34 @@ def test_shares_come_back_in_order(items: int, monkeypatch: pytest.MonkeyPatch) 
     shares = [[10 * item for item in Ranks(index, 3).share(range(items))] for index in range(3)]
     monkeypatch.setattr(Ranks, "gather", lambda self, own: shares)
     assert Ranks(1, 3).gather_shares(shares[1]) == [10 * item for item in range(items)]
+
+
+@pytest.mark.parametrize(("engine", "asked"), [("transformers", [[0, 2, 4], [1, 3]]), ("vllm", [[0, 1, 2, 3, 4], []])])
+def test_held_out_prompts_go_to_every_process_or_to_one_server(
+    engine: str, asked: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process samples its share; a server is asked by process 0, once both have left the accelerator."""
+    events: list[Any] = []
+
+    @contextmanager
+    def recording(*_: Any) -> Iterator[Any]:
+        yield SimpleNamespace(
+            generate=lambda prompts, count, seeds: events.append([*prompts]) or [[p] for p in prompts]
+        )
+
+    monkeypatch.setattr(generator, "generating", recording)
+    monkeypatch.setattr(Ranks, "wait", lambda self: events.append("waits"))
+    monkeypatch.setattr(Ranks, "on_first", lambda self, work: work() if self.is_first else [])
+    monkeypatch.setattr(Ranks, "gather_shares", lambda self, own: own)
+    for index, own in enumerate(asked):
+        events.clear()
+        slot = SimpleNamespace(clear=lambda: events.append("leaves"))
+        config = SimpleNamespace(generation=SimpleNamespace(engine=engine))
+        context: Any = SimpleNamespace(config=config, ranks=Ranks(index, 2), slot=slot)
+        found = generator.generate_one_each(context, "policy", "evaluate/initial", range(5), range(5))  # type: ignore[arg-type]
+        assert found == [[number] for number in own]
+        left = ["leaves", "waits"] if engine == "vllm" else []
+        assert events == [*left, *([own] if own else [])]
 
 
 def test_process_alone_needs_no_other() -> None:

@@ -60,14 +60,35 @@ def generate_shards(
 
     A server is asked by process 0 alone: it starts one for the whole machine, once all have left the accelerator.
     """
-    settings = engine_settings(context)
-    served = settings.engine != "transformers"
-    if served:
-        context.slot.clear()
-        context.ranks.wait()
+    settings, served = engine_settings(context), leave_to_server(context)
     with generating(context, policy, phase) as generator:
         size, at_once = context.config.shard_size, shards_at_once(settings)
         context.run.shards(folder, items, size, partial(work, generator), context.shows, at_once, by_first=served)
+
+
+def generate_one_each(
+    context: Context, policy: str, phase: str, prompts: Sequence[Prompt], seeds: Sequence[int]
+) -> list[list[Response]]:
+    """A response to each prompt, or none if it is missing; all ranks call it. Each samples a share of the prompts, or
+    process 0 asks a server for all of them."""
+
+    def sampled(numbers: Sequence[int]) -> list[list[Response]]:
+        with generating(context, policy, phase) as generator:
+            return generator.generate([prompts[n] for n in numbers], 1, [seeds[n] for n in numbers])
+
+    every = range(len(prompts))
+    if leave_to_server(context):
+        return context.ranks.on_first(partial(sampled, every))
+    return context.ranks.gather_shares(sampled(context.ranks.share(every)))
+
+
+def leave_to_server(context: Context) -> bool:
+    """Whether a server samples; if so, all ranks have left the accelerator to it."""
+    if context.config.generation.engine == "transformers":
+        return False
+    context.slot.clear()
+    context.ranks.wait()
+    return True
 
 
 @contextmanager

@@ -147,9 +147,8 @@ def bytes_read(job: Job, phase: Phase, sampler: Sampler, steps: float) -> float:
     context = float(job.data.prompt.mean()) + job.fresh / 2
     cache = cache_bytes(job.shape, context, job.number_bytes)
     weights = (job.shape.body + job.shape.head) * job.number_bytes
-    if (
-        sampler.engine == "transformers" and job.mixed
-    ):  # The head is read in its own precision, converted and read again.
+    if sampler.engine == "transformers" and job.mixed:
+        # The head is read in its own precision, converted, and read again.
         weights += job.shape.head * (job.weight_bytes + job.number_bytes)
     return steps * weights + phase.responses / sampler.replicas * job.fresh * cache
 

@@ -19,7 +19,7 @@ from adaptpo.errors import DataError
 from adaptpo.models.inference import PromptedPair, as_matrix, evaluate_pairs, from_matrix
 from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.generator import MISSING, generating
+from adaptpo.pipeline.generator import MISSING, generate_one_each
 from adaptpo.pipeline.kept_reference import joined
 from adaptpo.pipeline.phases.data import left_out_row
 from adaptpo.pipeline.phases.reference import keep_initial_reference
@@ -147,11 +147,10 @@ def with_pairs(items: Sequence[Heldout]) -> list[PromptedPair]:
 
 def sampled(context: Context, stage: str, policy: str, items: Sequence[Heldout]) -> list[Response]:
     """One response to each prompt, `NEVER_CAME` in place of a missing one."""
-    own = [item.prompt for item in context.ranks.share(items)]
-    seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in own]
-    with generating(context, policy, evaluation_phase(stage)) as generator:
-        responses = [next(iter(several), None) for several in generator.generate(own, 1, seeds)]
-    return [NEVER_CAME if found is None else found for found in context.ranks.gather_shares(responses)]
+    prompts = [item.prompt for item in items]
+    seeds = [seed_for(context.config.seed, "evaluate", prompt.id) for prompt in prompts]
+    found = generate_one_each(context, policy, evaluation_phase(stage), prompts, seeds)
+    return [next(iter(several), NEVER_CAME) for several in found]
 
 
 def tabulate(
