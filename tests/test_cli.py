@@ -350,12 +350,15 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
 
 
-def test_second_process_on_a_run_names_the_first(recipe: Recipe, folder: Path) -> None:
+def test_second_command_on_a_run_names_the_process_of_the_first(
+    recipe: Recipe, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/test_run_directory.py holds the lock in another process."""
     with open_run(folder / "run"):
-        second = python("-m", "adaptpo", "train", recipe())
-    assert second.returncode == 2
-    assert f"process {os.getpid()} is working on {folder}/run" in second.stderr
-    assert "Traceback" not in second.stderr and second.stdout == ""
+        assert status_of("train", recipe()) == 2
+    output = capsys.readouterr()
+    assert f"process {os.getpid()} is working on {folder}/run" in output.err
+    assert "Traceback" not in output.err and output.out == ""
 
 
 # --- help, tables, imports -------------------------------------------------------------------------------------------

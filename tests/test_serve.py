@@ -21,6 +21,7 @@ from adaptpo.config.reward import reward_parts
 from adaptpo.types import Prompt, Response
 from tests.tiny import byte_tokenizer
 
+pytestmark = pytest.mark.engines
 for needed in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(needed, reason="needs transformers[serving]")
 
