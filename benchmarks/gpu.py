@@ -90,7 +90,7 @@ def table_row(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         for key, value in row["facts"].items()
     )
     peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
-    taken = f"{1000 * row['seconds']:.1f}" if timed else ""
+    taken = significant(1000 * row["seconds"]) if timed else ""
     return f"| {row['section']} | {row['case']} | {row['variant']} | {taken} | {peak} | {ratio} | {facts} |"
 
 

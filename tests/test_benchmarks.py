@@ -141,3 +141,33 @@ def test_peaks_of_phases_by_number_of_prompts() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table([few, many]).splitlines()]
     assert rows[0] == ["phase", "10", "1,000"]
     assert rows[2:] == [["data", "2", "4"], ["pair", "5", ""], ["highest", "5", "4"]]
+
+
+@pytest.mark.engines
+def test_what_a_gpu_is_measured_on_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The smallest shape and lengths; the file of throughput is one that a plan reads."""
+    from gpu import SECTIONS, Setting, measure, table, throughput
+
+    from adaptpo.plan.throughput import read_throughput
+
+    setting = Setting("cpu", "tiny", bf16=True, repeats=1, tokens=2048, scale=32)
+    sections = [name for name in SECTIONS if name != "head"]
+    rows = measure(setting, sections, tmp_path / "tiny.json", {"machine": "a CPU", "shape": "tiny"})
+    assert "failed" not in capsys.readouterr().out
+    assert {row.section for row in rows} == set(sections) - {"launches", "liger"}
+    errors = {row.variant: row.facts["gradient_error"] for row in rows if row.section == "exactness"}
+    assert len(errors) == 3
+    assert all(float(error) < 0.05 for error in errors.values())
+    written = table([tmp_path / "tiny.json"]).splitlines()
+    assert len([line for line in written if line.startswith("| ")]) == len(rows) + 1
+    file = tmp_path / "measured.json"
+    file.write_text(throughput(setting, rows).model_dump_json())
+    assert read_throughput(file).training is not None
+
+
+def test_ratios_of_the_table_by_hand() -> None:
+    from gpu import table_row
+    from gpu_material import row
+
+    rows = [row("dpo", "a", name, [taken], None).record() for name, taken in (("TRL", 3.0), ("adaptpo", 2.0))]
+    assert [cell.strip() for cell in table_row(rows[0], rows).split("|")[4:7]] == ["3,000", "", "1.50"]

@@ -356,7 +356,7 @@ def bench(optimizer: str, lora: bool = False, micro_batches: int = 1, max_norm: 
     training, validation = groups[:4], groups[4:]
     size = len(training) // micro_batches
     batches = [GroupCollator(0)(training[i : i + size]) for i in range(0, len(training), size)]
-    trained = [(batch, pairs_of(batch), 0.5 + torch.rand(len(batch["group"])).double()) for batch in batches]
+    trained = [(batch, pairs_of(batch), 0.5 + torch.rand(len(batch["pairs"].group)).double()) for batch in batches]
     pieces = [GroupCollator(0)(validation[:1]), GroupCollator(0)(validation[1:])]
     result = Bench(losses, made, trained, pieces, prompts=4, max_norm=max_norm)
     for scale in (0.7, 1.3, 0.9):  # So that the moments are real ones.
@@ -366,11 +366,11 @@ def bench(optimizer: str, lora: bool = False, micro_batches: int = 1, max_norm: 
 
 
 def pairs_of(batch: Batch) -> PairBatch:
-    count = len(batch["group"])
+    count = len(batch["pairs"].group)
     return replace(
-        observed(batch["prompt_id"].tolist(), [0.1] * count, [0.0] * count),
-        group=batch["group"],
-        group_size=batch["group_size"],
+        observed(batch["pairs"].prompt_id.tolist(), [0.1] * count, [0.0] * count),
+        group=batch["pairs"].group,
+        group_size=batch["pairs"].group_size,
     )
 
 

@@ -26,7 +26,7 @@ from adaptpo.pipeline.phases.train import stretch
 from adaptpo.run.files import JsonLines
 from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.prompt_group_trainer import reduce_in_float32
-from adaptpo.training.step import preference_step
+from adaptpo.training.step import on_host, preference_step
 from adaptpo.types import OFFLINE, PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference
 from tests.runs import start
@@ -252,13 +252,32 @@ def test_batches_that_fill_up_lie_on_the_device_of_training(
     (passes,), _ = trainer.get_batch_samples(iter([trainer.passes(groups[:2])]), 1, torch.device("meta"))
     fillers = [batch for batch in passes if FILLER in batch]
     assert len(fillers) == 2
-    for name, value in (item for batch in fillers for item in batch.items()):
+    moved = [(name, value) for batch in fillers for name, value in batch.items() if name not in ("pairs", "num_tokens")]
+    for name, value in moved:
         parts = (
             [value.keys, value.query_starts, value.key_starts, value.padded.places]
             if name == "shared_prompts"
             else [value]
         )
         assert {part.device.type for part in parts} == {"meta"}, name
+
+
+def test_what_weights_are_computed_from_comes_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another device than the CPU: values, dtypes and shapes are those of the fields; a field may be absent."""
+    logps = PairLogps(
+        torch.randn(3, requires_grad=True), torch.randn(3), torch.tensor([4, 0, 2**23 + 1]), torch.ones(3).long(),
+        shared=torch.randn(3, 2), divergence=torch.rand(3).half(),
+    )  # fmt: skip
+    here = on_host(logps, {"losses": torch.randn(3)})
+    assert not here[0].chosen.requires_grad
+    assert here[0].shared is not None
+    assert here[0].shared.data_ptr() == logps.shared.data_ptr()
+    more = {"losses": torch.randn(3)}
+    monkeypatch.setattr("adaptpo.training.step.lies_on_host", lambda _: False)
+    there = on_host(logps, more)
+    for name, value in (vars(logps) | more).items():
+        found = (vars(there[0]) | there[1])[name]
+        assert found is value is None or (found.dtype == value.dtype and torch.equal(found, value)), name
 
 
 def test_ranks_sum_gradients_in_float32() -> None:
@@ -291,8 +310,7 @@ def test_lora_trains_the_adapter_alone_and_starts_at_the_reference(tokenizer: An
 
 def test_torn_group_stops_training(tokenizer: Any, groups: list[PromptGroup]) -> None:
     batch = GroupCollator(0)(groups)
-    batch["group_size"] = batch["group_size"].clone()
-    batch["group_size"][0] = 3
+    batch["pairs"].group_size[0] = 3
     with pytest.raises(TrainingError, match="whole prompt groups"):
         preference_step(tiny_model(tokenizer), batch, methods.metaapo(), len(groups))
 
@@ -317,7 +335,7 @@ def test_not_finite_stops_before_weights_are_written(
 def poisoned(original: Any) -> Any:
     def call(self: Any, groups: Any) -> dict[str, torch.Tensor]:
         batch = original(self, groups)
-        batch["reference_chosen"][batch["source"] == OFFLINE] = float("nan")
+        batch["reference_chosen"][batch["pairs"].source == OFFLINE] = float("nan")
         return batch
 
     return call

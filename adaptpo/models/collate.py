@@ -17,17 +17,34 @@ from adaptpo.models.shared_prompt.layout import positions, shared_prompts
 from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup, Response
 
 Batch = dict[str, Any]
-"""Tensors, and the `SharedPrompts` of a row with shared prompts.
+"""Tensors, the `SharedPrompts` of a row with shared prompts, and the `pairs` of preference data as `PairFacts`.
 
 `input_ids` [rows, tokens]; `columns` [c], the columns whose logits predict response tokens; `targets` [rows, c], the
-tokens that they predict; `target_mask` [rows, c], true where that is a trained token of the response; `response_mask`
+tokens that they predict; `target_mask` [rows, c], true where that is a trained token of the response;
+`target_places` [tokens], the places of its true entries in `targets`, row after row; `response_mask`
 [n, longest], true for each of the trained tokens of the n responses. In reading order, the true entries of both masks
 mark the same tokens. An absent response has a row of `response_mask`, without a true entry, and takes no part in the
 forward pass.
 """
 
 
-FEATURE = "feature/"
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of n pairs before the forward pass, as `PairBatch` names it, [n] each. It stays on the host, where
+    weights are computed: to read it must not wait for a GPU."""
+
+    prompt_id: Tensor
+    group: Tensor
+    group_size: Tensor
+    source: Tensor
+    reward_gap: Tensor
+    data_weight: Tensor
+    features: dict[str, Tensor]
+
+    def to(self, *_: Any, **__: Any) -> PairFacts:
+        return self
+
+
 FILLER = "filler"
 """Key of a batch that counts for nothing: a rank computes it while other ranks have more batches left."""
 
@@ -66,7 +83,7 @@ def padded_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Response],
         "input_ids": input_ids,
         "columns": columns,
         "targets": input_ids[:, columns + 1],
-        "target_mask": counts[:, columns + 1],
+        **targets_at(counts[:, columns + 1]),
         "response_mask": token_mask([sum(trained(response)) for response in responses]),
     }
 
@@ -98,15 +115,20 @@ def shared_rows(prompts: Sequence[Sequence[int]], responses: Sequence[Response],
         "shared_prompts": shared_prompts(prompt_lengths, lengths),
         "columns": torch.tensor([column for i in range(len(responses)) for column in predictors.get(i, [])]),
         "targets": targets,
-        "target_mask": torch.ones_like(targets, dtype=torch.bool),
+        **targets_at(torch.ones_like(targets, dtype=torch.bool)),
         "response_mask": token_mask([sum(trained(response)) for response in responses]),
     }
 
 
-def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Response], prompt_of: Sequence[int]) -> Tensor:
-    """The tokens of all responses, each with its prompt, which is how TRL counts them; scalar."""
+def targets_at(mask: Tensor) -> Batch:
+    """`target_mask`, and `target_places`: a GPU would have to wait to learn how many entries of a mask are true."""
+    return {"target_mask": mask, "target_places": mask.flatten().nonzero()[:, 0]}
+
+
+def num_tokens(groups: Sequence[ResponseGroup], responses: Sequence[Response], prompt_of: Sequence[int]) -> int:
+    """The tokens of all responses, each with its prompt, which is how TRL counts them."""
     lengths = [len(group.prompt.ids) for group in groups]
-    return torch.tensor(sum(lengths[prompt] for prompt in prompt_of) + sum(len(r.ids) for r in responses))
+    return sum(lengths[prompt] for prompt in prompt_of) + sum(len(r.ids) for r in responses)
 
 
 def response_rows(
@@ -149,10 +171,19 @@ def reference_tokens(pairs: Sequence[PreferencePair]) -> Batch:
     return {"reference_tokens": pad_sequence(rows, batch_first=True)}
 
 
-def feature_tensors(groups: Sequence[PromptGroup]) -> Batch:
-    """`feature/NAME` [n, width] for n pairs, given the group of each pair."""
-    names = groups[0].features
-    return {f"{FEATURE}{name}": torch.tensor([group.features[name] for group in groups]) for name in names}
+def pair_facts(members: Sequence[tuple[int, PromptGroup, PreferencePair]]) -> PairFacts:
+    """Of pairs, given with their group and its index."""
+    groups, pairs = [group for _, group, _ in members], [pair for _, _, pair in members]
+    nan = float("nan")
+    return PairFacts(
+        prompt_id=torch.tensor([pair.prompt_id for pair in pairs]),
+        group=torch.tensor([index for index, _, _ in members]),
+        group_size=torch.tensor([len(group.pairs) for group in groups]),
+        source=torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
+        reward_gap=torch.tensor([nan if pair.reward_gap is None else pair.reward_gap for pair in pairs]),
+        data_weight=torch.tensor([data_weight(group.prompt.columns) or 0.0 for group in groups]),
+        features={name: torch.tensor([group.features[name] for group in groups]) for name in groups[0].features},
+    )
 
 
 def data_weight(columns: dict[str, Any]) -> float | None:
@@ -179,18 +210,11 @@ class GroupCollator:
         samples = [(index, pair.sample) for index, _, pair in members if pair.sample is not None]
         responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         prompt_of = [index for index, _, _ in members] * 2 + [index for index, _ in samples]
-        nan = float("nan")
         return {
             **response_rows(groups, responses + [made for _, made in samples], prompt_of, self.pad_id, self.rows),
             **reference_tensors(pairs),
             **({"has_sample": torch.tensor([pair.sample is not None for pair in pairs])} if samples else {}),
-            "prompt_id": torch.tensor([pair.prompt_id for pair in pairs]),
-            "group": torch.tensor([index for index, _, _ in members]),
-            "group_size": torch.tensor([len(group.pairs) for _, group, _ in members]),
-            "source": torch.tensor([SOURCES.index(pair.source) for pair in pairs]),
-            "data_weight": torch.tensor([data_weight(group.prompt.columns) or 0.0 for _, group, _ in members]),
-            "reward_gap": torch.tensor([nan if p.reward_gap is None else p.reward_gap for p in pairs]),
-            **feature_tensors([group for _, group, _ in members]),
+            "pairs": pair_facts(members),
         }
 
     def batches(self, groups: Sequence[PromptGroup]) -> list[Batch]:
@@ -198,18 +222,17 @@ class GroupCollator:
         return [self([groups[i] for i in indices]) for indices in token_batches(groups, self.rows)]
 
 
-def pair_batch(batch: Batch, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
-    """The fields of a batch that weightings and learners see; `measured` are those that a `VocabularyProbe` adds."""
-    names = ("prompt_id", "group", "group_size", "source", "reward_gap", "data_weight")
+def pair_batch(facts: PairFacts, logps: PairLogps, margin: Tensor, **measured: Tensor) -> PairBatch:
+    """What weightings and learners see; `logps` and `margin` are on the host, and so are `measured`, which a
+    `VocabularyProbe` adds."""
     absent = torch.stack([logps.chosen_tokens, logps.rejected_tokens], dim=1) == 0
     return PairBatch(
-        **{name: batch[name] for name in names},
+        **vars(facts),
         margin=margin.detach().float(),
         ratios=logps.ratios().detach().float().masked_fill(absent, float("nan")),
-        features={name.removeprefix(FEATURE): batch[name] for name in batch if name.startswith(FEATURE)},
-        **({"divergence": logps.divergence} | measured),
+        **{"divergence": logps.divergence, **measured},
     )
 
 
 def count_prompts(batch: Batch) -> int:
-    return int(batch["group"].max()) + 1
+    return int(batch["pairs"].group.max()) + 1

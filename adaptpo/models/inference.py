@@ -27,7 +27,7 @@ def autocast(args: TrainingArguments) -> AbstractContextManager:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
 
 
 def evaluate_pairs(

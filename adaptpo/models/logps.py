@@ -30,13 +30,18 @@ def model_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return arguments
 
 
+def at_targets(values: Tensor, batch: Batch) -> Tensor:
+    """The values [rows, columns, ...] that belong to trained tokens, [tokens, ...]."""
+    return values.flatten(0, 1).index_select(0, batch["target_places"])
+
+
 def whole_logps(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probs of all response tokens [tokens], from the model's own logits."""
     arguments = model_arguments(model, batch)
     logits = model(**arguments).logits
     if "logits_to_keep" not in arguments:
         logits = logits[:, batch["columns"]]
-    return chosen_logps(logits, batch["targets"])[batch["target_mask"]]
+    return at_targets(chosen_logps(logits, batch["targets"]), batch)
 
 
 def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
@@ -44,7 +49,7 @@ def chunked_logps(model: nn.Module, batch: Batch, size: int) -> Tensor:
     head = base_model(model).get_output_embeddings()
     with head_inputs(head) as inputs:
         model(**model_arguments(model, batch))
-    hidden, targets = inputs[0].states[batch["target_mask"]], batch["targets"][batch["target_mask"]]
+    hidden, targets = at_targets(inputs[0].states, batch), at_targets(batch["targets"], batch)
     with inputs[0].precision():
         return head_logps(head, hidden, targets, size)
 
@@ -79,7 +84,7 @@ def pair_logps(model: nn.Module, batch: Batch, chunked_head: bool = False) -> Pa
 
 def sum_pairs(tokens: Tensor, batch: Batch) -> PairLogps:
     """Sums the output of `token_logps` for this batch: rows of the n chosen, the n rejected, then the samples."""
-    both = 2 * len(batch["prompt_id"])
+    both = 2 * len(batch["pairs"].prompt_id)
     sums, counts = tokens.sum(dim=1), batch["response_mask"].sum(dim=1)
     chosen, rejected = sums[:both].chunk(2)
     chosen_tokens, rejected_tokens = counts[:both].chunk(2)

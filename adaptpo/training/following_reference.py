@@ -33,7 +33,7 @@ class FollowingReference:
         logps = sum_pairs(tokens, {name: value for name, value in batch.items() if name != "reference_tokens"})
         found = {"reference_chosen": logps.chosen, "reference_rejected": logps.rejected}
         found |= {"reference_shared": logps.shared}
-        found |= {"reference_tokens": tokens[: 2 * len(batch["prompt_id"])]} if self.by_token else {}
+        found |= {"reference_tokens": tokens[: 2 * len(batch["pairs"].prompt_id)]} if self.by_token else {}
         return {**batch, **found}
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ over the ranks; the derivatives stay with the rank that has the pair.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,9 @@ from adaptpo.types import PairBatch
 REACH = 1e-3
 """The central difference moves the weights by this share of their norm to either side: a smaller step drowns in float32
 rounding, a larger one in the curvature."""
+
+TF32 = True
+"""Whether the central difference may round its products to TF32 on a GPU."""
 
 Trained = tuple[Batch, PairBatch, Tensor]
 """A micro-batch, its pairs, and their weights [n]."""
@@ -76,8 +79,32 @@ class Weight:
         return torch.zeros_like(self.own) if self.tensor.grad is None else own(self.tensor.grad)
 
 
-def host_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """On the device of the tensors where it has room, else on the host, which takes seconds for a billion weights."""
+    size = sum(tensor.nbytes for tensor in tensors)
+    device = tensors[0].device if tensors and has_room(tensors[0].device, size) else torch.device("cpu")
+    return [tensor.detach().to(device, copy=True) for tensor in tensors]
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether the device holds `size` bytes more beside the passes over held-out pairs, for which twice as much is left
+    free."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device) > 3 * size
+
+
+@contextmanager
+def nearly_float32(device: str) -> Iterator[None]:
+    """Without autocast; on a GPU, matrix products may round their factors to TF32, which keeps 10 bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    if device == "cuda" and TF32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class LookAhead:
@@ -113,8 +140,8 @@ class LookAhead:
         self.prompts, self.max_norm, self.validation = prompts, max_norm, validation
         self.estimator, self.precision = estimator, precision
         self.weights = kept_weights(losses, optimizer, with_state=estimator == "exact")
-        # Of the training loss, before clipping; on the host even if the policy is on a device.
-        self.gradients = [host_copy(weight.own_gradient) for weight in self.weights]
+        # Of the training loss, before clipping.
+        self.gradients = copies([weight.own_gradient for weight in self.weights])
 
     @property
     def batches(self) -> list[tuple[PairBatch, Tensor]]:
@@ -133,7 +160,7 @@ class LookAhead:
         self.losses.zero_grad()
         self._pull_back(gradients, norm)
         estimate = self._central if self.estimator == "central" else self._forward_mode
-        return Influence(value, -estimate(self._before(), gradients) / self.prompts)
+        return Influence(value, -estimate(self._before(), gradients).cpu() / self.prompts)
 
     @torch.no_grad()
     def _clip(self) -> float:
@@ -207,7 +234,7 @@ class LookAhead:
             return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
         reach = REACH * self.replicas.norm(before) / length
         weights, device = [weight.own for weight in self.weights], before[0].device.type
-        with exchanged(weights, before), own_forward(self.losses.model), torch.autocast(device, enabled=False):
+        with exchanged(weights, before), own_forward(self.losses.model), nearly_float32(device):
             ahead = self._losses_at(moved(weights, direction, reach))
             behind = self._losses_at(moved(weights, direction, -2 * reach))
         self.replicas.gather_again(self.losses)
@@ -238,12 +265,13 @@ class LookAhead:
     def _exact(self, goal: Goal) -> Influence:
         """Double backward through the whole step: the reference that the estimators are tested against."""
         positives, pairs = self._count()
-        weights = torch.cat([weights for _, _, weights in self.trained]).detach().requires_grad_()
+        device = self.weights[0].tensor.device
+        weights = torch.cat([weights for _, _, weights in self.trained]).detach().to(device).requires_grad_()
         with differentiable_attention(), evaluating(self.losses):
             after = self._differentiable_step(self._before(), weights)
             parts = [goal(*self._call(after, batch), pairs, positives) for batch in self.validation]
             value = torch.stack(parts).sum()
-            return Influence(value.item(), torch.autograd.grad(value, weights)[0])
+            return Influence(value.item(), torch.autograd.grad(value, weights)[0].cpu())
 
     def _differentiable_step(self, before: list[Tensor], weights: Tensor) -> list[Tensor]:
         for tensor in before:

@@ -51,7 +51,7 @@ class PPOTrainer(GroupTrainer):
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
         logps, values = model(batch, self.rows.chunked_head)
         loss, metrics = ppo_loss(logps, values, batch_tokens(batch), self.settings)
-        return BatchLoss(loss / divisor, metrics, batch["prompt_id"])
+        return BatchLoss(loss / divisor, bool(torch.isfinite(loss)), metrics, batch["prompt_id"])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer; the critic has its own learning rate."""

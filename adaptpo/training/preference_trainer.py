@@ -93,12 +93,12 @@ class PreferenceTrainer(GroupTrainer):
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
         chunked_head, batch = self.rows.chunked_head, self.with_reference(batch)
         step = preference_step(model, batch, self.method, divisor, chunked_head, self.progress, self.probe)
-        if torch.isfinite(step.loss):
+        if step.is_finite:
             self.pair_records[-1] += pair_records(step, self.method)
             self.method.observe(step.pairs)
             if self.method.look_ahead():
                 self.trained.append((batch, step.pairs, step.weights))
-        return BatchLoss(step.loss, step.metrics, step.pairs.prompt_id)
+        return BatchLoss(step.loss, step.is_finite, step.metrics, step.pairs.prompt_id)
 
     def with_reference(self, batch: Batch) -> Batch:
         return batch if self.reference is None else self.reference.added_to(batch)

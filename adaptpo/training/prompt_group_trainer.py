@@ -52,9 +52,11 @@ def load_method(method: Method, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """`loss`: scalar with graph, divided by the optimizer step's divisor. `prompt_id`: prompts of the batch, [any]."""
+    """`loss`: scalar with graph, divided by the optimizer step's divisor. `prompt_id`: prompts of the batch, [any].
+    `is_finite`: whether the loss is."""
 
     loss: Tensor
+    is_finite: bool
     metrics: dict[str, float]
     prompt_id: Tensor
 
@@ -136,7 +138,7 @@ class GroupTrainer(Trainer):
 
     def count_tokens(self, batch: Batch) -> int:
         """The tokens that the batch trains on, each response with its prompt, as TRL counts them."""
-        return int(batch["num_tokens"])
+        return batch["num_tokens"]
 
     @abstractmethod
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
@@ -214,7 +216,7 @@ class GroupTrainer(Trainer):
         if FILLER in inputs:
             return self.no_loss(model, inputs)
         outcome = self.batch_loss(model, inputs, num_items_in_batch)
-        if not torch.isfinite(outcome.loss):
+        if not outcome.is_finite:
             raise not_finite("loss", self.state.global_step, outcome.prompt_id)
         self.means.add(outcome.metrics, self.count(inputs))
         # Ranks average their gradients, but the divisor is global already.

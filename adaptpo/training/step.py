@@ -17,9 +17,11 @@ from adaptpo.types import ONLINE, PairBatch, PairLogps
 
 @dataclass(frozen=True)
 class Step:
-    """The result of a step. `loss`: scalar with graph; the rest is detached. `weights` [n]: one per pair of `pairs`."""
+    """The result of a step. `loss`: scalar with graph; the rest is on the host. `is_finite`: whether the loss is.
+    `weights` [n]: one per pair of `pairs`."""
 
     loss: Tensor
+    is_finite: bool
     pairs: PairBatch
     weights: Tensor
     metrics: dict[str, float]
@@ -46,10 +48,29 @@ def preference_step(
     else:
         logps, measured = probe.logps(model, batch, chunked_head, objective)
     losses = objective.loss(logps)
-    pairs = pair_batch(batch, logps, method.objective.margin(logps), **measured)
+    still, measured = on_host(logps, {"losses": losses, **measured})
+    found = measured.pop("losses")
+    pairs = pair_batch(batch["pairs"], still, method.objective.margin(still), **measured)
     weights = method.weighting.weights(pairs).detach()
-    metrics = step_metrics(method, logps, pairs, weights)
-    return Step((weights * losses).sum() / num_prompts, pairs, weights, metrics)
+    metrics = step_metrics(method, still, pairs, weights)
+    loss = (weights.to(losses.device) * losses).sum() / num_prompts
+    return Step(loss, bool(torch.isfinite((weights * found).sum())), pairs, weights, metrics)
+
+
+def lies_on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def on_host(logps: PairLogps, more: dict[str, Tensor]) -> tuple[PairLogps, dict[str, Tensor]]:
+    """Copies without a graph on the CPU, in one transfer: each transfer waits until the device has computed."""
+    fields = {name: value for name, value in vars(logps).items() if value is not None}
+    taken = {name: value.detach() for name, value in (fields | more).items()}
+    if not lies_on_host(logps.chosen):
+        wide = torch.float32 if logps.chosen.device.type == "mps" else torch.float64
+        row = torch.cat([value.flatten().to(wide) for value in taken.values()]).cpu()
+        pieces = zip(taken.items(), row.split([value.numel() for value in taken.values()]), strict=True)
+        taken = {name: piece.view(value.shape).to(value.dtype) for (name, value), piece in pieces}
+    return PairLogps(**{name: taken[name] for name in fields}), {name: taken[name] for name in more}
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class VocabularyProbe:
 
 def pair_mask(batch: Batch) -> Tensor:
     """`response_mask` of the n chosen and the n rejected responses, [2n, longest]; samples come after them."""
-    return batch["response_mask"][: 2 * len(batch["prompt_id"])]
+    return batch["response_mask"][: 2 * len(batch["pairs"].prompt_id)]
 
 
 # The divergence
