@@ -46,7 +46,7 @@ VLLM = ("generation.engine=vllm", "generation.data_parallel_size=8", "generation
 UNBALANCED = {"rank_balance": 0.75}
 REMEDIES: tuple[tuple[str, tuple[str, ...], int, dict[str, float]], ...] = (
     ("adaptpo's own sampler, annotator in float32", (), 4, UNBALANCED),
-    ("one vLLM replica", VLLM[:1], 4, UNBALANCED),
+    ("one vLLM replica", ("generation.engine=vllm", "generation.data_parallel_size=1"), 4, UNBALANCED),
     ("data parallelism: `data_parallel_size: 8`", VLLM, 4, UNBALANCED),
     ("annotator in bfloat16", VLLM, 2, UNBALANCED),
     ("balanced ranks: `rank_balance: 0.99`", VLLM, 2, {}),

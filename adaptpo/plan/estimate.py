@@ -109,10 +109,15 @@ def seconds_of(job: Job, phase: Phase, operations: float, machine: Machine, rate
 
 def assumptions(job: Job, machine: Machine, rates: Rates) -> list[Assumption]:
     """Everything that was read neither from the recipe nor from the data."""
-    lengths = "as the chosen ones" if job.data.chosen.sum() else "the limit of the recipe"
-    found = [Assumption("fresh_tokens", job.fresh, "tokens of a fresh response", f"{lengths}, or --fresh-tokens")]
+    found = [Assumption("fresh_tokens", job.fresh, "tokens of a fresh response", source_of_length(job))]
     sampled = decoding_assumptions(job, machine, rates) if job.method.pairing.num_generations else []
     return [*found, *rates.assumptions(), *sampled]
+
+
+def source_of_length(job: Job) -> str:
+    limit, chosen = job.config.generation.max_new_tokens, float(job.data.chosen.mean())
+    known = {min(limit, chosen): "as the chosen ones", float(limit): "the limit of the recipe"}
+    return known.get(job.fresh, "--fresh-tokens")
 
 
 def notes(job: Job, machine: Machine) -> list[str]:
