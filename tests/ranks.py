@@ -131,13 +131,22 @@ def pair_weights(out: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: (record["step"], record["prompt_id"], record["source"]))
 
 
+def assert_close_rows(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        differing = {
+            key: (one.get(key), other.get(key)) for key in one | other if not close(one.get(key), other.get(key))
+        }
+        assert not differing, (one.get("phase"), one["step"], differing)
+
+
 def assert_close_run(one: Path, other: Path) -> None:
     left, right = tables(one), tables(other)
     assert left.keys() == right.keys()
     for name, table in left.items():
         assert close(table, right[name]), name
-    assert close(logged(one), logged(other))
-    assert close(pair_weights(one), pair_weights(other))
+    assert_close_rows(logged(one), logged(other))
+    assert_close_rows(pair_weights(one), pair_weights(other))
     left_weights, right_weights = weights(one), weights(other)
     assert left_weights.keys() == right_weights.keys()
     for name, tensor in left_weights.items():

@@ -50,7 +50,8 @@ class PPOTrainer(GroupTrainer):
 
     def batch_loss(self, model: nn.Module, batch: Batch, divisor: int) -> BatchLoss:
         logps, values = model(batch, self.rows.chunked_head)
-        loss, metrics = ppo_loss(logps, values, batch_tokens(batch), self.settings)
+        loss, means = ppo_loss(logps, values, batch_tokens(batch), self.settings)
+        metrics = {name: (mean, self.count(batch)) for name, mean in means.items()}
         return BatchLoss(loss / divisor, bool(torch.isfinite(loss)), metrics, batch["prompt_id"])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import ConcatDataset, Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -52,26 +54,26 @@ def load_method(method: Method, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """`loss`: scalar with graph, divided by the optimizer step's divisor. `prompt_id`: prompts of the batch, [any].
-    `is_finite`: whether the loss is."""
+    """`loss`: scalar with graph, divided by the optimizer step's divisor. `is_finite`: whether the loss is. `metrics`:
+    means, each with the number of values that it is of. `prompt_id`: prompts of the batch, [any]."""
 
     loss: Tensor
     is_finite: bool
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, int]]
     prompt_id: Tensor
 
 
 class MeanMetrics:
-    """Means of the metrics of micro-batches, weighted by their shares of the divisor, since the last log."""
+    """Means of metrics since the last log, over all values: they depend neither on micro-batches nor on ranks."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.weights: dict[str, float] = defaultdict(float)
 
-    def add(self, metrics: dict[str, float], weight: float) -> None:
-        for name, value in metrics.items():
-            self.sums[name] += value * weight
-            self.weights[name] += weight
+    def add(self, metrics: dict[str, tuple[float, int]]) -> None:
+        for name, (mean, count) in metrics.items():
+            self.sums[name] += mean * count
+            self.weights[name] += count
 
     def drain(self, ranks: Ranks) -> dict[str, float]:
         """Returns the means over all ranks and resets them."""
@@ -200,9 +202,14 @@ class GroupTrainer(Trainer):
         return batches, sum(own for own, _, _ in told)
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
-        """Runs forward and backward for the passes of a micro-batch, one after the other."""
-        losses = [super(GroupTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
-        return torch.stack(losses).sum()
+        """Runs forward and backward for the passes of a micro-batch, one after the other.
+
+        DDP sums gradients over the ranks after the last one; FSDP2 after each, because it would keep them whole.
+        """
+        step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            losses = [step(batch) for batch in inputs[:-1]]
+        return torch.stack([*losses, step(inputs[-1])]).sum()
 
     def compute_loss(
         self,
@@ -218,7 +225,7 @@ class GroupTrainer(Trainer):
         outcome = self.batch_loss(model, inputs, num_items_in_batch)
         if not outcome.is_finite:
             raise not_finite("loss", self.state.global_step, outcome.prompt_id)
-        self.means.add(outcome.metrics, self.count(inputs))
+        self.means.add(outcome.metrics)
         # Ranks average their gradients, but the divisor is global already.
         return outcome.loss * self.accelerator.num_processes
 

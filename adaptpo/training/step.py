@@ -18,13 +18,13 @@ from adaptpo.types import ONLINE, PairBatch, PairLogps
 @dataclass(frozen=True)
 class Step:
     """The result of a step. `loss`: scalar with graph; the rest is on the host. `is_finite`: whether the loss is.
-    `weights` [n]: one per pair of `pairs`."""
+    `weights` [n]: one per pair of `pairs`. `metrics`: means, each with the number of values that it is of."""
 
     loss: Tensor
     is_finite: bool
     pairs: PairBatch
     weights: Tensor
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, int]]
 
 
 def preference_step(
@@ -74,14 +74,14 @@ def on_host(logps: PairLogps, more: dict[str, Tensor]) -> tuple[PairLogps, dict[
 
 
 @torch.no_grad()
-def step_metrics(method: Method, logps: PairLogps, pairs: PairBatch, weights: Tensor) -> dict[str, float]:
+def step_metrics(method: Method, logps: PairLogps, pairs: PairBatch, weights: Tensor) -> dict[str, tuple[float, int]]:
     """Metrics under TRL's names, as means over pairs; weights as means over the pairs of each source."""
     values = reward_values(method.objective, logps)
     online = pairs.source == ONLINE
     for name, members in (("weight/online", online), ("weight/offline", ~online)):
         if members.any():
             values[name] = weights[members]
-    return {name: value.float().mean().item() for name, value in values.items()}
+    return {name: (value.float().mean().item(), len(value)) for name, value in values.items()}
 
 
 def reward_values(objective: Objective, logps: PairLogps) -> dict[str, Tensor]:
