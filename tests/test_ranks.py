@@ -28,6 +28,7 @@ from adaptpo.run.identity import refuse_other_run
 from adaptpo.run.lazy_sequence import batched
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.dealing import Dealing
+from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, pair_weights, run_ranks, zero
 from tests.ranks_of_methods import run_all
@@ -59,7 +60,8 @@ def settings(processes: int, sharded: bool = False) -> dict[str, Any]:
     batch = {"per_device_train_batch_size": 4 // processes} | ({} if sharded else {"use_cpu": True})
     # Adam makes full steps of what rounding leaves of a gradient near 0, so the step bounds how far weights differ.
     training = SETTINGS["training"] | batch | {"learning_rate": 5e-4}
-    return {"rows": ROWS, "reward": vowel_reward, "training": training, "num_iterations": 1}
+    run = {"rows": ROWS, "reward": vowel_reward, "training": training, "num_iterations": 1}
+    return run | {"max_tokens_per_batch": 100}  # Several passes a micro-batch, in one rank more than in the other.
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +270,15 @@ def test_padding_is_dealt_as_prompts_without_tokens() -> None:
     costs = np.array([5, 1, 9, 2, 7, 3])
     order = list(EvenOrder(SequentialSampler(costs), 6, 4, Dealing(costs, ranks=2, batch=2, micro_batches=1)))
     assert order == [0, 3, 2, 1, 4, 6, 5, 6]
+
+
+def test_means_are_over_all_values_however_they_were_batched() -> None:
+    """Three values with mean 1 and one of 5: (3 + 5) / 4."""
+    means = MeanMetrics()
+    means.add({"margin": (1.0, 3)})
+    means.add({"margin": (5.0, 1), "weight": (2.0, 2)})
+    assert means.drain(ALONE) == {"margin": 2.0, "weight": 2.0}
+    assert means.drain(ALONE) == {}
 
 
 def test_every_item_is_the_share_of_one_process() -> None:

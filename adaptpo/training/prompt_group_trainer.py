@@ -7,7 +7,6 @@ divisor and the learners are ours.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from adaptpo.models.collate import FILLER, Batch
 from adaptpo.models.inference import to_device
 from adaptpo.training.checkpoints import Logs, mark_complete
 from adaptpo.training.dealing import Dealing
+from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
 
@@ -61,30 +61,6 @@ class BatchLoss:
     is_finite: bool
     metrics: dict[str, tuple[float, int]]
     prompt_id: Tensor
-
-
-class MeanMetrics:
-    """Means of metrics since the last log, over all values: they depend neither on micro-batches nor on ranks."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.weights: dict[str, float] = defaultdict(float)
-
-    def add(self, metrics: dict[str, tuple[float, int]]) -> None:
-        for name, (mean, count) in metrics.items():
-            self.sums[name] += mean * count
-            self.weights[name] += count
-
-    def drain(self, ranks: Ranks) -> dict[str, float]:
-        """Returns the means over all ranks and resets them."""
-        sums, weights = defaultdict[str, float](float), defaultdict[str, float](float)
-        for own_sums, own_weights in ranks.gather((dict(self.sums), dict(self.weights))):
-            for name in own_sums:
-                sums[name] += own_sums[name]
-                weights[name] += own_weights[name]
-        self.sums.clear()
-        self.weights.clear()
-        return {name: total / weights[name] for name, total in sums.items()}
 
 
 class GroupTrainer(Trainer):
