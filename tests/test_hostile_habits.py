@@ -22,7 +22,7 @@ from adaptpo.data.rendered import with_words_rendered
 from adaptpo.errors import AdaptpoError, ConfigError, ModelError
 from adaptpo.methods import METHODS
 from adaptpo.models.loading import load_causal_lm
-from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of
+from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of, refuse_unread
 from adaptpo.pipeline.data_inputs import in_memory
 from adaptpo.pipeline.given import lora_settings
 from adaptpo.types import Dropped, PreferenceExample
@@ -262,3 +262,24 @@ def test_a_model_without_one_of_its_shards_is_incomplete(kind: str, tmp_path: Pa
 @pytest.mark.parametrize(("given", "meant"), [("DPO", "dpo"), ("MetaAPO", "metaapo"), ("Online-DPO", "online_dpo")])
 def test_capitals_do_not_hide_what_is_meant(given: str, meant: str) -> None:
     assert nearest(given, list(METHODS)) == f"did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hub_model_id": "ann/tea"}, "push_to_hub is not set"),
+        ({"hub_private_repo": True}, "push_to_hub is not set"),
+        ({"optim_target_modules": ["q_proj"]}, "is for GaLore and APOLLO, and optim is adamw_torch"),
+        ({"accelerator_config": {"split_batches": True}}, "is not read, because per_device_train_batch_size"),
+    ],
+)
+def test_fields_that_nothing_reads_beside_the_others_are_refused(settings: Row, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_unread(settings, arguments(optim="adamw_torch"))
+    assert message in str(caught.value)
+    refuse_unread({"accelerator_config": {"split_batches": False}}, arguments())
+
+
+def test_the_older_name_of_sorting_by_length_is_answered() -> None:
+    with pytest.raises(ConfigError, match=r"training\.group_by_length': leave it out; batches are sorted by length"):
+        AlignmentConfig(output_dir="x", training={"group_by_length": True})

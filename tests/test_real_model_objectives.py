@@ -58,6 +58,8 @@ CASES: dict[str, tuple[Objective, str, dict[str, Any]]] = {
     "ld_alpha": (DPO(0.3, ld_alpha=0.4), "sigmoid", {"ld_alpha": 0.4}),
 }
 """By TRL's name: the objective, TRL's loss type and its settings."""
+STEEP = {"discopop": 1e-4}
+"""Losses whose slope near a margin of 0, 1 / (4 tau) = 5, multiplies what rounding leaves of the log-probs."""
 STEPS = 3
 MOVE = 5e-4
 """How far the first step moves some weight; after larger steps the losses amplify rounding."""
@@ -112,10 +114,10 @@ def descend(model: nn.Module, start: dict[str, Tensor], loss: Loss, rate: float 
     return losses, rate
 
 
-def assert_equal(models: dict[str, Any], their_loss: Loss, our_loss: Loss) -> None:
+def assert_equal(models: dict[str, Any], their_loss: Loss, our_loss: Loss, tolerance: float = 1e-5) -> None:
     expected, rate = descend(models["policy"], models["start"], their_loss, None)
     found, _ = descend(models["other"], models["start"], our_loss, rate)
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5) and expected[0] != expected[-1]
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance) and expected[0] != expected[-1]
     theirs, own = models["policy"].state_dict(), models["other"].state_dict()
     moved = max((theirs[name] - models["start"][name]).abs().max().item() for name in theirs)
     apart = max((theirs[name] - own[name]).abs().max().item() for name in theirs)
@@ -128,7 +130,8 @@ def test_losses_and_weights_equal_trl(name: str, models: dict[str, Any], trainer
     for field, value in (PLAIN | settings | {"loss_types": [loss_type]}).items():
         setattr(trainer, field, value)
     theirs = trainer.data_collator([trainer.train_dataset[row] for row in range(len(SHORT))])
-    assert_equal(models, lambda model: trainer.compute_loss(model, theirs), ours(batch, objective))
+    loss, tolerance = ours(batch, objective), STEEP.get(name, 1e-5)
+    assert_equal(models, lambda model: trainer.compute_loss(model, theirs), loss, tolerance)
 
 
 def test_cpo_equals_trl(models: dict[str, Any], tmp_path: Path) -> None:

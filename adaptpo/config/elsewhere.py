@@ -52,6 +52,7 @@ FROM_TRL = {
     "max_new_tokens": "set generation.max_new_tokens",
     "use_vllm": "set generation.engine to vllm",
     "dataset_num_proc": "leave it out; rows are tokenized in one pass",
+    "group_by_length": "leave it out; batches are sorted by length",
     "padding_free": "leave it out; rows are packed so that a prompt is computed once",
     "missing_eos_penalty": "set method.cut_penalty of the method ppo",
     "dataset_kwargs": "leave it out; rows are read by `data`",

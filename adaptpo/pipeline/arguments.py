@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -65,3 +66,18 @@ def check_compilation(args: TrainingArguments) -> None:
     for name, accepted in known.items():
         if getattr(args, name) not in (None, *accepted):
             raise ConfigError(f"training.{name} is {getattr(args, name)!r}; give one of {', '.join(accepted)}")
+
+
+def refuse_unread(given: Mapping[str, Any], args: TrainingArguments) -> None:
+    """Raises ConfigError for fields of `training`, as given, that nothing reads beside the others."""
+    hub = [name for name in ("hub_model_id", "hub_private_repo", "hub_revision") if given.get(name) is not None]
+    if hub and not args.push_to_hub:
+        raise ConfigError(f"training.{hub[0]} says where to push, and push_to_hub is not set; set it, or leave it out")
+    name = str(getattr(args.optim, "value", args.optim))
+    if given.get("optim_target_modules") and not name.startswith(("galore", "apollo")):
+        raise ConfigError(f"training.optim_target_modules is for GaLore and APOLLO, and optim is {name}; leave it out")
+    if (given.get("accelerator_config") or {}).get("split_batches"):
+        raise ConfigError(
+            "training.accelerator_config.split_batches is not read, because per_device_train_batch_size counts the prompts "
+            "of a process; leave it out"
+        )

@@ -18,7 +18,7 @@ from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.loading import check_loading, load_tokenizer, read_config
-from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of
+from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of, refuse_unread
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
 from adaptpo.pipeline.trackers import make_trackers
@@ -186,6 +186,7 @@ def check_training(context: Context) -> None:
     optimizer, settings = optimizer_settings(context)
     check_scheduler(args)
     check_compilation(args)
+    refuse_unread(context.config.training, args)
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError("training.use_liger_kernel needs the package liger-kernel; install it, or leave the key out")
     if context.method.looks_ahead:
