@@ -78,6 +78,6 @@ def refuse_unread(given: Mapping[str, Any], args: TrainingArguments) -> None:
         raise ConfigError(f"training.optim_target_modules is for GaLore and APOLLO, and optim is {name}; leave it out")
     if (given.get("accelerator_config") or {}).get("split_batches"):
         raise ConfigError(
-            "training.accelerator_config.split_batches is not read, because per_device_train_batch_size counts the prompts "
-            "of a process; leave it out"
+            "training.accelerator_config.split_batches is not read, because per_device_train_batch_size counts the "
+            "prompts of a process; leave it out"
         )
