@@ -47,7 +47,7 @@ MOMENTS = [
     "done:warmup",
     "file:0/scores/00001.parquet",
     "done:iterations/0/select",
-    "file:0/annotations/00001.parquet",
+    "file:0/annotations/00000.parquet",
     "done:iterations/0/annotate",
     "done:iterations/0/pair",
     "saved:iterations/0:2",
