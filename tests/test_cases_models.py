@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,28 @@ def test_first_losses_are_ln_2_without_dropout(family: str, tmp_path: Path) -> N
     assert {k: v for k, v in saved.items() if "drop" in k} == {k: v for k, v in stored.items() if "drop" in k}
     check = json.loads((out / "state.json").read_text())["phases"]["check"]
     assert check["loss_at_reference"] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_kernels_of_layers_reach_policy_and_reference_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels need a GPU; which models get them, and that none replaces the head, is shown here."""
+    applied: list[tuple[str, Any]] = []
+
+    def apply(place: str) -> Callable[[Any, Any], None]:
+        return lambda model, kernels: applied.append((place, kernels))
+
+    monkeypatch.setattr("adaptpo.pipeline.context.apply_liger_kernel", apply("load"))
+    monkeypatch.setattr("transformers.trainer.apply_liger_kernel", apply("training"))
+    monkeypatch.setattr("adaptpo.pipeline.preflight.is_liger_kernel_available", lambda: True)
+    kernels = {"use_liger_kernel": True, "liger_kernel_config": {"rope": False}}
+    run(save_policy(tmp_path / "policy"), tmp_path / "run", training=STILL["training"] | kernels)
+    places = [place for place, _ in applied]
+    assert places.index("load") < places.index("training")
+    assert all(
+        given == {"fused_linear_cross_entropy": False, "cross_entropy": False, "rope": False} for _, given in applied
+    )
+    asked = kernels | {"liger_kernel_config": {"fused_linear_cross_entropy": True}}
+    with pytest.raises(ConfigError, match="replaces the model's head"):
+        run(tmp_path / "policy", tmp_path / "other", training=STILL["training"] | asked)
 
 
 def test_dropout_of_an_adapter_is_off(tmp_path: Path) -> None:

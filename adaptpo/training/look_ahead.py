@@ -16,8 +16,8 @@ over the ranks; the derivatives stay with the rank that has the pair.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,6 @@ from adaptpo.types import PairBatch
 REACH = 1e-3
 """The central difference moves the weights by this share of their norm to either side: a smaller step drowns in float32
 rounding, a larger one in the curvature."""
-
-TF32 = True
-"""Whether the central difference may round its products to TF32 on a GPU."""
 
 Trained = tuple[Batch, PairBatch, Tensor]
 """A micro-batch, its pairs, and their weights [n]."""
@@ -92,19 +89,6 @@ def has_room(device: torch.device, size: int) -> bool:
     if device.type != "cuda":
         return True
     return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device) > 3 * size
-
-
-@contextmanager
-def nearly_float32(device: str) -> Iterator[None]:
-    """Without autocast; on a GPU, matrix products may round their factors to TF32, which keeps 10 bits of mantissa."""
-    before = torch.get_float32_matmul_precision()
-    if device == "cuda" and TF32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class LookAhead:
@@ -234,7 +218,7 @@ class LookAhead:
             return torch.zeros(sum(len(weights) for _, _, weights in self.trained))
         reach = REACH * self.replicas.norm(before) / length
         weights, device = [weight.own for weight in self.weights], before[0].device.type
-        with exchanged(weights, before), own_forward(self.losses.model), nearly_float32(device):
+        with exchanged(weights, before), own_forward(self.losses.model), torch.autocast(device, enabled=False):
             ahead = self._losses_at(moved(weights, direction, reach))
             behind = self._losses_at(moved(weights, direction, -2 * reach))
         self.replicas.gather_again(self.losses)
