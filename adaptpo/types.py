@@ -121,6 +121,7 @@ class PromptGroup:
 @dataclass(frozen=True)
 class PairBatch:
     """Detached values of the n pairs of a micro-batch of whole prompt groups; every tensor has shape [n] unless noted.
+    In a training step, all of them are on the host.
 
     `group` numbers the prompt groups of the micro-batch from 0; `group_size` is the total number of pairs of the pair's
     prompt; `reward_gap` is NaN if the pair was not annotated; `data_weight` is the row's column `weight`, or 1;

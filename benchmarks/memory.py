@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -155,20 +155,16 @@ STAND_INS: dict[str, Any] = {
     "adaptpo.pipeline.reading.tokenize_pair": tokenized,
     f"{PHASES}.score.evaluate_pairs": evaluated,
     f"{PHASES}.reference.evaluate_tokens": evaluated_tokens,
-    f"{PHASES}.generate.generating": answering,
+    "adaptpo.pipeline.generator.generating": answering,
 }
 
 
 @contextmanager
 def patched(replacements: dict[str, Any]) -> Iterator[None]:
-    patches = [patch(name, value) for name, value in replacements.items()]
-    for one in patches:
-        one.start()
-    try:
+    with ExitStack() as stack:
+        for name, value in replacements.items():
+            stack.enter_context(patch(name, value))
         yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 # One number of prompts

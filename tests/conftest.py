@@ -13,6 +13,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     quick.leave_out_of_collections()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """The first run of a process imports much that stays."""
     quick.leave_out_of_collections()

@@ -46,6 +46,7 @@ def test_a_branch_equals_a_straight_run(method: str, folders: Folders, tmp_path:
     assert logged[0] == logged[1]
 
 
+@pytest.mark.engines
 def test_a_branch_that_was_killed_goes_on(folders: Folders, tmp_path: Path) -> None:
     policy, folder = folders
     align(policy, tmp_path / "straight", "online_dpo")

@@ -139,7 +139,7 @@ def test_defaults(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     assert (recipe.num_iterations, recipe.seed, recipe.method, recipe.reward) == (3, 0, "metaapo", None)
     assert (recipe.max_completion_length, recipe.max_length, recipe.generation.max_new_tokens) == (None, None, 512)
-    usual = {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto", "columns": {}}
+    usual = {"path": "d.jsonl", "name": None, "split": "train", "text_format": "auto", "columns": {}, "streaming": None}
     assert recipe.data.model_dump() == usual | dict.fromkeys(["filter", "max_rows", "weight", "sets"])
 
 

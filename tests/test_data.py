@@ -404,6 +404,7 @@ def test_hub_out_of_reach_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("offline")
 
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataError, match=r"some/data.*split 'train'.*offline.*local copy"):
         open_rows("some/data")

@@ -16,7 +16,7 @@ import yaml
 
 import adaptpo
 from adaptpo import AlignmentTrainer
-from adaptpo.cli import parse
+from adaptpo.cli import build_parser
 from adaptpo.config.recipe import make_recipe
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
@@ -61,7 +61,7 @@ def test_command_parses_and_its_settings_exist(line: str) -> None:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
         try:
-            options = parse(arguments)
+            options = build_parser().parse_args(arguments)
         except SystemExit as ended:
             assert not ended.code, errors.getvalue()
             return

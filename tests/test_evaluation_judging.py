@@ -421,8 +421,8 @@ def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.Cap
     assert EvaluationFolder(tmp_path / "e").settings["chat_template_kwargs"] == THOUGHTLESS
     for value, message in (("{messages: []}", "the data has the messages"), ("no", "takes keys and values")):
         with pytest.raises(SystemExit):
-            main(["eval", "generate", "mt_bench", "--model", policy.path, "--out", "x", "--questions", str(questions),
-                  "--chat-template-kwargs", value])  # fmt: skip
+            given = ["--model", policy.path, "--out", "x", "--questions", str(questions)]
+            main(["eval", "generate", "arena_hard_v0.1", *given, "--chat-template-kwargs", value])
         assert message in capsys.readouterr().err
 
 

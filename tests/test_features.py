@@ -215,6 +215,7 @@ def test_features_of_the_policy_are_those_of_each_iteration(policy: str, tmp_pat
     assert all(len(value) == 2 for part in parts for value in part.values())
 
 
+@pytest.mark.engines
 def test_features_resume_between_their_shards(policy: str, tmp_path: Path) -> None:
     arguments = {"model": policy, "method": "metaapo_hidden_state", "rows": 20, "reward": vowel_reward}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0

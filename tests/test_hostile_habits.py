@@ -275,7 +275,7 @@ def test_capitals_do_not_hide_what_is_meant(given: str, meant: str) -> None:
 )
 def test_fields_that_nothing_reads_beside_the_others_are_refused(settings: Row, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        refuse_unread(settings, arguments(optim="adamw_torch"))
+        refuse_unread(settings, arguments(optim="adamw_torch", **settings))
     assert message in str(caught.value)
     refuse_unread({"accelerator_config": {"split_batches": False}}, arguments())
 

@@ -339,6 +339,7 @@ def test_the_report_shows_each_data_set(run: Path, undrawn: None) -> None:
     assert 'id="datasets"' in page and "row 4 of uf" in page and "<dd>hh, uf</dd>" not in page
 
 
+@pytest.mark.engines
 def test_a_killed_run_on_several_data_sets_resumes(run: Path, policy: str, tmp_path: Path) -> None:
     """Also when the files moved meanwhile; not with another weight, or other names."""
     arguments: dict[str, Any] = {"model": policy, "out": tmp_path / "run", "reward": vowel_reward, "eval_data": EVAL}

@@ -231,6 +231,7 @@ def straight(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("name", "points"),
     [

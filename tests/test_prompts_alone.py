@@ -148,6 +148,7 @@ def test_metaapo_learns_from_pairs_and_generates_for_prompts_beside_them(policy:
     assert first and all(abs(line["margin"]) < 1e-4 for line in first)
 
 
+@pytest.mark.engines
 def test_a_killed_run_on_mixed_rows_resumes(policy: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"model": policy, "reward": vowel_reward, "data": MIXED, "held_out": 0, "shard_size": 3}
     start(out=tmp_path / "straight", **arguments)

@@ -381,6 +381,7 @@ def test_groups_reach_selection_and_weights(policy: str, tmp_path: Path) -> None
     assert len(groups) == 8 and chances == pytest.approx(groups)
 
 
+@pytest.mark.engines
 def test_a_killed_measurement_goes_on(policy: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"model": policy, "method": "two_stage", "rows": 18, "reward": vowel_reward}
     assert run_in_process(out=tmp_path / "straight", **arguments) == 0

@@ -123,6 +123,7 @@ TINY = {"heldout": 12, "sft_epochs": 1, "reward_epochs": 1}
 QUICK = ("generation.max_new_tokens=12",)
 
 
+@pytest.mark.engines
 def test_runs_that_start_from_others(tmp_path: Path) -> None:
     """The second policy is the first one's; only the row at the end is asked for, and a start that fails is told."""
     quiet_libraries()

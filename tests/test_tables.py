@@ -324,6 +324,7 @@ def written_files(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "tables" not in path.parts}
 
 
+@pytest.mark.engines
 def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet_libraries()
     out = tmp_path / "out"

@@ -308,7 +308,7 @@ MISUSES: list[tuple[dict[str, Any], str]] = [
     ({"method": None}, "method is missing; give for instance adaptpo.methods.dpo()"),
     ({"method": ["dpo"]}, "method is of type list"),
     ({"train_dataset": None}, "train_dataset is missing"),
-    ({"train_dataset": np.zeros((2, 2))}, "element 0 is of type ndarray"),
+    ({"train_dataset": np.zeros((2, 2))}, "element 0 is of type list"),
     ({"train_dataset": b"rows"}, "cannot be of type bytes"),
     ({"eval_dataset": datasets.DatasetDict(test=datasets.Dataset.from_list(HELD_OUT))}, "one of its splits ('test')"),
     ({"processing_class": "gpt2"}, "processing_class is of type str, which is no tokenizer"),

@@ -205,7 +205,7 @@ class AlignmentConfig(Settings):
     @classmethod
     def _one_dtype(cls, values: dict[str, Any]) -> dict[str, Any]:
         for name in TEXTS_OF_LOADING:
-            if not isinstance(values.get(name, ""), str):
+            if not isinstance(values.get(name), str | None):
                 raise ConfigError(f"model_init_kwargs.{name}: {values[name]} is not text; put it in quotes")
         return with_dtype(values)
 

@@ -29,6 +29,9 @@ from adaptpo.types import Row
 
 Item = TypeVar("Item")
 
+FIRST_OF_STREAM = 100
+"""Rows of a streamed data set in which a column that its filter reads must occur."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,14 +50,18 @@ class Source:
 
     def read(self) -> Iterator[tuple[int, Row, bool]]:
         """The rows with their numbers, and whether they pass the filter. A streamed source ends with the last of the
-        `max_rows` rows that do."""
+        `max_rows` rows that do. Raises DataError at the end if there are rows, but none passes."""
         keeps = self.columns_filter.keeps if self.columns_filter else None
-        left = self.max_rows if self.rows.is_streamed else None
+        most = self.max_rows if self.rows.is_streamed else None
+        seen = passed = 0
         for number, row in enumerate(self.rows):
             passes = keeps is None or keeps(row)
+            seen, passed = number + 1, passed + passes
             yield number, row, passes
-            if left is not None and (left := left - passes) == 0:
+            if passed == most:
                 return
+        if seen and not passed:
+            raise DataError(f"{self.rows.description}: none of {seen} rows passes the filter; correct it.")
 
     @property
     def is_whole(self) -> bool:
@@ -81,8 +88,19 @@ class Sample:
         return (numbered for numbered, take in zip(rows, chosen, strict=True) if take)
 
     def __len__(self) -> int:
-        """The number of rows; counts them if that has not been done."""
-        return sum(1 for _ in self.source.matching()) if self.taken is None else self.taken
+        """The number of rows; counts them if that has not been done. Of a streamed source, at most those that the hub
+        names. Raises DataError if nothing bounds them."""
+        if self.taken is not None:
+            return self.taken
+        if not self.source.rows.is_streamed:
+            return sum(1 for _ in self.source.matching())
+        bounds = [most for most in (self.source.max_rows, self.source.rows.told) if most is not None]
+        if not bounds:
+            raise DataError(
+                f"{self.source.rows.description}: a plan would have to read all of a streamed data set to count its "
+                "rows; set max_rows"
+            )
+        return min(bounds)
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,9 @@ class Mixture:
         """
         first = self.sources[0]
         if not self.several and (first.is_whole or first.rows.is_streamed):
+            if first.columns_filter is not None:
+                beginning = first_rows(first.rows, FIRST_OF_STREAM)
+                first.columns_filter.refuse_unknown_columns(first.rows.description, beginning)
             return [Sample(first)]
         counts = [count(source) for source in self.sources]
         taken = amounts(self.sources, [matching for _, matching in counts])
@@ -128,7 +149,7 @@ def first_rows(rows: Rows, most: int) -> Rows:
 
 
 def count(source: Source) -> tuple[int, int]:
-    """The number of rows, and of those that pass the filter. Raises DataError if there are rows, but none passes."""
+    """The number of rows, and of those that pass the filter."""
     if source.columns_filter is not None:
         source.columns_filter.refuse_unknown_columns(source.rows.description, source.rows)
     elif source.rows.size is not None:
@@ -136,8 +157,6 @@ def count(source: Source) -> tuple[int, int]:
     total = matching = 0
     for _, _, passes in source.read():
         total, matching = total + 1, matching + passes
-    if total and not matching:
-        raise DataError(f"{source.rows.description}: none of {total} rows passes the filter; correct it.")
     return total, matching
 
 

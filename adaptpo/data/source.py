@@ -33,13 +33,15 @@ LOAD_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
 class Rows:
     """The rows of a data source in order, as plain dictionaries; every `iter` starts again at row 0. `size` is their
     number if it is known without reading them. `is_columnar`: all structures of a column have the same keys.
-    `is_streamed`: reading them costs a download, so that as few as possible are read."""
+    `is_streamed`: reading them costs a download, so that as few as possible are read; `told` is then their number as
+    the hub gives it, if it does."""
 
     description: str
     start: Callable[[], Iterable[Row]]
     size: int | None = None
     is_columnar: bool = False
     is_streamed: bool = False
+    told: int | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.start())
@@ -126,7 +128,13 @@ def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
         data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
     size = len(data) if isinstance(data, datasets.Dataset) else None
     streamed = isinstance(data, datasets.IterableDataset)
-    return Rows(description, lambda: data, size, is_columnar=True, is_streamed=streamed)
+    told = _told_rows(data) if isinstance(data, datasets.IterableDataset) else None
+    return Rows(description, lambda: data, size, is_columnar=True, is_streamed=streamed, told=told)
+
+
+def _told_rows(data: datasets.IterableDataset) -> int | None:
+    split = (data.info.splits or {}).get(str(data.split))
+    return split.num_examples if split is not None else None
 
 
 def _file_rows(path: Path, split: str) -> Rows:
@@ -181,11 +189,12 @@ def _hub_rows(source: str, split: str, name: str | None, streaming: bool | None)
         )
     if not HUB_ID.fullmatch(source):
         raise DataError(f"{source}: no such file or folder, and not a hub id either (accepted form: owner/name).")
+    part = split.partition("[")[0]
     try:
-        streams = _is_large(source, name) if streaming is None else streaming
+        # A slice cannot be streamed.
+        streams = streaming if streaming is not None else part == split and _is_large(source, name)
         data = datasets.load_dataset(source, name, split=split, streaming=streams)
     except LOAD_ERRORS as error:
-        part = split.partition("[")[0]
         hint = f" A streamed data set has no slices: set split: {part} and max_rows." if part != split else ""
         raise DataError(
             f"{source}: no such file or folder here, and split {split!r} of a hub data set of this name "
@@ -201,7 +210,9 @@ def _is_large(source: str, name: str | None) -> bool:
     size = builder.info.download_size or builder.info.dataset_size
     if size is None:
         files = [file for several in (builder.config.data_files or {}).values() for file in several]
-        size = sum(int(fsspec.core.url_to_fs(file)[0].size(file) or 0) for file in files[:MOST_FILES])
+        asked = files[:MOST_FILES]
+        found = sum(int(fsspec.core.url_to_fs(file)[0].size(file) or 0) for file in asked)
+        size = found * len(files) / max(1, len(asked))
     return size > STREAMED_FROM
 
 

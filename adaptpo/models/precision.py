@@ -21,10 +21,12 @@ def keep_linear_layers(model: nn.Module, dtype: torch.dtype, head: nn.Module | N
 
     Autocast would convert them at every use, with the same result: a model that only reads computes the same numbers
     with half the memory, and each step of decoding reads 2 bytes per weight instead of 8. The `head` stays as it is,
-    because it also runs outside the model, and so do weights that are embeddings too.
+    because it also runs outside the model, and so do weights that are embeddings too, and those whose norms DoRA takes.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    whole = [module for module in model.modules() if module is head or getattr(module, "lora_magnitude_vector", None)]
+    kept = {inner for module in whole for inner in module.modules()}
     for module in model.modules():
-        if type(module) is nn.Linear and module is not head and module.weight not in embeddings:
+        if type(module) is nn.Linear and module not in kept and module.weight not in embeddings:
             module.to(dtype)
     return model

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from adaptpo.errors import ConfigError
 from adaptpo.models.loading import first_line
 
+ANOTHER_VALUE = 0.123456
 STEPS = 10
 """Any number of steps: a schedule fails for all or none."""
 
@@ -22,7 +23,7 @@ def optimizer_of(args: TrainingArguments) -> tuple[type, dict[str, Any]]:
     a setting that it does not read: transformers would ignore it."""
     try:
         found = Trainer.get_optimizer_cls_and_kwargs(args)
-        unread = [part for part in _parts(args) if Trainer.get_optimizer_cls_and_kwargs(_without(args, part)) == found]
+        unread = [part for part in _parts(args) if _is_unread(args, part, found)]
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training.optim: {first_line(error)}") from error
     if unread:
@@ -38,10 +39,16 @@ def _parts(args: TrainingArguments) -> list[str]:
     return [part for part in (args.optim_args or "").split(",") if part.strip()]
 
 
-def _without(args: TrainingArguments, part: str) -> TrainingArguments:
-    fewer = copy(args)
-    fewer.optim_args = ",".join(other for other in _parts(args) if other != part)
-    return fewer
+def _is_unread(args: TrainingArguments, part: str, found: tuple[type, dict[str, Any]]) -> bool:
+    """Whether the optimizer is the same without this part, and with another value, which a default may equal."""
+    without, other = copy(args), copy(args)
+    rest = [kept for kept in _parts(args) if kept != part]
+    without.optim_args = ",".join(rest)
+    other.optim_args = ",".join([*rest, f"{part.partition('=')[0]}={ANOTHER_VALUE}"])
+    try:
+        return all(Trainer.get_optimizer_cls_and_kwargs(one) == found for one in (without, other))
+    except ValueError:  # A value that this setting cannot have: it is read.
+        return False
 
 
 def check_scheduler(args: TrainingArguments) -> None:
@@ -71,12 +78,12 @@ def check_compilation(args: TrainingArguments) -> None:
 def refuse_unread(given: Mapping[str, Any], args: TrainingArguments) -> None:
     """Raises ConfigError for fields of `training`, as given, that nothing reads beside the others."""
     hub = [name for name in ("hub_model_id", "hub_private_repo", "hub_revision") if given.get(name) is not None]
-    if hub and not args.push_to_hub:
+    if hub and not given.get("push_to_hub"):
         raise ConfigError(f"training.{hub[0]} says where to push, and push_to_hub is not set; set it, or leave it out")
     name = str(getattr(args.optim, "value", args.optim))
     if given.get("optim_target_modules") and not name.startswith(("galore", "apollo")):
         raise ConfigError(f"training.optim_target_modules is for GaLore and APOLLO, and optim is {name}; leave it out")
-    if (given.get("accelerator_config") or {}).get("split_batches"):
+    if args.accelerator_config.split_batches:
         raise ConfigError(
             "training.accelerator_config.split_batches is not read, because per_device_train_batch_size counts the "
             "prompts of a process; leave it out"

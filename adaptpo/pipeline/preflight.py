@@ -139,7 +139,8 @@ def check_look_ahead(context: Context, estimator: Estimator) -> None:
     if sharded and context.inference_arguments.bf16:
         caution(
             f"method '{name}' learns from small differences of losses. FSDP2 computes them in bfloat16, with an error "
-            "of about 7 % instead of 0.1 %; training.bf16: false computes them, and all of training, in float32",
+            "of about 7 % instead of 0.1 %; training.bf16: false, with mixed_precision: 'no' in the launcher's file, "
+            "computes them, and all of training, in float32",
             context.ranks.is_first,
         )
 

@@ -42,14 +42,16 @@ class DataFacts:
 
 
 def measure_data(reader: Reader, data: Mixture, seed: int, sample: int) -> DataFacts:
-    """Tokenizes all rows, or evenly spaced ones if there are more than `sample`; reads the rows twice.
+    """Tokenizes all rows, or evenly spaced ones if there are more than `sample`; reads the rows twice. Of a streamed
+    data set, it reads the first `sample` rows alone.
 
     Raises DataError if no row can be used.
     """
     samples = data.samples(seed)
     total = sum(map(len, samples))
-    every = max(1, total // sample)
-    examples = (example for _, example in islice(reader.examples(samples), 0, None, every))
+    streamed = any(one.taken is None and one.source.rows.is_streamed for one in samples)
+    spread = (0, sample, 1) if streamed else (0, None, max(1, total // sample))
+    examples = (example for _, example in islice(reader.examples(samples), *spread))
     taken = [example if isinstance(example, Dropped) else reader.tokenized(0, example) for example in examples]
     kept = [found for found in taken if not isinstance(found, Dropped)]
     require_rows(len(kept), Counter(found.reason for found in taken if isinstance(found, Dropped)), data.description)

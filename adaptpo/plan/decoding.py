@@ -82,14 +82,14 @@ def server(job: Job, phase: Phase, machine: Machine, replicas: int, accelerators
     share = settings.gpu_memory_utilization or MEMORY_SHARE["continuous"]
     room = accelerators * share * machine.memory_gb * GB - weights
     row = cache_bytes(job.shape, float(job.data.prompt.mean()) + job.fresh, job.number_bytes)
-    asked = min(prompts_open(job) / replicas * responses_each(phase), phase.responses / replicas)
+    asked = min(prompts_open(job, replicas) / replicas * responses_each(phase), phase.responses / replicas)
     rows = max(1, min(int(room // row), MOST_SEQUENCES, ceil(asked)))
     return Sampler("continuous", replicas, accelerators, room, rows, row, weights)
 
 
-def prompts_open(job: Job) -> float:
-    """Prompts that are asked for at a time, by the recipe's settings of its server."""
-    settings = job.config.generation
+def prompts_open(job: Job, replicas: int) -> float:
+    """Prompts that are asked for at a time, by the recipe's settings of its server with these replicas."""
+    settings = job.config.generation.model_copy(update={"data_parallel_size": replicas})
     if settings.engine == "transformers":
         return inf
     return min(shards_at_once(settings) * job.config.shard_size, requests_at_once(settings))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaptpo.plan.job import Job
-from adaptpo.plan.machines import Machine
+from adaptpo.plan.machines import ACCELERATORS, Machine
 from adaptpo.plan.throughput import PassesMeasured, Throughput
 
 REASONS = {
@@ -88,6 +88,8 @@ class Rates:
         for part, width in (("training", self.job.number_bytes), ("annotation", self.job.annotator.number_bytes)):
             if getattr(told, part) is not None and not self._holds(width):
                 yield f"The measured {part} is not used: it is in {told.dtype}, and the recipe's is not."
+        if told.generation is not None and not self._holds(self.job.number_bytes):
+            yield f"The measured response tokens per second are not used: they are in {told.dtype}."
         if not self._same_device:
             yield (
                 f"Throughput was measured on {told.device} (peak {told.peak_flops / 1e12:g} TFLOP/s), another "
@@ -97,7 +99,11 @@ class Rates:
     @property
     def _same_device(self) -> bool:
         told = self.measured
-        return told is not None and 0.99 < told.peak_flops / self.machine.peak(BYTES[told.dtype]) < 1.01
+        if told is None or not 0.99 < told.peak_flops / self.machine.peak(BYTES[told.dtype]) < 1.01:
+            return False
+        # An H200 has the peak of an H100, and 1.4 times its bandwidth, by which responses are decoded.
+        known = [facts.bandwidth_gb for name, facts in ACCELERATORS.items() if name in told.device.lower()]
+        return not known or known[0] == self.machine.bandwidth_gb
 
     def _holds(self, number_bytes: int) -> bool:
         """Whether the measurement is in the precision of this work."""

@@ -88,7 +88,8 @@ def has_room(device: torch.device, size: int) -> bool:
     free."""
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device) > 3 * size
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) > 3 * size
 
 
 class LookAhead:

@@ -139,14 +139,16 @@ class PreferenceTrainer(GroupTrainer):
         size = max(1, self.args.per_device_train_batch_size // 4)
         pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
         batches = [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]
-        batches += self.fillers(len(batches))
-        with self.compute_loss_context_manager():
-            return [self.with_reference(batch) for batch in batches]
+        return self.with_references(batches) + self.fillers(len(batches))
 
     def fillers(self, passes: int) -> list[Batch]:
         """As many fillers as another rank makes passes beyond the `passes` of this one."""
         missing = max(self.ranks.gather(passes)) - passes
-        return [to_device(self.filler, self.args.device) for _ in range(missing)]
+        return self.with_references([to_device(self.filler, self.args.device) for _ in range(missing)])
+
+    def with_references(self, batches: Sequence[Batch]) -> list[Batch]:
+        with self.compute_loss_context_manager():
+            return [self.with_reference(batch) for batch in batches]
 
     def finish_step(self) -> None:
         """Updates the learners and logs how much each pair counted."""

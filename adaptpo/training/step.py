@@ -51,7 +51,7 @@ def preference_step(
     still, measured = on_host(logps, {"losses": losses, **measured})
     found = measured.pop("losses")
     pairs = pair_batch(batch["pairs"], still, method.objective.margin(still), **measured)
-    weights = method.weighting.weights(pairs).detach()
+    weights = method.weighting.weights(pairs).detach().cpu()
     metrics = step_metrics(method, still, pairs, weights)
     loss = (weights.to(losses.device) * losses).sum() / num_prompts
     return Step(loss, bool(torch.isfinite((weights * found).sum())), pairs, weights, metrics)

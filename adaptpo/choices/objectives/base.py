@@ -49,7 +49,10 @@ class Objective(Described, Ranged, ABC):
         """Implicit rewards of the chosen and of the rejected responses, each [n]."""
 
     def margin(self, logps: PairLogps) -> Tensor:
-        """Implicit reward of chosen minus rejected, and minus a target margin if there is one, [n]."""
+        """Implicit reward of chosen minus rejected, and minus a target margin if there is one, [n].
+
+        A training step takes the loss on the device and the margin on the host: constants must follow `logps`.
+        """
         chosen, rejected = self.rewards(logps)
         return chosen - rejected
 
