@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adaptpo.data import open_rows, source
+from adaptpo.data.mixture import Mixture
 from adaptpo.errors import DataError
 from adaptpo.pipeline.data_inputs import DataInputs
 from tests.hub_data import DataHub, serving_data
@@ -49,7 +51,36 @@ def test_no_row_is_read_after_the_last_that_is_taken(hub: DataHub) -> None:
     assert [(s.total, s.matching, s.taken) for s in several.mixture().samples(0)] == [(6, 3, 3), (20, 20, 20)]  # type: ignore[union-attr]
 
 
-def test_slices_of_a_stream_are_refused_with_the_remedy(hub: DataHub) -> None:
+def test_slices_of_a_stream_are_refused_with_the_remedy(hub: DataHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(open_rows(NAME, "train[:3]"))) == 3
     with pytest.raises(DataError, match="A streamed data set has no slices: set split: train and max_rows"):
         open_rows(NAME, "train[:3]", streaming=True)
+    monkeypatch.setattr(source, "STREAMED_FROM", 1)
+    assert len(list(open_rows(NAME, "train[:3]"))) == 3  # Not by itself.
+
+
+def mixture(**given: Any) -> Mixture:
+    return DataInputs.of([{"path": NAME, "streaming": True, **given}]).mixture()  # type: ignore[union-attr]
+
+
+def test_filters_of_a_stream_are_checked_as_others_are(hub: DataHub) -> None:
+    with pytest.raises(DataError, match=r"reads the column 'goood', which no row has: did you mean 'good'"):
+        mixture(filter={"goood": {"none_of": [1]}}).samples(seed=0)
+    (sample,) = mixture(filter={"good": 7}).samples(seed=0)
+    with pytest.raises(DataError, match="none of 20 rows passes the filter"):
+        list(sample.numbered())
+
+
+def test_a_stream_is_not_read_to_be_counted(hub: DataHub) -> None:
+    (sample,) = mixture(max_rows=3).samples(seed=0)
+    assert len(sample) == 3
+    (whole,) = mixture().samples(seed=0)
+    with pytest.raises(DataError, match="set max_rows"):
+        len(whole)
+
+
+def test_a_stream_has_the_rows_that_the_hub_tells(hub: DataHub) -> None:
+    told = "---\ndataset_info:\n  splits:\n  - name: train\n    num_bytes: 9\n    num_examples: 20\n---\n"
+    hub.files["README.md"] = told.encode()
+    (known,) = mixture().samples(seed=0)
+    assert len(known) == 20

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
@@ -59,6 +60,19 @@ def test_kept_layers_compute_the_same_bits(family: str, tied: bool) -> None:
         ids = [one.ids for several in sampler.generate(prompts, 2, range(len(prompts))) for one in several]
         found.append((logps.chosen.tolist(), logps.rejected.tolist(), ids))
     assert found[0] == found[1]
+
+
+def test_what_runs_outside_autocast_keeps_its_precision() -> None:
+    """A head that an adapter wraps, and the layers whose norms DoRA takes."""
+    wrapped = get_peft_model(tiny_model(byte_tokenizer()), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    head = wrapped.get_base_model().get_output_embeddings()
+    keep_linear_layers(wrapped, torch.bfloat16, head)
+    assert {m.weight.dtype for m in head.modules() if isinstance(m, nn.Linear)} == {torch.float32}
+    dora = get_peft_model(tiny_model(byte_tokenizer()), LoraConfig(target_modules=["q_proj"], use_dora=True))
+    keep_linear_layers(dora, torch.bfloat16, dora.get_output_embeddings())
+    attention = {name for name, m in dora.named_modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32}
+    assert all("q_proj" in name or "lm_head" in name for name in attention)
+    assert any("q_proj.base_layer" in name for name in attention)
 
 
 @pytest.fixture(scope="module")

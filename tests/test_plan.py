@@ -479,6 +479,11 @@ def test_a_measurement_holds_for_its_precision_engine_and_accelerator() -> None:
     served = "{accelerator: a100, engine: continuous}"
     assert costs_of(half, told, served)["generate"].seconds == costs_of(half, None, served)["generate"].seconds
     assert any("another accelerator" in note for note in make_plan(half, read_machine(served), told).notes)
+    # The H200 has the H100's peak, and more bandwidth.
+    sampled = told.model_copy(update={"generation": GenerationMeasured(engine="transformers", tokens_per_second=4000)})
+    assert costs_of(half, sampled)["generate"].seconds != costs_of(half)["generate"].seconds
+    for_h200 = [costs_of(half, measured, "h200x8")["generate"].seconds for measured in (sampled, None)]
+    assert for_h200[0] == for_h200[1]
 
 
 def test_measured_throughput_is_read_as_written_and_strictly(tmp_path: Path) -> None:
