@@ -58,8 +58,9 @@ CASES: dict[str, tuple[Objective, str, dict[str, Any]]] = {
     "ld_alpha": (DPO(0.3, ld_alpha=0.4), "sigmoid", {"ld_alpha": 0.4}),
 }
 """By TRL's name: the objective, TRL's loss type and its settings."""
-STEEP = {"discopop": 1e-4}
-"""Losses whose slope near a margin of 0, 1 / (4 tau) = 5, multiplies what rounding leaves of the log-probs."""
+STEEP = {"discopop": 1e-4, "sppo_hard": 1e-4}
+"""Losses whose slope multiplies what rounding leaves of the log-probs: near a margin of 0 by 1 / (4 tau) = 5, and by
+twice the distance from 1 / (2 beta), which is squared."""
 STEPS = 3
 MOVE = 5e-4
 """How far the first step moves some weight; after larger steps the losses amplify rounding."""
