@@ -35,8 +35,7 @@ def prompts_of(setting: Setting) -> list[Prompt]:
 
 def generation(setting: Setting) -> Iterator[Row]:
     """Eight responses of 128 tokens to each of 16 prompts of 256; a random model ends none of them earlier."""
-    model = setting.model().eval()
-    # The dtype in which policies are sampled under bf16 training: weights in float32, products in bfloat16.
+    model = setting.reading()
     prompts, new = prompts_of(setting), setting.short(NEW_TOKENS)
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=new, stop_ids=frozenset({1}))
     tokenizer = byte_tokenizer(VOCABULARY)
@@ -93,7 +92,7 @@ def annotation(setting: Setting) -> Iterator[Row]:
 
 def scoring(setting: Setting) -> Iterator[Row]:
     """Log-probs of pairs without gradients, as a reference is computed."""
-    model = setting.model().eval()
+    model = setting.reading()
     groups = setting.groups(256, 256, pairs=1, tokens=4 * setting.tokens)
     batches = passes(groups, replace(SHARED, max_tokens=2 * setting.tokens), setting)
 

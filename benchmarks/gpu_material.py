@@ -16,6 +16,7 @@ from measure import synchronize
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from adaptpo.models.precision import keep_linear_layers
 from adaptpo.models.shared_prompt import varlen
 from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.plan.arithmetic import Passes, forward_operations, shared_prompt
@@ -75,6 +76,11 @@ class Setting:
         model = self.model()
         model.forward = self.precision()(model.forward) if self.bf16 else model.forward
         return model
+
+    def reading(self) -> Any:
+        """A model that only reads, as a run loads it."""
+        model = self.model().eval()
+        return keep_linear_layers(model, torch.bfloat16, model.get_output_embeddings()) if self.bf16 else model
 
     def classifier(self, dtype: torch.dtype) -> Any:
         torch.manual_seed(0)

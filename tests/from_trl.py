@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "from-trl.md"
 HEADING = "| field | of | adaptpo |\n|---|---|---|\n"
 OF_ALL = {field.name for field in fields(TrainingArguments)}
 KINDS = {"DPO": DPOConfig, "online DPO": OnlineDPOConfig, "reward": RewardConfig}
-NOT_DEFAULT: dict[str, Any] = {"report_to": "wandb", "push_to_hub": True, "use_vllm": True}
+NOT_DEFAULT: dict[str, Any] = {"bf16": True, "report_to": "wandb", "push_to_hub": True, "use_vllm": True}
 """Values for fields whose default asks for nothing."""
 
 

@@ -49,6 +49,12 @@ def test_every_method_has_a_recipe(name: str, machine: str, tmp_path: Path) -> N
     assert (recipe.method, recipe.reward, recipe.peft is None) == (name, reward, machine != "cpu")
 
 
+def test_a_judge_is_written_as_a_recipe_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(Answers("m", "d", "metaapo", "{judge: gpt-4o-mini}", "cpu"), "runs/x"))
+    assert load_recipe(path).reward == {"judge": "gpt-4o-mini"}
+
+
 def test_init_and_check(policy: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "shop_reward_of_init.py").write_text(REWARD)
     given = ("--model", policy, "--data", "pairs.jsonl", "--reward", "python:shop_reward_of_init:reward")
@@ -90,6 +96,8 @@ def test_check_refuses_what_a_run_refuses(policy: str, folder: Path, capsys: pyt
     [
         (("--data", "d"), "--model is missing"),
         (("--model", "m", "--data", "d"), "--reward is missing"),
+        (("--model", "m", "--data", "d", "--reward", "http://x:1/r"), "a server is '{server: http://x:1/r}'"),
+        (("--model", "m", "--data", "d", "--reward", "{judge: "), "--reward: not valid YAML"),
         (("--model", "m", "--data", "d", "--method", "metapo2"), "did you mean 'metapo'?"),
         (("--model", "m", "--data", "d", "--method", "dpo", "--machine", "h10x8"), "h100"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
+from adaptpo import methods
 from adaptpo.choices.objectives import (
     CPO,
     DPO,
+    AlphaPO,
     APODown,
     APOZero,
     BCOPair,
@@ -27,9 +31,11 @@ from adaptpo.choices.objectives import (
     SigmoidNorm,
     SPPOHard,
 )
+from adaptpo.choices.weighting import OnPolicy, Uniform, Weighting
 from adaptpo.methods.losses import offline
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.training.step import preference_step
+from adaptpo.training.whole_vocabulary import VocabularyProbe
 from tests.groups import tokenized_groups
 from tests.real_model import load_real_model, needs_real_model, real_tokenizer
 from tests.test_objectives import labelled_group, trl_batch
@@ -38,7 +44,10 @@ from tests.test_real_model_training import ROWS, perturbed, trl_arguments
 pytestmark = [needs_real_model, pytest.mark.engines]
 SHORT = ROWS[1:2]
 """One pair, because each case takes seconds; its responses differ in length."""
-PLAIN: dict[str, Any] = {"label_smoothing": 0.0, "ld_alpha": None, "f_divergence_type": "reverse_kl"}
+PLAIN: dict[str, Any] = {
+    "label_smoothing": 0.0, "ld_alpha": None, "f_divergence_type": "reverse_kl", "loss_weights": [1.0],
+    "use_weighting": False,
+}  # fmt: skip
 JS = {"f_divergence_type": "js_divergence"}
 FORWARD = {"f_divergence_type": "forward_kl"}
 ALPHA = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}
@@ -56,7 +65,12 @@ CASES: dict[str, tuple[Objective, str, dict[str, Any]]] = {
     "forward_kl": (DPO(0.3, **FORWARD), "sigmoid", FORWARD),
     "alpha_divergence": (DPO(0.3, **ALPHA), "sigmoid", ALPHA),
     "ld_alpha": (DPO(0.3, ld_alpha=0.4), "sigmoid", {"ld_alpha": 0.4}),
-}
+    "mpo": (
+        methods.mpo(beta=0.3).objective, "",
+        {"loss_types": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+    ),
+    "wpo": (DPO(0.3), "sigmoid", {"use_weighting": True}),
+}  # fmt: skip
 """By TRL's name: the objective, TRL's loss type and its settings."""
 STEEP = {"discopop": 1e-4, "sppo_hard": 1e-4}
 """Losses whose slope multiplies what rounding leaves of the log-probs: near a margin of 0 by 1 / (4 tau) = 5, and by
@@ -81,7 +95,7 @@ def trainer(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return DPOTrainer(
         model=models["policy"],
         ref_model=models["reference"],
-        args=trl_arguments(DPOConfig, tmp_path_factory.mktemp("dpo"), beta=0.3),
+        args=trl_arguments(DPOConfig, tmp_path_factory.mktemp("dpo"), beta=0.3, use_weighting=True),
         train_dataset=Dataset.from_list(SHORT),
         processing_class=real_tokenizer(),
     )
@@ -92,8 +106,10 @@ def batch(models: dict[str, Any]) -> Batch:
     return GroupCollator(0)(tokenized_groups(real_tokenizer(), SHORT, models["reference"]))
 
 
-def ours(batch: Batch, objective: Objective) -> Loss:
-    return lambda model: preference_step(model, batch, offline(objective), len(SHORT)).loss
+def ours(batch: Batch, objective: Objective, weighting: Weighting | None = None) -> Loss:
+    method = replace(offline(objective), weighting=weighting or Uniform())
+    probe = VocabularyProbe(None, method.weighting.measures, nullcontext)
+    return lambda model: preference_step(model, batch, method, len(SHORT), probe=probe).loss
 
 
 def descend(model: nn.Module, start: dict[str, Tensor], loss: Loss, rate: float | None) -> tuple[list[float], float]:
@@ -128,16 +144,26 @@ def assert_equal(models: dict[str, Any], their_loss: Loss, our_loss: Loss, toler
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_weights_equal_trl(name: str, models: dict[str, Any], trainer: DPOTrainer, batch: Batch) -> None:
     objective, loss_type, settings = CASES[name]
-    for field, value in (PLAIN | settings | {"loss_types": [loss_type]}).items():
+    for field, value in (PLAIN | {"loss_types": [loss_type]} | settings).items():
         setattr(trainer, field, value)
     theirs = trainer.data_collator([trainer.train_dataset[row] for row in range(len(SHORT))])
-    loss, tolerance = ours(batch, objective), STEEP.get(name, 1e-5)
+    loss, tolerance = ours(batch, objective, OnPolicy() if name == "wpo" else None), STEEP.get(name, 1e-5)
     assert_equal(models, lambda model: trainer.compute_loss(model, theirs), loss, tolerance)
 
 
-def test_cpo_equals_trl(models: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        (CPO(0.3, cpo_alpha=0.7), {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}),
+        (AlphaPO(2.5, 0.6, alpha=0.25), {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.6, "alpha": 0.25}),
+    ],
+    ids=["cpo", "alphapo"],
+)
+def test_cpo_and_alphapo_equal_trl(
+    objective: Objective, settings: dict[str, Any], models: dict[str, Any], tmp_path: Path
+) -> None:
     """CPOTrainer puts tokens of its own around a response, so its own row is compared."""
-    config = trl_arguments(CPOConfig, tmp_path, loss_type="sigmoid", beta=0.3, cpo_alpha=0.7)
+    config = trl_arguments(CPOConfig, tmp_path, **settings)
     data, tokenizer = Dataset.from_list(SHORT), real_tokenizer()
     trainer = CPOTrainer(model=models["policy"], args=config, train_dataset=data, processing_class=tokenizer)
     theirs = trl_batch(trainer)
@@ -146,4 +172,4 @@ def test_cpo_equals_trl(models: dict[str, Any], tmp_path: Path) -> None:
     def their_loss(model: nn.Module) -> Tensor:
         return trainer.get_batch_loss_metrics(model, theirs)[0]
 
-    assert_equal(models, their_loss, ours(own, CPO(0.3, cpo_alpha=0.7)))
+    assert_equal(models, their_loss, ours(own, objective))

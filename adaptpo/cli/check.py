@@ -49,6 +49,8 @@ def run_check(recipe: Recipe, options: Options, given: str) -> None:
             context.data = context.data.first(options.rows)
             summary, doubts = check_before_spending(context)
             show(Console(soft_wrap=True), context, options, summary, doubts)
+    if recipe.reward is not None:
+        print("Reward servers and judges, if there are any, were not contacted.")
     print(f"This can be trained: adaptpo train {given}{already(recipe)}")
 
 

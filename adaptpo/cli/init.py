@@ -12,6 +12,7 @@ import yaml
 from adaptpo.choices.method import Method
 from adaptpo.config.base import nearest
 from adaptpo.config.recipe import Recipe, load_recipe
+from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.plan.machines import ACCELERATORS, Machine, read_machine
@@ -100,9 +101,20 @@ def recipe_text(answers: Answers, output_dir: str) -> str:
         line("method", answers.method, "adaptpo methods lists them"),
     ]
     if answers.reward is not None:
-        lines.append(line("reward", answers.reward, "judges, servers and lists of annotators: docs/annotation.md"))
+        reward = as_setting(answers.reward)
+        lines.append(line("reward", reward, "judges, servers and lists of annotators: docs/annotation.md"))
     lines += [*schedule_lines(method), *training_lines(answers.accelerator), line("seed", 0)]
     return "\n".join([*lines, line("output_dir", output_dir, "start the same command again to resume"), ""])
+
+
+def as_setting(reward: str) -> object:
+    """A reward as a recipe has it: mappings and lists are YAML. Raises ConfigError for an address alone."""
+    if reward.startswith(("http://", "https://")):
+        raise ConfigError(f"--reward is an address; a server is '{{server: {reward}}}', a judge '{{judge: MODEL}}'")
+    try:
+        return read_yaml(reward) if reward.startswith(("{", "[")) else reward
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--reward: not valid YAML: {error}") from error
 
 
 def line(key: str, value: object, comment: str = "", indent: str = "") -> str:
@@ -143,5 +155,7 @@ def training_lines(machine: Machine | None) -> list[str]:
     ]
     if machine:
         lines += [line("bf16", True, "", "  "), line("gradient_checkpointing", True, "less memory, same result", "  ")]
-    adapter = line("peft", {"r": 16, "target_modules": "all-linear"}, "an adapter; remove it to train all weights")
-    return [*lines, adapter if machine is None else f"# {adapter}"]
+    adapter = {"r": 16, "target_modules": "all-linear"}
+    if machine is None:
+        return [*lines, line("peft", adapter, "an adapter; remove it to train all weights")]
+    return [*lines, "# " + line("peft", adapter, "uncomment it to train an adapter")]

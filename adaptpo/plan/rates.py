@@ -10,7 +10,7 @@ from adaptpo.plan.machines import ACCELERATORS, Machine
 from adaptpo.plan.throughput import PassesMeasured, Throughput
 
 REASONS = {
-    "training_utilization": "PyTorch without compilation; nothing for varlen attention, which has not been measured",
+    "training_utilization": "PyTorch without compilation; measured on an H200: 29 % at 1B, 44 % at the width of 8B",
     "rank_balance": "each optimizer step is dealt to the ranks by tokens",
     "inference_utilization": "log-probs and rewards of full batches",
     "decoding_utilization": "weights and caches of large batches",
