@@ -281,7 +281,8 @@ def test_mt_bench_with_fastchats_words(tmp_path: Path) -> None:
     with serving(lambda *_: said("[[7]]")) as stub:
         work = Judging(JudgeSettings(judge="j", base_url=f"{stub.url}/v1"), template=words, shows=False)
         judge_folder(EvaluationFolder(mt_bench(tmp_path / "e")), work)
-    assert "[The Start of Assistant's Answer]\none\n[The End" in stub.bodies[0]["messages"][1]["content"]
+    asked = [body["messages"][1]["content"] for body in stub.bodies]  # Turns are asked at the same time.
+    assert any("[The Start of Assistant's Answer]\none\n[The End" in words for words in asked)
     result = scored(tmp_path / "e")
     assert result.origin.template.startswith("judge_prompts.jsonl (")
     assert not any("own words" in warning for warning in result.warnings)
