@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +44,12 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Row]]] = {
 }
 
 
-def measure(setting: Setting, sections: Sequence[str], out: Path | None, header: dict[str, Any]) -> list[Row]:
+def measure(
+    setting: Setting, sections: Sequence[str], out: Path | None, header: dict[str, Any]
+) -> tuple[list[Row], list[str]]:
+    """The rows, and the sections that failed."""
     rows: list[Row] = []
+    failed: list[str] = []
     for name in sections:
         started = time.perf_counter()
         try:
@@ -52,14 +57,16 @@ def measure(setting: Setting, sections: Sequence[str], out: Path | None, header:
                 rows.append(found)
                 print(line(found), flush=True)
         except Exception:  # noqa: BLE001 - What the other sections find must not be lost.
+            failed.append(name)
             print(f"{name}: failed\n{traceback.format_exc()}", flush=True)
         print(f"# {name}: {time.perf_counter() - started:.0f} s", flush=True)
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
         if out is not None:
-            out.write_text(json.dumps(header | {"rows": [found.record() for found in rows]}, indent=1) + "\n")
-    return rows
+            told = header | {"failed": failed, "rows": [found.record() for found in rows]}
+            out.write_text(json.dumps(told, indent=1) + "\n")
+    return rows, failed
 
 
 def line(found: Row) -> str:
@@ -152,9 +159,11 @@ def main() -> None:
     rate = matrix_rate(given.device, dtype, 8192 if given.device == "cuda" else 256)
     header = {"machine": machine(torch.get_num_threads()), "shape": given.shape, "matrix_tflops": rate / 1e12}
     print(f"{header['machine']}; a matrix product runs at {significant(rate / 1e12)} TFLOP/s", flush=True)
-    rows = measure(setting, given.only, given.json, header)
+    rows, failed = measure(setting, given.only, given.json, header)
     if given.measured:
         given.measured.write_text(throughput(setting, rows).model_dump_json(indent=1) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ def test_what_a_gpu_is_measured_on_runs_on_a_cpu(tmp_path: Path, capsys: pytest.
 
     setting = Setting("cpu", "tiny", bf16=True, repeats=1, tokens=2048, scale=32)
     sections = [name for name in SECTIONS if name != "head"]
-    rows = measure(setting, sections, tmp_path / "tiny.json", {"machine": "a CPU", "shape": "tiny"})
-    assert "failed" not in capsys.readouterr().out
+    rows, failed = measure(setting, sections, tmp_path / "tiny.json", {"machine": "a CPU", "shape": "tiny"})
+    assert not failed, capsys.readouterr().out
     assert {row.section for row in rows} == set(sections) - {"launches", "liger"}
     errors = {row.variant: row.facts["gradient_error"] for row in rows if row.section == "exactness"}
     assert len(errors) == 3
@@ -163,6 +163,18 @@ def test_what_a_gpu_is_measured_on_runs_on_a_cpu(tmp_path: Path, capsys: pytest.
     file = tmp_path / "measured.json"
     file.write_text(throughput(setting, rows).model_dump_json())
     assert read_throughput(file).training is not None
+
+
+def test_a_section_that_fails_stops_no_other_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import gpu
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": broken, "b": lambda _: iter(())})
+    setting = gpu.Setting("cpu", "tiny", bf16=False, repeats=1)
+    assert gpu.measure(setting, ["a", "b"], tmp_path / "x.json", {}) == ([], ["a"])
+    assert json.loads((tmp_path / "x.json").read_text())["failed"] == ["a"]
 
 
 def test_ratios_of_the_table_by_hand() -> None:
