@@ -34,6 +34,8 @@ from adaptpo.report import (
 )
 from adaptpo.report.canvas import DARK, LIGHT, density
 from adaptpo.report.cost import time_figure
+from adaptpo.report.outcome import dynamics_figure
+from adaptpo.report.reading import finite
 
 PROMPTS, ITERATIONS, GENERATIONS, HELD_OUT = 300, 3, 4, 60
 PART = PROMPTS // ITERATIONS
@@ -573,6 +575,22 @@ def test_panels_that_share_an_axis_show_the_tallest_curve_whole() -> None:
     drawn = adaptation_plots.margins(panels, LIGHT)
     tallest = max(np.max(line.get_ydata()) for axes in drawn.axes for line in axes.lines)
     assert all(axes.get_ylim()[1] > tallest for axes in drawn.axes)
+
+
+def test_bands_stay_where_values_can_lie(tmp_path: Path) -> None:
+    """Scores are at most 0; their mean plus a standard deviation is not."""
+    run = RunWriter(tmp_path / "run")
+    run.evaluate("initial", 0.0)
+    run.evaluate("iteration-0", 0.5)
+    data = RunData.open(run.root)
+    scores = finite(data.stages[0].table, "score")
+    skewed = np.append(np.full(len(scores) - 6, -0.05), np.full(6, -4.0))
+    path = run.root / "evaluation/initial.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("score"), "score", pa.array(skewed)), path)
+    drawn = dynamics_figure(RunData.open(run.root)).draw(LIGHT)
+    rewards, score = (axes.collections[0].get_paths()[0].vertices[:, 1] for axes in drawn.axes)
+    assert score.max() <= 0 and np.ptp(rewards) > 0
 
 
 def test_density_integrates_to_one() -> None:

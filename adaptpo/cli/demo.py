@@ -44,7 +44,7 @@ def run_demo(out: Path, seed: int) -> None:
     write_json(out / "table.json", [vars(stage) for stage in stages])
     print_stages(stages)
     page = write_report(out / "run")
-    print(f"Report: {page}\nTook {time.perf_counter() - started:.0f} s")
+    print(f"{TWO_REWARDS}\nReport: {page}\nTook {time.perf_counter() - started:.0f} s")
 
 
 def measure(run: Path) -> list[Stage]:
@@ -71,6 +71,10 @@ def selected_share(run: Path, iteration: int) -> float:
     return fmean(row["selected"] for row in read_rows(run / "iterations" / str(iteration) / "selection.parquet"))
 
 
+TWO_REWARDS = (
+    "The report shows the learned reward model's rewards, which the run trains on. Their scale is not that of the\n"
+    "true reward above, which no real run knows."
+)
 TITLES = {"initial": "SFT policy", "warmup": "DPO warm-up"}
 
 

@@ -13,6 +13,11 @@ from adaptpo.report.plots import Line
 from adaptpo.report.reading import RunData, finite, number, read_json, stage_order
 from adaptpo.report.visits import FloatArray
 
+STRIP = (
+    " The strip above shows the scoring margins of all prompts; a prompt that was left out has no online pair and no "
+    "point. Where grey lies to the right of blue, the run generated for the prompts that the policy disagrees with."
+)
+
 
 def gain_figure(run: RunData) -> FigureSpec | None:
     """Offline margin against online gain by iteration, with the margins of the prompts that were left out."""
@@ -21,12 +26,10 @@ def gain_figure(run: RunData) -> FigureSpec | None:
         return None
     shown, note = evenly(panels)
     strip = any(len(panel.unselected) for panel in panels)
-    left_out = "; prompts left out have no online pair and appear only in the strip of scoring margins above"
     caption = (
-        f"Each point is a prompt with both pairs, at its first visit in training{left_out if strip else ''}. Mirrors "
-        "Figure 2 (middle): look for points concentrated at the upper left"
-        f"{' and for left-out prompts further right' if strip else ''}. Part of the falling trend is built in, because "
-        f"the offline margin enters both axes.{note}"
+        "Each point is a prompt with both pairs, at its first visit in training. Right of 0 the policy agrees with the "
+        "offline pair; above 0 it scores the online pair higher. The offline margin enters both axes, so part of a "
+        f"falling trend is built in.{STRIP if strip else ''} Compare Figure 2 (middle) of the MetaAPO paper.{note}"
     )
     return FigureSpec("gains", "Where online responses help", caption, lambda theme: plots.gains(shown, theme))
 
@@ -67,11 +70,12 @@ def learner_figure(run: RunData) -> FigureSpec | None:
     if not curves:
         return None
     scores = iteration_scores(run)
-    strip = " The strip below shows the distribution of the run's scores." if scores else ""
+    strip = " The strip below shows where the run's scores lie; elsewhere the curve has no effect." if scores else ""
     caption = (
-        "The learner's input-output curve at the start and after each iteration; a low weight makes fresh "
-        f"responses likely.{strip} Mirrors Figure 3 (middle): look for a curve that departs from its start where "
-        "scores are dense and gives misaligned pairs (left) less weight than aligned ones (right)."
+        "The learner's weight of an offline pair, by the pair's score, at the start and after each iteration. A low "
+        "weight makes fresh responses likely. A curve that rises to the right trusts a pair more if the policy agrees "
+        f"with it; a curve that stays on its start has learned nothing.{strip} Compare Figure 3 (middle) of the "
+        "MetaAPO paper."
     )
     return FigureSpec(
         "learner", "What the learner learned", caption, lambda theme: plots.learner_curves(curves, scores, theme)
@@ -100,10 +104,11 @@ def margin_figure(run: RunData) -> FigureSpec | None:
         return None
     shown, note = evenly(panels)
     online = any("online" in sources for _, sources in panels)
-    clause = ", and for online margins that stay close to zero, since the policy wrote both responses itself"
+    clause = " Online pairs close to 0 tell the policy something new; far to the right it already prefers the better."
     caption = (
-        "Margins of the pairs at their first visit in training. Mirrors Figure 3 (right): look for the offline curve "
-        f"moving right over the iterations{clause if online else ''}.{note}"
+        "Margins of the pairs at their first visit in training. Right of 0 the policy prefers the chosen response more "
+        "than the reference does. An offline curve further right in a later iteration means that the policy agrees "
+        f"more with the data.{clause if online else ''} Compare Figure 3 (right) of the MetaAPO paper.{note}"
     )
     return FigureSpec("margins", "Margins of the trained pairs", caption, lambda theme: plots.margins(shown, theme))
 

@@ -18,7 +18,11 @@ PANELS_AT_MOST = 4
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure with data in this run. `caption` says what it shows, which figure it mirrors and what to look for."""
+    """A figure with data in this run.
+
+    `caption` says what it shows, what which shape would mean, and which figure of a paper shows the same. It holds for
+    every run: what this run's shape is, is for the eye or computed.
+    """
 
     name: str
     title: str

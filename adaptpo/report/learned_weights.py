@@ -39,8 +39,9 @@ def coefficient_figure(run: RunData) -> FigureSpec | None:
         return None
     caption = (
         "A pair's weight is the softplus of this linear form of its features. All weights start at 1, and the bias is "
-        "drawn minus its start. Solid: smoothed over visits; dashed: at the current visit. Mirrors Figure 3c of the "
-        "MetaPO paper: look for negative coefficients of volatility and divergence."
+        "drawn minus its start. Solid: smoothed over visits; dashed: at the current visit. A negative coefficient "
+        "lowers the weight of pairs with a high value of its feature; one that stays at 0 has learned nothing. Compare "
+        "Figure 3c of the MetaPO paper."
     )
     return FigureSpec("coefficients", "Coefficients of the weights", caption, lambda t: plots.coefficients(lines, t))
 
@@ -54,8 +55,8 @@ def landscape_figure(run: RunData) -> FigureSpec | None:
     caption = (
         "Each point is a pair at its last visit: p = sigmoid(margin), and the standard deviation of its margins. "
         f"Left: FocalPO's p^gamma with gamma {FOCAL_GAMMA:g} (bands, as it depends on p alone); right: this run. "
-        "Mirrors Figures 3a and 3b of the MetaPO paper: look for pairs with high p and high volatility that weigh less "
-        "than stable ones."
+        "A colour that changes from bottom to top at the same p means that history counts beside p. Compare Figures 3a "
+        "and 3b of the MetaPO paper."
     )
     return FigureSpec("landscape", "Weights by history", caption, lambda theme: plots.landscape(last, theme))
 
@@ -68,8 +69,8 @@ def gradient_figure(run: RunData) -> FigureSpec | None:
     last = visits.last
     caption = (
         "The factor w (1 - p) of each pair's gradient at its last visit (Eq. 15), for the steadiest and the most "
-        "volatile third of the pairs. Mirrors Figure 2 of the MetaPO paper: look for volatile pairs below steady ones "
-        "of the same p."
+        "volatile third of the pairs. Where volatile pairs lie below steady ones of the same p, the weights damp pairs "
+        "whose margins swing. Compare Figure 2 of the MetaPO paper."
     )
     return FigureSpec("factors", "Effective gradients", caption, lambda theme: plots.gradient_factors(last, theme))
 

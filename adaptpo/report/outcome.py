@@ -11,6 +11,16 @@ from adaptpo.report.figures import FigureSpec
 from adaptpo.report.reading import RunData, Stage, finite
 from adaptpo.report.visits import FloatArray
 
+MEANS = {
+    "Reward": "Rewards come from the run's own annotator, on its own scale; another judge may disagree.",
+    "Offline score": (
+        "The offline score is at most 0; it rises where the policy moves towards the data's preferences, and falls "
+        "where it moves away from them."
+    ),
+}
+LOW, HIGH = 0.1, 0.9
+"""The band's quantiles. A score's mean plus its standard deviation would pass 0, which no score does."""
+
 
 def dynamics_figure(run: RunData) -> FigureSpec | None:
     """Reward and offline score by stage, on held-out prompts if evaluated, else on an iteration's training prompts."""
@@ -21,9 +31,12 @@ def dynamics_figure(run: RunData) -> FigureSpec | None:
     if not bands:
         return None
     where = "On held-out prompts" if held_out else "On the training prompts of each iteration (no held-out evaluation)"
-    caption = (
-        f"{where}: mean with a band of one standard deviation. Mirrors Figure 2 (left) of the MetaAPO paper: look for "
-        "a reward that rises while its band narrows, and for a dip in the offline score that later recovers."
+    caption = " ".join(
+        (
+            f"{where}: means, with bands that hold the middle 80 % of the values.",
+            *(MEANS[band.title] for band in bands),
+            "Compare Figure 2 (left) of the MetaAPO paper.",
+        )
     )
     labels = [stage.label for stage in stages]
     return FigureSpec(
@@ -42,12 +55,15 @@ def training_stages(run: RunData) -> list[Stage]:
 
 
 def band_of(stages: Sequence[Stage], name: str, title: str, axis: str, role: str) -> plots.Band | None:
-    mean, std = values(stages, f"{name}/mean"), values(stages, f"{name}/std")
-    return plots.Band(title, axis, role, mean, std) if np.isfinite(mean).any() else None
+    mean = np.array([stage.value(f"{name}/mean") for stage in stages], dtype=np.float64)
+    low, high = np.array([quantiles(stage, name) for stage in stages]).reshape(-1, 2).T
+    return plots.Band(title, axis, role, mean, low, high) if np.isfinite(mean).any() else None
 
 
-def values(stages: Sequence[Stage], name: str) -> FloatArray:
-    return np.array([stage.value(name) for stage in stages], dtype=np.float64)
+def quantiles(stage: Stage, name: str) -> FloatArray:
+    """`LOW` and `HIGH` of the saved values, [2]; NaN if there are none, which leaves a gap in the band."""
+    found = finite(stage.table, name)
+    return np.quantile(found, [LOW, HIGH]) if len(found) else np.full(2, np.nan)
 
 
 def reward_figure(run: RunData) -> FigureSpec | None:
@@ -58,9 +74,9 @@ def reward_figure(run: RunData) -> FigureSpec | None:
     ends = [known[0], known[-1]] if len(known) > 1 else known
     distributions = [(label, role, rewards) for (label, rewards), role in zip(ends, ("before", "online"), strict=False)]
     caption = (
-        "Kernel density of the rewards of held-out responses, with dashed lines at the means. Mirrors Figure 2 "
-        "(right), with the run's own annotator instead of an independent reward model: look for the whole curve moving "
-        "right, not only its tail."
+        "Kernel density of the rewards of held-out responses, with dashed lines at the means. A shift of the whole "
+        "curve means that most prompts changed; a shift of one side means that only some did. Compare Figure 2 (right) "
+        "of the MetaAPO paper, which uses an independent reward model; these rewards come from the run's own annotator."
     )
     return FigureSpec(
         "rewards",

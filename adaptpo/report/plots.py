@@ -18,13 +18,14 @@ SMOOTHED_FROM = 60
 
 @dataclass(frozen=True)
 class Band:
-    """Mean and standard deviation of one quantity at every stage of a run; `role` names its colour."""
+    """Mean of one quantity at every stage of a run, and the quantiles `low` and `high`; `role` names its colour."""
 
     title: str
     axis: str
     role: str
     mean: FloatArray
-    std: FloatArray
+    low: FloatArray
+    high: FloatArray
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class CurvePanel:
 
 
 def dynamics(stages: Sequence[str], bands: Sequence[Band], theme: Theme) -> Figure:
-    """Mean with a band of one standard deviation per stage, one panel for each quantity."""
+    """Mean with a band between the quantiles at each stage, one panel for each quantity."""
     figure, grid = blank(theme, 3.3, columns=len(bands))
     x = np.arange(len(stages))
     for axes, band in zip(grid[0], bands, strict=True):
         colour = theme.colours[band.role]
-        axes.fill_between(x, band.mean - band.std, band.mean + band.std, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(x, band.low, band.high, color=colour, alpha=0.16, linewidth=0)
         axes.plot(x, band.mean, color=colour, marker="o", markersize=5, linewidth=2)
         label_points(axes, band.mean, theme)
         axes.set_xticks(x, stages)

@@ -101,8 +101,8 @@ def rows_of(run: RunData, pattern: str, *columns: str) -> list[Row]:
 def path_figure(scores: list[float]) -> FigureSpec:
     caption = (
         "The boundary score and its 95 % interval as more prompts are measured. Below 0.5 the offline responses win "
-        "(preference injection), above it the policy's own (preference fine-tuning). Look for an interval that no "
-        "longer contains 0.5."
+        "(preference injection), above it the policy's own (preference fine-tuning). The measurement decides once the "
+        "interval no longer contains 0.5."
     )
     return FigureSpec("path", "Uncertainty of the score", caption, lambda theme: stage_plots.score_path(scores, theme))
 
@@ -135,7 +135,7 @@ def length_figure(candidates: CandidateFacts) -> FigureSpec:
 def diversity_figure(candidates: CandidateFacts) -> FigureSpec:
     caption = (
         "Difference of the log-probabilities of a pair's two responses under the policy (Eq. 12; Figure 3 follows it "
-        "through training). Offline pairs usually spread wider: that is the diversity a policy in injection needs."
+        "through training). A wider curve means more diverse pairs, which a policy in preference injection needs."
     )
     sides = [
         (label, role, logps[:, 0] - logps[:, 1])

@@ -12,12 +12,13 @@ import numpy as np
 from markupsafe import Markup
 
 from adaptpo.report.formats import duration, styled
-from adaptpo.report.reading import RunData, finite, number
+from adaptpo.report.reading import RunData, Stage, finite, number
 from adaptpo.report.visits import FloatArray
 from adaptpo.types import Row
 
 REASONS_AT_MOST = 20
 LISTED_AT_MOST = 100
+OWN_REWARD = "The reward and the win rate come from the annotator that the run trains on, on its own scale."
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,20 @@ def mean(values: FloatArray) -> float | None:
 
 def evaluation_table(run: RunData) -> Table | None:
     """One row for each evaluation on the held-out prompts."""
-    return Table.of(
-        {
-            "stage": stage.label,
-            "reward": styled(stage.value("reward/mean"), ".3f"),
-            "± std": styled(stage.value("reward/std"), ".3f"),
-            "win rate": styled(stage.value("win_rate"), ".1%"),
-            "offline score": styled(stage.value("score/mean"), ".3f"),
-            "length (tokens)": styled(stage.value("length/mean"), ",.1f"),
-            "ended": styled(stage.value("ended"), ".1%"),
-        }
-        for stage in run.stages
-    )
+    rows = [evaluation_row(stage) for stage in run.stages]
+    return Table.of(rows, OWN_REWARD if any(row["reward"] is not None for row in rows) else "")
+
+
+def evaluation_row(stage: Stage) -> dict[str, str | None]:
+    return {
+        "stage": stage.label,
+        "reward": styled(stage.value("reward/mean"), ".3f"),
+        "± std": styled(stage.value("reward/std"), ".3f"),
+        "win rate": styled(stage.value("win_rate"), ".1%"),
+        "offline score": styled(stage.value("score/mean"), ".3f"),
+        "length (tokens)": styled(stage.value("length/mean"), ",.1f"),
+        "ended": styled(stage.value("ended"), ".1%"),
+    }
 
 
 def phase_table(run: RunData) -> Table | None:
