@@ -55,7 +55,7 @@ GAINS = ((INJECTION, 0.3, 0.1), (FINE_TUNING, 0.1, 0.2), (UNDECIDED, 0.2, -0.1))
 
 def ended(row: Row, seed: int, gain: float, boundary: Boundary | None = None) -> Outcome:
     found = Measurement(0.5 + gain, 0.5, 0.8, 0.7, 0.0, 1, 2, 3, 9, boundary=boundary)
-    return Outcome(Cell(row, seed, WorldSettings(seed=seed)), Path("run"), found)
+    return Outcome(Cell(row, WorldSettings(seed=seed)), Path("run"), found)
 
 
 def example() -> list[RowSummary]:
@@ -67,8 +67,8 @@ def example() -> list[RowSummary]:
 def test_a_policy_by_hand() -> None:
     """Seed 3 lacks one of its two runs and does not count. The gains are 0.6 and 0.2 in all."""
     (line,) = policies(example())
-    assert list(line.duels) == [0, 1, 2]
-    assert [found.foretold for found in line.duels.values()] == [True, True, False]
+    assert list(line.duels) == [(0, 0), (1, 0), (2, 0)]
+    assert [found.predicted for found in line.duels.values()] == [True, True, False]
     assert [found.boundary.decided for found in line.duels.values()] == [True, True, False]
     assert line.effectiveness == pytest.approx(3)
 
@@ -78,12 +78,12 @@ def test_lines_and_remarks_of_a_view() -> None:
     found = view.grid(example(), 4)
     assert dict(zip(found.titles, found.rows[0], strict=True)) == {
         "policy": "a policy",
-        "seeds": "3 of 4",
+        "runs": "3 of 4",
         "true reward": "0.500 [0.500, 0.500]",
-        "boundary score": "0.503 [0.300, 0.700]; ±0.033",
-        "gain on PC_off": "+0.200 [+0.100, +0.300]",
-        "gain on PC_on": "+0.067 [−0.100, +0.200]",
-        "difference, off − on": "+0.133 [−0.100, +0.300]",
+        "boundary score": "0.503 [0.006, 1.000]; ±0.033",
+        "gain on PC_off": "+0.200 [−0.048, +0.448]",
+        "gain on PC_on": "+0.067 [−0.313, +0.446]",
+        "difference, off − on": "+0.133 [−0.384, +0.650]",
         "effectiveness": "3.00",
         "predicted": "2 of 3",
         "paper, A | B: score / effectiveness": "0.40 / 2.27 | –",
@@ -91,7 +91,7 @@ def test_lines_and_remarks_of_a_view() -> None:
     assert "in 2 of 3 cases" in view.remarks(example(), 4)[-1]
     assert "in 2 of 2." in view.remarks(example(), 4)[-1]
     cells = json.loads(json.dumps(view.record(example())))[0]["cells"]
-    assert [cell["foretold"] for cell in cells] == [True, True, False]
+    assert [cell["predicted"] for cell in cells] == [True, True, False]
 
 
 def test_a_policy_without_runs_is_empty_and_not_an_error() -> None:
@@ -110,12 +110,17 @@ def test_every_run_comes_after_the_one_it_starts_from() -> None:
     assert set(TABLE_3) == set(TABLE_5) == {row.group for row in rows[2:]}
     last = next(row for row in rows if row.depth == 1)
     chain = Row("again", last.settings, start=last)
-    assert [[cell.row for cell in wave] for wave in waves(cells_of([chain], 1, 64))] == [[last.start], [last], [chain]]
+    assert [[cell.row for cell in wave] for wave in waves(cells_of([chain], [0], 1, 64))] == [
+        [last.start],
+        [last],
+        [chain],
+    ]
 
 
 def test_what_a_run_starts_from_is_part_of_its_name(tmp_path: Path) -> None:
     write_recipe(tmp_path, WorldSettings())
-    names = {run_name(tmp_path / "recipe.yaml", row) for row in (OFF, *duel("x", (), start=OFF)[:1], Row("", ()))}
+    rows = (OFF, *duel("x", (), start=OFF)[:1], Row("", ()))
+    names = {run_name(tmp_path / "recipe.yaml", Cell(row, WorldSettings())) for row in rows}
     assert len(names) == 3
 
 
@@ -131,9 +136,9 @@ def test_runs_that_start_from_others(tmp_path: Path) -> None:
     _, second = duel("then", QUICK, TINY, first)
     broken = Row("broken", (*first.settings, "reward=no/such/model"), TINY)
     orphan = Row("orphan", first.settings, TINY, start=broken)
-    cells = cells_of([second, orphan], 1, 32)
+    cells = cells_of([second, orphan], [0], 1, 32)
     found, failed = run_cells(cells, tmp_path, 1)
-    (start,) = run_cells(cells_of([first], 1, 32), tmp_path, 1)
+    (start,) = run_cells(cells_of([first], [0], 1, 32), tmp_path, 1)
 
     assert found.run is not None and found.measurement is not None
     assert start.run is not None and start.measurement is not None
@@ -143,3 +148,4 @@ def test_runs_that_start_from_others(tmp_path: Path) -> None:
     assert found.measurement.boundary is not None and start.measurement.boundary is None
     assert stage_prompts(RunData.open(found.run)) == 32
     assert (start.measurement.annotated, found.measurement.annotated) == (0.0, 2.0)
+    assert (start.measurement.answers, found.measurement.answers) == (0.0, 6.0)  # Two trained on, four compared.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from adaptpo.report import RunData
 from adaptpo.run.files import JsonLines
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
-from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, world_name
+from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of, world_name
 from adaptpo.sandbox.tables.command import Options, run_table
 from adaptpo.sandbox.tables.definitions import TABLES
 from adaptpo.sandbox.tables.docs import replaced, write_section
@@ -29,7 +30,15 @@ from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks
 from adaptpo.sandbox.tables.row import Row
-from adaptpo.sandbox.tables.statistics import area_under_curve, estimate, win_rate_at_equal_length, wins
+from adaptpo.sandbox.tables.statistics import (
+    Spread,
+    area_under_curve,
+    estimate,
+    noncentrality,
+    spread,
+    win_rate_at_equal_length,
+    wins,
+)
 from adaptpo.sandbox.tables.summary import summarize
 from adaptpo.sandbox.tables.table import Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.text import COLUMNS, grid
@@ -38,25 +47,35 @@ from adaptpo.sandbox.tables.work import build_world
 # Statistics
 
 
-def test_bootstrap_of_one_and_of_equal_seeds() -> None:
-    single, equal = estimate([0.7]), estimate([0.5, 0.5, 0.5])
-    assert (single.mean, single.low, single.high) == (0.7, None, None)
-    assert (equal.mean, equal.low, equal.high) == (0.5, 0.5, 0.5)
+def test_one_world_has_no_interval_however_many_runs() -> None:
+    single = estimate({(3, 0): 0.6, (3, 1): 0.8})
+    assert (single.mean, single.low, single.high, single.visible) == (pytest.approx(0.7), None, None, None)
 
 
-def test_bootstrap_of_two_seeds_is_their_range() -> None:
-    """A quarter of the resamples is one seed twice, more than the 2.5 % outside the interval."""
-    both = estimate([0.0, 1.0])
-    assert (both.mean, both.low, both.high) == (0.5, 0.0, 1.0)
+def test_interval_between_worlds_by_hand() -> None:
+    """Worlds' means 1, 2 and 3: standard error 1 / sqrt(3), and t is 4.303 with two degrees of freedom."""
+    found = estimate({(0, 0): 0.5, (0, 1): 1.5, (1, 0): 2.0, (1, 1): 2.0, (2, 0): 3.0, (2, 1): 3.0})
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert found.visible == pytest.approx(noncentrality(4.303, 2) / 3**0.5, abs=1e-3)
 
 
-def test_bootstrap_of_many_seeds_is_near_the_normal_interval() -> None:
-    values = np.random.default_rng(1).normal(size=400)
-    found = estimate(list(values))
-    half = 1.96 * values.std() / 20
-    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
-    assert estimate(list(values)) == found
+def test_interval_covers_and_the_visible_difference_is_seen_as_often_as_they_say() -> None:
+    """2,000 tables of five worlds with three runs, both random: the interval covers in 95 %, and if the true mean is
+    the smallest visible one, it excludes 0 in 80 %."""
+    rng = np.random.default_rng(0)
+    worlds = rng.normal(scale=0.02, size=(2000, 5, 1)) + rng.normal(scale=0.03, size=(2000, 5, 3))
+    found = [estimate({(w, r): table[w, r] for w in range(5) for r in range(3)}) for table in worlds]
+    error = ((0.02**2 + 0.03**2 / 3) / 5) ** 0.5
+    shift = noncentrality(2.776, 4) * error
+    assert np.mean([each.low <= 0 <= each.high for each in found]) == pytest.approx(0.95, abs=0.015)  # type: ignore[operator]
+    assert np.mean([each.low + shift > 0 for each in found]) == pytest.approx(0.8, abs=0.03)  # type: ignore[operator]
+
+
+def test_spread_parts_worlds_from_runs() -> None:
+    """Runs of a world differ by 2 (variance 2); the worlds' means 1 and 5 have variance 8, of which 1 is runs'."""
+    found = spread([{(0, 0): 0.0, (0, 1): 2.0, (1, 0): 4.0, (1, 1): 6.0}])
+    assert (found.worlds, found.runs) == (pytest.approx(7**0.5), pytest.approx(2**0.5))
+    assert spread([{(0, 0): 0.0, (1, 0): 2.0}]) == Spread(pytest.approx(2**0.5), None)
 
 
 def test_ties_are_half_a_win() -> None:
@@ -164,8 +183,8 @@ def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
     """Its available rows give valid recipes that differ, its worlds can be, and it has its reference row."""
     table, recipe = TABLES[name], recipe_of(tmp_path / "world")
     rows = asked_rows(table, None, METHODS)
-    cells = cells_of(rows, 1, 3000)
-    runs = {(world_name(cell.world), run_name(recipe, cell.row)) for cell in cells}
+    cells = cells_of(rows, [0], 1, 3000)
+    runs = {(world_name(cell.world), run_name(recipe, cell)) for cell in cells}
     assert len(runs) == len(cells) > 0
     assert table.reference in {row.label for row in table.rows}
     assert len({(row.group, row.label) for row in table.rows}) == len(table.rows)
@@ -177,12 +196,33 @@ def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
 def test_rows_that_say_the_same_share_a_run_wherever_the_world_lies(tmp_path: Path) -> None:
     here, there = recipe_of(tmp_path / "here"), recipe_of(tmp_path / "there")
     plain, spelt_out = Row("a", ("method.name=metaapo",)), Row("b", ("meta.update_interval=8",))
-    assert run_name(here, plain) == run_name(here, spelt_out) == run_name(there, plain)
-    assert run_name(here, Row("c", ("meta.update_interval=4",))) != run_name(here, plain)
+    name = run_name(here, Cell(plain, WorldSettings()))
+    assert name == run_name(here, Cell(spelt_out, WorldSettings())) == run_name(there, Cell(plain, WorldSettings()))
+    assert run_name(here, Cell(Row("c", ("meta.update_interval=4",)), WorldSettings())) != name
+    assert run_name(here, Cell(plain, WorldSettings(), repeat=1)) != name
+
+
+def test_rows_of_equal_length_have_the_steps_of_an_epoch_over_all_prompts(tmp_path: Path) -> None:
+    """3000 prompts in three parts, 16 in a step: 63 steps, of which the last one of an epoch is half full."""
+    recipe = recipe_of(tmp_path / "world")
+    row = Row("BeeS", ("method.name=bees", "warmup_epochs=4"), epochs=1.0)
+    assert settings_of(recipe, Cell(row, WorldSettings()))[0] == "training.max_steps=63"
+    twice = replace(row, epochs=2.0)
+    assert settings_of(recipe, Cell(twice, WorldSettings()))[0] == "training.max_steps=125"
+    assert not any("max_steps" in each for each in settings_of(recipe, Cell(Row("", ()), WorldSettings())))
+
+
+def test_repetitions_come_after_all_worlds_and_have_seeds_of_their_own() -> None:
+    cells = cells_of([Row("", ())], [5, 6], 2, 64)
+    assert [cell.place for cell in cells] == [(5, 0), (6, 0), (5, 1), (6, 1)]
+    assert len({cell.seed for cell in cells}) == 4
+    assert cells[0].seed == 5
 
 
 def test_worlds_are_named_by_what_differs_from_the_defaults() -> None:
-    noisy, plain = (cells_of([Row("", (), world)], 2, 64)[1] for world in ({"flipped": 0.3}, {"flipped": 0.1}))
+    noisy, plain = (
+        cells_of([Row("", (), world)], range(2), 1, 64)[1] for world in ({"flipped": 0.3}, {"flipped": 0.1})
+    )
     assert world_name(noisy.world) == "prompts-64_flipped-0.3/seed-1"
     assert world_name(plain.world) == "prompts-64/seed-1"
 
@@ -200,7 +240,7 @@ def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsy
 
 
 def outcome(row: Row, seed: int, reward: float | None, **further: float) -> Outcome:
-    cell = Cell(row, seed, WorldSettings(seed=seed))
+    cell = Cell(row, WorldSettings(seed=seed))
     if reward is None:
         return Outcome(cell, error="no luck")
     return Outcome(cell, Path("run"), Measurement(reward, 0.5, 0.8, 0.7, 0.5, 1, 2, 3, 9, **further))
@@ -225,10 +265,13 @@ def test_text_of_a_row() -> None:
     found = grid(SMALL_TABLE, summarize([row], [outcome(row, 0, 0.5), outcome(row, 1, 1.0)], "MetaAPO"), 2)
     assert dict(zip(found.titles, found.rows[0], strict=True)) == {
         "": "MetaAPO",
-        "true reward": "0.750 [0.500, 1.000]",
+        "true reward": "0.750 [−2.427, 3.927]",
         "win rate, %": "80.0 [80.0, 80.0]",
         "at equal length, %": "70.0 [70.0, 70.0]",
-        "annotated, %": "50.0 [50.0, 50.0]",
+        "words": "0.0 [0.0, 0.0]",
+        "steps": "0",
+        "prompts annotated, %": "50",
+        "annotated responses a prompt": "0.0",
         "CPU seconds: generation / annotation / training / overall": "1 / 2 / 3 / 9",
         "paper: WR / LC / annotated, %": "47.48 / 43.21 / 58.4 (Table 2); – / – / 58 (Table 8)",
         "paper, minutes: sampling / training / overall": "106 / 59 / 186 (Table 8)",
@@ -365,4 +408,5 @@ def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(list(out.glob("openings/*/seed-*/*"))) == 1
 
     with pytest.raises(RunError, match="world with other settings"):
-        build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), WorldSettings(prompts=48, **TINY))
+        other = WorldSettings(prompts=48, **TINY)
+        build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), other, None, tmp_path / "none.json")

@@ -178,7 +178,16 @@ def run_sandbox_table(options: argparse.Namespace) -> int:
 
     quiet_libraries()
     methods = None if options.methods is None else tuple(options.methods.split(","))
-    chosen = Options(options.seeds, options.out, methods, options.jobs, options.prompts, options.docs)
+    chosen = Options(
+        options.seeds,
+        options.out,
+        options.runs,
+        options.first,
+        methods,
+        options.jobs,
+        options.prompts,
+        options.docs,
+    )
     summaries = run_table(options.name, find_table(options.name, TABLES), chosen)
     return 1 if any(summary.errors for summary in summaries) else 0
 
@@ -298,7 +307,9 @@ def add_sandbox(commands: argparse._SubParsersAction) -> None:
 def add_table(actions: argparse._SubParsersAction) -> None:
     table = add_command(actions, "table", "compare methods over several worlds", TABLE_HELP, run_sandbox_table)
     table.add_argument("name", metavar="NAME", help="a table from the list above")
-    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds 0, 1, ...")
+    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds FIRST, FIRST + 1, ...")
+    table.add_argument("--first", type=int, default=0, help="seed of the first world (default: 0)")
+    table.add_argument("--runs", type=int, default=1, help="runs of each row in each world (default: 1)")
     table.add_argument("--methods", metavar="A,B", help="only rows of these methods (default: all available)")
     table.add_argument("--jobs", type=int, default=1, help="number of parallel processes, one thread each (default: 1)")
     table.add_argument(

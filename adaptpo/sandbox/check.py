@@ -70,9 +70,13 @@ def reward_model_checks(folder: Path) -> list[Check]:
 def policy_responses(folder: Path) -> tuple[list[str], list[list[str]]]:
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
-    lines = (folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [plain_text(json.loads(line)["prompt"]) for line in lines]
+    prompts = heldout_prompts(folder)
     return prompts, sample_responses(model, tokenizer, prompts, RESPONSES, seed=1)
+
+
+def heldout_prompts(folder: Path) -> list[str]:
+    lines = (folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    return [plain_text(json.loads(line)["prompt"]) for line in lines]
 
 
 def predicted_rewards(folder: Path, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[list[float]]:

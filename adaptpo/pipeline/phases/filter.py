@@ -46,7 +46,8 @@ def decide(context: Context, facts: PairFacts) -> Summary:
     path = context.run.path / "data" / "filter.parquet"
     write_table(path, pa.Table.from_arrays(columns, schema=FILTER_SCHEMA))
     context.run.keep(path)
-    return {"kept": len(ids) - len(left_out), "dropped": len(left_out)}
+    annotated = {"annotated": 2 * len(ids)} if facts.reward_gap is not None else {}
+    return {"kept": len(ids) - len(left_out), "dropped": len(left_out), **annotated}
 
 
 def gather_facts(context: Context, items: Lazy[PromptedPair]) -> PairFacts:

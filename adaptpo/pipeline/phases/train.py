@@ -124,7 +124,9 @@ def train(
     groups = kept_groups(context, phase, "training", items, features)
     offline = warmup or proxy
     log_phase = phase if offline else f"{phase}/train"
-    overrides: dict[str, Any] = {"num_train_epochs": context.warmup_epochs if warmup else 1} if offline else {}
+    overrides: dict[str, Any] = {}
+    if offline:  # `training.max_steps` is the length of an iteration.
+        overrides = {"num_train_epochs": context.warmup_epochs if warmup else 1, "max_steps": -1}
     if context.method.filter.orders and not proxy:
         overrides["train_sampling_strategy"] = "sequential"
     args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import MISSING, dataclass, fields, replace
@@ -19,17 +20,31 @@ from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
 from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.statistics import Place
 from adaptpo.sandbox.tables.work import align_policy, build_world, open_policy
 from adaptpo.trainer import AlignmentTrainer
 
 NOT_PART_OF_A_RUN = ("output_dir", "branch_of", "show_progress")
+APART = 1_000_000
+BATCH = "per_device_train_batch_size"
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A row in one world; `repeat` numbers its runs there, each with a seed of its own."""
+
     row: Row
-    seed: int
     world: WorldSettings
+    repeat: int = 0
+
+    @property
+    def place(self) -> Place:
+        return self.world.seed, self.repeat
+
+    @property
+    def seed(self) -> int:
+        """The run's seed: the world's, and for each repetition one that no world has."""
+        return self.world.seed + APART * self.repeat
 
 
 @dataclass(frozen=True)
@@ -53,11 +68,13 @@ class Outcome:
     error: str | None = None
 
 
-def cells_of(rows: Sequence[Row], seeds: int, prompts: int) -> list[Cell]:
-    """All rows in the world of seed 0, then of seed 1, and so on. Raises ConfigError for impossible settings."""
+def cells_of(rows: Sequence[Row], seeds: Sequence[int], runs: int, prompts: int) -> list[Cell]:
+    """All rows in the worlds of these seeds, then all again with other seeds of the runs: an interrupted table has
+    whole repetitions. Raises ConfigError for impossible settings."""
     return [
-        Cell(row, seed, WorldSettings(**{"prompts": prompts, **row.world, "seed": seed}))
-        for seed in range(seeds)
+        Cell(row, WorldSettings(**{"prompts": prompts, **row.world, "seed": seed}), repeat)
+        for repeat in range(runs)
+        for seed in seeds
         for row in rows
     ]
 
@@ -71,23 +88,40 @@ def world_name(world: WorldSettings) -> str:
     return f"prompts-{world.prompts}{''.join(changed)}/seed-{world.seed}"
 
 
+def settings_of(recipe: Path, cell: Cell) -> tuple[str, ...]:
+    """The row's settings with the run's seed and, for rows of equal length, the steps of an iteration. The table
+    measures the policy itself, so the run evaluates nothing.
+
+    Raises ConfigError if the row's settings are invalid.
+    """
+    return (*steps_of(recipe, cell), "eval_data=null", *cell.row.settings, f"seed={cell.seed}")
+
+
+def steps_of(recipe: Path, cell: Cell) -> tuple[str, ...]:
+    if cell.row.epochs is None:
+        return ()
+    config = load_recipe(recipe, cell.row.settings)
+    prompts = math.ceil(cell.world.prompts / config.num_iterations)
+    return (f"training.max_steps={math.ceil(cell.row.epochs * prompts / config.training[BATCH])}",)
+
+
 def opening_name(recipe: Path, settings: Sequence[str], out: Path) -> str:
     """A hash of everything before the first iteration."""
     facts = AlignmentTrainer.from_recipe(load_recipe(recipe, (*settings, f"output_dir={out}"))).opening_facts()
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:10]
 
 
-def run_name(recipe: Path, row: Row) -> str:
+def run_name(recipe: Path, cell: Cell) -> str:
     """The method, and a hash of the whole resolved recipe and of the run it starts from. Rows with equivalent settings
     share a run.
 
     Raises ConfigError if the row's settings are invalid.
     """
-    values: dict[str, Any] = load_recipe(recipe, row.settings).model_dump(mode="json")
+    values: dict[str, Any] = load_recipe(recipe, settings_of(recipe, cell)).model_dump(mode="json")
     kept = {key: value for key, value in values.items() if key not in NOT_PART_OF_A_RUN}
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False).replace(str(recipe.parent.resolve()), "")
-    text += run_name(recipe, row.start) if row.start else ""
-    return f"{row.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    text += run_name(recipe, replace(cell, row=cell.row.start)) if cell.row.start else ""
+    return f"{cell.row.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
@@ -117,7 +151,7 @@ def lineage(cell: Cell) -> Iterator[Cell]:
 
 
 def world_task(out: Path, name: str, world: WorldSettings) -> Task:
-    return Task(build_world, (out / "worlds" / name, world, out / "models"))
+    return Task(build_world, (out / "worlds" / name, world, out / "models", out / "responses" / name / "sft.json"))
 
 
 def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
@@ -128,21 +162,35 @@ def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
     recipe = recipe_of(out, cell)
     try:
         runs = out / "runs" / name
-        run, settings = runs / run_name(recipe, cell.row), settings_of(recipe, cell.row, runs)
+        run, settings = runs / run_name(recipe, cell), settings_from(recipe, cell, runs)
         return Plan(cell, run, out / "openings" / name / opening_name(recipe, settings, run), settings)
     except AdaptpoError as error:
         return Outcome(cell, error=str(error))
 
 
-def settings_of(recipe: Path, row: Row, runs: Path) -> tuple[str, ...]:
-    """The row's settings, with the policy to start from. Raises RunError if that policy's run has not finished."""
-    if row.start is None:
-        return row.settings
-    policy = runs / run_name(recipe, row.start) / "final"
+def settings_from(recipe: Path, cell: Cell, runs: Path) -> tuple[str, ...]:
+    """The cell's settings, with the policy to start from. Raises RunError if that policy's run has not finished."""
+    start = cell.row.start
+    if start is None:
+        return settings_of(recipe, cell)
+    policy = runs / run_name(recipe, replace(cell, row=start)) / "final"
     if not policy.is_dir():
-        start = ", ".join(filter(None, (row.start.group, row.start.label)))
-        raise RunError(f"the run that it starts from did not finish: {start}; fix that one first")
-    return (*row.settings, f"model={policy.resolve()}")
+        name = ", ".join(filter(None, (start.group, start.label)))
+        raise RunError(f"the run that it starts from did not finish: {name}; fix that one first")
+    return (*settings_of(recipe, cell), f"model={policy.resolve()}")
+
+
+def responses_of(out: Path, run: Path) -> Path:
+    """Where the held-out responses of a run's policy lie."""
+    return out / "responses" / run.relative_to(out / "runs").with_suffix(".json")
+
+
+def responses_before(out: Path, plan: Plan) -> Path:
+    """Where those of the policy that it started from lie."""
+    start, world = plan.cell.row.start, world_name(plan.cell.world)
+    if start is None:
+        return out / "responses" / world / "sft.json"
+    return responses_of(out, plan.run.parent / run_name(recipe_of(out, plan.cell), replace(plan.cell, row=start)))
 
 
 def recipe_of(out: Path, cell: Cell) -> Path:
@@ -165,8 +213,10 @@ def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
     for plan in plans:
         places = (f"output_dir={plan.run}", f"branch_of={plan.opening}")
         settings = (*plan.settings, *places, "show_progress=false")
-        tasks[str(plan.run.relative_to(out))] = Task(align_policy, (recipe_of(out, plan.cell), settings))
-    return work_off("run", tasks, jobs, lambda name: measured_line(out / name))
+        task = (recipe_of(out, plan.cell), settings, responses_of(out, plan.run))
+        tasks[str(plan.run.relative_to(out))] = Task(align_policy, task)
+    by_name = {str(plan.run.relative_to(out)): plan for plan in plans}
+    return work_off("run", tasks, jobs, lambda name: measured_line(out, by_name[name]))
 
 
 def concluded(plan: Plan | Outcome, out: Path, errors: dict[str, str]) -> Outcome:
@@ -177,7 +227,7 @@ def concluded(plan: Plan | Outcome, out: Path, errors: dict[str, str]) -> Outcom
     if error := found[0] or found[1]:
         return Outcome(plan.cell, plan.run, error=error)
     try:
-        return Outcome(plan.cell, plan.run, measure(plan.run))
+        return Outcome(plan.cell, plan.run, measured(out, plan))
     except AdaptpoError as problem:
         return Outcome(plan.cell, plan.run, error=str(problem))
 
@@ -203,10 +253,14 @@ def line(place: str, name: str, finished: Finished, detail: Callable[[str], str]
     return f"{place}  {name}  {finished.seconds:.0f} s  {outcome}".rstrip()
 
 
-def measured_line(run: Path) -> str:
+def measured(out: Path, plan: Plan) -> Measurement:
+    return measure(plan.run, responses_of(out, plan.run), responses_before(out, plan))
+
+
+def measured_line(out: Path, plan: Plan) -> str:
     """The cell's main figures, for the terminal."""
     try:
-        found = measure(run)
+        found = measured(out, plan)
     except AdaptpoError as error:
         return f"cannot be measured: {error}"
     return f"true reward {found.true_reward:.3f}, {found.annotated:.0%} of the prompts annotated"

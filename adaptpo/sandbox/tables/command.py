@@ -22,24 +22,33 @@ from adaptpo.sandbox.tables.text import grid, remarks
 
 @dataclass(frozen=True)
 class Options:
-    """`seeds`: number of worlds, with seeds from 0. `methods`: only rows of these methods. `jobs`: number of parallel
-    processes. `prompts`: offline pairs of each world. `docs`: a Markdown file to write the table's section to."""
+    """`seeds`: number of worlds, with seeds from `first`. `runs`: runs of each row in each world, with seeds of their
+    own. `methods`: only rows of these methods. `jobs`: number of parallel processes. `prompts`: offline pairs of each
+    world. `docs`: a Markdown file to write the table's section to."""
 
     seeds: int
     out: Path
+    runs: int = 1
+    first: int = 0
     methods: tuple[str, ...] | None = None
     jobs: int = 1
     prompts: int = 3000
     docs: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.jobs < 1:
-            raise ConfigError("--seeds and --jobs must be at least 1")
+        if min(self.seeds, self.runs, self.jobs) < 1 or self.first < 0:
+            raise ConfigError("--seeds, --runs and --jobs must be at least 1, and --first at least 0")
+
+    @property
+    def worlds(self) -> range:
+        return range(self.first, self.first + self.seeds)
 
     def command(self, name: str) -> str:
         """The command that gives the same numbers, without options for where to write them."""
         methods = f" --methods {','.join(self.methods)}" if self.methods is not None else ""
-        return f"adaptpo sandbox table {name} --seeds {self.seeds}{methods} --prompts {self.prompts}"
+        first = f" --first {self.first}" if self.first else ""
+        runs = f" --runs {self.runs}" if self.runs > 1 else ""
+        return f"adaptpo sandbox table {name} --seeds {self.seeds}{first}{runs}{methods} --prompts {self.prompts}"
 
 
 def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
@@ -52,7 +61,7 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
         raise ConfigError(f"no row of the table '{name}' has an available method")
     if options.docs is not None:
         check_markers(options.docs, name)
-    outcomes = run_cells(cells_of(rows, options.seeds, options.prompts), options.out, options.jobs)
+    outcomes = run_cells(cells_of(rows, options.worlds, options.runs, options.prompts), options.out, options.jobs)
     summaries = summarize(rows, outcomes, table.reference)
     write_files(name, table, options, summaries)
     return summaries
@@ -61,7 +70,8 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
 def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:
     """Writes the table as JSON and PNG, to the terminal and, if requested, to a Markdown file."""
     folder, today = options.out / "tables", date.today().isoformat()
-    cells = table.view.grid(summaries, options.seeds) if table.view else grid(table, summaries, options.seeds)
+    places = options.seeds * options.runs
+    cells = table.view.grid(summaries, places) if table.view else grid(table, summaries, places)
     notes = notes_of(table, summaries, options)
     write_json(folder / f"{name}.json", record(name, table, options, summaries) | {"date": today})
     with whole_file(folder / f"{name}.png") as temporary:
@@ -95,7 +105,8 @@ def record(name: str, table: Table, options: Options, summaries: list[RowSummary
         "table": name,
         "title": table.title,
         "command": options.command(name),
-        "seeds": list(range(options.seeds)),
+        "seeds": list(options.worlds),
+        "runs": options.runs,
         "reference": table.reference,
         "not_available": [row.label for row in unavailable(table, METHODS)],
         "rows": [record_of(summary) for summary in summaries],

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from adaptpo.report.reading import RunData
+from adaptpo.report.reading import RunData, read_json
 from adaptpo.report.tables import iteration_counts
-from adaptpo.sandbox.check import stage_rewards
 from adaptpo.sandbox.tables.labels import label_separation
 from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
+from adaptpo.sandbox.world import true_reward
 from adaptpo.stage.score import BOUNDARY
 
 
@@ -44,13 +44,15 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Measurement:
-    """True rewards are means over the held-out prompts; win rates (shares) are against the SFT policy's responses by
-    true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated responses; a prompt
-    that the stage was also measured on got them twice, so the share can exceed 1.
+    """True rewards are means over four responses to each held-out prompt; win rates (shares) are against as many
+    responses of the policy that the run started from, by true reward, ties half. `annotated`: share of the iterations'
+    prompts that got fresh, annotated responses; a prompt that the stage was also measured on got them twice, so the
+    share can exceed 1. `answers`: annotated responses for each prompt of the data, offline ones included. `words`: mean
+    length of the responses. `steps`: optimizer steps of the policy, warm-up included.
 
     Seconds are CPU time, which other work on the machine hardly affects (a run of a table has one thread), in each
-    phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything except evaluations,
-    measurements of the stage included. `repeated` names the phases that took several attempts.
+    phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything, measurements of the
+    stage included. `repeated` names the phases that took several attempts.
 
     `weight_auc`, `margin_auc`: how well the weights and the margins of the last visits separate offline pairs with a
     right label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None unless there are both kinds.
@@ -66,6 +68,9 @@ class Measurement:
     annotation_seconds: float
     training_seconds: float
     overall_seconds: float
+    answers: float = 0.0
+    steps: int = 0
+    words: float = 0.0
     repeated: tuple[str, ...] = ()
     weight_auc: float | None = None
     margin_auc: float | None = None
@@ -77,22 +82,41 @@ class Measurement:
         return self.true_reward - self.sft_reward
 
 
-def measure(folder: Path) -> Measurement:
-    """Measures a run from its folder alone. Raises RunError if a file in it is broken."""
-    run = RunData.open(folder)
-    last = run.stages[-1].key
-    new, old = stage_rewards(folder, last), stage_rewards(folder, "initial")
-    outcomes = wins(new, old)
+@dataclass(frozen=True)
+class Responses:
+    """A policy's responses to the held-out prompts, with their true rewards and lengths in words, one after another."""
+
+    rewards: list[float]
+    words: list[int]
+
+    @classmethod
+    def read(cls, path: Path) -> Responses:
+        kept = read_json(path)
+        pairs = [(prompt, text) for prompt, some in zip(*kept.values(), strict=True) for text in some]
+        rewards = true_reward([prompt for prompt, _ in pairs], [text for _, text in pairs])
+        return cls(rewards, [len(text.split()) for _, text in pairs])
+
+
+def measure(folder: Path, responses: Path, before: Path) -> Measurement:
+    """Measures a run from its folder, the responses of its policy, and those of the policy that it started from.
+
+    Raises RunError if a file in the folder is broken.
+    """
+    run, new, old = RunData.open(folder), Responses.read(responses), Responses.read(before)
+    outcomes = wins(new.rewards, old.rewards)
     return Measurement(
-        true_reward=fmean(new),
-        sft_reward=fmean(old),
+        true_reward=fmean(new.rewards),
+        sft_reward=fmean(old.rewards),
         win_rate=float(outcomes.mean()),
-        length_controlled=win_rate_at_equal_length(outcomes, words(run, last), words(run, "initial")),
+        length_controlled=win_rate_at_equal_length(outcomes, new.words, old.words),
         annotated=annotated_share(run),
+        answers=annotated_answers(run) / len(run.parts),
+        steps=sum(facts.get("steps", 0) for name, facts in run.phases.items() if name.endswith(("warmup", "train"))),
+        words=fmean(new.words),
         generation_seconds=seconds(run, "generate"),
         annotation_seconds=seconds(run, "annotate"),
         training_seconds=seconds(run, "train") + run.cpu_seconds("warmup"),
-        overall_seconds=run.cpu_seconds() - run.cpu_seconds("evaluate/"),
+        overall_seconds=run.cpu_seconds(),
         repeated=tuple(run.repeated()),
         weight_auc=label_separation(run, "weight"),
         margin_auc=label_separation(run, "margin"),
@@ -100,15 +124,16 @@ def measure(folder: Path) -> Measurement:
     )
 
 
-def words(run: RunData, stage: str) -> list[int]:
-    """Length of each held-out response in words, which are the sandbox's tokens."""
-    return [len(text.split()) for text in run.table(f"evaluation/{stage}.parquet", "response")["response"]]
-
-
 def annotated_share(run: RunData) -> float:
     counts = [iteration_counts(run, t) for t in run.iterations]
     generated_for = sum(c.generated_for or 0 for c in counts)
     return (generated_for + stage_prompts(run)) / sum(c.prompts or 0 for c in counts)
+
+
+def annotated_answers(run: RunData) -> int:
+    """Number of responses that were annotated: by the iterations, for a filter, and both fresh and offline ones for
+    measurements of the stage."""
+    return sum(facts.get("annotated", 0) for facts in run.phases.values()) + 4 * stage_prompts(run)
 
 
 def stage_prompts(run: RunData) -> int:

@@ -1,4 +1,4 @@
-"""Draws a table: a dot with its interval for each row, and a small dot for each seed."""
+"""Draws a table: a dot with its interval for each row, and a small dot for each run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw(table: Table, summaries: Sequence[RowSummary], theme: Theme = LIGHT) ->
         titles(axes, theme, x=name)
     label_rows(grid[0, 0], summaries, heights, theme)
     if any(len(summary.measured) > 1 for summary in summaries):
-        common_x(figure, "means over seeds with 95 % bootstrap intervals; small dots are single seeds", theme)
+        common_x(figure, "means over worlds with 95 % intervals; small dots are single runs", theme)
     figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, color=theme.text)
     return figure
 

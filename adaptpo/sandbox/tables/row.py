@@ -20,6 +20,8 @@ class Row:
     recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: fields of
     `WorldSettings` in which this row's worlds differ. Rows of one `group` are compared with the group's reference.
     `start`: the row whose run, in the same world, produces the policy that this one starts from; None: the SFT policy.
+    `epochs`: optimizer steps of each iteration, in epochs over all its prompts, however many of them the row trains on;
+    None: as many as the settings give.
     """
 
     label: str
@@ -28,6 +30,7 @@ class Row:
     group: str = ""
     paper: tuple[Figures, ...] = ()
     start: Row | None = None
+    epochs: float | None = None
 
     @property
     def depth(self) -> int:

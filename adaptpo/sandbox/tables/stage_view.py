@@ -11,7 +11,7 @@ from itertools import groupby
 from statistics import fmean
 
 from adaptpo.sandbox.tables.measure import Boundary
-from adaptpo.sandbox.tables.statistics import Estimate, estimate
+from adaptpo.sandbox.tables.statistics import Estimate, Place, estimate
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.text import NOTHING, number
 from adaptpo.sandbox.tables.view import Grid
@@ -38,17 +38,17 @@ class Duel:
     online_gain: float
 
     @property
-    def foretold(self) -> bool:
+    def predicted(self) -> bool:
         """Whether Algorithm 1 predicted the data that gained more."""
         return self.boundary.injection == (self.offline_gain > self.online_gain)
 
 
 @dataclass(frozen=True)
 class PolicySummary:
-    """The results of a policy over its seeds."""
+    """The results of a policy over its worlds and runs."""
 
     name: str
-    duels: Mapping[int, Duel]
+    duels: Mapping[Place, Duel]
 
     @property
     def all(self) -> list[Duel]:
@@ -60,7 +60,7 @@ class PolicySummary:
         return effectiveness(fmean(d.offline_gain for d in self.all), fmean(d.online_gain for d in self.all))
 
     def over_seeds(self, value: Callable[[Duel], float]) -> Estimate | None:
-        return estimate([value(duel) for duel in self.all]) if self.duels else None
+        return estimate({place: value(duel) for place, duel in self.duels.items()}) if self.duels else None
 
 
 def policies(summaries: Sequence[RowSummary]) -> list[PolicySummary]:
@@ -68,14 +68,14 @@ def policies(summaries: Sequence[RowSummary]) -> list[PolicySummary]:
     return [PolicySummary(name, duels(list(pair))) for name, pair in groups]
 
 
-def duels(pair: Sequence[RowSummary]) -> dict[int, Duel]:
-    """The duels by seed, for seeds on which both runs succeeded; empty if a row was not requested."""
+def duels(pair: Sequence[RowSummary]) -> dict[Place, Duel]:
+    """The duels by world and run, where both runs succeeded; empty if a row was not requested."""
     rows = {summary.row.label: summary.measured for summary in pair}
     offline, online = rows.get(PC_OFF, {}), rows.get(PC_ON, {})
     return {
-        seed: Duel(found.boundary, found.sft_reward, offline[seed].gain, found.gain)
-        for seed, found in online.items()
-        if seed in offline and found.boundary is not None
+        place: Duel(found.boundary, found.sft_reward, offline[place].gain, found.gain)
+        for place, found in online.items()
+        if place in offline and found.boundary is not None
     }
 
 
@@ -86,51 +86,54 @@ class StageView:
     models: str
     paper: Mapping[str, str] = field(default_factory=dict)
 
-    def grid(self, summaries: Sequence[RowSummary], seeds: int) -> Grid:
+    def grid(self, summaries: Sequence[RowSummary], places: int) -> Grid:
         lines = policies(summaries)
-        rows = [[cell(line) for cell in self.columns(seeds).values()] for line in lines]
-        return Grid(list(self.columns(seeds)), rows, [""] * len(lines))
+        rows = [[cell(line) for cell in self.columns(places).values()] for line in lines]
+        return Grid(list(self.columns(places)), rows, [""] * len(lines))
 
-    def columns(self, seeds: int) -> dict[str, Callable[[PolicySummary], str]]:
+    def columns(self, places: int) -> dict[str, Callable[[PolicySummary], str]]:
         def mean(value: Callable[[Duel], float], sign: str, line: PolicySummary) -> str:
             return number(line.over_seeds(value), 1, 3, sign)
 
         return {
             "policy": lambda line: line.name,
-            "seeds": lambda line: f"{len(line.duels)} of {seeds}",
+            "runs": lambda line: f"{len(line.duels)} of {places}",
             "true reward": partial(mean, lambda duel: duel.before, ""),
             "boundary score": score_text,
             "gain on PC_off": partial(mean, lambda duel: duel.offline_gain, "+"),
             "gain on PC_on": partial(mean, lambda duel: duel.online_gain, "+"),
             "difference, off − on": partial(mean, lambda duel: duel.offline_gain - duel.online_gain, "+"),
             "effectiveness": lambda line: ratio_text(line.effectiveness) if line.duels else NOTHING,
-            "predicted": lambda line: f"{foretold(line.all)} of {len(line.duels)}",
+            "predicted": lambda line: f"{hits(line.all)} of {len(line.duels)}",
             f"paper, {self.models}: score / effectiveness": lambda line: self.paper.get(line.name, NOTHING),
         }
 
-    def remarks(self, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
+    def remarks(self, summaries: Sequence[RowSummary], worlds: int) -> list[str]:
         """Notes for the reader of the numbers."""
         everything = [duel for line in policies(summaries) for duel in line.all]
         decided = [duel for duel in everything if duel.boundary.decided]
-        spread = "brackets: 95 % bootstrap interval over seeds, too narrow with few of them; " if seeds > 1 else ""
+        spread = "brackets: 95 % interval (Student's t) between worlds; " if worlds > 1 else ""
         return [
-            f"Means over seeds; {spread}± after a score: half the width of its own 95 % interval over prompts.",
+            f"Means over worlds; {spread}± after a score: half the width of its own 95 % interval over prompts.",
             "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 it predicts PC_off.",
             "Gains: true reward on held-out prompts after one epoch on all prompts, minus that of the policy itself.",
             "Effectiveness: mean gain on PC_off over mean gain on PC_on; ∞ if only PC_off gains, 0 if only PC_on does, "
             "– if neither does.",
-            f"The score predicted the better data in {foretold(everything)} of {len(everything)} cases (policy and "
-            f"seed); if its interval excludes 0.5, in {foretold(decided)} of {len(decided)}.",
+            f"The score predicted the better data in {hits(everything)} of {len(everything)} cases (policy, world "
+            f"and run); if its interval excludes 0.5, in {hits(decided)} of {len(decided)}.",
         ]
 
     def record(self, summaries: Sequence[RowSummary]) -> list[dict[str, object]]:
-        """The lines in JSON-ready form, with every seed; an infinite effectiveness is the text `inf`."""
+        """The lines in JSON-ready form, with every run; an infinite effectiveness is the text `inf`."""
         return [line_record(line) for line in policies(summaries)]
 
 
 def line_record(line: PolicySummary) -> dict[str, object]:
     ratio = line.effectiveness if line.duels else None
-    cells = [{"seed": seed, **asdict(duel), "foretold": duel.foretold} for seed, duel in line.duels.items()]
+    cells = [
+        {"seed": seed, "repeat": repeat, **asdict(duel), "predicted": duel.predicted}
+        for (seed, repeat), duel in line.duels.items()
+    ]
     return {"policy": line.name, "effectiveness": "inf" if ratio == math.inf else ratio, "cells": cells}
 
 
@@ -148,5 +151,5 @@ def ratio_text(ratio: float | None) -> str:
     return "∞" if ratio == math.inf else f"{ratio:.2f}"
 
 
-def foretold(duels: Sequence[Duel]) -> int:
-    return sum(duel.foretold for duel in duels)
+def hits(duels: Sequence[Duel]) -> int:
+    return sum(duel.predicted for duel in duels)

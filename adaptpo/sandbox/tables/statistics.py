@@ -1,40 +1,85 @@
-"""Means over seeds with bootstrap intervals, win rates, win rates at equal length, and areas under ROC curves."""
+"""Means over worlds with their intervals, win rates, win rates at equal length, and areas under ROC curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev, variance
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct, t
 
 from adaptpo.report.visits import FloatArray
 
-RESAMPLES = 10_000
 LEVEL = 0.95
+POWER = 0.8
 NEWTON_STEPS = 50
 RIDGE = 1e-3
+
+Place = tuple[int, int]
+"""The seed of a world, and the number of a run in it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds; `low` and `high` bound its 95 % bootstrap interval, None for a single seed."""
+    """A mean over worlds; `low` and `high` bound its 95 % interval, None for a single world.
+
+    `visible`: the smallest mean that differs from 0 at 5 % with a power of 80 %, were it measured as often.
+    """
 
     mean: float
     low: float | None
     high: float | None
+    visible: float | None = None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Percentile bootstrap with seeds as units: whole seeds are drawn with replacement, not prompts.
+def estimate(values: Mapping[Place, float]) -> Estimate:
+    """The mean of the worlds' means, with Student's t interval between worlds.
 
-    Deterministic. With few seeds the interval is too narrow: two seeds give at most their range.
+    Runs in one world share its data and its reward model, so worlds are the units; runs only sharpen each world's mean.
+    With as many runs in every world, this is the exact interval of the model with random worlds and random runs.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    if len(sample) < 2:
-        return Estimate(float(sample.mean()), None, None)
-    drawn = np.random.default_rng(0).integers(len(sample), size=(RESAMPLES, len(sample)))
-    low, high = np.quantile(sample[drawn].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(sample.mean()), float(low), float(high))
+    means = [fmean(some) for some in by_world(values)]
+    if len(means) < 2:
+        return Estimate(fmean(means), None, None)
+    error, freedom = stdev(means) / math.sqrt(len(means)), len(means) - 1
+    edge, mean = float(t.ppf((1 + LEVEL) / 2, freedom)), fmean(means)
+    return Estimate(mean, mean - edge * error, mean + edge * error, noncentrality(edge, freedom) * error)
+
+
+def noncentrality(edge: float, freedom: int) -> float:
+    """The true mean, in standard errors, at which a t statistic exceeds `edge` with a probability of `POWER`."""
+    return float(brentq(lambda shift: nct.sf(edge, freedom, shift) - POWER, 0, 10 * edge))
+
+
+def by_world(values: Mapping[Place, float]) -> list[list[float]]:
+    found: dict[int, list[float]] = defaultdict(list)
+    for (world, _), value in values.items():
+        found[world].append(value)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of a value between worlds and between runs in one world; None if there is only one each."""
+
+    worlds: float | None
+    runs: float | None
+
+
+def spread(several: Sequence[Mapping[Place, float]]) -> Spread:
+    """The spread of each of several values, pooled over them: the analysis of variance of a nested design."""
+    groups = [by_world(values) for values in several]
+    within = [variance(some) for worlds in groups for some in worlds if len(some) > 1]
+    between = [
+        (variance(map(fmean, worlds)), fmean(1 / len(w) for w in worlds)) for worlds in groups if len(worlds) > 1
+    ]
+    runs = fmean(within) if within else None
+    worlds = fmean(max(0.0, v - (runs or 0.0) * share) for v, share in between) if between else None
+    return Spread(*(None if v is None else math.sqrt(v) for v in (worlds, runs)))
 
 
 def wins(new: Sequence[float], old: Sequence[float]) -> FloatArray:

@@ -1,20 +1,23 @@
-"""Combines cells over seeds: one summary for each row."""
+"""Combines cells over worlds and runs: one summary for each row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from adaptpo.sandbox.tables.cells import Outcome
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.row import Row
-from adaptpo.sandbox.tables.statistics import Estimate, estimate
+from adaptpo.sandbox.tables.statistics import Estimate, Place, estimate
 
 METRICS = (
     "true_reward",
     "win_rate",
     "length_controlled",
     "annotated",
+    "answers",
+    "steps",
+    "words",
     "weight_auc",
     "margin_auc",
     "generation_seconds",
@@ -26,27 +29,33 @@ METRICS = (
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its seeds. `estimates` maps each of `METRICS` that its runs have to its mean; empty if no cell
-    succeeded.
+    """A row over its worlds and runs. `estimates` maps each of `METRICS` that its runs have to its mean; empty if no
+    cell succeeded.
 
-    `difference`: true reward minus that of the group's reference row, paired by seed; None for the reference itself and
-    if no seed has both.
+    `differences`: true reward minus that of the group's reference row in the same world and with the same seed, and
+    `difference` their mean; empty and None for the reference itself and if no place has both.
     """
 
     row: Row
     outcomes: tuple[Outcome, ...]
     estimates: dict[str, Estimate]
     difference: Estimate | None
+    differences: Mapping[Place, float]
 
     @property
-    def measured(self) -> dict[int, Measurement]:
-        """The measurements by seed."""
-        return {o.cell.seed: o.measurement for o in self.outcomes if o.measurement is not None}
+    def measured(self) -> dict[Place, Measurement]:
+        """The measurements by world and run."""
+        return {o.cell.place: o.measurement for o in self.outcomes if o.measurement is not None}
 
     @property
     def errors(self) -> list[str]:
         name = ", ".join(filter(None, (self.row.group, self.row.label)))
-        return [f"{name}, seed {o.cell.seed}: {o.error}" for o in self.outcomes if o.error is not None]
+        return [f"{name}, {place_name(o.cell.place)}: {o.error}" for o in self.outcomes if o.error is not None]
+
+
+def place_name(place: Place) -> str:
+    world, repeat = place
+    return f"seed {world}" + (f", run {repeat}" if repeat else "")
 
 
 def summarize(rows: Sequence[Row], outcomes: Sequence[Outcome], reference: str) -> list[RowSummary]:
@@ -61,16 +70,16 @@ def reference_of(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
 
 def summary_of(row: Row, outcomes: Sequence[Outcome], reference: Row | None) -> RowSummary:
     own = measurements(row, outcomes)
-    values = {name: [v for m in own.values() if (v := getattr(m, name)) is not None] for name in METRICS}
+    values = {name: {p: v for p, m in own.items() if (v := getattr(m, name)) is not None} for name in METRICS}
     estimates = {name: estimate(found) for name, found in values.items() if found}
     base = measurements(reference, outcomes) if reference else {}
-    differences = [own[seed].true_reward - base[seed].true_reward for seed in own if seed in base]
+    differences = {place: own[place].true_reward - base[place].true_reward for place in own if place in base}
     cells = tuple(outcome for outcome in outcomes if outcome.cell.row is row)
-    return RowSummary(row, cells, estimates, estimate(differences) if differences else None)
+    return RowSummary(row, cells, estimates, estimate(differences) if differences else None, differences)
 
 
-def measurements(row: Row, outcomes: Sequence[Outcome]) -> dict[int, Measurement]:
-    return {o.cell.seed: o.measurement for o in outcomes if o.cell.row is row and o.measurement is not None}
+def measurements(row: Row, outcomes: Sequence[Outcome]) -> dict[Place, Measurement]:
+    return {o.cell.place: o.measurement for o in outcomes if o.cell.row is row and o.measurement is not None}
 
 
 def record_of(summary: RowSummary) -> dict[str, object]:
@@ -91,4 +100,5 @@ def record_of(summary: RowSummary) -> dict[str, object]:
 def cell_record(outcome: Outcome) -> dict[str, object]:
     found = asdict(outcome.measurement) if outcome.measurement else {}
     run = outcome.run.name if outcome.run else None
-    return {"seed": outcome.cell.seed, "run": run, "error": outcome.error, **found}
+    seed, repeat = outcome.cell.place
+    return {"seed": seed, "repeat": repeat, "run": run, "error": outcome.error, **found}

@@ -11,7 +11,17 @@ from adaptpo.sandbox.tables.papers import Figures, MetaAPO
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.view import View
 
-STANDARD = ("true_reward", "difference", "win_rate", "length_controlled", "annotated", "seconds")
+STANDARD = (
+    "true_reward",
+    "difference",
+    "win_rate",
+    "length_controlled",
+    "words",
+    "steps",
+    "annotated",
+    "answers",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 
-from adaptpo.sandbox.tables.statistics import Estimate
+from adaptpo.sandbox.tables.statistics import Estimate, spread
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.table import Table
 from adaptpo.sandbox.tables.view import Grid
@@ -24,8 +24,9 @@ SEPARATION = (
 TIMES = ("generation", "annotation", "training", "overall")
 
 
-def grid(table: Table, summaries: Sequence[RowSummary], seeds: int) -> Grid:
-    columns = [(title, [text(summary) for summary in summaries]) for title, text in columns_of(table, seeds)]
+def grid(table: Table, summaries: Sequence[RowSummary], places: int) -> Grid:
+    """`places`: the number of runs that each row should have, over all worlds."""
+    columns = [(title, [text(summary) for summary in summaries]) for title, text in columns_of(table, places)]
     kept = [(title, cells) for title, cells in columns if any(cell != NOTHING for cell in cells)]
     rows = [list(cells) for cells in zip(*(cells for _, cells in kept), strict=True)]
     return Grid([title for title, _ in kept], rows, [summary.row.group for summary in summaries])
@@ -35,19 +36,19 @@ Column = tuple[str, Callable[[RowSummary], str]]
 """A title, and a function that returns the text of a row's cell."""
 
 
-def columns_of(table: Table, seeds: int) -> list[Column]:
+def columns_of(table: Table, places: int) -> list[Column]:
     """The columns: row labels, our figures, and the paper's."""
     return [
         ("", lambda summary: summary.row.label),
-        ("seeds", lambda summary: incomplete(summary, seeds)),
+        ("runs", lambda summary: incomplete(summary, places)),
         *(COLUMNS[name] for name in table.columns),
         *((title, partial(paper, names)) for title, names in table.paper.columns),
     ]
 
 
-def incomplete(summary: RowSummary, seeds: int) -> str:
-    """Number of seeds that the row has, if some failed."""
-    return NOTHING if len(summary.measured) == seeds else f"{len(summary.measured)} of {seeds}"
+def incomplete(summary: RowSummary, places: int) -> str:
+    """Number of runs that the row has, if some failed."""
+    return NOTHING if len(summary.measured) == places else f"{len(summary.measured)} of {places}"
 
 
 def number(estimate: Estimate | None, scale: float, digits: int, sign: str = "") -> str:
@@ -82,12 +83,25 @@ def metric(title: str, name: str, scale: float, digits: int) -> Column:
     return title, lambda summary: number(summary.estimates.get(name), scale, digits)
 
 
+def plain(title: str, name: str, scale: float, digits: int) -> Column:
+    """A column of means without intervals, of what is a setting or varies little."""
+
+    def text(summary: RowSummary) -> str:
+        found = summary.estimates.get(name)
+        return NOTHING if found is None else f"{scale * found.mean:.{digits}f}"
+
+    return title, text
+
+
 COLUMNS: dict[str, Column] = {
     "true_reward": metric("true reward", "true_reward", 1, 3),
     "difference": ("difference", lambda summary: number(summary.difference, 1, 3, "+")),
     "win_rate": metric("win rate, %", "win_rate", 100, 1),
     "length_controlled": metric("at equal length, %", "length_controlled", 100, 1),
-    "annotated": metric("annotated, %", "annotated", 100, 1),
+    "annotated": plain("prompts annotated, %", "annotated", 100, 0),
+    "answers": plain("annotated responses a prompt", "answers", 1, 1),
+    "steps": plain("steps", "steps", 1, 0),
+    "words": metric("words", "words", 1, 1),
     "weight_auc": metric("AUC of the weight", "weight_auc", 1, 3),
     "margin_auc": metric("AUC of the margin", "margin_auc", 1, 3),
     "seconds": (f"CPU seconds: {' / '.join(TIMES)}", seconds),
@@ -95,33 +109,50 @@ COLUMNS: dict[str, Column] = {
 """The columns of our runs that a table may show."""
 
 
-def remarks(table: Table, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
+def remarks(table: Table, summaries: Sequence[RowSummary], worlds: int) -> list[str]:
     """Notes for the reader of the numbers."""
-    spread = (
-        "brackets: 95 % bootstrap interval over seeds (a world and a run each), too narrow with few of them"
-        if seeds > 1
-        else "one seed, so there are no intervals and differences prove nothing"
+    brackets = (
+        "brackets: 95 % interval (Student's t) between worlds"
+        if worlds > 1
+        else "one world, so there are no intervals and differences prove nothing"
     )
-    compared = any(summary.difference is not None for summary in summaries)
     return [
-        f"True reward of the held-out responses after the last iteration (optimum 1); {spread}.",
-        *([f"Difference: true reward minus that of {table.reference}, paired by seed."] if compared else []),
-        "Win rates are against the SFT policy's responses by true reward; a tie counts one half.",
+        f"True reward of four responses to each held-out prompt after the last iteration (optimum 1); {brackets}.",
+        *compared(table, summaries),
+        "Win rates are against the responses of the policy before training, by true reward; a tie counts one half.",
         *sft_rewards(summaries),
         *([SEPARATION] if {"weight_auc", "margin_auc"} & set(table.columns) else []),
         *(["Seconds of interrupted phases cover only their last attempt."] if interrupted(summaries) else []),
     ]
 
 
+def compared(table: Table, summaries: Sequence[RowSummary]) -> list[str]:
+    """What the differences are, and how small a one this table can see."""
+    known = [summary for summary in summaries if summary.difference is not None]
+    if not known:
+        return []
+    what = f"Difference: true reward minus that of {table.reference} in the same world and with the same run seed"
+    limits = [s.difference.visible for s in known if s.difference and s.difference.visible is not None]
+    if not limits:
+        return [f"{what}."]
+    parts = spread([summary.differences for summary in known])
+    runs = f", {parts.runs:.3f} between runs in one world" if parts.runs is not None else ""
+    return [
+        f"{what}. It has a standard deviation of {parts.worlds:.3f} between worlds{runs}. The smallest difference that "
+        f"a row of this table shows with a power of 80 % at the 5 % level is {median(limits):.3f} (median over rows; "
+        f"{min(limits):.3f} to {max(limits):.3f})."
+    ]
+
+
 def sft_rewards(summaries: Sequence[RowSummary]) -> list[str]:
-    """A sentence on the SFT policies' true reward, by group if the groups differ."""
+    """A sentence on the true reward before training, by group if the groups differ."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for summary in summaries:
         by_group[summary.row.group] += [found.sft_reward for found in summary.measured.values()]
     means = {group: f"{fmean(rewards):.3f}" for group, rewards in by_group.items() if rewards}
     if len(set(means.values())) > 1:
         means = {group: f"{mean} ({group})" for group, mean in means.items()}
-    return [f"The SFT policy's true reward is {', '.join(dict.fromkeys(means.values()))}."] if means else []
+    return [f"The true reward before training is {', '.join(dict.fromkeys(means.values()))}."] if means else []
 
 
 def interrupted(summaries: Sequence[RowSummary]) -> bool:

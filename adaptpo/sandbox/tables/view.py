@@ -19,9 +19,9 @@ class Grid:
 
 
 class View(Protocol):
-    def grid(self, summaries: Sequence[RowSummary], seeds: int) -> Grid: ...
+    def grid(self, summaries: Sequence[RowSummary], places: int) -> Grid: ...
 
-    def remarks(self, summaries: Sequence[RowSummary], seeds: int) -> list[str]:
+    def remarks(self, summaries: Sequence[RowSummary], worlds: int) -> list[str]:
         """Notes for the reader of the numbers."""
         ...
 

@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptpo.config.recipe import load_recipe
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import RunError
+from adaptpo.run.files import write_json
 from adaptpo.sandbox.build import build
+from adaptpo.sandbox.check import heldout_prompts
+from adaptpo.sandbox.sampling import sample_responses
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.trainer import AlignmentTrainer
 
+RESPONSES, SAMPLING_SEED = 4, 1
 
-def build_world(folder: Path, world: WorldSettings, cache: Path | None = None) -> None:
-    """Builds a world unless it is complete; `cache` as in `build`.
+
+def build_world(folder: Path, world: WorldSettings, cache: Path | None, responses: Path) -> None:
+    """Builds a world unless it is complete, and samples from its policy; `cache` as in `build`.
 
     Raises RunError if `folder` holds a world with other settings.
     """
@@ -31,15 +37,29 @@ def build_world(folder: Path, world: WorldSettings, cache: Path | None = None) -
     elif plain(WorldSettings()) | json.loads(finished.read_text(encoding="utf-8")) != plain(world):
         raise RunError(f"{folder} holds a world with other settings; choose another --out, or remove it")
 
+    respond(folder / "policy", folder, responses)
+
+
+def respond(policy: Path, world: Path, responses: Path) -> None:
+    """Samples four responses of a policy to each held-out prompt of a world, unless the file is there."""
+    if not responses.exists():
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+        prompts = heldout_prompts(world)
+        found = sample_responses(model, tokenizer, prompts, RESPONSES, SAMPLING_SEED)
+        responses.parent.mkdir(parents=True, exist_ok=True)
+        write_json(responses, {"prompts": prompts, "responses": found})
+
 
 def plain(world: WorldSettings) -> dict[str, Any]:
     """The settings as JSON returns them."""
     return json.loads(json.dumps(asdict(world)))
 
 
-def align_policy(recipe: Path, assignments: Sequence[str]) -> None:
-    """Starts or resumes an ordinary run; does nothing if it is finished."""
-    trainer(recipe, assignments).train()
+def align_policy(recipe: Path, assignments: Sequence[str], responses: Path) -> None:
+    """Starts or resumes an ordinary run and samples from its policy; does nothing if both are done."""
+    run = trainer(recipe, assignments)
+    run.train()
+    respond(run.folder, recipe.parent, responses)
 
 
 def open_policy(recipe: Path, assignments: Sequence[str]) -> None:

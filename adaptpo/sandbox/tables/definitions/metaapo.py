@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from adaptpo.sandbox.settings import TRUE_REWARD
@@ -15,6 +16,10 @@ SLOWER = "training.learning_rate=2.0e-5"
 SIMPO = ("method={name: simpo, objective: {name: simpo}}", SLOWER)
 METAAPO_SIMPO = ("method={name: metaapo_simpo, objective: {name: simpo}}", SLOWER, "warmup_epochs=0")
 SLOW_SIMPO = "Rows with the SimPO objective train with a tenth of the others' learning rate."
+EQUAL_STEPS = (
+    "Every iteration has as many optimizer steps as one epoch over all its prompts: rows that train on fewer prompts "
+    "see them more often."
+)
 WEAKER = {"reward_flipped": 0.3}
 NOISE = (0.0, 0.1, 0.2, 0.4)
 
@@ -30,6 +35,7 @@ PPO = (
     "training.learning_rate=1.0e-4",
 )
 GRPO = ("method.name=grpo", "warmup_epochs=0")
+RLOO = ("method.name=rloo", "warmup_epochs=0")
 
 
 def own_objective(method: str, objective: str | None = None) -> tuple[str, ...]:
@@ -37,27 +43,43 @@ def own_objective(method: str, objective: str | None = None) -> tuple[str, ...]:
     return (f"method={{name: {method}, objective: {{name: {objective or method}, beta: 0.3}}}}",)
 
 
-METHOD_ROWS = (
+def equally_long(*rows: Row) -> tuple[Row, ...]:
+    """The rows with as many optimizer steps as one epoch over all prompts takes."""
+    return tuple(row if row.epochs is not None else replace(row, epochs=1.0) for row in rows)
+
+
+def at_random(share: float) -> tuple[str, ...]:
+    """Online DPO on a random share of the prompts."""
+    return ("method.name=online_dpo", f"method.selection={{name: random, share: {share}}}")
+
+
+PAIR_ROWS = equally_long(
     Row("DPO", ("method.name=dpo",), paper=(MetaAPO("1", 18.15, 25.20),)),
     Row("IPO", own_objective("ipo"), paper=(MetaAPO("1", 13.11, 23.50),)),
     Row("KTO", own_objective("kto"), paper=(MetaAPO("1", 20.28, 29.19),)),
     Row("SimPO", SIMPO, paper=(MetaAPO("1", 37.31, 38.20),)),
     Row("DPO-Shift", own_objective("dpo_shift"), paper=(MetaAPO("1", 19.33, 19.39),)),
-    Row("Selective DPO", ("method.name=selective_dpo",), paper=(MetaAPO("1", 21.35, 20.67),)),
+    Row("ORPO", ("method={name: orpo, objective: {name: orpo}}",)),
+    Row("Selective DPO", ("method.name=selective_dpo", "warmup_epochs=2"), paper=(MetaAPO("1", 21.35, 20.67),)),
     Row("FocalPO", ("method.name=focalpo",)),
     Row("ADPO", ("method.name=adpo",), paper=(MetaAPO("1", 19.33, 17.26),)),
     Row("Online DPO", ("method.name=online_dpo",), paper=(MetaAPO("1", 43.75, 39.98),)),
+    Row("Online DPO on 56 % of the prompts", at_random(0.56)),
     Row("Iterative DPO", ("method.name=iterative_dpo",)),
+    Row("SELM", ("method.name=selm",), paper=(MetaAPO("1", 43.56, 40.14),)),
+    Row("BeeS", ("method.name=bees", "warmup_epochs=4"), paper=(MetaAPO("1", 41.42, 37.45),)),
+    Row("MAP", ("method.name=map", "warmup_epochs=3"), paper=(MetaAPO("1", 43.60, 38.97),)),
+    Row("MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("1", 47.48, 43.21, 58.4),)),
+    Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(MetaAPO("5", 49.11, 50.56),), epochs=2.0),
+)
+ROLLOUT_ROWS = (
     Row("PPO", PPO, paper=(MetaAPO("1", 45.33, 40.49),)),
     Row("GRPO", GRPO),
-    Row("SELM", ("method.name=selm",), paper=(MetaAPO("1", 43.56, 40.14),)),
-    Row("BeeS", ("method.name=bees",), paper=(MetaAPO("1", 41.42, 37.45),)),
-    Row("MAP", ("method.name=map",), paper=(MetaAPO("1", 43.60, 38.97),)),
-    Row("MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("1", 47.48, 43.21, 58.4),)),
-    Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(MetaAPO("5", 49.11, 50.56),)),
+    Row("RLOO", RLOO),
 )
+METHOD_ROWS = (*PAIR_ROWS, *ROLLOUT_ROWS)
 
-ABLATION_ROWS = (
+ABLATION_ROWS = equally_long(
     Row(
         "MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("2", 47.48, 43.21, 58.4), MetaAPO("7", 50.19, 50.37, 59.4))
     ),
@@ -99,26 +121,26 @@ def selection_rows(group: str, world: World) -> tuple[Row, ...]:
     """MetaAPO and its control; if all prompts are alike, also methods with more annotations."""
     named = [("MetaAPO", "metaapo"), ("as many at random", "metaapo_same_rate")]
     named += [("all", "metaapo_all"), ("Online DPO", "online_dpo")] if not world else []
-    return tuple(Row(label, (f"method.name={method}",), world, group) for label, method in named)
+    return equally_long(*(Row(label, (f"method.name={method}",), world, group) for label, method in named))
 
 
 def update_interval_row(steps: int) -> Row:
     paper = (MetaAPO("1", 47.48, 43.21, 58.4),) if steps == 8 else ()
-    return Row(f"T_meta = {steps}", ("method.name=metaapo", f"meta.update_interval={steps}"), paper=paper)
+    settings = ("method.name=metaapo", f"meta.update_interval={steps}")
+    return Row(f"T_meta = {steps}", settings, paper=paper, epochs=1.0)
 
 
 def generations_row(count: int) -> Row:
     paper = (MetaAPO("1", 47.48, 43.21, 58.4),) if count == 8 else ()
-    return Row(f"K = {count}", ("method.name=metaapo", f"generation.num_generations={count}"), paper=paper)
+    settings = ("method.name=metaapo", f"generation.num_generations={count}")
+    return Row(f"K = {count}", settings, paper=paper, epochs=1.0)
 
 
 def noise_rows(share: float) -> tuple[Row, ...]:
     world, group = {"flipped": share}, f"{100 * share:.0f} % of the offline labels wrong"
     named = (("DPO", "dpo"), ("FocalPO", "focalpo"), ("Online DPO", "online_dpo"), ("MetaAPO", "metaapo"))
-    return (
-        *(Row(label, (f"method.name={method}",), world, group) for label, method in named),
-        Row("KTO", own_objective("kto"), world, group),
-    )
+    rows = [Row(label, (f"method.name={method}",), world, group) for label, method in named]
+    return equally_long(*rows, Row("KTO", own_objective("kto"), world, group))
 
 
 Annotator = tuple[str, tuple[str, ...], dict[str, float], tuple[MetaAPO | None, ...]]
@@ -135,14 +157,14 @@ ANNOTATORS: tuple[Annotator, ...] = (
     ),
 )
 ANNOTATED_METHODS = (
-    ("Online DPO", ("method.name=online_dpo",)),
-    ("MetaAPO", ("method.name=metaapo",)),
-    ("MetaAPO-SimPO", METAAPO_SIMPO),
+    ("Online DPO", ("method.name=online_dpo",), 1.0),
+    ("MetaAPO", ("method.name=metaapo",), 1.0),
+    ("MetaAPO-SimPO", METAAPO_SIMPO, 2.0),
 )
 REWARD_ROWS = tuple(
-    Row(label, (*settings, *reward), world, group, (figure,) if figure else ())
+    Row(label, (*settings, *reward), world, group, (figure,) if figure else (), epochs=epochs)
     for group, reward, world, figures in ANNOTATORS
-    for (label, settings), figure in zip(ANNOTATED_METHODS, figures, strict=True)
+    for (label, settings, epochs), figure in zip(ANNOTATED_METHODS, figures, strict=True)
 )
 
 TABLES: dict[str, Table] = {
@@ -150,15 +172,17 @@ TABLES: dict[str, Table] = {
         "Methods (the paper's Table 1)",
         METHOD_ROWS,
         "Online DPO",
-        "The paper's annotation ratio of MetaAPO is from its Table 2; its MetaAPO-SimPO used another reward model. "
-        f"{SLOW_SIMPO}",
+        f"{EQUAL_STEPS} BeeS, MAP and Selective DPO train on their share of the pairs in more epochs, also in the "
+        "warm-up. PPO, GRPO and RLOO have as many annotated responses as Online DPO, one batch of responses a step, "
+        "and no warm-up. The paper's annotation ratio of MetaAPO is from its Table 2; its MetaAPO-SimPO used another "
+        f"reward model. {SLOW_SIMPO}",
     ),
     "ablations": Table(
         "MetaAPO without its parts (the paper's Tables 2 and 7)",
         ABLATION_ROWS,
         "MetaAPO",
-        "The paper's Tables 2 and 7 use different reward models. The fixed meta-learner is the initial one, not a "
-        "trained one, and the similarity is that of the initial policy's hidden states.",
+        f"{EQUAL_STEPS} The paper's Tables 2 and 7 use different reward models. The fixed meta-learner is the initial "
+        "one, not a trained one, and the similarity is that of the initial policy's hidden states.",
     ),
     "time": Table(
         "Time (the paper's Table 8)",
