@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from adaptpo.training.prompt_group_trainer import reduce_in_float32
 from adaptpo.training.step import on_host, preference_step
 from adaptpo.types import OFFLINE, PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference
-from tests.runs import start
+from tests.runs import SETTINGS, start
 from tests.runs import weights as weights_of
 from tests.tiny import byte_tokenizer, save_policy, save_reward_model, tiny_model
 
@@ -376,3 +377,13 @@ def test_trained_reward_model_does_not_depend_on_what_was_drawn_before(tmp_path:
         start(policy, out, "train", "online_dpo", rows=16, held_out=0, num_iterations=1, warmup_epochs=0)
         found.append({name: tensor for name, tensor in weights_of(out).items() if name.startswith("reward/model/")})
     assert found[0] and all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_max_steps_are_those_of_an_iteration_and_not_of_the_warm_up(tmp_path: Path) -> None:
+    """16 rows, 4 in a step: the warm-up's epoch has 4 steps; an iteration has one, of the two that its rows fill."""
+    policy, out = save_policy(tmp_path / "policy"), tmp_path / "run"
+    training = SETTINGS["training"] | {"max_steps": 1}
+    start(policy, out, None, "dpo", rows=16, held_out=0, warmup_epochs=1, training=training)
+    phases = json.loads((out / "state.json").read_text())["phases"]
+    steps = {name: phases[name]["steps"] for name in ("warmup", "iterations/0/train", "iterations/1/train")}
+    assert steps == {"warmup": 4, "iterations/0/train": 1, "iterations/1/train": 1}
