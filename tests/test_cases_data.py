@@ -458,6 +458,8 @@ def test_columns_that_no_row_has_are_refused_with_the_nearest_name() -> None:
         list(open_rows(QUESTIONS, columns={"prompt": "qestion"}))
     with pytest.raises(DataError, match="found question, better, worse, prompt"):
         list(open_rows(QUESTIONS, columns={"prompt": "zzz"}))
+    with pytest.raises(DataError, match=r"'qestion'.*'bettr', which no row has: did you mean 'better'\?; .*'wors'"):
+        list(open_rows(QUESTIONS, columns={"prompt": "qestion", "chosen": "bettr", "rejected": "wors"}))
     late = [QUESTIONS[0], QUESTIONS[1] | {"system": "s"}]
     assert [row.get("system_text") for row in open_rows(late, columns={"system_text": "system"})] == [None, "s"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import adaptpo
@@ -228,6 +229,26 @@ def test_a_refused_run_leaves_no_folder(recipe: Recipe, folder: Path, refusal: C
     (folder / "runs/other").mkdir(parents=True)
     refusal("train", recipe(output_dir=out, method="online_dpo"))
     assert [path.name for path in (folder / "runs").iterdir()] == ["other"]
+
+
+def test_a_run_refused_for_its_rows_leaves_what_was_there(
+    recipe: Recipe, folder: Path, refusal: Callable[..., str]
+) -> None:
+    """Reading the data is a phase that has begun, and a refusal in it leaves nothing either."""
+    (folder / "one.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    out = folder / "runs/x"
+    refusal("train", recipe(output_dir=str(out), data="one.jsonl"))
+    assert not (folder / "runs").exists()
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    refusal("train", recipe(output_dir=str(out), data="one.jsonl"))
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_bf16_without_a_gpu_names_the_key_and_the_remedy(recipe: Recipe, refusal: Callable[..., str]) -> None:
+    told = refusal("train", recipe(), "--training.bf16=true", "--training.use_cpu=false")
+    assert "training.bf16" in told and "training.use_cpu to true" in told
 
 
 def test_missing_recipe(refusal: Callable[..., str], tmp_path: Path) -> None:

@@ -279,3 +279,8 @@ def test_missing_recipes(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "recipe.yaml"):
         with pytest.raises(ConfigError, match=f"cannot read the recipe {path}: "):
             load_recipe(path)
+
+
+def test_num_generations_in_python_is_the_methods() -> None:
+    with pytest.raises(ConfigError, match=r"in Python .* methods.metaapo\(num_generations=8\)"):
+        AlignmentConfig(output_dir="x", generation={"num_generations": 2})

@@ -8,6 +8,10 @@ FOLLOW = "set reference: {ref_model_sync_steps: 512, ref_model_mixup_alpha: 0.6}
 AS_AOT = (
     "aot and aot_unpaired are not offered: they sort a micro-batch, so that a pair's loss depends on its neighbours"
 )
+IN_PYTHON = (
+    "in Python it is an argument of the method, such as methods.metaapo(num_generations=8); only a recipe has it in "
+    "generation"
+)
 FROM_TRL = {
     "beta": "set method.objective.beta, for instance method: {name: dpo, beta: 0.05}",
     "label_smoothing": "set method.label_smoothing of the method conservative_dpo, robust_dpo, exo_pair or cpo",
@@ -130,6 +134,8 @@ METHODS_OF_TRL = {
 
 def elsewhere(name: str, section: str = "") -> str | None:
     """The remedy for a key that another place takes, if there is one."""
+    if (section, name) == ("generation", "num_generations"):
+        return IN_PYTHON
     if name in FROM_TRL:
         return FROM_TRL[name]
     if section != "training" and name in training_fields():

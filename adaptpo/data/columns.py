@@ -119,18 +119,18 @@ def _is_several(value: Any) -> bool:
 def _raise_if_missing(missing: list[str], row: Row, accepted: str) -> None:
     if not missing:
         return
-    renames = {name: meant for name in missing if (meant := _meant_column(name, row))}
+    renames = {name: _meant_column(name, row) for name in missing}
     raise DataError(
-        f"the data set lacks the column {', '.join(f'`{name}`' for name in missing)}: "
+        f"the data set lacks the column{'s' * (len(missing) > 1)} {', '.join(f'`{name}`' for name in missing)}: "
         f"found {_names(row)}; {accepted}. To fix it, {_renaming(renames)}."
     )
 
 
-def _renaming(renames: dict[str, str]) -> str:
-    if not renames:
+def _renaming(renames: dict[str, str | None]) -> str:
+    if not any(renames.values()):
         return "rename the columns, or name them in data.columns, such as {chosen: better, rejected: worse}"
-    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items())
-    columns = ", ".join(f"{name}: {meant}" for name, meant in renames.items())
+    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items() if meant)
+    columns = ", ".join(f"{name}: {meant or 'COLUMN'}" for name, meant in renames.items())
     return f"{advice} (or set data.columns: {{{columns}}})"
 
 

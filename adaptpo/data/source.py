@@ -89,12 +89,16 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 def _check_columns(rows: Rows, first: Row, columns: Mapping[str, str]) -> None:
     """Raises DataError for a source column that no row has; JSON lines may lack it in the first row alone."""
-    for name, source in columns.items():
-        if source in first or any(source in row for row in rows):
-            continue
-        close = get_close_matches(source, [*map(str, first)], n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"found {', '.join(map(str, first)) or 'none'}."
-        raise DataError(f"{rows.description}: data.columns reads `{name}` from '{source}', which no row has: {hint}")
+    lacking = ((name, source) for name, source in columns.items() if source not in first)
+    faults = [_absent(*names, first) for names in lacking if not any(names[1] in row for row in rows)]
+    if faults:
+        raise DataError(f"{rows.description}: data.columns reads {'; '.join(faults)}")
+
+
+def _absent(name: str, source: str, first: Row) -> str:
+    close = get_close_matches(source, [*map(str, first)], n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"found {', '.join(map(str, first)) or 'none'}."
+    return f"`{name}` from '{source}', which no row has: {hint}"
 
 
 def _opened(source: DataSource, split: str, name: str | None, streaming: bool | None) -> Rows:

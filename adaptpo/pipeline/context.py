@@ -245,7 +245,7 @@ class Context(StoredPrompts):
         try:
             return with_launcher_precision(kind(**{**settings, **owned}))
         except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"training: {first_line(error)}") from error
+            raise ConfigError(training_fault(first_line(error))) from error
 
     @property
     def report_to(self) -> list[str]:
@@ -462,6 +462,16 @@ class Context(StoredPrompts):
     def scratch(self, phase: str, name: str) -> Path:
         """The path of a file that is needed only until the phase, or its iteration, is over."""
         return self.run.path / phase / SCRATCH / f"{name}.arrow"
+
+
+def training_fault(message: str) -> str:
+    """transformers' complaint about `training`, with the key where it names none."""
+    if "support bf16" in message:
+        return (
+            "training.bf16: this machine has no GPU with bfloat16. Set training.bf16 to false to compute in float32, "
+            "or training.use_cpu to true to compute in bfloat16 on the CPU; leave both on the machine with the GPU"
+        )
+    return f"training: {message}"
 
 
 def with_launcher_precision(args: Arguments) -> Arguments:

@@ -24,7 +24,7 @@ import yaml
 
 from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
-from adaptpo.errors import RunError
+from adaptpo.errors import ConfigError, DataError, ModelError, RunError
 from adaptpo.run.checked_files import RECORDS
 from adaptpo.run.files import JsonLines, write_text
 from adaptpo.run.identity import plain, refuse_other_run, stored_config
@@ -35,6 +35,8 @@ from adaptpo.run.shards import Shards
 from adaptpo.run.state import dependents, log_digests, write_state
 from adaptpo.types import Row
 
+REFUSALS = (ConfigError, DataError, ModelError)
+"""What ends a run for good: the same command would end in the same way."""
 Summary = dict[str, Any]
 """What `state.json` stores about a finished phase."""
 
@@ -50,6 +52,7 @@ class RunDirectory(Shards):
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
         super().__init__(path, ranks, executor)
         self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._found = {file.name for file in path.iterdir()} if path.is_dir() else set()
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
         self.listeners: list[Callable[[Row], None]] = []
@@ -99,17 +102,27 @@ class RunDirectory(Shards):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._leave_nothing()
+        if kind is not None and self.ranks.is_first and self._is_refused(kind):
+            self._leave_nothing_new()
         self.close()
 
-    def _leave_nothing(self) -> None:
-        """Removes the folders that this run made, if it was refused before its first phase."""
-        if not self.ranks.is_first or not self._created or self.state["phases"]:
-            return
-        shutil.rmtree(self.path, ignore_errors=True)
+    def _is_refused(self, error: type[BaseException]) -> bool:
+        """Whether this start began the run, and the error ends it before a phase is done.
+
+        Other errors than a refusal keep a phase that has begun: the same command may finish it. So do rows that were
+        left out: the reasons say what to correct.
+        """
+        phases = self.state["phases"]
+        done = any(facts.get("done") for facts in phases.values())
+        ended = not phases or (issubclass(error, REFUSALS) and not self.dropped.read())
+        return self.config_path.name not in self._found and not done and ended
+
+    def _leave_nothing_new(self) -> None:
+        for file in self.path.iterdir():
+            if file.name not in self._found:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         with suppress(OSError):  # Another run has begun beside it.
-            for folder in self._created[1:]:
+            for folder in self._created:
                 folder.rmdir()
 
     # Identity of the run
