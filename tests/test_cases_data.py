@@ -453,6 +453,11 @@ def test_columns_are_read_under_other_names() -> None:
     }  # fmt: skip
 
 
+def test_the_advice_names_every_missing_column() -> None:
+    with pytest.raises(DataError, match=r"columns `chosen`, `rejected`.*`preferred` to `chosen`.*that is `rejected`"):
+        list(iter_examples([{"foo": "q", "preferred": "a", "bar": "b"}]))
+
+
 def test_columns_that_no_row_has_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(DataError, match=r"reads `prompt` from 'qestion', which no row has: did you mean 'question'\?"):
         list(open_rows(QUESTIONS, columns={"prompt": "qestion"}))

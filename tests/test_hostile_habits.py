@@ -132,10 +132,6 @@ ADVICE: dict[str, tuple[Row, str]] = {
         "several responses in `answers`, and a run learns from pairs",
     ),
     "no rejected": ({"prompt": "q", "chosen": "a"}, "lacks the column `rejected`: found prompt, chosen"),
-    "one of two by another name": (
-        {"foo": "q", "winner": "a", "bar": "b"},
-        "data.columns: {chosen: winner, rejected: COLUMN}",
-    ),
     "text_chosen": (
         {"prompt": "q", "text_chosen": "a", "text_rejected": "b"},
         "data.columns: {chosen: text_chosen, rejected: text_rejected}",

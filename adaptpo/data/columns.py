@@ -129,9 +129,11 @@ def _raise_if_missing(missing: list[str], row: Row, accepted: str) -> None:
 def _renaming(renames: dict[str, str | None]) -> str:
     if not any(renames.values()):
         return "rename the columns, or name them in data.columns, such as {chosen: better, rejected: worse}"
-    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in renames.items() if meant)
-    columns = ", ".join(f"{name}: {meant or 'COLUMN'}" for name, meant in renames.items())
-    return f"{advice} (or set data.columns: {{{columns}}})"
+    known = {name: meant for name, meant in renames.items() if meant}
+    advice = "; ".join(f"rename `{meant}` to `{name}`" for name, meant in known.items())
+    columns = ", ".join(f"{name}: {meant}" for name, meant in known.items())
+    others = "".join(f"; name the column that is `{name}` in the same way" for name in renames if name not in known)
+    return f"{advice} (or set data.columns: {{{columns}}}){others}"
 
 
 def _names(row: Row) -> str:

@@ -78,7 +78,7 @@ class Trackers:
                 callback.on_log(self.args, self.state(), self.control, logs=dict(numbers), model=None)
             except Exception as error:  # noqa: BLE001 (a tracker's failure, of whatever kind, must not end the run)
                 self.callbacks.remove(callback)
-                caution(f"{tracker_name(callback)} failed ({first_line(error)}); the run goes on without it", True)
+                caution(f"{tracker_name(callback)} failed ({first_line(error)}); the run continues without it", True)
 
     def close(self) -> None:
         for callback in self.callbacks:

@@ -117,7 +117,7 @@ def decide(phases: State, damage: Sequence[Damage], repeatable: bool) -> Decisio
 
 
 def mend(run: RunDirectory, repeatable: bool) -> None:
-    """Checks the run before its phases go on, and sees to it that no damaged file is used. Rank 0 calls it.
+    """Checks the run before its phases continue, and sees to it that no damaged file is used. Rank 0 calls it.
 
     Raises RunError if damage cannot be undone without losing what was computed from it.
     """
@@ -132,7 +132,7 @@ def mend(run: RunDirectory, repeatable: bool) -> None:
     if decision.after:
         raise RunError(refusal(run, damage, decision))
     for one in decision.left:
-        run.tell(one.file, one.fault, "no phase reads it; the run goes on without it")
+        run.tell(one.file, one.fault, "no phase reads it; the run continues without it")
     for one in (one for one in damage if one.phase in decision.again and one not in decision.left):
         run.tell(one.file, one.fault, f"{one.phase} is made again")
     for one in unlisted_records(run):

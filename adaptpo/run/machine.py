@@ -36,7 +36,7 @@ SAID = {
     "full": "the disk is full: free some space. Nothing half-written counts as done",
     "limits": "too many files are open. Raise the limit (ulimit -n), or lower concurrency",
     "processes": "the machine starts no more threads or processes. Raise the limit (ulimit -u), or end other processes",
-    "disk": "the disk or its connection failed. Check it before you go on",
+    "disk": "the disk or its connection failed. Check it before you resume",
 }
 
 

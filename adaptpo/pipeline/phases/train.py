@@ -270,7 +270,7 @@ def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str, pair_log: 
 
 
 def resumed(run: RunDirectory, folder: Path, logs: Logs) -> Path | None:
-    """The checkpoint from which a training phase goes on; None if it starts from the beginning."""
+    """The checkpoint from which a training phase resumes; None if it starts from the beginning."""
 
     def tell(path: Path, fault: str) -> None:
         run.tell(path.relative_to(run.path).as_posix(), fault, f"the training of {logs.phase} starts again")
