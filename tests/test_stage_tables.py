@@ -54,7 +54,7 @@ GAINS = ((INJECTION, 0.3, 0.1), (FINE_TUNING, 0.1, 0.2), (UNDECIDED, 0.2, -0.1))
 
 
 def ended(row: Row, seed: int, gain: float, boundary: Boundary | None = None) -> Outcome:
-    found = Measurement(0.5 + gain, 0.5, 0.8, 0.7, 0.0, 1, 2, 3, 9, boundary=boundary)
+    found = Measurement(0.5 + gain, 0.5, 0.8, 0.7, 0.0, 1, 2, 3, 9, words=10 * gain, boundary=boundary)
     return Outcome(Cell(row, WorldSettings(seed=seed)), Path("run"), found)
 
 
@@ -81,9 +81,12 @@ def test_lines_and_remarks_of_a_view() -> None:
         "runs": "3 of 4",
         "true reward": "0.500 [0.500, 0.500]",
         "boundary score": "0.503 [0.006, 1.000]; ±0.033",
+        "against chosen / rejected": "–",
         "gain on PC_off": "+0.200 [−0.048, +0.448]",
         "gain on PC_on": "+0.067 [−0.313, +0.446]",
         "difference, off − on": "+0.133 [−0.384, +0.650]",
+        "words, off / on": "2.0 / 0.7",
+        "count, off / on": "0.00 / 0.00",
         "effectiveness": "3.00",
         "predicted": "2 of 3",
         "paper, A | B: score / effectiveness": "0.40 / 2.27 | –",
@@ -97,7 +100,7 @@ def test_lines_and_remarks_of_a_view() -> None:
 def test_a_policy_without_runs_is_empty_and_not_an_error() -> None:
     view = StageView("A")
     summaries = summarize([OFF, ON], [], "PC_off")
-    assert view.grid(summaries, 1).rows[0][1:] == ["0 of 1", "–", "–", "–", "–", "–", "–", "0 of 0", "–"]
+    assert view.grid(summaries, 1).rows[0][1:] == ["0 of 1", *["–"] * 9, "0 of 0", "–"]
     assert view.record(summaries) == [{"policy": "a policy", "effectiveness": None, "cells": []}]
 
 
@@ -146,6 +149,8 @@ def test_runs_that_start_from_others(tmp_path: Path) -> None:
     assert yaml.safe_load((found.run / "config.yaml").read_text())["model"] == str(start.run / "final")
     assert found.measurement.sft_reward == start.measurement.true_reward
     assert found.measurement.boundary is not None and start.measurement.boundary is None
+    sides = (found.measurement.boundary.against_chosen, found.measurement.boundary.against_rejected)
+    assert None not in sides and sum(sides) / 2 == pytest.approx(found.measurement.boundary.score)  # type: ignore[arg-type]
     assert stage_prompts(RunData.open(found.run)) == 32
     assert (start.measurement.annotated, found.measurement.annotated) == (0.0, 2.0)
     assert (start.measurement.answers, found.measurement.answers) == (0.0, 6.0)  # Two trained on, four compared.

@@ -139,6 +139,7 @@ annotated and time, beside the paper's figures if it has any. NAME is one of
   metapo-noise        whether weights separate wrong labels from right ones
   stages              which data policies of different strength gain from, and what the boundary score predicted
   stages-slic         the same with SLiC-HF
+  stages-beta         the same with beta 0.3, 1 and 3
   stages-gentle       the same with a quarter of the learning rate
   stage-methods       methods that act on the stage
 

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from adaptpo.report.reading import RunData, read_json
 from adaptpo.report.tables import iteration_counts
 from adaptpo.sandbox.tables.labels import label_separation
 from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
-from adaptpo.sandbox.world import true_reward
+from adaptpo.sandbox.world import reward_terms
+from adaptpo.stage.diagnostics import quality
 from adaptpo.stage.score import BOUNDARY
+
+MEASURED = "iterations/0/stage"
+"""The phase that measures a run's first stage."""
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """A boundary score with its 95 % interval over prompts, and whether Algorithm 1 recommends preference injection."""
+    """A boundary score with its 95 % interval over prompts, and whether Algorithm 1 recommends preference injection.
+
+    The score is the mean of its two parts, the shares won `against_chosen` and `against_rejected` responses.
+    """
 
     score: float
     low: float
     high: float
     injection: bool
+    against_chosen: float | None = None
+    against_rejected: float | None = None
 
     @classmethod
-    def of(cls, phase: Mapping[str, Any]) -> Boundary | None:
-        """Reads a measurement's phase in `state.json`; None if it is not done."""
+    def of(cls, run: RunData) -> Boundary | None:
+        """The measurement at the start of the run's first iteration; None if there is none."""
+        phase = run.phases.get(MEASURED, {})
         if not phase.get("done"):
             return None
-        return cls(phase["boundary_score"], phase["low"], phase["high"], phase["injection"])
+        columns = run.table(f"{MEASURED}/comparisons/*.parquet", "offline", "preference")
+        rows = [
+            dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)
+        ]
+        parts = (quality(rows, side) for side in ("chosen", "rejected"))
+        return cls(phase["boundary_score"], phase["low"], phase["high"], phase["injection"], *parts)
 
     @property
     def half_width(self) -> float:
@@ -48,7 +61,8 @@ class Measurement:
     responses of the policy that the run started from, by true reward, ties half. `annotated`: share of the iterations'
     prompts that got fresh, annotated responses; a prompt that the stage was also measured on got them twice, so the
     share can exceed 1. `answers`: annotated responses for each prompt of the data, offline ones included. `words`: mean
-    length of the responses. `steps`: optimizer steps of the policy, warm-up included.
+    length of the responses; `count_term`: the true reward's term for the number of items. `steps`: optimizer steps of
+    the policy, warm-up included.
 
     Seconds are CPU time, which other work on the machine hardly affects (a run of a table has one thread), in each
     phase's last attempt: `training` covers the warm-up and the iterations, `overall` everything, measurements of the
@@ -75,6 +89,7 @@ class Measurement:
     weight_auc: float | None = None
     margin_auc: float | None = None
     boundary: Boundary | None = None
+    count_term: float = 0.0
 
     @property
     def gain(self) -> float:
@@ -84,17 +99,20 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Responses:
-    """A policy's responses to the held-out prompts, with their true rewards and lengths in words, one after another."""
+    """A policy's responses to the held-out prompts, one after another: their true rewards, the terms of these for the
+    number of items, and their lengths in words."""
 
     rewards: list[float]
+    counts: list[float]
     words: list[int]
 
     @classmethod
     def read(cls, path: Path) -> Responses:
         kept = read_json(path)
         pairs = [(prompt, text) for prompt, some in zip(*kept.values(), strict=True) for text in some]
-        rewards = true_reward([prompt for prompt, _ in pairs], [text for _, text in pairs])
-        return cls(rewards, [len(text.split()) for _, text in pairs])
+        terms = [reward_terms(prompt, text) for prompt, text in pairs]
+        words = [len(text.split()) for _, text in pairs]
+        return cls([each.total for each in terms], [each.count for each in terms], words)
 
 
 def measure(folder: Path, responses: Path, before: Path) -> Measurement:
@@ -120,7 +138,8 @@ def measure(folder: Path, responses: Path, before: Path) -> Measurement:
         repeated=tuple(run.repeated()),
         weight_auc=label_separation(run, "weight"),
         margin_auc=label_separation(run, "margin"),
-        boundary=Boundary.of(run.phases.get("iterations/0/stage", {})),
+        boundary=Boundary.of(run),
+        count_term=fmean(new.counts),
     )
 
 

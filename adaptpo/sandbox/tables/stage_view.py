@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby
 from statistics import fmean
 
-from adaptpo.sandbox.tables.measure import Boundary
+from adaptpo.sandbox.tables.measure import Boundary, Measurement
 from adaptpo.sandbox.tables.statistics import Estimate, Place, estimate
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.text import NOTHING, number
@@ -30,12 +30,20 @@ def effectiveness(offline_gain: float, online_gain: float) -> float | None:
 
 @dataclass(frozen=True)
 class Duel:
-    """One policy in one world: its boundary score, its true reward, and the gains of training on either data."""
+    """One policy in one world: its boundary score, its true reward, and the gains of training on either data; mean
+    length and term for the number of items of both trained policies, PC_off first."""
 
     boundary: Boundary
     before: float
     offline_gain: float
     online_gain: float
+    words: tuple[float, float] = (0.0, 0.0)
+    counts: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def between(cls, boundary: Boundary, offline: Measurement, online: Measurement) -> Duel:
+        words, counts = (offline.words, online.words), (offline.count_term, online.count_term)
+        return cls(boundary, online.sft_reward, offline.gain, online.gain, words, counts)
 
     @property
     def predicted(self) -> bool:
@@ -73,7 +81,7 @@ def duels(pair: Sequence[RowSummary]) -> dict[Place, Duel]:
     rows = {summary.row.label: summary.measured for summary in pair}
     offline, online = rows.get(PC_OFF, {}), rows.get(PC_ON, {})
     return {
-        place: Duel(found.boundary, found.sft_reward, offline[place].gain, found.gain)
+        place: Duel.between(found.boundary, offline[place], found)
         for place, found in online.items()
         if place in offline and found.boundary is not None
     }
@@ -100,9 +108,12 @@ class StageView:
             "runs": lambda line: f"{len(line.duels)} of {places}",
             "true reward": partial(mean, lambda duel: duel.before, ""),
             "boundary score": score_text,
+            "against chosen / rejected": parts_text,
             "gain on PC_off": partial(mean, lambda duel: duel.offline_gain, "+"),
             "gain on PC_on": partial(mean, lambda duel: duel.online_gain, "+"),
             "difference, off − on": partial(mean, lambda duel: duel.offline_gain - duel.online_gain, "+"),
+            "words, off / on": lambda line: means_text(line, lambda duel: duel.words, 1),
+            "count, off / on": lambda line: means_text(line, lambda duel: duel.counts, 2),
             "effectiveness": lambda line: ratio_text(line.effectiveness) if line.duels else NOTHING,
             "predicted": lambda line: f"{hits(line.all)} of {len(line.duels)}",
             f"paper, {self.models}: score / effectiveness": lambda line: self.paper.get(line.name, NOTHING),
@@ -115,7 +126,10 @@ class StageView:
         spread = "brackets: 95 % interval (Student's t) between worlds; " if worlds > 1 else ""
         return [
             f"Means over worlds; {spread}± after a score: half the width of its own 95 % interval over prompts.",
-            "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 it predicts PC_off.",
+            "Boundary score: share of comparisons that the policy's fresh responses win; below 0.5 it predicts PC_off. "
+            "It is the mean of the shares won against chosen and against rejected offline responses.",
+            "Words: mean length of the responses after training. Count: mean term of the true reward for the number of "
+            "items, 1 if it is the one asked for.",
             "Gains: true reward on held-out prompts after one epoch on all prompts, minus that of the policy itself.",
             "Effectiveness: mean gain on PC_off over mean gain on PC_on; ∞ if only PC_off gains, 0 if only PC_on does, "
             "– if neither does.",
@@ -143,6 +157,18 @@ def score_text(line: PolicySummary) -> str:
         return NOTHING
     own = fmean(duel.boundary.half_width for duel in line.all)
     return f"{number(line.over_seeds(lambda duel: duel.boundary.score), 1, 3)}; ±{own:.3f}"
+
+
+def parts_text(line: PolicySummary) -> str:
+    """The score's two parts; nothing if a run predates them."""
+    parts = [(duel.boundary.against_chosen, duel.boundary.against_rejected) for duel in line.all]
+    known = [(chosen, rejected) for chosen, rejected in parts if chosen is not None and rejected is not None]
+    return " / ".join(f"{fmean(side):.3f}" for side in zip(*known, strict=True)) or NOTHING
+
+
+def means_text(line: PolicySummary, values: Callable[[Duel], tuple[float, float]], digits: int) -> str:
+    sides = zip(*map(values, line.all), strict=True)
+    return " / ".join(f"{fmean(side):.{digits}f}" for side in sides) or NOTHING
 
 
 def ratio_text(ratio: float | None) -> str:

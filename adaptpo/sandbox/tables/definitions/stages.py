@@ -36,6 +36,7 @@ TABLE_5 = {
     AFTER_OFF: "0.66 / – | 0.65 / 0.38 | 0.40 / 1.43",
     AFTER_ON: "0.71 / 0.19 | 0.60 / 0.98 | 0.35 / 1.54",
 }
+BETAS = (0.3, 1.0, 3.0)
 STAGES_NOTE = (
     "PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and the "
     "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a "
@@ -55,15 +56,19 @@ def duel(
     )
 
 
-def stage_rows(settings: Settings) -> tuple[Row, ...]:
-    """Rows of policies of four strengths; the last two are the second one after training."""
-    off, on = duel(SFT, settings)
+def stage_rows(settings: Settings, apart: str = "") -> tuple[Row, ...]:
+    """Rows of policies of four strengths; the last two are the second one after training. `apart` ends their names."""
+    off, on = duel(SFT + apart, settings)
     return (
-        *duel(LITTLE_SFT, settings, LITTLE),
+        *duel(LITTLE_SFT + apart, settings, LITTLE),
         *(off, on),
-        *duel(AFTER_OFF, settings, start=off),
-        *duel(AFTER_ON, settings, start=on),
+        *duel(AFTER_OFF + apart, settings, start=off),
+        *duel(AFTER_ON + apart, settings, start=on),
     )
+
+
+def beta_rows(beta: float) -> tuple[Row, ...]:
+    return stage_rows((f"method.objective={{name: dpo, beta: {beta:g}}}",), f", beta {beta:g}")
 
 
 def method_rows(group: str, world: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -92,6 +97,13 @@ TABLES: dict[str, Table] = {
         PC_OFF,
         STAGES_NOTE,
         view=StageView(MODELS, TABLE_5),
+    ),
+    "stages-beta": Table(
+        "Alignment stages at three strengths of the reference",
+        tuple(row for beta in BETAS for row in beta_rows(beta)),
+        PC_OFF,
+        f"The sandbox's own beta is 0.3; the paper trains with 0.01 and a learning rate of 5e-7. {STAGES_NOTE}",
+        view=StageView(MODELS),
     ),
     "stages-gentle": Table(
         "Alignment stages, with small steps",
