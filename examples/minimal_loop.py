@@ -117,7 +117,8 @@ class MinimalLoop:
         items = [item if item[1].source == "offline" else next(fresh) for item in items]
         self.selected.append([prompt.id for prompt in chosen])
         self.pairs.append([pair for _, pair in items])
-        self.train(f"iterations/{number}", items, self.method, self.recipe.training.get("num_train_epochs", 1))
+        epochs = self.recipe.training.get("num_train_epochs", self.method.num_train_epochs)
+        self.train(f"iterations/{number}", items, self.method, epochs)
 
     def answer(self, number: int, prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, Candidates]]:
         """K fresh responses to each prompt, with their rewards."""

@@ -29,6 +29,7 @@ from adaptpo import methods
 from adaptpo.annotation.function import FunctionAnnotator, import_function
 from adaptpo.choices.filters import FILTERS
 from adaptpo.choices.learners.meta_learner import DegreeLearner, MetaLearner
+from adaptpo.choices.learners.temporal.cadence import Cadence
 from adaptpo.choices.learners.temporal.features import FeatureSet
 from adaptpo.choices.learners.temporal.goal import ValidationGoal
 from adaptpo.choices.learners.temporal.temporal_learner import TemporalLearner
@@ -128,8 +129,10 @@ def test_arguments_in_python_have_ranges() -> None:
             methods.metaapo(**wrong)
     with pytest.raises(ConfigError, match=r"'MetaLearner\.layers'"):
         MetaLearner(layers=0)
-    with pytest.raises(ConfigError, match=r"'TemporalLearner\.interval'"):
-        TemporalLearner(interval=-3)
+    with pytest.raises(ConfigError, match=r"'Cadence\.interval'"):
+        Cadence(interval=-3)
+    with pytest.raises(ConfigError, match=r"'TemporalLearner\.max_weight'"):
+        TemporalLearner(max_weight=0.5)
 
 
 def settings_classes(kind: type[BaseModel] = Settings) -> Iterator[type[BaseModel]]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adaptpo.choices.learners.base import Schedule
 from adaptpo.cli import main
 from adaptpo.cli.init import Answers, recipe_text
 from adaptpo.config.recipe import load_recipe
 from adaptpo.methods import METHODS
+from adaptpo.methods.build import build_method
 from tests.tiny import preference_rows, save_policy, write_jsonl
 
 REWARD = "def reward(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
@@ -47,6 +49,26 @@ def test_every_method_has_a_recipe(name: str, machine: str, tmp_path: Path) -> N
     count = 8 if machine == "h100x8" else 1
     assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * count == 128
     assert (recipe.method, recipe.reward, recipe.peft is None) == (name, reward, machine != "cpu")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_of_the_papers_load_and_teach_their_learners(path: Path) -> None:
+    recipe = load_recipe(path)
+    method = build_method(recipe)
+    training = recipe.training
+    prompts = 64_000 // recipe.num_iterations
+    steps = prompts // (training["per_device_train_batch_size"] * training["gradient_accumulation_steps"])
+    epochs = training.get("num_train_epochs", method.num_train_epochs)
+    assert method.doubts(Schedule((int(steps * epochs),) * recipe.num_iterations, epochs)) == []
+    if method.name == "metapo":
+        assert (steps * epochs, epochs) == (6000, 3), "Table 22"
+
+
+def test_a_method_says_how_many_epochs_it_needs(tmp_path: Path) -> None:
+    """MetaPO's recipe trains for three epochs; so does a run whose recipe names none."""
+    text = recipe_text(Answers("m", "d", "metapo", None, "cpu"), "runs/x")
+    assert "num_train_epochs: 3" in text
+    assert "num_train_epochs: 1" in recipe_text(Answers("m", "d", "dpo", None, "cpu"), "runs/x")
 
 
 def test_a_judge_is_written_as_a_recipe_has_it(tmp_path: Path) -> None:

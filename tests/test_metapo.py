@@ -20,6 +20,7 @@ from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
 from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.learners.base import Estimator, Influence
 from adaptpo.choices.learners.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
+from adaptpo.choices.learners.temporal.cadence import Cadence
 from adaptpo.choices.learners.temporal.features import BASE, CURRENT, GRADIENT, HIGHER
 from adaptpo.choices.learners.temporal.goal import weight_entropy
 from adaptpo.choices.learners.temporal.networks import NETWORKS, new_network
@@ -519,7 +520,7 @@ class KnownStep:
 
 def test_learner_descends_the_gradient_through_its_weights() -> None:
     """d goal / d phi = sum_i (d goal / d weight_i) * share_i * d softplus(a . s_i + b) / d phi, in one Adam step."""
-    learner = TemporalLearner(learning_rate=0.1, interval=2)
+    learner = TemporalLearner(learning_rate=0.1, cadence=Cadence(2))
     batch = observed([0, 1, 2], [1.0, -1.0, 0.3], [0.1, 0.2, 0.0])
     shares, influence = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.3, -0.2, 0.4])
     learner.learn_ahead(KnownStep([(batch, shares * learner.weight(batch))], influence), identity)
@@ -533,15 +534,61 @@ def test_learner_descends_the_gradient_through_its_weights() -> None:
 
 
 def test_learner_counts_steps() -> None:
-    learner = TemporalLearner(interval=2)
+    learner = TemporalLearner(cadence=Cadence(2))
     due = []
     for _ in range(5):
         due.append(learner.look_ahead())
         learner.update(identity)
     assert due == [None, "central", None, "central", None]
-    every = TemporalLearner(interval=1)
+    every = TemporalLearner(cadence=Cadence(1))
     assert every.look_ahead() is None, "Adam's first step does not depend on the length of the gradient"
-    assert TemporalLearner(interval=None).look_ahead() is None
+    assert TemporalLearner(cadence=Cadence(None)).look_ahead() is None
+    dense = TemporalLearner(cadence=Cadence(0.25, dense_start=0.3))
+    dense.start_training(steps=16)
+    due = []
+    for step in range(1, 17):
+        due += [step] if dense.look_ahead() else []
+        dense.update(identity)
+    assert due == [2, 3, 4, 8, 12, 16], "each of the first 0.3 x 16 steps, then every 4th"
+
+
+def with_weights_of_margins(learner: TemporalLearner) -> TemporalLearner:
+    """Its weight of a pair is softplus of the margin, before it is normalized or capped."""
+    with torch.no_grad():
+        learner.network.last.weight.fill_(1.0)
+        learner.network.last.bias.fill_(0.0)
+    return learner
+
+
+def at_weights(weights: list[float]) -> PairBatch:
+    """Pairs whose margins are the inverse of softplus at these weights."""
+    return observed(list(range(len(weights))), [math.log(math.expm1(w)) for w in weights], [0.0] * len(weights))
+
+
+def test_weights_of_mean_one_by_hand() -> None:
+    """Weights 1 and 3 in a step have mean 2, by which the next step's 1, 3 and 8 are divided; then they are capped."""
+    learner = with_weights_of_margins(TemporalLearner(FeatureSet(("margin",)), normalize=True, max_weight=2.0))
+    first, second = at_weights([1.0, 3.0]), at_weights([1.0, 3.0, 8.0])
+    assert learner.weight(first).tolist() == pytest.approx([1.0, 2.0]), "no step before it; capped"
+    learner.observe(first)
+    assert learner.weight(second).tolist() == pytest.approx([1.0, 2.0, 2.0]), "the step is not over"
+    learner.update(identity)
+    assert learner.weight(second).tolist() == pytest.approx([0.5, 1.5, 2.0])
+    assert learner.facts(second)["temporal"] == pytest.approx([0.5, 1.5, 2.0])
+
+
+def test_normalized_and_capped_weights_have_their_own_gradient() -> None:
+    """With m the mean weight of the previous step: d(w / m) = dw / m - w dm / m^2. A capped weight does not move."""
+    learner = with_weights_of_margins(TemporalLearner(FeatureSet(("margin",)), normalize=True, max_weight=2.0))
+    first, second = at_weights([1.0, 3.0]), at_weights([1.0, 3.0, 8.0])
+    learner.observe(first)
+    learner.update(identity)
+    influence = torch.tensor([0.3, -0.2, 0.4])
+    learner.learn_ahead(KnownStep([(second, learner.weight(second))], influence), identity)
+    slopes = {w: 1 - math.exp(-w) for w in (1.0, 3.0)}  # sigmoid(z) where softplus(z) = w
+    of_mean = (slopes[1.0] + slopes[3.0]) / 2
+    expected = sum(i * (slopes[w] / 2 - w * of_mean / 4) for i, w in ((0.3, 1.0), (-0.2, 3.0)))
+    assert learner.network.last.bias.grad.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_optimizers_that_cannot_be_looked_through_are_refused() -> None:
@@ -588,6 +635,7 @@ def test_held_out_pairs() -> None:
     assert [len(Validation().choose(torch.zeros(n), 0)) for n in (0, 1, 2, 12)] == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match="share"):
         Validation(0.0)
+    assert [Validation(batch=batch).per_update(90, 16) for batch in ("step", None, 64, 128)] == [16, 90, 64, 90]
 
 
 # Runs
@@ -635,7 +683,7 @@ def test_accumulation_changes_nothing_but_rounding(policy: str, tmp_path: Path) 
 
 def test_bf16_run_learns(policy: str, tmp_path: Path) -> None:
     training = SETTINGS["training"] | {"num_train_epochs": 2, "bf16": True, "use_cpu": True}
-    align(policy, tmp_path / "run", methods.metapo(meta_interval=4), training=training)
+    align(policy, tmp_path / "run", methods.metapo(meta_interval=0.4), training=training)
     snapshot = json.loads((tmp_path / "run" / "snapshots" / "iteration-0.json").read_text())["learned_weight"]
     assert snapshot["updates"] == 2 and snapshot["coefficients"]["margin"] != 0
 
@@ -650,7 +698,8 @@ def test_recipe_names_its_settings() -> None:
     assert learner.divergence == "exact"
     learner = build_method(recipe).weighting.learner
     assert learner.divergence == "k3"
-    assert (learner.interval, learner.features.names, learner.architecture) == (None, ("margin", "change"), "mlp")
+    assert (learner.features.names, learner.architecture) == (("margin", "change"), "mlp")
+    assert learner.cadence.interval is None
     with pytest.raises(ConfigError, match="architecture"):
         build_method(recipe.model_copy(update={"method": {"name": "metapo", "architecture": "mlps"}}))
 
@@ -674,6 +723,33 @@ def test_what_a_run_keeps(policy: str, tmp_path: Path) -> None:
     assert sum(kept["chosen_tokens"]) == pytest.approx(kept["chosen"], rel=1e-5)
 
 
+def test_updates_see_the_held_out_pairs_that_the_method_names(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20 pairs 8 are held out; a step trains on 4."""
+    seen = []
+    plain = ValidationGoal.__call__
+
+    def count(self: ValidationGoal, losses: Any, margins: Any, pairs: int, positives: int) -> torch.Tensor:
+        seen.append(pairs)
+        return plain(self, losses, margins, pairs, positives)
+
+    monkeypatch.setattr(ValidationGoal, "__call__", count)
+    training = SETTINGS["training"] | {"max_steps": 2}
+    for batch in ("step", None, 6):
+        method = methods.metapo(meta_interval=1, validation_share=0.4, validation_batch=batch)
+        align(policy, tmp_path / str(batch), method, training=training)
+    assert list(dict.fromkeys(seen)) == [4, 8, 6]
+
+
+def test_a_recipe_without_epochs_trains_for_those_of_the_method(policy: str, tmp_path: Path) -> None:
+    """19 pairs of 20 are trained on: three times by MetaPO, and once by DPO."""
+    for method, epochs in ((methods.metapo(), 3), (methods.dpo(), 1)):
+        align(policy, tmp_path / method.name, method, training=SETTINGS["training"])
+        lines = JsonLines(tmp_path / method.name / "iterations/0/pair_weights.jsonl").read()
+        assert len(lines) == epochs * (20 - (epochs == 3))
+
+
 def test_reference_is_kept_for_the_weights_alone(policy: str, tmp_path: Path) -> None:
     """SimPO's loss needs none; its margins stay its own."""
     from adaptpo.choices.objectives import SimPO
@@ -691,7 +767,12 @@ def test_optimizers_are_checked_at_the_start(policy: str, tmp_path: Path) -> Non
 
 RUN: dict[str, Any] = {
     "method": "metapo",
-    "method_settings": {"features": (*BASE, *GRADIENT), "divergence": "exact"},
+    "method_settings": {
+        "features": (*BASE, *GRADIENT),
+        "divergence": "exact",
+        "normalize_weights": True,
+        "dense_start": 0.4,
+    },
     "rows": 24,
     "reward": vowel_reward,
     "num_iterations": 1,

@@ -30,13 +30,18 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
         (methods.metaapo(update_interval=1), Schedule((1,), 1), []),
         (methods.metaapo_heuristic(), Schedule((1,), 1), []),
         (methods.dpo(), Schedule((1,), 1), []),
-        (methods.metapo(), Schedule((99, 99), 2), ["pair weights will never be learned", "every 100"]),
+        (methods.metapo(meta_interval=100), Schedule((99, 99), 2), ["pair weights will never be learned", "every 100"]),
+        (methods.metapo(), Schedule((1, 1), 2), ["pair weights will never be learned", "not after the first"]),
+        (methods.metapo(), Schedule((540,), 3), []),
+        (methods.metapo(), Schedule((6000,), 3), []),
+        (methods.metapo(), Schedule((12,), 3), []),
+        (methods.metapo(), Schedule((6000,), 1), ["each pair is trained on once"]),
         (methods.metapo(meta_interval=None), Schedule((99,), 1), []),
         (methods.metapo(meta_learning_rate=0.03), Schedule((5700,), 1), ["each pair is trained on once"]),
         (methods.metapo(meta_learning_rate=0.03), Schedule((5700,), 2), []),
         (methods.metapo(features=["margin"], meta_learning_rate=0.03), Schedule((5700,), 1), []),
         (
-            methods.metaapo_metapo(update_interval=4),
+            methods.metaapo_metapo(update_interval=4, meta_interval=4),
             Schedule((3,), 2),
             ["meta-learner will never", "will never be lear"],
         ),
@@ -50,10 +55,11 @@ def test_doubts(method: Method, schedule: Schedule, parts: list[str]) -> None:
 
 def test_weights_that_can_hardly_move_by_hand() -> None:
     """57 Adam steps of 1e-4 on 6 coefficients and a bias, times the slope 1 - 1/e of softplus at weight 1: 2.5 %."""
-    (said,) = methods.metapo().doubts(Schedule((5700,), 2))
+    paper = methods.metapo(meta_interval=100, meta_learning_rate=1e-4)
+    (said,) = paper.doubts(Schedule((5700,), 2))
     assert f"57 updates at learning rate 0.0001 change a weight by about {57e-4 * 7 * (1 - math.exp(-1)):.1%}" in said
     assert "2.5%" in said
-    assert methods.metapo(meta_interval=10).doubts(Schedule((5700,), 2)) == []
+    assert methods.metapo(meta_interval=10, meta_learning_rate=1e-4).doubts(Schedule((5700,), 2)) == []
 
 
 def align(policy: str, out: Path, method: Method, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptpo.config.numbers import InnerFraction, Ranged
+from adaptpo.config.numbers import Count, InnerFraction, Ranged
 from adaptpo.seeds import seed_for
 
 Split = Literal["stratified", "random", "last"]
@@ -22,15 +22,29 @@ class Validation(Ranged):
     order of the data (Table 14). Difficulty is how strongly the initial model prefers the rejected response, in nats
     per token: the paper's "initial DPO loss" is the same for all pairs, because policy and reference start out equal.
 
+    `batch`: how many of them an update of a learner sees, redrawn for each: "step" as many as the step trains on, None
+    all of them.
+
     Raises ConfigError for a share outside (0, 1).
     """
 
     share: InnerFraction = 0.03
     split: Split = "stratified"
+    batch: Count | Literal["step"] | None = "step"
 
     @property
     def needs_reference(self) -> bool:
         return self.split == "stratified"
+
+    def per_update(self, held_out: int, trained: int) -> int:
+        """How many of the `held_out` prompts an update sees whose step trains on `trained` prompts.
+
+        >>> Validation(batch="step").per_update(90, 16), Validation(batch=None).per_update(90, 16)
+        (16, 90)
+        """
+        if self.batch is None:
+            return held_out
+        return min(trained if self.batch == "step" else self.batch, held_out)
 
     def choose(self, difficulty: Tensor, seed: int) -> list[int]:
         """Indices of the pairs to hold out, given the difficulties of all n pairs, [n]."""

@@ -17,7 +17,7 @@ from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
 from adaptpo.choices.reference import Reference
 from adaptpo.choices.selection import Selection, SelectNone
 from adaptpo.choices.weighting import Uniform, Weighting
-from adaptpo.config.numbers import CountOrZero, Ranged
+from adaptpo.config.numbers import CountOrZero, Positive, Ranged
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairBatch
 
@@ -26,7 +26,8 @@ from adaptpo.types import PairBatch
 class Method(Ranged):
     """The four choices and the settings around them.
 
-    `warmup_epochs`: epochs of offline training before the first iteration. `reference`: whose log-probs the loss
+    `warmup_epochs`: epochs of offline training before the first iteration. `num_train_epochs`: epochs of an iteration's
+    training on pairs, unless the recipe sets `training.num_train_epochs`. `reference`: whose log-probs the loss
     compares with, those of the initial model, of the policy that started the iteration, or of a model that follows it
     in training. `filter`: which offline pairs are used. `validation`: which of those are held out from training, for
     learners that look ahead. `trainer`: what trains the policy, by default the objective on the pairs. Under another
@@ -41,6 +42,7 @@ class Method(Ranged):
     objective: Objective
     weighting: Weighting
     warmup_epochs: CountOrZero = 0
+    num_train_epochs: Positive = 1
     reference: Reference = "initial"
     filter: Filter = KEEP_ALL
     validation: Validation | None = None
@@ -189,6 +191,11 @@ class Method(Ranged):
         """Tells all learners that an iteration starts."""
         for learner in self.learners():
             learner.start_iteration(now)
+
+    def start_training(self, steps: int) -> None:
+        """Tells all learners how many optimizer steps the coming training has."""
+        for learner in self.learners():
+            learner.start_training(steps)
 
     def observe(self, batch: PairBatch) -> None:
         """Shows a micro-batch to all learners."""

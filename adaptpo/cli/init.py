@@ -103,7 +103,7 @@ def recipe_text(answers: Answers, output_dir: str) -> str:
     if answers.reward is not None:
         reward = as_setting(answers.reward)
         lines.append(line("reward", reward, "judges, servers and lists of annotators: docs/annotation.md"))
-    lines += [*schedule_lines(method), *training_lines(answers.accelerator), line("seed", 0)]
+    lines += [*schedule_lines(method), *training_lines(answers.accelerator, method), line("seed", 0)]
     return "\n".join([*lines, line("output_dir", output_dir, "start the same command again to resume"), ""])
 
 
@@ -139,12 +139,13 @@ def schedule_lines(method: Method) -> list[str]:
     ]
 
 
-def training_lines(machine: Machine | None) -> list[str]:
+def training_lines(machine: Machine | None, method: Method) -> list[str]:
     """Batches of 128 prompts; on an accelerator bf16, on a CPU small passes and an adapter."""
     count, each = (machine.count, 2) if machine else (1, 4)
     lines = [
         "training:",
         line("learning_rate", 5e-7 if machine else 1e-5, "full fine-tuning takes 5e-7, adapters 5e-6 to 1e-4", "  "),
+        line("num_train_epochs", method.num_train_epochs, "passes over an iteration's pairs", "  "),
         line("per_device_train_batch_size", each, "prompts, not pairs", "  "),
         line(
             "gradient_accumulation_steps",

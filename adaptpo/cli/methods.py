@@ -39,6 +39,7 @@ def method_row(name: str) -> dict[str, Any]:
         "validation": None if method.validation is None else repr(method.validation),
         "reference": named_reference(method),
         "warmup_epochs": method.warmup_epochs,
+        "num_train_epochs": method.num_train_epochs,
         "paper": " ".join(paper.group(1).split()) if paper else "",
     }
 
@@ -70,6 +71,7 @@ def further(name: str) -> str:
     said += [] if method.trainer.uses_pairs else [name_in(POLICY_TRAINERS, method.trainer)]
     if method.validation is not None:
         said.append(f"holds out {method.validation.share:.0%}")
+    said += [f"{method.num_train_epochs:g} epochs"] if method.num_train_epochs != 1 else []
     reference = named_reference(method)
     return ", ".join(said + ([] if reference == "initial" else [f"reference: {reference}"]))
 

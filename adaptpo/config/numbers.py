@@ -51,6 +51,8 @@ Fraction = Annotated[Number, Ge(0), Le(1)]
 PositiveFraction = Annotated[Fraction, Gt(0)]
 InnerFraction = Annotated[Fraction, Gt(0), Lt(1)]
 LabelNoise = Annotated[Fraction, Le(0.5)]
+LargestWeight = Annotated[Number, Ge(1)]
+"""A cap on weights, which start at 1."""
 Decay = Annotated[Fraction, Lt(1)]
 """How much of a running mean is kept: 1 would never learn."""
 

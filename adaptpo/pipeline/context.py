@@ -194,6 +194,11 @@ class Context(StoredPrompts):
         return self.method.warmup_epochs if chosen is None else chosen
 
     @property
+    def num_train_epochs(self) -> float:
+        """Epochs of an iteration's training on pairs."""
+        return float(self.config.training.get("num_train_epochs", self.method.num_train_epochs))
+
+    @property
     def reference_choice(self) -> Reference:
         chosen = self.config.reference
         return self.method.reference if chosen is None else as_reference(chosen)

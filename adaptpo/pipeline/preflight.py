@@ -71,7 +71,7 @@ def announce_dtype(context: Context, model_config: Any) -> None:
 
 def expected_schedule(context: Context) -> Schedule:
     """The training steps ahead, once the data is prepared; there will be fewer if prompts leave an iteration."""
-    args, epochs = context.inference_arguments, float(context.config.training.get("num_train_epochs", 1))
+    args, epochs = context.inference_arguments, context.num_train_epochs
     together = args.per_device_train_batch_size * args.gradient_accumulation_steps * context.ranks.count
     prompts = [len(context.prompt_ids(iteration)) for iteration in range(context.config.num_iterations)]
     steps = [args.max_steps if args.max_steps > 0 else math.ceil(epochs * math.ceil(n / together)) for n in prompts]

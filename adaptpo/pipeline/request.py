@@ -129,6 +129,7 @@ class Request:
             "trainer": repr(self.method.trainer),
             "reference": str(self.method.reference),
             "warmup_epochs": self.method.warmup_epochs,
+            "num_train_epochs": self.method.num_train_epochs,
             "validation": None if self.method.validation is None else repr(self.method.validation),
             "opening": self.method.opening(),
         }

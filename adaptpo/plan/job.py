@@ -96,7 +96,7 @@ class Job:
 
     @property
     def epochs(self) -> float:
-        return float(self.config.training.get("num_train_epochs", 1))
+        return float(self.config.training.get("num_train_epochs", self.method.num_train_epochs))
 
     @property
     def recomputes(self) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch, GroupCollator, count_prompts
@@ -37,8 +38,8 @@ class PreferenceTrainer(GroupTrainer):
     Prompts that together exceed `rows.max_tokens` are computed in several passes. The divisor of the loss is the number
     of prompts of the optimizer step. With `rows.shared_prompts`, `share_prompts` must have been applied to the model.
     `stretch` is the start and end of this training as shares of the run's training: the first and the last progress
-    that the objective sees. `validation` holds the prompts held out for learners that look ahead; a step is measured
-    on as many of them as it trains on. `probe` measures what the method's weighting needs. `reference` computes the
+    that the objective sees. `validation` holds the prompts held out for learners that look ahead; the method says how
+    many of them a step is measured on. `probe` measures what the method's weighting needs. `reference` computes the
     reference's log-probs in each step, in place of stored ones.
     """
 
@@ -132,10 +133,11 @@ class PreferenceTrainer(GroupTrainer):
         )
 
     def validation_batches(self, prompts: int) -> list[Batch]:
-        """This rank's batches of up to `prompts` held-out prompts, drawn for this step. They are a quarter the size of
-        training batches, because the copy of the weights takes the rest of the memory."""
+        """This rank's batches of held-out prompts, drawn for this step, which trains on `prompts` prompts. They are a
+        quarter the size of training batches, because the copy of the weights takes the rest of the memory."""
         drawn = random.Random(seed_for(self.args.seed, "validation", self.state.global_step))
-        groups = self.ranks.share(drawn.sample(self.validation, min(prompts, len(self.validation))))
+        rule = self.method.validation or Validation()
+        groups = self.ranks.share(drawn.sample(self.validation, rule.per_update(len(self.validation), prompts)))
         size = max(1, self.args.per_device_train_batch_size // 4)
         pieces = [groups[start : start + size] for start in range(0, len(groups), size)]
         batches = [to_device(batch, self.args.device) for piece in pieces for batch in self.collator.batches(piece)]

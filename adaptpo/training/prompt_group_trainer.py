@@ -247,6 +247,9 @@ class StepHooks(TrainerCallback):
     def __init__(self, trainer: GroupTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
+        self.trainer.method.start_training(state.max_steps)
+
     def on_epoch_begin(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         if self.trainer.order is not None:
             # When a resumed epoch skips batches, the order is nested too deep for transformers to find.

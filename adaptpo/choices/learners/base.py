@@ -87,6 +87,10 @@ class Learner(Described):
     def start_iteration(self, now: Iteration) -> None:
         """Called before anything is decided in an iteration, also when a killed run resumes in it."""
 
+    def start_training(self, steps: int) -> None:
+        """Called before the policy takes the `steps` optimizer steps of an iteration, also when a killed run resumes
+        among them."""
+
     def observe(self, batch: PairBatch) -> None:
         """Receives a micro-batch that the policy was just trained on. Never called in evaluation."""
 

@@ -124,12 +124,12 @@ def train(
     groups = kept_groups(context, phase, "training", items, features)
     offline = warmup or proxy
     log_phase = phase if offline else f"{phase}/train"
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = {"num_train_epochs": context.num_train_epochs}
     if offline:  # `training.max_steps` is the length of an iteration.
         overrides = {"num_train_epochs": context.warmup_epochs if warmup else 1, "max_steps": -1}
     if context.method.filter.orders and not proxy:
         overrides["train_sampling_strategy"] = "sequential"
-    args = context.arguments(phase, **{"num_train_epochs": 1, **context.config.training, **overrides})
+    args = context.arguments(phase, **{**context.config.training, **overrides})
     method = context.method if iteration is None else context.method_in(iteration)
     model = context.take_policy(policy)
     before = method.updates()

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Estimator, Gather, Influence, Learner, Measure, Schedule, TakenStep
+from adaptpo.choices.learners.temporal.cadence import Cadence
 from adaptpo.choices.learners.temporal.features import FeatureSet, Floats, Observation, States
 from adaptpo.choices.learners.temporal.goal import ValidationGoal, weight_entropy
 from adaptpo.choices.learners.temporal.history import History
 from adaptpo.choices.learners.temporal.networks import Architecture, new_network
-from adaptpo.config.numbers import Count, LearningRate, NonNegative, ranged
+from adaptpo.config.numbers import LargestWeight, LearningRate, NonNegative, ranged
 from adaptpo.errors import TrainingError
 from adaptpo.types import SOURCES, PairBatch
 
@@ -42,11 +43,14 @@ MISSING = {
 class TemporalLearner(Learner):
     """`w = softplus(a . s + b)` of a pair's features s (Eq. 10), learned on held-out pairs (Eq. 11).
 
-    Every `interval` optimizer steps (K; None: never), the network takes one Adam step of `learning_rate` along the
+    After the optimizer steps that `cadence` names, the network takes one Adam step of `learning_rate` along the
     gradient of `goal` with respect to its parameters phi, through the step that the policy has just taken (Algorithm 1,
     lines 13 to 19): with i the pairs of that step, `d goal / d phi = sum_i (d goal / d weight_i) * d weight_i / d phi`.
-    `entropy` times the entropy of the step's weights is subtracted from the goal (Table 15). The network does not learn
-    from the first step of an optimizer: Adam's first step does not depend on the length of the gradient.
+    `entropy` times the entropy of the step's weights is subtracted from the goal (Table 15).
+
+    `normalize` divides each weight by the mean that the network gives the pairs of the previous step (1 before there is
+    one), so that weights distribute influence without changing its sum; the previous step's, because no pair's weight
+    may depend on how a step is divided into micro-batches. `max_weight` then caps it, and no gradient passes the cap.
 
     `divergence` selects the divergence of the features. The exact one needs a forward pass of the reference in every
     step, and the reference in memory beside the policy.
@@ -62,31 +66,36 @@ class TemporalLearner(Learner):
         self,
         features: FeatureSet = FeatureSet(),  # noqa: B008 (frozen)
         architecture: Architecture = "linear",
-        learning_rate: LearningRate = 1e-4,
-        interval: Count | None = 100,
+        learning_rate: LearningRate = 0.03,
+        cadence: Cadence = Cadence(),  # noqa: B008 (frozen)
         goal: ValidationGoal = ValidationGoal(),  # noqa: B008 (frozen)
         entropy: NonNegative = 0.0,
         estimator: Estimator = "central",
         divergence: Divergence = "k3",
+        normalize: bool = False,
+        max_weight: LargestWeight | None = None,
     ) -> None:
         self.features, self.architecture, self.goal = features, architecture, goal
-        self.learning_rate, self.interval, self.entropy = learning_rate, interval, entropy
+        self.learning_rate, self.cadence, self.entropy = learning_rate, cadence, entropy
+        self.normalize, self.max_weight = normalize, max_weight
         self.estimator: Estimator = estimator
         self.divergence: Divergence = divergence
         self.reset(seed=0)
 
     def __repr__(self) -> str:
-        names = ("features", "architecture", "learning_rate", "interval", "goal", "entropy", "estimator", "divergence")
+        of_learning = ("features", "architecture", "learning_rate", "cadence", "goal", "entropy", "estimator")
+        names = (*of_learning, "divergence", "normalize", "max_weight")
         return f"TemporalLearner({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
     def doubts(self, schedule: Schedule) -> list[str]:
-        if self.interval is None:
+        if self.cadence.interval is None:
             return []
-        updates = sum(steps // self.interval - (self.interval == 1) for steps in schedule.steps if steps)
+        updates, longest = sum(map(self.cadence.updates, schedule.steps)), max(schedule.steps, default=0)
         if updates == 0:
             return [
-                f"pair weights will never be learned: an iteration has {max(schedule.steps, default=0)} optimizer "
-                f"steps, and an update comes every {self.interval}; lower method.meta_interval, or train longer"
+                f"pair weights will never be learned: an iteration has {longest} optimizer steps, and an update comes "
+                f"every {self.cadence.steps_between(longest)}, but not after the first; lower method.meta_interval, or "
+                "train longer"
             ]
         return [*self._doubts_of_movement(updates), *self._doubts_of_history(schedule.visits)]
 
@@ -114,11 +123,16 @@ class TemporalLearner(Learner):
         self.history = History(self.features.dtype)
         self.updates: int = 0
         self.last_goal = float("nan")
+        self.steps_ahead = 0
+        self.last_features = torch.zeros(0, len(self.features.names))
         self._start_counting()
 
     def start_iteration(self, now: Iteration) -> None:
         """Keeps the histories; the count of steps restarts with the policy's new optimizer."""
         self._start_counting()
+
+    def start_training(self, steps: int) -> None:
+        self.steps_ahead = steps
 
     def _start_counting(self) -> None:
         self.steps, self.seen = 0, torch.zeros(0, 2 + len(self.features.signals), dtype=torch.float64)
@@ -146,7 +160,13 @@ class TemporalLearner(Learner):
     def weight(self, pairs: PairBatch) -> Tensor:
         """w of each pair, [n] > 0 on the pairs' device, without gradient."""
         with torch.no_grad():
-            return self.network(self.features_of(pairs)).to(pairs.margin.device)
+            return self._weights(self.features_of(pairs)).to(pairs.margin.device)
+
+    def _weights(self, features: Tensor) -> Tensor:
+        own = self.network(features)
+        if self.normalize and len(self.last_features):
+            own = own / self.network(self.last_features).mean()
+        return own if self.max_weight is None else own.clamp(max=self.max_weight)
 
     def _observations(self, pairs: PairBatch) -> Tensor:
         """The observations, [n, 2 + signals] float64: source, prompt id, and the signals of the features."""
@@ -180,22 +200,24 @@ class TemporalLearner(Learner):
     def update(self, gather: Gather) -> None:
         seen, self.seen = gather(self.seen), self.seen[:0]
         self.steps += 1
-        for number in range(len(SOURCES)):
-            self._remember(number, seen[seen[:, 0] == number].numpy())
+        by_source = [self._remember(number, seen[seen[:, 0] == number].numpy()) for number in range(len(SOURCES))]
+        self.last_features = torch.from_numpy(np.concatenate(by_source))
 
-    def _remember(self, source: int, seen: Floats) -> None:
+    def _remember(self, source: int, seen: Floats) -> Floats:
+        """Adds a step's observations to the histories. Returns the features of its pairs, [n, features]."""
         # Ranks fill their last batch with pairs of other ranks, which count once.
         ids, first = np.unique(seen[:, 1].astype(int), return_index=True)
-        observed = self._named(seen[first, 2:].T)
-        self.history.write(source, ids, self.features.advance(self.history.read(source, ids), observed))
+        observed, before = self._named(seen[first, 2:].T), self.history.read(source, ids)
+        after = self.features.advance(before, observed)
+        self.history.write(source, ids, after)
+        return self.features.read(before, after, observed)
 
     @property
     def looks_ahead(self) -> Estimator | None:
-        return None if self.interval is None else self.estimator
+        return None if self.cadence.interval is None else self.estimator
 
     def look_ahead(self) -> Estimator | None:
-        due = self.interval is not None and self.steps > 0 and (self.steps + 1) % self.interval == 0
-        return self.estimator if due else None
+        return self.estimator if self.cadence.due(self.steps + 1, of=self.steps_ahead) else None
 
     def learn_ahead(self, step: TakenStep, gather: Gather) -> None:
         influence = step.influence(self.goal)
@@ -218,7 +240,7 @@ class TemporalLearner(Learner):
         """A scalar whose gradient is that of the goal, from the rows of all ranks. A pair's weight may be w times
         another factor (its share of the prompt, a blend), hence `d weight_i = weight_i * d log w_i`."""
         features, (weights, influence) = rows[:, :-2], rows[:, -2:].T
-        own = self.network(features)
+        own = self._weights(features)
         safe = own.clamp(min=torch.finfo(own.dtype).tiny)
         return (influence * weights * safe.log()).sum() - self.entropy * weight_entropy(own)
 
@@ -232,6 +254,7 @@ class TemporalLearner(Learner):
             "last_goal": self.last_goal,
             "steps": self.steps,
             "seen": self.seen,
+            "last_features": self.last_features,
         }
         return copy.deepcopy(state) | {"history": self.history.state_dict()}
 
@@ -239,14 +262,14 @@ class TemporalLearner(Learner):
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.last_goal = state["updates"], state["last_goal"]
-        self.steps, self.seen = state["steps"], state["seen"]
+        self.steps, self.seen, self.last_features = state["steps"], state["seen"], state["last_features"]
         self.history.load_state_dict(state["history"])
 
     def facts(self, pairs: PairBatch) -> dict[str, list[float]]:
-        """The features of each pair by name, and w itself."""
+        """The features of each pair by name, and its weight w."""
         features = self.features_of(pairs)
         with torch.no_grad():
-            own = self.network(features)
+            own = self._weights(features)
         columns = dict(zip(self.features.names, features.T.tolist(), strict=True))
         # The margin is written for every method.
         return {name: column for name, column in columns.items() if name != "margin"} | {COLUMN: own.tolist()}
@@ -264,7 +287,8 @@ class TemporalLearner(Learner):
         return {f"{COLUMN}/updates": float(self.updates)} | goal | shown
 
     def snapshot(self) -> dict[str, Any]:
-        """The network, in enough detail to compute w from the features in `pair_weights.jsonl`."""
+        """The network, in enough detail to compute w, before `normalize` and `max_weight`, from the features in
+        `pair_weights.jsonl`."""
         parameters = {name: tensor.tolist() for name, tensor in self.network.state_dict().items()}
         return {
             "learned_weight": {
