@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import is_conversational
 
 from adaptpo.annotation.function import import_function
+from adaptpo.choices.hold_out import Validation
 from adaptpo.config.recipe import load_recipe
 from adaptpo.data import iter_examples, open_rows
 from adaptpo.distributed.quiet import quiet_libraries
@@ -109,12 +110,24 @@ def offline_rows(world: WorldSettings, prompts: list[str]) -> list[dict[str, Any
     rng = random.Random(0)
     authors = writers(world.writer_qualities, rng)
     answers = offline_answers(prompts, authors, world, rng)
-    return [preference_row(item, authors, world.flipped_of(item[0]), rng) for item in answers]
+    return [preference_row(item, authors, world.flipped_of(n, item[0]), rng) for n, item in enumerate(answers)]
 
 
 def test_a_tenth_of_the_labels_is_wrong() -> None:
     rows = offline_rows(WorldSettings(), sample_prompts(4000, random.Random(0)))
     assert fmean(row["flipped"] for row in rows) == pytest.approx(0.1, abs=0.02)
+
+
+def test_labels_can_be_wrong_in_the_last_rows_alone() -> None:
+    """Those that a run with `validation_split: last` holds out; the other rows stay what they were."""
+    prompts = sample_prompts(2000, random.Random(0))
+    usual = offline_rows(WorldSettings(prompts=2000), prompts)
+    wrong = offline_rows(WorldSettings(prompts=2000, last_flipped=1.0), prompts)
+    held_out = Validation(0.03, "last").choose(torch.zeros(2000), seed=0)
+    assert [n for n, row in enumerate(wrong) if row["flipped"] and not usual[n]["flipped"]] == [
+        n for n in held_out if not usual[n]["flipped"]
+    ]
+    assert wrong[: held_out[0]] == usual[: held_out[0]]
 
 
 def test_labels_can_be_wrong_for_some_topics_alone() -> None:

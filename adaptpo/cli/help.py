@@ -131,12 +131,14 @@ annotated and time, beside the paper's figures if it has any. NAME is one of
   metapo              MetaPO and other weights of pairs
   metapo-features     MetaPO with fewer features, and with additional ones
   metapo-interval     optimizer steps between updates of MetaPO
-  metapo-network      MetaPO's linear form against networks
+  metapo-network      MetaPO's linear form against networks, and their learning rates
   metapo-validation   MetaPO's held-out pairs: how many, and which
   metapo-objective    MetaPO's objective on held-out pairs
   metapo-sensitivity  MetaPO's decay and lambda
   metapo-online       MetaPO on fresh pairs
-  metapo-noise        whether weights separate wrong labels from right ones
+  metapo-noise        MetaPO by share of wrong labels, and whether its weights find them
+  metapo-filters      MetaPO against static filters of the pairs
+  metapo-held-out     MetaPO with wrong labels in its held-out pairs alone
   stages              which data policies of different strength gain from, and what the boundary score predicted
   stages-slic         the same with SLiC-HF
   stages-beta         the same with beta 0.3, 1 and 3

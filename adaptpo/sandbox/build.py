@@ -57,7 +57,7 @@ def build(
     authors = writers(world.writer_qualities, rng)
     texts = sample_prompts(prompts + world.heldout, rng)
     training, heldout = (offline_answers(part, authors, world, rng) for part in (texts[:prompts], texts[prompts:]))
-    rows = [preference_row(item, authors, world.flipped_of(item[0]), rng) for item in training]
+    rows = [preference_row(item, authors, world.flipped_of(n, item[0]), rng) for n, item in enumerate(training)]
     write_rows(out / "train.jsonl", rows)
     write_rows(out / "heldout.jsonl", [preference_row(item, authors, 0.0, rng) for item in heldout])
 

@@ -12,6 +12,8 @@ TRUE_REWARD = "python:adaptpo.sandbox.world:true_reward"
 FEWEST_PROMPTS = 16
 OTHER_TOPICS = frozenset(list(TOPICS)[len(TOPICS) // 2 :])
 MANY = 8
+LAST = 0.03
+"""The share of the rows that `last_flipped` is about: that which MetaPO holds out."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,10 @@ class WorldSettings:
     """The settings of a world, saved in its `world.json`.
 
     `prompts` and `heldout` are the numbers of rows in the two data files. `writer_qualities`: one per offline writer.
-    `flipped`: share of offline pairs with a wrong label (held-out pairs have none). `sft_qualities`: range of quality
-    of the responses in SFT, with `sft_responses` per prompt. `reward_flipped`: share of wrong labels among the
-    reward model's pairs.
+    `flipped`: share of offline pairs with a wrong label (held-out pairs have none). `last_flipped`: that share among
+    the last 3 % of the offline pairs, which a run with `validation_split: last` holds out, if it differs.
+    `sft_qualities`: range of quality of the responses in SFT, with `sft_responses` per prompt. `reward_flipped`: share
+    of wrong labels among the reward model's pairs.
 
     Some prompts may have different needs: the `others`, which are those of the last four topics (`topic`) or those that
     ask for many items (`many`). `other_sft_qualities` and `other_flipped` apply to them if given. With `other_near`,
@@ -46,6 +49,7 @@ class WorldSettings:
     other_sft_qualities: tuple[float, float] | None = None
     other_flipped: float | None = None
     other_near: bool = False
+    last_flipped: float | None = None
 
     def __post_init__(self) -> None:
         if self.prompts < FEWEST_PROMPTS:
@@ -56,8 +60,11 @@ class WorldSettings:
             raise ConfigError(
                 f"the world has {PROMPT_SPACE} prompts, not {self.prompts} + {self.heldout}; ask for fewer"
             )
-        if not all(0 <= share <= 1 for share in (self.flipped, self.other_flipped or 0.0, self.reward_flipped)):
-            raise ConfigError("flipped, other_flipped and reward_flipped are shares; give numbers from 0 to 1")
+        shares = (self.flipped, self.other_flipped or 0.0, self.last_flipped or 0.0, self.reward_flipped)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ConfigError(
+                "flipped, other_flipped, last_flipped and reward_flipped are shares; give numbers from 0 to 1"
+            )
 
     def is_other(self, prompt: str) -> bool:
         task = parse_prompt(prompt)
@@ -67,6 +74,9 @@ class WorldSettings:
         given = self.other_sft_qualities
         return given if given is not None and self.is_other(prompt) else self.sft_qualities
 
-    def flipped_of(self, prompt: str) -> float:
+    def flipped_of(self, number: int, prompt: str) -> float:
+        """The share of wrong labels that row `number` (from 0) of the training data is drawn with."""
+        if self.last_flipped is not None and number >= self.prompts - round(LAST * self.prompts):
+            return self.last_flipped
         given = self.other_flipped
         return given if given is not None and self.is_other(prompt) else self.flipped
