@@ -23,7 +23,8 @@ from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import AnnotationError, ConfigError, RunError
 from adaptpo.methods.build import build_method
 from adaptpo.sandbox.build import build
-from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, share
+from adaptpo.sandbox.candidates import KINDS, OTHER_POLICY, RELABELLED, write_candidates
+from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, learned_rewards, share
 from adaptpo.sandbox.data import compared, offline_answers, preference_row, sft_rows
 from adaptpo.sandbox.fit import sft_dataset
 from adaptpo.sandbox.models import build_policy, build_reward_model, build_tokenizer, copy_word_embeddings
@@ -231,6 +232,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(world: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (world / name).read_text().splitlines()]
+
+
+def test_pairs_of_other_kinds_have_the_labels_of_the_reward_model(world: Path) -> None:
+    """The relabelled ones have the same responses; those of another policy hold no response of the data."""
+    texts, before, rewards = {}, rows_of(world, "train.jsonl"), {}
+    for name in KINDS:
+        write_candidates(world, name)
+        rows = rows_of(world, name)
+        texts[name] = [[plain_text(row[side]) for side in ("chosen", "rejected")] for row in rows]
+        rewards[name] = learned_rewards(world, [plain_text(row["prompt"]) for row in rows], texts[name])
+    assert all(chosen >= rejected for found in rewards.values() for chosen, rejected in found)
+    given = [[plain_text(row[side]) for side in ("chosen", "rejected")] for row in before]
+    swapped = [pair[::-1] for pair in given]
+    assert all(new in (old, turned) for new, old, turned in zip(texts[RELABELLED], given, swapped, strict=True))
+    assert given != texts[RELABELLED]
+    flipped = [row["flipped"] for row in rows_of(world, RELABELLED)]
+    assert flipped == [
+        row["flipped"] != (new != old) for row, new, old in zip(before, texts[RELABELLED], given, strict=True)
+    ]
+    written = {text for pair in given for text in pair}
+    own = [text for pair in texts[OTHER_POLICY] for text in pair]
+    assert len(own) > 10 and len(set(own) & written) < len(own) / 4
 
 
 def test_world_loads_as_ordinary_models(world: Path) -> None:

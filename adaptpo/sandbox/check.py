@@ -56,7 +56,7 @@ def reward_model_checks(folder: Path) -> list[Check]:
     """Checks of the reward model on the SFT policy's responses to held-out prompts, and of the headroom above it."""
     prompts, responses = policy_responses(folder)
     true = [true_reward([prompt] * RESPONSES, group) for prompt, group in zip(prompts, responses, strict=True)]
-    predicted = predicted_rewards(folder, prompts, responses)
+    predicted = learned_rewards(folder, prompts, responses)
     pairs = [pair for t, p in zip(true, predicted, strict=True) for pair in agreements(t, p)]
     extremes = [pair for t, p in zip(true, predicted, strict=True) for pair in best_above_worst(t, p)]
     mean = fmean(reward for group in true for reward in group)
@@ -79,15 +79,16 @@ def heldout_prompts(folder: Path) -> list[str]:
     return [plain_text(json.loads(line)["prompt"]) for line in lines]
 
 
-def predicted_rewards(folder: Path, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+def learned_rewards(folder: Path, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The reward of each of the responses to each prompt by a world's reward model; NaN without one."""
     annotator = RewardModelAnnotator(*load_reward_model(str(folder / "reward_model"), {}))
     requests = [
         (Prompt(number, user(prompt), []), Response(text, []))
         for number, (prompt, group) in enumerate(zip(prompts, responses, strict=True))
         for text in group
     ]
-    rewards = [float("nan") if reward is None else reward for reward in annotator.rewards(requests)]
-    return [rewards[start : start + RESPONSES] for start in range(0, len(rewards), RESPONSES)]
+    rewards = iter(annotator.rewards(requests))
+    return [[float("nan") if (reward := next(rewards)) is None else reward for _ in group] for group in responses]
 
 
 def agreements(true: Sequence[float], predicted: Sequence[float]) -> list[float]:

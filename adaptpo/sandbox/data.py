@@ -53,11 +53,18 @@ def preference_row(item: Answered, authors: Sequence[Writer], flipped: float, rn
     }
 
 
-def sft_rows(prompts: Sequence[str], author: Writer, world: WorldSettings, rng: random.Random) -> list[Answered]:
-    """Each prompt with responses of low to medium quality, all with one writer's habits."""
+def sft_rows(
+    prompts: Sequence[str],
+    author: Writer,
+    world: WorldSettings,
+    rng: random.Random,
+    qualities: tuple[float, float] | None = None,
+) -> list[Answered]:
+    """Each prompt with responses of low to medium quality, or of other qualities, all with one writer's habits."""
 
     def respond(prompt: str) -> str:
-        return author.respond_with(rng.uniform(*world.sft_qualities_of(prompt)), parse_prompt(prompt), rng)
+        quality = rng.uniform(*(qualities or world.sft_qualities_of(prompt)))
+        return author.respond_with(quality, parse_prompt(prompt), rng)
 
     return [(prompt, [respond(prompt) for _ in range(world.sft_responses)]) for prompt in prompts]
 

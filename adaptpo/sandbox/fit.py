@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, PrinterCallback, Trainer
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from adaptpo.run.files import whole_folder
@@ -22,10 +22,15 @@ BATCH_SIZE = 64
 
 
 def fit_policy(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Answered], world: WorldSettings, progress: bool, folder: Path
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Answered],
+    world: WorldSettings,
+    progress: bool,
+    folder: Path,
+    untrained: Callable[[PreTrainedTokenizerFast, int], PreTrainedModel] = build_policy,
 ) -> None:
     """Trains a policy on `rows` by supervised fine-tuning and saves it in `folder`."""
-    model = build_policy(tokenizer, world.seed)
+    model = untrained(tokenizer, world.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
             **common_arguments(scratch, world.seed, world.sft_epochs, world.sft_learning_rate),

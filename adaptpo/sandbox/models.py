@@ -13,6 +13,8 @@ from transformers import (
     ModernBertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     set_seed,
 )
 
@@ -67,6 +69,26 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedMod
         **ids,
     )
     model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=True, **ids)
+    return model
+
+
+def build_other_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """An untrained Qwen2 of about the same size."""
+    set_seed(seed)
+    ids = _special_ids(tokenizer)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(do_sample=True, **ids)
     return model
 

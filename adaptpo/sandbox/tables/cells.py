@@ -16,6 +16,7 @@ from tqdm import tqdm
 from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import AdaptpoError, RunError
 from adaptpo.run.state import read_state
+from adaptpo.sandbox.candidates import KINDS
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, measure
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
@@ -127,7 +128,8 @@ def run_name(recipe: Path, cell: Cell) -> str:
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
     """Builds the worlds, aligns the policies and measures them; skips what exists already."""
     worlds = {world_name(cell.world): cell.world for cell in cells}
-    errors = work_off("world", {name: world_task(out, name, world) for name, world in worlds.items()}, jobs)
+    files = sorted({name for cell in cells for name in candidates_of(cell.row)})
+    errors = work_off("world", {name: world_task(out, name, world, files) for name, world in worlds.items()}, jobs)
     for wave in waves(cells):
         plans = [planned(cell, out, errors) for cell in wave]
         ready = [plan for plan in plans if isinstance(plan, Plan)]
@@ -150,8 +152,15 @@ def lineage(cell: Cell) -> Iterator[Cell]:
     yield cell
 
 
-def world_task(out: Path, name: str, world: WorldSettings) -> Task:
-    return Task(build_world, (out / "worlds" / name, world, out / "models", out / "responses" / name / "sft.json"))
+def candidates_of(row: Row) -> list[str]:
+    """The files of other pairs that a row, or one that it starts from, trains on."""
+    own = [name for name in KINDS if f"data.path={name}" in row.settings]
+    return own + (candidates_of(row.start) if row.start else [])
+
+
+def world_task(out: Path, name: str, world: WorldSettings, candidates: Sequence[str]) -> Task:
+    folder, responses = out / "worlds" / name, out / "responses" / name / "sft.json"
+    return Task(build_world, (folder, world, out / "models", responses, candidates))
 
 
 def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:

@@ -16,6 +16,7 @@ from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import RunError
 from adaptpo.run.files import write_json
 from adaptpo.sandbox.build import build
+from adaptpo.sandbox.candidates import write_candidates
 from adaptpo.sandbox.check import heldout_prompts
 from adaptpo.sandbox.sampling import sample_responses
 from adaptpo.sandbox.settings import WorldSettings
@@ -24,8 +25,11 @@ from adaptpo.trainer import AlignmentTrainer
 RESPONSES, SAMPLING_SEED = 4, 1
 
 
-def build_world(folder: Path, world: WorldSettings, cache: Path | None, responses: Path) -> None:
-    """Builds a world unless it is complete, and samples from its policy; `cache` as in `build`.
+def build_world(
+    folder: Path, world: WorldSettings, cache: Path | None, responses: Path, candidates: Sequence[str] = ()
+) -> None:
+    """Builds a world unless it is complete, samples from its policy, and adds files of other pairs; `cache` as in
+    `build`.
 
     Raises RunError if `folder` holds a world with other settings.
     """
@@ -38,6 +42,8 @@ def build_world(folder: Path, world: WorldSettings, cache: Path | None, response
         raise RunError(f"{folder} holds a world with other settings; choose another --out, or remove it")
 
     respond(folder / "policy", folder, responses)
+    for name in candidates:
+        write_candidates(folder, name)
 
 
 def respond(policy: Path, world: Path, responses: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adaptpo.sandbox.candidates import OTHER_POLICY, RELABELLED
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.stage_view import PC_OFF, PC_ON, StageView
 from adaptpo.sandbox.tables.table import Table
 
 LITTLE = {"sft_epochs": 0.5}
+PC_OTHER = "PC of another policy"
 SFT, LITTLE_SFT = "SFT", "little SFT"
 AFTER_OFF, AFTER_ON = "SFT, then PC_off", "SFT, then PC_on"
 # The paper's Table 7, and its two fresh responses per prompt; the data is used once, as a whole.
@@ -67,6 +69,18 @@ def stage_rows(settings: Settings, apart: str = "") -> tuple[Row, ...]:
     )
 
 
+def candidate_rows() -> tuple[Row, ...]:
+    """The SFT policy on three kinds of pairs, and the policy after PC_off on the same three (the paper's Table 2)."""
+    first = candidates(SFT, None)
+    return (*first, *candidates(AFTER_OFF, first[0]))
+
+
+def candidates(policy: str, start: Row | None) -> tuple[Row, ...]:
+    offline, online = duel(policy, (f"data.path={RELABELLED}",), start=start)
+    other = Row(PC_OTHER, ("method.name=off_off", f"data.path={OTHER_POLICY}", *ONCE), {}, policy, start=start)
+    return (offline, other, online)
+
+
 def beta_rows(beta: float) -> tuple[Row, ...]:
     return stage_rows((f"method.objective={{name: dpo, beta: {beta:g}}}",), f", beta {beta:g}")
 
@@ -104,6 +118,23 @@ TABLES: dict[str, Table] = {
         PC_OFF,
         f"The sandbox's own beta is 0.3; the paper trains with 0.01 and a learning rate of 5e-7. {STAGES_NOTE}",
         view=StageView(MODELS),
+    ),
+    "stages-relabelled": Table(
+        "Alignment stages with PC_off labelled by the reward model",
+        stage_rows((f"data.path={RELABELLED}",)),
+        PC_OFF,
+        "The world's reward model labels PC_off, PC_on and the comparisons, as in the paper. Little SFT is half an "
+        "epoch, in a separate world whose reward model has learned from that policy's responses.",
+        view=StageView(MODELS, TABLE_3),
+    ),
+    "stages-candidates": Table(
+        "Diversity and quality apart (the alignment-stages paper's Table 2)",
+        candidate_rows(),
+        PC_OFF,
+        f"{PC_OTHER}: two responses by a better policy of another family (Qwen2, trained on the best writer's "
+        "responses of quality 0.6 to 0.9), for the paper's PC_llama: good and alike, but off the policy's "
+        "distribution. The world's reward model labels all pairs.",
+        columns=("true_reward", "difference", "win_rate", "length_controlled", "words", "steps"),
     ),
     "stages-gentle": Table(
         "Alignment stages, with small steps",
