@@ -115,7 +115,13 @@ def remedies() -> list[str]:
         f"- {cost.name}: {'; '.join(Counter(cost.formulas))}: {cost.arithmetic} = {cost.seconds:,.0f} s"
         for cost in plan.costs
     ]
-    return [*lines, "", "The last row in steps (a formula of an iteration counts one of three):", "", *steps]
+    return [
+        *lines,
+        "",
+        "The terms of the last row. Terms from `score` on are those of one of the three iterations:",
+        "",
+        *steps,
+    ]
 
 
 def cells(row: Published, fresh: float) -> list[str]:

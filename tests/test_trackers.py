@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
 
     monkeypatch.setattr(Memory, "on_log", fail)
     trainer(policy, tmp_path / "tea", "memory").train()
-    assert capsys.readouterr().err.count("memory failed (the server went away); the run goes on without it") == 1
+    assert capsys.readouterr().err.count("memory failed (the server went away); the run continues without it") == 1
 
 
 def test_a_tracker_that_does_not_start_is_refused_before_the_first_phase(

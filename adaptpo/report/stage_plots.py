@@ -19,15 +19,21 @@ def score_path(scores: Sequence[float], theme: Theme) -> Figure:
     """The boundary score and its interval over a growing number of prompts, in the order of measurement."""
     figure, grid = blank(theme, 3.1)
     axes = grid[0, 0]
-    ends = np.unique(np.linspace(min(8, len(scores)), len(scores), POINTS_AT_MOST).round().astype(int))
-    found = [BoundaryScore.of(scores[:end]) for end in ends]
-    low, high = np.array([boundary.interval for boundary in found]).T
+    ends, score, low, high = path_of(scores)
     axes.fill_between(ends, low, high, color=theme.colours["online"], alpha=0.18, linewidth=0)
-    axes.plot(ends, [boundary.score for boundary in found], color=theme.colours["online"], linewidth=2)
+    axes.plot(ends, score, color=theme.colours["online"], linewidth=2)
     axes.axhline(BOUNDARY, color=theme.muted, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_ylim(0, 1)
     titles(axes, theme, x="prompts measured", y="boundary score")
     return figure
+
+
+def path_of(scores: Sequence[float]) -> FloatArray:
+    """Number of prompts, boundary score, and the ends of its 95 % interval, [4, points]."""
+    ends = np.unique(np.linspace(min(8, len(scores)), len(scores), POINTS_AT_MOST).round().astype(int))
+    found = [BoundaryScore.of(scores[:end]) for end in ends]
+    low, high = np.array([boundary.interval for boundary in found]).T
+    return np.array([ends, [boundary.score for boundary in found], low, high])
 
 
 def score_histogram(levels: FloatArray, shares: FloatArray, theme: Theme) -> Figure:
