@@ -166,18 +166,56 @@ class MixedPool(Pairing):
     ) -> tuple[PreferencePair, ...] | NoPair:
         if candidates is None:
             return known(offline)
-        pool = candidates
-        if offline is not None:
-            pool = replace(
-                candidates,
-                responses=(*candidates.responses, offline.chosen, offline.rejected),
-                rewards=(*candidates.rewards, *candidates.offline_rewards),
-            )
+        pair = self.ranked(offline, candidates, pool_of(offline, candidates))
+        return pair if isinstance(pair, NoPair) else (pair,)
+
+    def ranked(
+        self, offline: PreferencePair | None, candidates: Candidates, pool: Candidates
+    ) -> PreferencePair | NoPair:
+        """The best against the worst of what is in the pool."""
         pair = best_against_worst(pool)
         if isinstance(pair, NoPair):
             return pair
         pair = replace(pair, sample=candidates.responses[0]) if self.keep_sample else pair
-        return (pair if offline is None else named_by_origin(pair, offline),)
+        return pair if offline is None else named_by_origin(pair, offline)
+
+
+@dataclass(frozen=True)
+class NestedPool(MixedPool):
+    """A mixed pool of which every response is used: the best against the worst, the second best against the second
+    worst, and so on. A response in the middle, and pairs that rank nothing, are left out."""
+
+    num_generations: Responses = 2
+
+    def pairs(
+        self, offline: PreferencePair | None, candidates: Candidates | None
+    ) -> tuple[PreferencePair, ...] | NoPair:
+        if candidates is None:
+            return known(offline)
+        found: list[PreferencePair] = []
+        pool = pool_of(offline, candidates)
+        while not isinstance(pair := self.ranked(offline, candidates, pool), NoPair):
+            found.append(pair)
+            pool = without(pool, pair)
+        return tuple(found) or pair
+
+
+def pool_of(offline: PreferencePair | None, candidates: Candidates) -> Candidates:
+    """The candidates, and the responses of the offline pair if there is one."""
+    if offline is None:
+        return candidates
+    return replace(
+        candidates,
+        responses=(*candidates.responses, offline.chosen, offline.rejected),
+        rewards=(*candidates.rewards, *candidates.offline_rewards),
+    )
+
+
+def without(pool: Candidates, pair: PreferencePair) -> Candidates:
+    rest = [
+        i for i, response in enumerate(pool.responses) if response is not pair.chosen and response is not pair.rejected
+    ]
+    return replace(pool, responses=tuple(pool.responses[i] for i in rest), rewards=tuple(pool.rewards[i] for i in rest))
 
 
 def named_by_origin(pair: PreferencePair, offline: PreferencePair) -> PreferencePair:
@@ -293,6 +331,7 @@ PAIRINGS: dict[str, type[Pairing]] = {
     "online": Online,
     "offline_and_online": OfflineAndOnline,
     "mixed_pool": MixedPool,
+    "nested_pool": NestedPool,
     "rollouts": Rollouts,
     "one_per_objective": OnePairPerObjective,
     "schedule": PairingSchedule,

@@ -67,6 +67,7 @@ from adaptpo.methods.offline import (
     weighted_dpo,
 )
 from adaptpo.methods.online import adpo, bees, grpo, iterative_dpo, map, online_dpo, ppo, rdo, rloo, selm
+from adaptpo.methods.own import pool_kto
 from adaptpo.methods.stages import metaapo_stage, off_off, off_on, on_off, on_on, stage_blend, two_stage
 
 ROWS: tuple[Callable[..., Method], ...] = (
@@ -133,6 +134,7 @@ ROWS: tuple[Callable[..., Method], ...] = (
     metapo,
     iterative_dpo_metapo,
     metaapo_metapo,
+    pool_kto,
     off_off,
     off_on,
     on_off,
