@@ -18,6 +18,7 @@ from adaptpo.choices.pairing import (
     PAIRINGS,
     Candidates,
     MixedPool,
+    NestedPool,
     NoPair,
     Offline,
     OfflineAndOnline,
@@ -265,6 +266,23 @@ def test_mixed_pool_ranks_offline_and_fresh_responses_together() -> None:
     swapped = outcome((0.5, 0.6), 0.0, 1.0)
     assert (swapped.chosen.text, swapped.rejected.text, swapped.source) == ("b", "a", "mixed")
     assert outcome((0.5, 0.6), None, None).source == "online"
+
+
+def test_nested_pool_pairs_best_with_worst_and_then_what_lies_between() -> None:
+    def outcome(fresh: tuple[float, ...], chosen: float | None, rejected: float | None) -> Any:
+        pool = replace(candidates(*fresh), offline_rewards=(chosen, rejected))
+        return [
+            (p.chosen.text, p.rejected.text, p.source, p.reward_gap) for p in NestedPool().pairs(OFFLINE_PAIR, pool)
+        ]
+
+    assert outcome((0.0, 2.0), 9.0, 1.0) == [("a", "r0", "mixed", 9.0), ("r1", "b", "mixed", 1.0)]
+    assert outcome((0.0, 5.0), 2.0, 1.0) == [("r1", "r0", "online", 5.0), ("a", "b", "offline", 1.0)]
+    assert outcome((0.0, 5.0), 1.0, 2.0) == [("r1", "r0", "online", 5.0), ("b", "a", "mixed", 1.0)]
+    assert outcome((0.0, 5.0, 3.0), 1.0, 2.0)[1:] == [("r2", "a", "mixed", 2.0)]
+    assert outcome((0.0, 5.0), 1.0, 1.0) == [("r1", "r0", "online", 5.0)]
+    assert outcome((0.0, 5.0), None, None) == [("r1", "r0", "online", 5.0)]
+    equal = replace(candidates(1.0, 1.0), offline_rewards=(1.0, 1.0))
+    assert isinstance(NestedPool().pairs(OFFLINE_PAIR, equal), NoPair)
 
 
 def test_mixed_pool_keeps_the_first_fresh_response_as_a_sample_where_asked() -> None:

@@ -48,7 +48,7 @@ EXPECTED = {
     "metaapo_multi_feature", "metaapo_unscaled", "metaapo_previous", "metaapo_adaptive",
     "metaapo_semantic", "metaapo_gradient_norm", "metaapo_hidden_state", "metaapo_multi_objective",
     "off_off", "off_on", "on_off", "on_on", "two_stage", "stage_blend", "metaapo_stage",
-    "metapo", "iterative_dpo_metapo", "metaapo_metapo",
+    "metapo", "iterative_dpo_metapo", "metaapo_metapo", "pool_kto",
 }  # fmt: skip
 
 
