@@ -59,7 +59,7 @@ def reward(prompts, completions, **columns):
 def settings(processes: int, sharded: bool = False) -> dict[str, Any]:
     batch = {"per_device_train_batch_size": 4 // processes} | ({} if sharded else {"use_cpu": True})
     # Adam makes full steps of what rounding leaves of a gradient near 0, so the step bounds how far weights differ.
-    training = SETTINGS["training"] | batch | {"learning_rate": 5e-4}
+    training = SETTINGS["training"] | batch | {"learning_rate": 5e-4, "num_train_epochs": 1}
     run = {"rows": ROWS, "reward": vowel_reward, "training": training, "num_iterations": 1}
     return run | {"max_tokens_per_batch": 100}  # Several passes a micro-batch, in one rank more than in the other.
 

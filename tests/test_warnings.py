@@ -30,7 +30,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
         (methods.metaapo(update_interval=1), Schedule((1,), 1), []),
         (methods.metaapo_heuristic(), Schedule((1,), 1), []),
         (methods.dpo(), Schedule((1,), 1), []),
-        (methods.metapo(meta_interval=100), Schedule((99, 99), 2), ["pair weights will never be learned", "every 100"]),
+        (
+            methods.metapo(meta_interval=100, dense_start=0),
+            Schedule((99, 99), 2),
+            ["pair weights will never be learned", "every 100"],
+        ),
         (methods.metapo(), Schedule((1, 1), 2), ["pair weights will never be learned", "not after the first"]),
         (methods.metapo(), Schedule((540,), 3), []),
         (methods.metapo(), Schedule((6000,), 3), []),
@@ -55,11 +59,11 @@ def test_doubts(method: Method, schedule: Schedule, parts: list[str]) -> None:
 
 def test_weights_that_can_hardly_move_by_hand() -> None:
     """57 Adam steps of 1e-4 on 6 coefficients and a bias, times the slope 1 - 1/e of softplus at weight 1: 2.5 %."""
-    paper = methods.metapo(meta_interval=100, meta_learning_rate=1e-4)
+    paper = methods.metapo(meta_interval=100, meta_learning_rate=1e-4, dense_start=0)
     (said,) = paper.doubts(Schedule((5700,), 2))
     assert f"57 updates at learning rate 0.0001 change a weight by about {57e-4 * 7 * (1 - math.exp(-1)):.1%}" in said
     assert "2.5%" in said
-    assert methods.metapo(meta_interval=10, meta_learning_rate=1e-4).doubts(Schedule((5700,), 2)) == []
+    assert methods.metapo(meta_interval=10, meta_learning_rate=1e-4, dense_start=0).doubts(Schedule((5700,), 2)) == []
 
 
 def align(policy: str, out: Path, method: Method, **settings: Any) -> None:

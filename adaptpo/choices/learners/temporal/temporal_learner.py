@@ -49,8 +49,9 @@ class TemporalLearner(Learner):
     `entropy` times the entropy of the step's weights is subtracted from the goal (Table 15).
 
     `normalize` divides each weight by the mean that the network gives the pairs of the previous step (1 before there is
-    one), so that weights distribute influence without changing its sum; the previous step's, because no pair's weight
-    may depend on how a step is divided into micro-batches. `max_weight` then caps it, and no gradient passes the cap.
+    one). Otherwise weights and margins feed on one another: a large margin raises the pair's weight, which raises the
+    margin. The mean is the previous step's, because no pair's weight may depend on how a step is divided into
+    micro-batches. `max_weight` then caps the weight, and no gradient passes the cap.
 
     `divergence` selects the divergence of the features. The exact one needs a forward pass of the reference in every
     step, and the reference in memory beside the policy.
@@ -72,7 +73,7 @@ class TemporalLearner(Learner):
         entropy: NonNegative = 0.0,
         estimator: Estimator = "central",
         divergence: Divergence = "k3",
-        normalize: bool = False,
+        normalize: bool = True,
         max_weight: LargestWeight | None = None,
     ) -> None:
         self.features, self.architecture, self.goal = features, architecture, goal
