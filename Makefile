@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-engines campaign real-model vllm lint format docs clean
+.PHONY: demo demo-real test test-engines campaign real-model vllm lint format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/adaptpo demo --out demo
@@ -28,6 +28,11 @@ campaign: $(VENV)/installed
 REAL_MODEL ?= real-model
 real-model: $(VENV)/installed
 	$(BIN)/python -m tests.real_model $(REAL_MODEL)
+
+# Aligns that model and shows its answers before and after (docs/real-model.md).
+demo-real: $(VENV)/installed
+	test -d $(REAL_MODEL) || $(MAKE) real-model
+	$(BIN)/adaptpo demo --model $(REAL_MODEL) --out demo-real
 
 # vLLM for CPUs, for the engine tests and for trying it out; see docs/generation.md.
 vllm: .vllm/installed

@@ -20,6 +20,7 @@ from adaptpo.cli.help import (
     REPORT_HELP,
     SANDBOX_HELP,
     STAGE_HELP,
+    STUDY_HELP,
     TABLE_HELP,
     TRAIN_HELP,
     VERIFY_HELP,
@@ -192,14 +193,29 @@ def run_sandbox_table(options: argparse.Namespace) -> int:
     return 1 if any(summary.errors for summary in summaries) else 0
 
 
+def run_sandbox_study(options: argparse.Namespace) -> None:
+    from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.instructions.build import Material
+    from adaptpo.sandbox.instructions.study import Options, run_study
+
+    quiet_libraries()
+    rows = None if options.rows is None else tuple(options.rows.split(";"))
+    material = Material(options.model, options.prompts, options.heldout)
+    run_study(Options(material, options.out, options.seeds, options.steps, rows, tuple(options.set)))
+
+
 def run_demo(options: argparse.Namespace) -> None:
     from adaptpo.cli.demo import run_demo as demo
     from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.sandbox.instructions.demo import run_demo as real_demo
     from adaptpo.sandbox.threads import one_thread
 
     quiet_libraries()
-    with one_thread():
-        demo(options.out, options.seed)
+    if options.model is not None:
+        real_demo(options.model, options.out, options.seed)
+    else:
+        with one_thread():
+            demo(options.out, options.seed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -215,6 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add_command(commands, "demo", "align a small model in the sandbox and report on it", DEMO_HELP, run_demo)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for world and run (default: demo)")
+    demo.add_argument("--model", help="folder or hub id of a chat model to align in place of the sandbox's policy")
     demo.add_argument("--seed", type=int, default=0, help="seed of the world and the run (default: 0)")
 
     report = add_command(commands, "report", "write the report of a run", REPORT_HELP, run_report)
@@ -302,6 +319,7 @@ def add_sandbox(commands: argparse._SubParsersAction) -> None:
     check = add_command(actions, "check", "check whether a world is valid", CHECK_HELP, run_sandbox_check)
     check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
     add_table(actions)
+    add_study(actions)
 
 
 def add_table(actions: argparse._SubParsersAction) -> None:
@@ -317,6 +335,18 @@ def add_table(actions: argparse._SubParsersAction) -> None:
     )
     table.add_argument("--prompts", type=int, default=3000, help="prompts of each world's data set (default: 3000)")
     table.add_argument("--docs", metavar="FILE.md", type=Path, help="also write the table to its section of this file")
+
+
+def add_study(actions: argparse._SubParsersAction) -> None:
+    study = add_command(actions, "study", "compare methods on a real language model", STUDY_HELP, run_sandbox_study)
+    study.add_argument("--model", required=True, help="folder or hub id of a chat model")
+    study.add_argument("--prompts", type=int, default=384, help="prompts with offline pairs (default: 384)")
+    study.add_argument("--heldout", type=int, default=128, help="held-out prompts (default: 128)")
+    study.add_argument("--seeds", type=int, default=3, help="run seeds of each row, 0, 1, ... (default: 3)")
+    study.add_argument("--steps", type=int, help="optimizer steps of each training phase (default: one epoch's)")
+    study.add_argument("--rows", metavar="A;B", help="only these rows (default: all)")
+    study.add_argument("--out", type=Path, default=Path("runs/study"), help="folder to write to (default: runs/study)")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

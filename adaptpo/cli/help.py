@@ -169,10 +169,26 @@ requested again.
 """
 
 
+STUDY_HELP = """\
+Compare methods on a real language model, at equal optimizer steps. Prompts ask a question with two rules for the form
+of the answer; a judge that trains nothing checks the rules in held-out answers. Rows: DPO, Online DPO, MetaAPO, Online
+DPO at half the annotations, SELM, MetaPO, pool KTO, and offline against own pairs from the SFT policy, with its stage.
+
+  adaptpo sandbox study --model HuggingFaceTB/SmolLM2-135M-Instruct
+  adaptpo sandbox study --model real-model --prompts 96 --heldout 48 --seeds 1 --rows 'DPO;Online DPO;MetaAPO'
+  adaptpo sandbox study --model Qwen/Qwen2.5-1.5B-Instruct --prompts 6000 --heldout 1000 --set training.bf16=true
+"""
+
+
 DEMO_HELP = """\
 Build the sandbox, align its policy with MetaAPO, and measure the result with the known true reward. Prints a table and
 writes a report to open in a browser. Takes a few minutes on two cores. To resume an interrupted demo, start the same
 command again.
+
+With --model, align a real language model instead, to keep rules for the form of its answers, and show its answers
+before and after. Meant for a small model and a CPU:
+
+  adaptpo demo --model HuggingFaceTB/SmolLM2-135M-Instruct --out demo-real
 """
 
 

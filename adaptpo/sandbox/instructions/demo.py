@@ -1,0 +1,85 @@
+"""`adaptpo demo --model`: aligns a real language model and shows its answers before and after."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from adaptpo.config.recipe import load_recipe
+from adaptpo.report import write_report
+from adaptpo.run.files import read_rows, write_json
+from adaptpo.sandbox.instructions.build import Material, build
+from adaptpo.sandbox.instructions.grading import held_out_rows, judge_run, plain_text
+from adaptpo.trainer import AlignmentTrainer
+
+PROMPTS, HELD_OUT, SHOWN = 96, 48, 3
+STAGES = {"initial": "the model as it came", "warmup": "after DPO on the offline pairs", "iteration-0": "after MetaAPO"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The judge's score of one policy's held-out answers, with the standard error over prompts."""
+
+    name: str
+    score: float
+    standard_error: float
+
+
+def run_demo(model: str, out: Path, seed: int) -> None:
+    """Writes the task, aligns the model, measures it and writes the report; skips what exists already."""
+    started = time.perf_counter()
+    folder, run = out / "task", out / "run"
+    print(f"Writing prompts and offline answers to {folder}")
+    build(folder, Material(model, PROMPTS, HELD_OUT, seed))
+    settings = [f"output_dir={run}", f"seed={seed}", "num_iterations=1", "warmup_epochs=2"]
+    print("Aligning the model with MetaAPO")
+    AlignmentTrainer.from_recipe(load_recipe(folder / "recipe.yaml", settings)).train()
+    stages = measure(folder, run)
+    answers = first_answers(run)
+    write_json(out / "demo.json", {"stages": [vars(stage) for stage in stages], "answers": answers})
+    show_stages(stages)
+    show_answers(answers)
+    print(f"Report: {write_report(run)}\nTook {time.perf_counter() - started:.0f} s")
+
+
+def measure(folder: Path, run: Path) -> list[Stage]:
+    """The stages of a finished run, in order."""
+    held_out = held_out_rows(folder)
+    scores = {name: judge_run(run, name, held_out) for name in STAGES}
+    return [Stage(name, fmean(found), stdev(found) / len(found) ** 0.5) for name, found in scores.items()]
+
+
+def first_answers(run: Path) -> list[dict[str, str]]:
+    """The first held-out prompts, whatever the answers to them, before and after."""
+    before, after = (read_rows(run / "evaluation" / f"{stage}.parquet")[:SHOWN] for stage in ("initial", "iteration-0"))
+    return [
+        {"prompt": plain_text(json.loads(old["prompt"])), "before": old["response"], "after": new["response"]}
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def show_stages(stages: list[Stage]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=f"Rules kept in {HELD_OUT} held-out answers, of topics never trained on")
+    table.add_column("policy")
+    table.add_column("rules kept", justify="right")
+    for each in stages:
+        table.add_row(STAGES[each.name], f"{each.score:.1%} ± {each.standard_error:.1%}")
+    Console().print(table)
+
+
+def show_answers(answers: list[dict[str, str]]) -> None:
+    print(f"The first {len(answers)} held-out prompts:")
+    for each in answers:
+        print(f"\n  {each['prompt']}\n    before: {one_line(each['before'])}\n    after:  {one_line(each['after'])}")
+    print()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
