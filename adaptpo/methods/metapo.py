@@ -51,8 +51,8 @@ def metapo(
     validation_share: InnerFraction = 0.03,
     validation_split: Split = "stratified",
     divergence: Divergence = "k3",
-    dense_start: Fraction = 0.1,
-    normalize_weights: bool = True,
+    dense_start: Fraction = 0.0,
+    normalize_weights: bool = False,
     max_weight: LargestWeight | None = None,
     validation_batch: Count | Literal["step"] | None = "step",
 ) -> Method:
@@ -60,15 +60,15 @@ def metapo(
 
     Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
     Deviations: the meta-learner takes Adam steps (the paper names no optimizer) of 0.03 (1e-4), in every hundredth of
-    the steps (every 100 steps) and in each of the first tenth; with the paper's values weights stay at 1. Weights have
-    mean 1, without which they grow with the margins. An update sees as many held-out pairs as a step trains on, not
-    all; difficulty is the initial model's preference, because its loss is the same for all pairs; the divergence is
-    estimated from the stored log-probs of the data's tokens (`divergence: exact`: over the whole vocabulary).
+    the steps (every 100 steps); with the paper's values weights stay at 1. An update sees as many held-out pairs as a
+    step trains on, not all; difficulty is the initial model's preference, because its loss is the same for all pairs;
+    the divergence is estimated from the stored log-probs of the data's tokens (`divergence: exact`: over the whole
+    vocabulary).
 
     `meta_interval`: optimizer steps between updates, or their share of an iteration's steps if below 1. `dense_start`:
-    share of the steps, at the start, in which each updates. `validation_batch`: held-out pairs in an update, null for
-    all of them. The paper's values are `meta_interval: 100`, `meta_learning_rate: 1e-4`, `dense_start: 0` and
-    `normalize_weights: false`, and the defaults of `margin_weight` (lambda), `decay`, `validation_share` and the rest.
+    share of the steps, at the start, in which each updates. `normalize_weights`: weights of mean 1. `validation_batch`:
+    held-out pairs in an update, null for all of them. The paper's values are `meta_interval: 100` and
+    `meta_learning_rate: 1e-4`, and the defaults of all other settings that it names.
     """
     learner = TemporalLearner(
         features=FeatureSet(tuple(features), decay, centre),

@@ -14,14 +14,14 @@ class Cadence(Ranged):
 
     The first step of an optimizer never does: Adam's first step does not depend on the length of the gradient.
 
-    >>> [step for step in range(1, 11) if Cadence(4, dense_start=0).due(step, of=10)]
+    >>> [step for step in range(1, 11) if Cadence(4).due(step, of=10)]
     [4, 8]
     >>> [step for step in range(1, 11) if Cadence(0.5, dense_start=0.3).due(step, of=10)]
     [2, 3, 5, 10]
     """
 
     interval: Count | InnerFraction | None = 0.01
-    dense_start: Fraction = 0.1
+    dense_start: Fraction = 0.0
 
     def steps_between(self, of: int) -> int | None:
         """The interval in steps, at least 1, of a training of `of` steps."""

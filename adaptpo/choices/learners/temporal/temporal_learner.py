@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Estimator, Gather, Influence, Learner, Measure, Schedule, TakenStep
@@ -49,8 +50,9 @@ class TemporalLearner(Learner):
     `entropy` times the entropy of the step's weights is subtracted from the goal (Table 15).
 
     `normalize` divides each weight by the mean that the network gives the pairs of the previous step (1 before there is
-    one). Otherwise weights and margins feed on one another: a large margin raises the pair's weight, which raises the
-    margin. The mean is the previous step's, because no pair's weight may depend on how a step is divided into
+    one). Without it, weights and margins can feed on one another: a large margin raises the pair's weight, which raises
+    the margin. With it, weights cannot shrink together, so that a goal that asks for smaller margins turns them over.
+    The mean is the previous step's, because no pair's weight may depend on how a step is divided into
     micro-batches. `max_weight` then caps the weight, and no gradient passes the cap.
 
     `divergence` selects the divergence of the features. The exact one needs a forward pass of the reference in every
@@ -73,7 +75,7 @@ class TemporalLearner(Learner):
         entropy: NonNegative = 0.0,
         estimator: Estimator = "central",
         divergence: Divergence = "k3",
-        normalize: bool = True,
+        normalize: bool = False,
         max_weight: LargestWeight | None = None,
     ) -> None:
         self.features, self.architecture, self.goal = features, architecture, goal
@@ -161,13 +163,19 @@ class TemporalLearner(Learner):
     def weight(self, pairs: PairBatch) -> Tensor:
         """w of each pair, [n] > 0 on the pairs' device, without gradient."""
         with torch.no_grad():
-            return self._weights(self.features_of(pairs)).to(pairs.margin.device)
+            return self._weights(self.features_of(pairs)).float().to(pairs.margin.device)
 
     def _weights(self, features: Tensor) -> Tensor:
-        own = self.network(features)
+        own = self._unscaled(features)
         if self.normalize and len(self.last_features):
-            own = own / self.network(self.last_features).mean()
+            own = own / self._unscaled(self.last_features).mean()
         return own if self.max_weight is None else own.clamp(max=self.max_weight)
+
+    def _unscaled(self, features: Tensor) -> Tensor:
+        """The network's weights, in float64: while all weights are equal, the bias has no effect on weights of mean 1,
+        and Adam would make full steps of what rounding leaves of its gradient."""
+        parameters = {name: parameter.double() for name, parameter in self.network.named_parameters()}
+        return functional_call(self.network, parameters, (features.double(),))
 
     def _observations(self, pairs: PairBatch) -> Tensor:
         """The observations, [n, 2 + signals] float64: source, prompt id, and the signals of the features."""
@@ -270,7 +278,7 @@ class TemporalLearner(Learner):
         """The features of each pair by name, and its weight w."""
         features = self.features_of(pairs)
         with torch.no_grad():
-            own = self._weights(features)
+            own = self._weights(features).float()
         columns = dict(zip(self.features.names, features.T.tolist(), strict=True))
         # The margin is written for every method.
         return {name: column for name, column in columns.items() if name != "margin"} | {COLUMN: own.tolist()}
