@@ -112,10 +112,11 @@ class RunDirectory(Shards):
         Other errors than a refusal keep a phase that has begun: the same command may finish it. So do rows that were
         left out: the reasons say what to correct.
         """
+        if self.config_path.name in self._found:
+            return False
         phases = self.state["phases"]
         done = any(facts.get("done") for facts in phases.values())
-        ended = not phases or (issubclass(error, REFUSALS) and not self.dropped.read())
-        return self.config_path.name not in self._found and not done and ended
+        return not done and (not phases or (issubclass(error, REFUSALS) and not self.dropped.read()))
 
     def _leave_nothing_new(self) -> None:
         for file in self.path.iterdir():
