@@ -39,7 +39,7 @@ EPOCHS = 3
 @named
 def metapo(
     objective: Objective = DPO(),  # noqa: B008
-    meta_interval: Count | InnerFraction | None = 0.01,
+    meta_interval: Count | InnerFraction | None = 0.02,
     meta_learning_rate: LearningRate = 0.03,
     margin_weight: NonNegative = 0.1,
     entropy: NonNegative = 0.0,
@@ -59,7 +59,7 @@ def metapo(
     """MetaPO: a meta-learner trained on held-out pairs computes each pair's weight from its training history.
 
     Paper: Li et al., 2026 (MetaPO), Algorithm 1, Eqs. 3-13.
-    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) of 0.03 (1e-4), in every hundredth of
+    Deviations: the meta-learner takes Adam steps (the paper names no optimizer) of 0.03 (1e-4), in every fiftieth of
     the steps (every 100 steps); with the paper's values weights stay at 1. An update sees as many held-out pairs as a
     step trains on, not all; difficulty is the initial model's preference, because its loss is the same for all pairs;
     the divergence is estimated from the stored log-probs of the data's tokens (`divergence: exact`: over the whole
@@ -90,7 +90,7 @@ def metapo(
 def iterative_dpo_metapo(
     objective: Objective = DPO(),  # noqa: B008
     num_generations: Responses = 8,
-    meta_interval: Count | InnerFraction | None = 0.01,
+    meta_interval: Count | InnerFraction | None = 0.02,
     meta_learning_rate: LearningRate = 0.03,
 ) -> Method:
     """Iterative DPO whose fresh pairs have MetaPO's weights, learned on held-out offline pairs.
@@ -109,7 +109,7 @@ def metaapo_metapo(
     num_generations: Responses = 8,
     learning_rate: LearningRate = 5e-3,
     update_interval: Count = 8,
-    meta_interval: Count | InnerFraction | None = 0.01,
+    meta_interval: Count | InnerFraction | None = 0.02,
     meta_learning_rate: LearningRate = 0.03,
 ) -> Method:
     """MetaAPO whose blend of offline and online pair is multiplied by MetaPO's weight of each.

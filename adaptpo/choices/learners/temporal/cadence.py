@@ -20,7 +20,7 @@ class Cadence(Ranged):
     [2, 3, 5, 10]
     """
 
-    interval: Count | InnerFraction | None = 0.01
+    interval: Count | InnerFraction | None = 0.02
     dense_start: Fraction = 0.0
 
     def steps_between(self, of: int) -> int | None:

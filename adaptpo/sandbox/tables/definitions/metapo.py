@@ -21,7 +21,7 @@ IN_THREE = ("num_iterations=3", *EPOCHS)
 LEARNING_RATE = 3e-2
 """The default of `metapo`. Learning rates of the paper's tables are scaled by it."""
 HOW = (
-    "A run has about 550 steps, a tenth of the paper's 5700. MetaPO updates its weights after every hundredth of the "
+    "A run has about 550 steps, a tenth of the paper's 5700. MetaPO updates its weights after every fiftieth of the "
     f"steps, and its learning rate is {LEARNING_RATE:g} instead of 1e-4, at which they would move a coefficient by at "
     "most 0.01."
 )
