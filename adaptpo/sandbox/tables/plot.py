@@ -15,7 +15,7 @@ from adaptpo.sandbox.tables.table import Table
 PANELS = {
     "true_reward": ("true reward", 1.0, "online"),
     "length_controlled": ("win rate against SFT at equal length, %", 100.0, "mixed"),
-    "annotated": ("prompts annotated, %", 100.0, "offline"),
+    "answers": ("annotated responses a prompt", 1.0, "offline"),
     "weight_auc": ("AUC of the weight", 1.0, "offline"),
 }
 """Title, scale and colour of the columns that are drawn."""
