@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def settings(name: str, policy: str, folder: Path, processes: int) -> dict[str, 
     training = SETTINGS["training"] | batch
     generation = {"max_new_tokens": 6, "batch_size": 4}
     run = {"rows": ROWS, "held_out": 0, "reward": reward, "training": training, "generation": generation}
-    encoder = {"method_settings": {"encoder": policy}} if name == "metaapo_semantic" else {}
-    return run | {"method": name, "model": policy, "out": folder / name, "warmup_epochs": 0} | encoder
+    # Adam's steps magnify rounding by the learner's rate as well.
+    special = {"encoder": policy, "meta_learning_rate": 1e-4}
+    taken = {key: value for key, value in special.items() if key in signature(METHODS[name]).parameters}
+    return run | {"method": name, "model": policy, "out": folder / name, "warmup_epochs": 0, "method_settings": taken}
 
 
 def run_all(names: Sequence[str], policy: str, folder: Path, processes: int, sharding: Sharding = None) -> list[int]:
