@@ -14,7 +14,7 @@ class ExecutorSettings(Settings):
     """What computes the shards of a phase."""
 
     kind: Literal["local", "ray"] = "local"
-    """`local` is this process; `ray` sends every phase's shards to Ray Data workers."""
+    """`local` is this process; `ray` sends every phase's shards to Ray workers."""
     address: str | None = Field(None, pattern=r"^(auto|[^/\s]+:\d+)$")
     """`auto` or HOST:PORT joins a Ray cluster; null starts Ray on this machine for this run only."""
     workers: Count | None = None

@@ -1,4 +1,4 @@
-"""Ray Data as executor: workers that hold a phase's model, wherever Ray has room for them.
+"""Ray as executor: workers that hold a phase's model, wherever Ray has room for them.
 
 What a phase computes is a function of a shard's number. The function is sent to each worker once, with settings and
 paths but without models, which the worker loads by itself. Results are sent back, and the process that owns the run
@@ -11,18 +11,15 @@ import logging
 import os
 import pickle
 import socket
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
 import ray
-import ray.data
 from ray.exceptions import RayError, RayTaskError
-from ray.util.annotations import RayDeprecationWarning
 
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.distributed.quiet import turn_off_telemetry
@@ -79,28 +76,23 @@ class RayExecutor:
         if not numbers:
             return
         self.release()
-        quiet_ray()
         with system_failures():
-            packed = ray.put(pack(work))
-            for row in self._results(packed, numbers).iter_rows():
-                yield row["number"], opened(row["outcome"])
+            workers = self._start_workers(ray.put(pack(work)), min(self.workers, len(numbers)))
+            try:
+                yield from distribute(workers, numbers)
+            finally:
+                for worker in workers:
+                    ray.kill(worker)
 
-    def _results(self, packed: ray.ObjectRef, numbers: Sequence[int]) -> ray.data.Dataset:
-        rows = [{"number": number} for number in numbers]
-        return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Worker,
-            batch_size=1,
-            batch_format="pyarrow",
-            # In a list, because Ray would otherwise pass the content itself to the worker.
-            fn_constructor_args=([packed], str(Path.cwd())),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(self.workers, len(numbers)),
-                max_tasks_in_flight_per_actor=1,  # The next shard goes to the first free worker.
-            ),
+    def _start_workers(self, packed: ray.ObjectRef, count: int) -> list[Any]:
+        worker_class = ray.remote(
             max_restarts=RETRIES,
             max_task_retries=RETRIES,
+            scheduling_strategy="SPREAD",
             **{f"num_{self.resource.lower()}s": self.share},
-        )
+        )(Worker)
+        # In a list, because Ray would otherwise pass the content itself to the worker.
+        return [worker_class.remote([packed], str(Path.cwd())) for _ in range(count)]
 
     def close(self) -> None:
         if self.joined:
@@ -119,13 +111,39 @@ class Worker:
         enter(self.folder)
         return unpack(ray.get(self.packed))
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        number = batch["number"][0].as_py()
+    def ready(self) -> None:
+        """Returns once the worker has its place on a machine."""
+
+    def compute(self, number: int) -> bytes:
+        """The pickled result, or the pickled error with which the work ended."""
         try:
             outcome: Any = self.work(number)
         except AdaptpoError as error:
             outcome = error
-        return pa.table({"number": [number], "outcome": pa.array([pickle.dumps(outcome)], pa.binary())})
+        return pickle.dumps(outcome)
+
+
+def distribute(workers: Sequence[Any], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields each number with its result, as they finish. Whichever worker is free computes the next one. After a
+    failure nothing new begins, what is in progress is still yielded, and then the failure is raised."""
+    waiting, failures = deque(numbers), list[Exception]()
+    starting = {worker.ready.remote(): worker for worker in workers}
+    computing: dict[ray.ObjectRef, tuple[Any, int]] = {}
+    while waiting or computing:
+        [done], _ = ray.wait([*computing, *starting])
+        worker, number = computing.pop(done) if done in computing else (starting.pop(done), None)
+        try:
+            outcome = ray.get(done)
+            if waiting:
+                following = waiting.popleft()
+                computing[worker.compute.remote(following)] = worker, following
+            if number is not None:
+                yield number, opened(outcome)
+        except (RayError, AdaptpoError) as error:
+            failures.append(error)
+            waiting.clear()
+    if failures:
+        raise failures[0]
 
 
 def enter(folder: str) -> None:
@@ -172,7 +190,7 @@ def unpack(packed: bytes) -> Callable[[int], Any]:
 def connect(settings: ExecutorSettings) -> None:
     """Starts Ray here, or joins the cluster at the address. Raises ConfigError if that fails."""
     turn_off_telemetry()
-    # Otherwise Ray's core warns about each pool of workers that Ray Data creates.
+    # Otherwise Ray's core warns about each pool of workers.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own = {"address": "local", "include_dashboard": False, "num_cpus": settings.cores}
     options = {"address": settings.address} if settings.address else own
@@ -189,14 +207,6 @@ def reach(address: str | None) -> None:
     if address not in (None, "auto"):
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
-
-
-def quiet_ray() -> None:
-    """Silences Ray Data: the run has its own progress bar, and raises the errors that Ray Data would print."""
-    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
 
 
 @contextmanager
