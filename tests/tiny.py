@@ -59,7 +59,7 @@ FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "llama", **overrides: Any) -> Any:
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
     extra = {"head_dim": 8} if family == "qwen3" else {}
-    return FAMILIES[family](vocab_size=len(tokenizer), **SIZES, **tokens, **extra, **overrides)
+    return FAMILIES[family](vocab_size=len(tokenizer), **(SIZES | tokens | extra | overrides))
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, family: str = "llama", seed: int = 0, **kw: Any) -> PreTrainedModel:
@@ -67,9 +67,9 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, family: str = "llama", seed: 
     return AutoModelForCausalLM.from_config(tiny_config(tokenizer, family, **kw), dtype=torch.float32)
 
 
-def save_policy(folder: Path, chat: bool = True, family: str = "llama", seed: int = 0) -> str:
+def save_policy(folder: Path, chat: bool = True, family: str = "llama", seed: int = 0, **sizes: int) -> str:
     tokenizer = byte_tokenizer(chat)
-    tiny_model(tokenizer, family, seed).save_pretrained(folder)
+    tiny_model(tokenizer, family, seed, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -4,40 +4,39 @@
 
 A case is a copy of a run that was killed at a moment (or has ended), with one file damaged, and started again. It ends
 
-- `same`: as an uninterrupted run, bit for bit, and nothing is left to repair;
+- `same`: as an uninterrupted run of a new interpreter, bit for bit, and nothing is left to repair;
 - `refused`: with status 2 and a message that names the run's file and a remedy;
 - `named`: as an uninterrupted run, but for records that no phase reads, whose loss is said and recorded;
+- `unchanged`: it was not started, because the damage left the file as it was: it is empty, or the same in another run;
 - `SILENT`: differently, or with damage that nobody was told of;
 - `TRACEBACK`: in any other way.
 
-The cases come in an order drawn by `--seed`; `--minutes` and `--share` take the first of them. A case costs about a
-second of one core; TMPDIR on a file system in memory helps. Exits with status 1 if a case is silent or a traceback.
+`--results` keeps each case's outcome in a file; a second call goes on with the cases that are not in it, and with those
+that failed. The order is such that the first cases cover every file with every damage during a phase, between phases
+and after the end. TMPDIR on a file system in memory helps. Exits with status 1 if a case is silent or a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import filecmp
 import json
-import os
 import random
 import re
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adaptpo.run.files import JsonLines
+from tests.campaign.commands import Train, save_tiniest, train, write_recipe
 from tests.damage import DAMAGES, damage
-from tests.runs import assert_same_run, context, run_in_process, start
-from tests.tiny import save_policy, vowel_reward
+from tests.runs import SETTINGS, assert_same_run
 
 MOMENTS = [
     "done:data",
@@ -59,6 +58,12 @@ MOMENTS = [
 ]
 """The run is killed here (see `tests.runs.arm`), one after the other."""
 ENDED = "ended"
+SMALL: dict[str, Any] = {
+    "rows": 10,
+    "held_out": 2,
+    "shard_size": 4,
+    "training": SETTINGS["training"] | {"per_device_train_batch_size": 2},
+}
 UNCHECKED = ("lock", "repairs.jsonl", "final-damaged")
 """What decides nothing: who holds the lock, and the record of repairs."""
 
@@ -78,40 +83,8 @@ class Outcome:
     detail: str
 
 
-def arguments(policy: str, out: Path, **more: Any) -> dict[str, Any]:
-    return {"model": policy, "out": out, "reward": vowel_reward, "rows": 22, "held_out": 3, **more}
-
-
-def run_case(arguments: dict[str, Any], log: Path) -> None:
-    """Runs, or resumes, in this process; ends it as the command line would."""
-    from adaptpo.errors import AdaptpoError
-
-    gc.disable()
-    gc.collect = lambda *_: 0  # Runs collect before each model that they load; here that is half of a case.
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            start(**arguments)
-            status = 0
-        except AdaptpoError as error:
-            print(f"adaptpo: {error}", file=file)
-            status = 2
-        except BaseException:  # noqa: BLE001 - that nothing else gets here is what is tested.
-            traceback.print_exc(file=file)
-            status = 1
-        file.flush()
-        os._exit(status)
-
-
-def resume(arguments: dict[str, Any], log: Path) -> int:
-    process = context.Process(target=run_case, args=(arguments, log))
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return process.exitcode
+def start_of(folder: Path, out: Path, **more: Any) -> Train:
+    return Train(folder / "recipe" / "recipe.yaml", out, out.with_suffix(".log"), **more)
 
 
 def kind_of(file: str) -> str:
@@ -146,6 +119,13 @@ def lost(out: Path) -> bool:
     return any("no phase reads it" in one["consequence"] or "removed" in one["consequence"] for one in told)
 
 
+def same_files(out: Path, straight: Path) -> bool:
+    """Whether the same tables and weights are there, byte by byte. That is quicker than to compare what they hold."""
+    names = [{p.relative_to(run) for kind in ("parquet", "safetensors") for p in run.rglob(f"*.{kind}")}
+             for run in (out, straight)]  # fmt: skip
+    return names[0] == names[1] and all(filecmp.cmp(out / n, straight / n, shallow=False) for n in names[0])
+
+
 def judge(case: Case, out: Path, straight: Path, status: int, said: str) -> tuple[str, str]:
     if status == 2:
         named = str(out.name) in said and re.search(r"repair|restore|start|choose", said, re.IGNORECASE)
@@ -155,7 +135,8 @@ def judge(case: Case, out: Path, straight: Path, status: int, said: str) -> tupl
     for folder in out.glob("final-damaged*"):
         shutil.rmtree(folder)
     try:
-        assert_same_run(straight, out)
+        if not same_files(out, straight):
+            assert_same_run(straight, out)
         assert records(out, "dropped.jsonl") == records(straight, "dropped.jsonl"), "dropped.jsonl"
     except Exception as error:  # noqa: BLE001 - a file that cannot be read differs as well.
         return "SILENT", f"{type(error).__name__}: {str(error)[:300]}"
@@ -176,78 +157,111 @@ def compare_records(case: Case, out: Path, straight: Path) -> tuple[str, str]:
     return ("named", "; ".join(left)[:200]) if lost(out) else ("SILENT", f"records differ or: {left}"[:300])
 
 
-def at_moments(policy: str, folder: Path) -> dict[str, Path]:
+def at_moments(folder: Path) -> dict[str, Path]:
     """Copies of one run at every moment, and at its end."""
     found: dict[str, Path] = {}
     out = folder / "run"
     for number, point in enumerate(MOMENTS):
-        assert run_in_process(point, **arguments(policy, out)) == -9, point
+        assert train(start_of(folder, out, point=point)) == -9, (point, out.with_suffix(".log").read_text())
         found[point] = shutil.copytree(out, folder / "moments" / str(number))
-    assert run_in_process(**arguments(policy, out)) == 0
+    assert train(start_of(folder, out)) == 0
     found[ENDED] = shutil.copytree(out, folder / "moments" / ENDED)
     return found
 
 
-def outcome(case: Case, number: int, folder: Path, moments: dict[str, Path], policy: str, seed: int) -> Outcome | None:
-    out = folder / "cases" / str(number) / "run"
+def prepare(folder: Path) -> dict[str, Path]:
+    """An uninterrupted run of a new interpreter, one of another seed, and one at every moment."""
+    write_recipe(folder / "recipe", save_tiniest(folder / "policy"), **SMALL)
+    assert start_of(folder, folder / "straight").anew() == 0
+    assert train(start_of(folder, folder / "another", sets=("seed=1",))) == 0
+    return at_moments(folder)
+
+
+def outcome(case: Case, folder: Path, moments: dict[str, Path], seed: int) -> Outcome:
+    out = folder / "case" / "run"
     shutil.copytree(moments[case.moment], out)
     try:
         if not damage(case.damage, out / case.file, folder / "another" / case.file, seed):
-            return None
-        log = out.parent / "log"
-        status = resume(arguments(policy, out), log)
-        return Outcome(case, *judge(case, out, folder / "straight", status, log.read_text(errors="replace")))
+            return Outcome(case, "unchanged", "")
+        status = train(start_of(folder, out), longest=120)
+        said = out.with_suffix(".log").read_text(errors="replace")
+        return Outcome(case, *judge(case, out, folder / "straight", status, said))
     finally:
         shutil.rmtree(out.parent)
 
 
+def evenly(everything: Iterable[Case], rng: random.Random) -> list[Case]:
+    """First one case of each file, damage and class of moments, then a second of each, and so on."""
+    chosen, turns = list(everything), Counter[tuple[str, str, str]]()
+    rng.shuffle(chosen)
+    order = []
+    for number, case in enumerate(chosen):
+        group = (case.kind, case.damage, class_of(case.moment))
+        turns[group] += 1
+        order.append((turns[group], number))
+    return [chosen[number] for _, number in sorted(order)]
+
+
+def class_of(moment: str) -> str:
+    if moment == ENDED:
+        return "after the end"
+    return "between phases" if moment.startswith("done:") else "during a phase"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The outcomes of cases, in a file; the last one of a case counts."""
+
+    path: Path
+
+    def add(self, one: Outcome) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(one)) + "\n")
+
+    def read(self) -> dict[Case, Outcome]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        found = [Outcome(**json.loads(line)) for line in lines]
+        return {case: replace(one, case=case) for one in found for case in [Case(**one.case)]}  # type: ignore[arg-type]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write every outcome to this JSON file")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the cases to take (default: 1.0)")
+    parser.add_argument("--results", type=Path, default=Path("corruption.jsonl"), help="(default: corruption.jsonl)")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no case after this time (default: no end)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the share, the files and the damage (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="number of cases at a time (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of order, files and damage (default: 0)")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    results, rng = Results(options.results), random.Random(options.seed)
+    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        policy = save_policy(folder / "policy")
-        assert run_in_process(**arguments(policy, folder / "straight")) == 0
-        assert run_in_process(**arguments(policy, folder / "another", seed=1)) == 0
-        moments = at_moments(policy, folder)
-        everything = list(cases(moments, rng))
-        chosen = rng.sample(everything, round(options.share * len(everything)))
-        end = time.monotonic() + 60 * options.minutes
-        print(f"{len(chosen)} of {len(everything)} cases", flush=True)
-
-        def in_time(number: int, case: Case) -> Outcome | None:
-            late = time.monotonic() > end
-            return None if late else outcome(case, number, folder, moments, policy, options.seed)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes = [one for one in shown(pool.map(in_time, range(len(chosen)), chosen)) if one is not None]
-    if options.out:
-        options.out.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+        moments = prepare(Path(name))
+        everything = evenly(cases(moments, rng), rng)
+        done = {case for case, one in results.read().items() if not one.result.isupper()}
+        left = [case for case in everything if case not in done]
+        print(f"{len(left)} of {len(everything)} cases are left", flush=True)
+        for case in left:
+            if time.monotonic() > end:
+                break
+            one = outcome(case, Path(name), moments, options.seed)
+            results.add(one)
+            if one.result.isupper():
+                print(f"{one.result}: {one.case}\n  {one.detail}", flush=True)
+    outcomes = list(results.read().values())
     print(summary(outcomes))
     return int(any(one.result.isupper() for one in outcomes))
 
 
-def shown(outcomes: Iterator[Outcome | None]) -> Iterator[Outcome | None]:
-    for one in outcomes:
-        if one is not None and one.result.isupper():
-            print(f"{one.result}: {one.case}\n  {one.detail}", flush=True)
-        yield one
-
-
 def summary(outcomes: list[Outcome]) -> str:
-    """Counts by artefact, by damage and by moment, as Markdown."""
+    """Counts by class of moments, artefact, damage and moment, as Markdown."""
     results = sorted({one.result for one in outcomes})
     parts = []
-    for title, key in (("artefact", "kind"), ("damage", "damage"), ("moment", "moment")):
-        counts = Counter((getattr(one.case, key), one.result) for one in outcomes)
-        names = dict.fromkeys(getattr(one.case, key) for one in outcomes)
-        rows = [f"| `{name}` | " + " | ".join(str(counts[name, result]) for result in results) + " |" for name in names]
+    keys = {
+        "when": lambda case: class_of(case.moment), "damage": lambda case: case.damage,
+        "moment": lambda case: f"`{case.moment}`", "artefact": lambda case: f"`{case.kind}`",
+    }  # fmt: skip
+    for title, key in keys.items():
+        counts = Counter((key(one.case), one.result) for one in outcomes)
+        names = sorted({key(one.case) for one in outcomes})
+        rows = [f"| {name} | " + " | ".join(str(counts[name, result]) for result in results) + " |" for name in names]
         parts.append("\n".join([f"| {title} | {' | '.join(results)} |", f"|---|{'---|' * len(results)}", *rows]))
     totals = Counter(one.result for one in outcomes)
     return "\n\n".join([*parts, f"{len(outcomes)} cases: " + ", ".join(f"{totals[r]} {r}" for r in results)])

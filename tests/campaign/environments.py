@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from tests.campaign.kills import KILLED, log_of, policy, remove, straight
+from tests.campaign.commands import ROOT
+from tests.campaign.kills import KILLED, log_of, remove, start_of, straight
 from tests.campaign.outcomes import Nonsense
 from tests.runs import assert_same_run
 
-ROOT = Path(__file__).parents[2]
 CODE = """
-import json, sys
+import sys
 from pathlib import Path
 from tests import preload
-from tests.campaign import kills
-given = json.loads(sys.argv[1])
-settings = kills.SMALL | {"model": given["model"], "out": Path(given["out"]), "threads": 1}
-kills.run(Path(given["log"]), given["moment"], "kill", 0, 1, 0, settings)
+from tests.campaign.commands import Train
+recipe, out, log, moment = sys.argv[1:]
+Train(Path(recipe), Path(out), Path(log), moment=float(moment) if moment else None).run()
 """
 
 
@@ -46,9 +43,9 @@ def environment(rng: random.Random, folder: Path) -> dict[str, str]:
 
 
 def begun(out: Path, moment: float | None, environ: dict[str, str]) -> int:
-    given: dict[str, Any] = {"model": policy(out.parent), "out": str(out), "moment": moment}
-    given["log"] = str(out.with_suffix(".log"))
-    command = [sys.executable, "-c", CODE, json.dumps(given)]
+    one = start_of("plain", out)
+    given = [str(one.recipe), str(out), str(one.log), "" if moment is None else str(moment)]
+    command = [sys.executable, "-c", CODE, *given]
     place = environ.get("TMPDIR", "/")
     return subprocess.run(command, env=environ, cwd=place, timeout=600, capture_output=True).returncode
 
