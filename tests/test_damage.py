@@ -190,6 +190,42 @@ def test_what_follows_from_damage(damaged: str, repeatable: bool, again: list, a
     assert (decision.again, decision.after, len(decision.left)) == (again, after, left)
 
 
+WEIGHTS = "iterations/0/checkpoint/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("repeatable", "later", "again", "left"),
+    [
+        (False, "iterations/1/train", [], 1),
+        (True, "iterations/1/train", ["iterations/0/train"], 0),
+        (False, "iterations/1/score", ["iterations/0/train"], 0),
+    ],
+)
+def test_weights_that_the_next_iteration_was_trained_from_stop_no_run(
+    repeatable: bool, later: str, again: list, left: int
+) -> None:
+    found = [Damage(WEIGHTS, "is missing", "iterations/0/train", "iterations/0/checkpoint")]
+    decision = decide(phases(*IN_TWO, later), found, repeatable)
+    assert (decision.again, len(decision.left)) == (again, left)
+
+
+def test_weights_that_no_phase_loads_are_compared_at_a_start(tmp_path: Path) -> None:
+    """A run that resumes ends without damage that nobody was told of."""
+    with open_run(tmp_path / "run") as run:
+
+        def write() -> dict[str, Any]:
+            (run.path / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / WEIGHTS).write_text("weights")
+            run.keep(run.path / "iterations/0/checkpoint")
+            return {}
+
+        run.phase("iterations/0/train", write)
+        run.phase("iterations/1/train", dict)
+        (run.path / WEIGHTS).write_text("weightz")
+        mend(run, repeatable=True)
+        assert not run.done("iterations/0/train") and run.done("iterations/1/train")
+
+
 def test_damaged_metrics_stop_no_run() -> None:
     found = [Damage("metrics.jsonl", "has 1 of the 2 records of data", "data")]
     decision = decide(phases(*IN_TWO), found, repeatable=False)
@@ -338,7 +374,7 @@ def test_damaged_state_is_refused_and_can_be_emptied(kind: str, out: Path, anoth
     damage(kind, out / "state.json", another / "state.json")
     if kind == "another run":
         with open_run(out) as run:
-            assert find_damage(run, thorough=True) or run.config_fault()
+            assert find_damage(run) or run.config_fault()
         return
     for command in (["verify"], ["repair"]):
         main_exits([*command, str(out)], 2)

@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[RunDirectory]:
 def verify(path: Path) -> list[Checked]:
     """Reads everything that the run in a folder wrote. Raises RunError if its state is damaged."""
     with opened(path) as run:
-        damage = [*find_damage(run, thorough=True), *unlisted_records(run)]
+        damage = [*find_damage(run), *unlisted_records(run)]
         return [*own_files(run, damage), *artefacts(run, damage)]
 
 
@@ -91,7 +91,7 @@ def repair(path: Path, applies: bool) -> tuple[list[Damage], Decision]:
     with opened(path) as run:
         if applies:
             heal_manifest(run)
-        damage = find_damage(run, thorough=True)
+        damage = find_damage(run)
         decision = decide(run.state["phases"], damage, bool(run.state.get("repeatable")))
         if applies:
             apply(run, damage, decision)

@@ -16,8 +16,8 @@ from pathlib import Path
 from adaptpo.errors import RunError
 from adaptpo.run.checked_files import RECORDS
 from adaptpo.run.directory import RunDirectory
-from adaptpo.run.manifest import Digest, Entry, checksum
-from adaptpo.run.state import State, dependents, is_read_no_more, log_faults, write_state
+from adaptpo.run.manifest import Digest, checksum
+from adaptpo.run.state import State, dependents, is_done, is_read_no_more, log_faults, write_state
 
 WEIGHTS = (".safetensors", ".bin")
 SHARD = re.compile(r"\d{5,}\.parquet")
@@ -48,24 +48,18 @@ class Decision:
     left: list[Damage]
 
 
-def find_damage(run: RunDirectory, thorough: bool) -> list[Damage]:
-    """Compares the files of finished phases with what was written.
-
-    Unless it is `thorough`, weights of policies that no later phase loads are compared by their size only.
-    """
-    phases = run.state["phases"]
-    done = {name for name, facts in phases.items() if facts["done"]}
+def find_damage(run: RunDirectory) -> list[Damage]:
+    """Compares the files of finished phases with what was written."""
+    done = {name for name, facts in run.state["phases"].items() if facts["done"]}
     listed = [entry for files in run.manifest.artefacts.values() for entry in files.values() if entry.phase in done]
-    faults = run.manifest.faults(listed, lambda entry: thorough or is_loaded_later(entry, phases))
-    files = [Damage(entry.file, fault, entry.phase, entry.artefact) for entry, fault in faults]
+    files = [Damage(entry.file, fault, entry.phase, entry.artefact) for entry, fault in run.manifest.faults(listed)]
     return [*unlisted(run), *files, *damaged_logs(run)]
 
 
-def is_loaded_later(entry: Entry, phases: State) -> bool:
-    found = re.fullmatch(r"iterations/(\d+)/train", entry.phase)
-    if found is None or not entry.file.endswith(WEIGHTS):
-        return True
-    return not phases.get(f"iterations/{int(found[1]) + 1}/train", {}).get("done")
+def is_loaded_no_more(one: Damage, phases: State) -> bool:
+    """Whether these are weights of a policy that the next iteration has been trained from."""
+    found = re.fullmatch(r"iterations/(\d+)/train", one.phase)
+    return found is not None and one.file.endswith(WEIGHTS) and is_done(f"iterations/{int(found[1]) + 1}/train", phases)
 
 
 def unlisted(run: RunDirectory) -> Iterator[Damage]:
@@ -108,8 +102,9 @@ def decide(phases: State, damage: Sequence[Damage], repeatable: bool) -> Decisio
     after = {name for facts in phases.values() for name in facts.get("changed", ())}
     for phase in (name for name in phases if name in damaged):
         same = repeatable or phase in SAME_ANYWHERE or not dependents(phase, phases)
-        if not same and is_read_no_more(phase, phases):
-            left += [one for one in damage if one.phase == phase and one not in left]
+        found = [one for one in damage if one.phase == phase and one not in left]
+        if not same and (is_read_no_more(phase, phases) or all(is_loaded_no_more(one, phases) for one in found)):
+            left += found
             continue
         again.append(phase)
         after |= set() if same else set(dependents(phase, phases))
@@ -127,7 +122,7 @@ def mend(run: RunDirectory, repeatable: bool) -> None:
     if run.is_older_than_manifests:
         run.tell("manifest.jsonl", "does not list what an older version of adaptpo wrote", "that is used unchecked")
     heal_manifest(run)
-    damage = find_damage(run, thorough=False)
+    damage = find_damage(run)
     decision = decide(run.state["phases"], damage, repeatable)
     if decision.after:
         raise RunError(refusal(run, damage, decision))
@@ -154,7 +149,7 @@ def unlisted_records(run: RunDirectory) -> Iterator[Damage]:
     """Damage in files that are written between phases, of which only the report reads any. A start writes them again,
     that of a finished run too."""
     listed = [entry for files in run.manifest.artefacts.values() for entry in files.values() if entry.phase == RECORDS]
-    for entry, fault in run.manifest.faults(listed, lambda _: True):
+    for entry, fault in run.manifest.faults(listed):
         if "/scratch/" not in entry.file:
             yield Damage(entry.file, fault, entry.phase, entry.artefact)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -151,8 +151,8 @@ class Manifest:
 
     # Reading
 
-    def fault(self, entry: Entry, content: bool = True) -> str | None:
-        """What is wrong with a file; None if it is as it was written. Without `content`, only its size is compared.
+    def fault(self, entry: Entry) -> str | None:
+        """What is wrong with a file; None if it is as it was written.
 
         A file is hashed once per process, unless its size, its times or its place on the disk have changed.
         """
@@ -162,7 +162,7 @@ class Manifest:
             if found.st_size != entry.size:
                 return f"has {found.st_size} bytes, and {entry.size} were written"
             now = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-            if not content or self.sound.get(entry.file) == now:
+            if self.sound.get(entry.file) == now:
                 return None
             if checksum(path) != entry.xxh3:
                 return CHANGED
@@ -173,10 +173,10 @@ class Manifest:
         self.sound[entry.file] = now
         return None
 
-    def faults(self, entries: Sequence[Entry], content: Callable[[Entry], bool]) -> Iterator[tuple[Entry, str]]:
+    def faults(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
         """Yields the damaged files; several are read at a time."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = pool.map(lambda entry: self.fault(entry, content(entry)), entries)
+            found = pool.map(self.fault, entries)
             yield from ((entry, fault) for entry, fault in zip(entries, found, strict=True) if fault is not None)
 
     def on_disk(self, artefact: str, phase: str) -> list[Entry]:

@@ -165,7 +165,8 @@ def at_moments(folder: Path) -> dict[str, Path]:
         assert train(start_of(folder, out, point=point)) == -9, (point, out.with_suffix(".log").read_text())
         found[point] = shutil.copytree(out, folder / "moments" / str(number))
     assert train(start_of(folder, out)) == 0
-    found[ENDED] = shutil.copytree(out, folder / "moments" / ENDED)
+    found[ENDED] = Path(shutil.move(out, folder / "moments" / ENDED))
+    out.with_suffix(".log").unlink()
     return found
 
 
@@ -178,7 +179,7 @@ def prepare(folder: Path) -> dict[str, Path]:
 
 
 def outcome(case: Case, folder: Path, moments: dict[str, Path], seed: int) -> Outcome:
-    out = folder / "case" / "run"
+    out = folder / "run"  # Where it began: its config.yaml names the folder.
     shutil.copytree(moments[case.moment], out)
     try:
         if not damage(case.damage, out / case.file, folder / "another" / case.file, seed):
@@ -187,7 +188,8 @@ def outcome(case: Case, folder: Path, moments: dict[str, Path], seed: int) -> Ou
         said = out.with_suffix(".log").read_text(errors="replace")
         return Outcome(case, *judge(case, out, folder / "straight", status, said))
     finally:
-        shutil.rmtree(out.parent)
+        shutil.rmtree(out)
+        out.with_suffix(".log").unlink(missing_ok=True)
 
 
 def evenly(everything: Iterable[Case], rng: random.Random) -> list[Case]:
