@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from adaptpo.cli import main
 from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import ConfigError, RunError
+from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
+from adaptpo.run.files import JsonLines
+from adaptpo.sandbox.build import write_rows
 from adaptpo.sandbox.instructions import demo, grading, questions
 from adaptpo.sandbox.instructions.build import BATCH, REWARD, Material, build
-from adaptpo.sandbox.instructions.grading import graded, held_out_rows, judge_run, judged
+from adaptpo.sandbox.instructions.grading import graded, held_out_rows, judged
 from adaptpo.sandbox.instructions.questions import HELD_OUT_TOPICS, TRAINING_TOPICS, draw_tasks
 from adaptpo.sandbox.instructions.rules import KINDS, Rule, draw_rules, edited
-from adaptpo.sandbox.instructions.study import (
-    PHASES,
-    REFERENCE,
-    ROWS,
-    Measured,
-    Options,
-    grid,
-    run_study,
-    settings_of,
-)
+from adaptpo.sandbox.instructions.study import PHASES, REFERENCE, ROWS, study
+from adaptpo.sandbox.instructions.world import InstructionsWorld, JudgedMeasurement
 from adaptpo.sandbox.instructions.writers import preference_row, tidied
+from adaptpo.sandbox.tables.cells import Cell, Outcome, settings_of
+from adaptpo.sandbox.tables.options import Options
+from adaptpo.sandbox.tables.statistics import Place, Unit
+from adaptpo.sandbox.tables.summary import RowSummary, summarize
+from adaptpo.sandbox.tables.table import asked_rows
+from adaptpo.sandbox.tables.text import grid, remarks
+from adaptpo.sandbox.tables.world import folder_of
+from adaptpo.types import Row
 from tests.tiny import save_policy
 
 ANSWERS = {
@@ -147,9 +155,9 @@ def test_the_judge_never_trains(task: Path) -> None:
     assert set(next(iter(held_out_rows(task).values()))) == {"prompt", "topic", "rules"}
 
 
-def test_rows_have_equal_steps(material: Material, task: Path, tmp_path: Path) -> None:
+def test_rows_have_equal_steps(material: Material, task: Path) -> None:
     for row in ROWS:
-        recipe = load_recipe(task / "recipe.yaml", settings_of(Options(material, tmp_path), row, seed=2))
+        recipe = load_recipe(task / "recipe.yaml", settings_of(task / "recipe.yaml", Cell(row, world_of(material, 2))))
         assert (recipe.seed, recipe.training["max_steps"]) == (2, -(-material.prompts // BATCH))
         assert (recipe.warmup_epochs or 0) + recipe.num_iterations == PHASES
         assert build_method(recipe).name == row.method
@@ -159,19 +167,142 @@ def test_rows_have_equal_steps(material: Material, task: Path, tmp_path: Path) -
     assert halves == [4, 4, 2]
 
 
-def test_a_study_of_one_row(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fast = ("generation.max_new_tokens=4", "peft.r=2", "training.use_cpu=true")
-    options = Options(material, tmp_path, seeds=1, steps=1, rows=("DPO",), settings=fast)
-    found = run_study(options)
-    measured = found["DPO", 0]
-    assert (measured.steps, measured.annotated, measured.boundary) == (3, 0, None)
-    study = json.loads((tmp_path / "study.json").read_text())
-    assert [(run["row"], run["score"]) for run in study["runs"]] == [("DPO", measured.score)]
-    assert "| DPO | 1 |" in (tmp_path / "study.md").read_text()
-    run = next((tmp_path / "runs").iterdir())
-    assert judge_run(run, "initial", held_out_rows(tmp_path / "task")) == [0.0] * 3  # Cut after four tokens.
-    capsys.readouterr()
-    assert run_study(options) == found
+# The world of the tables
+
+FAST = ("generation.max_new_tokens=4", "peft.r=2", "training.use_cpu=true")
+
+
+def world_of(material: Material, seed: int = 0) -> InstructionsWorld:
+    return InstructionsWorld(material, steps=1, settings=FAST).varied(seed, {})
+
+
+def test_a_world_of_another_seed_has_other_prompts(material: Material, tmp_path: Path) -> None:
+    worlds = [world_of(material), world_of(material, 1), world_of(replace(material, heldout=4))]
+    assert worlds[0].name == f"{Path(material.model).name}_prompts-8_heldout-3_flipped-0.1/seed-0"
+    assert len({world.name for world in worlds}) == 3
+    for world in worlds[:2]:
+        world.build(tmp_path, ROWS)
+    first, other = ((folder_of(tmp_path, world) / "train.jsonl").read_text() for world in worlds[:2])
+    assert first != other
+
+
+def test_a_study_has_the_options_of_a_table(material: Material, tmp_path: Path) -> None:
+    options = Options(world_of(material), 1, tmp_path, 3, methods=("dpo",), labels=("DPO", "SELM"))
+    assert options.command("study-x") == (
+        f"adaptpo sandbox study --model {material.model} --seeds 1 --runs 3 --methods dpo --rows 'DPO;SELM' "
+        "--prompts 8 --heldout 3 --steps 1 --set 'generation.max_new_tokens=4' --set 'peft.r=2' "
+        "--set 'training.use_cpu=true'"
+    )
+    name, table = study("org/model")
+    assert (name, table.title, table.reference) == ("study-model", "Methods on model", REFERENCE)
+    assert [row.label for row in asked_rows(table, ["online_dpo", "dpo"], METHODS, ["DPO", "SELM"])] == ["DPO"]
+    with pytest.raises(ConfigError, match=r"--rows: no row of this table has the label 'Online DP'.*Online DPO"):
+        asked_rows(table, None, METHODS, ["Online DP"])
+
+
+def evaluated_run(folder: Path, evaluations: Mapping[str, Sequence[Row]]) -> Path:
+    """A run that trained on one pair, with these held-out answers by stage."""
+    for part in ("data", "iterations/0", "evaluation"):
+        (folder / part).mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: none")
+    pq.write_table(pa.table({"prompt_id": [0], "part": [0], "columns": ["{}"]}), folder / "data/offline.parquet")
+    for stage, rows in evaluations.items():
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"evaluation/{stage}.parquet")
+        JsonLines(folder / "metrics.jsonl").append({"phase": f"evaluate/{stage}", "length/mean": len(stage)})
+    return folder
+
+
+def test_a_run_is_measured_by_the_judge(tmp_path: Path) -> None:
+    """The answer keeps one of two rules before and both after; to the other prompt it is cut both times."""
+    world = InstructionsWorld(Material("model", 8, 2))
+    asked = [
+        {"prompt": [{"role": "user", "content": topic}], "topic": topic, "rules": "words 8; lowercase"}
+        for topic in ("cat", "dog")
+    ]
+    write_rows(folder_of(tmp_path, world) / "heldout.jsonl", asked)
+    answers = {"initial": ("A cat is a pet.", "a dog"), "iteration-0": ("a cat is a small pet.", "a dog is a")}
+    evaluations = {
+        stage: [
+            {"prompt_id": n, "prompt": json.dumps(row["prompt"]), "response": text, "ended": n == 0, "reward": 0.4 - n}
+            for n, (row, text) in enumerate(zip(asked, texts, strict=True))
+        ]
+        for stage, texts in answers.items()
+    }
+    found = world.measure(tmp_path, evaluated_run(tmp_path / "run", evaluations), None)
+    assert (found.true_reward, found.sft_reward, found.gain, found.win_rate) == (0.5, 0.25, 0.25, 0.75)
+    assert (found.reward, found.tokens, found.words) == (pytest.approx(-0.1), len("iteration-0"), 5.0)
+    assert (found.annotated, found.boundary_score) == (0.0, None)
+    with pytest.raises(RunError, match="no evaluations, which the judge measures; leave eval_data"):
+        world.measure(tmp_path, evaluated_run(tmp_path / "other", {}), None)
+
+
+def judged_with(score: float, **values: Any) -> JudgedMeasurement:
+    return JudgedMeasurement(score, 0.25, 0.5, 0.5, 0.0, 1, 2, 3, 9, **values)
+
+
+def summaries_of(scores: Mapping[str, Sequence[float]], places: Sequence[Place], unit: Unit) -> list[RowSummary]:
+    rows = [row for row in ROWS if row.label in scores]
+    world = InstructionsWorld(Material("model", 8, 2))
+    outcomes = [
+        Outcome(Cell(row, world.varied(seed, {}), repeat), Path("run"), judged_with(score, tokens=20.0, reward=1.0))
+        for row in rows
+        for (seed, repeat), score in zip(places, scores[row.label], strict=True)
+    ]
+    return summarize(rows, outcomes, REFERENCE, unit)
+
+
+@pytest.mark.parametrize(("seeds", "runs"), [(2, 1), (1, 2)])
+def test_rows_are_compared_by_world_and_run_seed(seeds: int, runs: int, tmp_path: Path) -> None:
+    """Differences 0.1 and -0.2: mean -0.05, standard error 0.15, and t is 12.706 with one degree of freedom."""
+    options = Options(InstructionsWorld(Material("model", 8, 2)), seeds, tmp_path, runs)
+    places = [(seed, run) for seed in range(seeds) for run in range(runs)]
+    _, table = study("model")
+    found = summaries_of({"DPO": (0.4, 0.5), REFERENCE: (0.3, 0.7)}, places, options.unit)
+    cells = grid(table, found, options.places)
+    rows = [dict(zip(cells.titles, row, strict=True)) for row in cells.rows]
+    assert rows[0]["difference"] == "−0.050 [−1.956, +1.856]"
+    assert rows[1] | {"judge": ""} == {
+        "": REFERENCE,
+        "judge": "",
+        "difference": "–",
+        "reward": "1.00 [1.00, 1.00]",
+        "tokens": "20.0 [20.0, 20.0]",
+        "steps": "0",
+        "prompts annotated, %": "0",
+        "annotated responses a prompt": "0.0",
+    }
+    notes = remarks(table, found, options)
+    assert notes[0].startswith("Judge's score of one response")
+    assert ("between runs in one world, which holds for its prompts alone" in notes[0]) == (runs == 2)
+    assert f"deviation of 0.212 between {'runs in one world' if runs == 2 else 'worlds'}. The smallest" in notes[1]
+    assert notes[2:] == ["The judge's score before training is 0.250."]
+
+
+@pytest.mark.engines
+def test_a_study_from_end_to_end(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docs = tmp_path / "docs.md"
+    sizes = [f"--{name}={value}" for name, value in (("prompts", 8), ("heldout", 3), ("steps", 1), ("seeds", 1))]
+    asked = ["--model", material.model, *sizes, "--runs=2", "--rows=DPO;own pairs from SFT", "--out", str(tmp_path)]
+    command = ["sandbox", "study", *asked, "--docs", str(docs), *(f"--set={each}" for each in FAST)]
+
+    def record() -> Any:
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0
+        return json.loads((tmp_path / "tables" / f"study-{Path(material.model).name}.json").read_text())
+
+    found = record()
+    cells = {row["label"]: row["cells"] for row in found["rows"]}
+    assert [cell["steps"] for each in cells.values() for cell in each] == [3] * 4
+    assert [cell["true_reward"] for each in cells.values() for cell in each] == [0.0] * 4  # Cut after four tokens.
+    assert [cell["annotated"] for cell in cells["DPO"]] == [0.0, 0.0]
+    assert all(cell["boundary"] for cell in cells["own pairs from SFT"])
+    assert None not in {found["rows"][0]["estimates"]["tokens"][side] for side in ("low", "high")}
+    assert "| DPO | 0.000 [0.000, 0.000] |" in docs.read_text()
+    assert len(list(tmp_path.glob("openings/*/seed-0/*"))) == 4
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert record() == found
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_the_demo_shows_the_first_held_out_answers(
@@ -187,22 +318,3 @@ def test_the_demo_shows_the_first_held_out_answers(
     assert [answer["prompt"] for answer in facts["answers"]] == prompts
     assert all(prompt in said for prompt in prompts)
     assert (tmp_path / "run" / "report" / "report.html").exists() and "report.html" in said
-
-
-def test_unknown_rows_are_refused(material: Material, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Online DPO"):
-        run_study(Options(material, tmp_path, rows=("Online DP",)))
-
-
-def measured_with(score: float, **values: Any) -> Measured:
-    return Measured(score, 0.25, 1.0, 20.0, 36, values.get("annotated", 0))
-
-
-def test_rows_are_compared_by_seed() -> None:
-    scores = {"DPO": (0.4, 0.5), REFERENCE: (0.3, 0.7)}
-    found = {(row, seed): measured_with(score) for row, pair in scores.items() for seed, score in enumerate(pair)}
-    table = grid(found)
-    cells = {row[0]: row for row in table.rows}
-    assert cells["SFT"][2] == "0.250"
-    assert cells["DPO"][1:4] == ["2", "0.450 [0.400, 0.500]", "-0.050 [-0.200, +0.100]"]
-    assert cells[REFERENCE][3] == "–"

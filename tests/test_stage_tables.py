@@ -17,6 +17,7 @@ from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_cells, run
 from adaptpo.sandbox.tables.definitions.stages import TABLE_3, TABLE_5, duel, stage_rows
 from adaptpo.sandbox.tables.measure import Boundary, Measurement, stage_prompts
 from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
 from adaptpo.sandbox.tables.stage_view import StageView, effectiveness, policies
 from adaptpo.sandbox.tables.summary import RowSummary, summarize
 
@@ -55,7 +56,7 @@ GAINS = ((INJECTION, 0.3, 0.1), (FINE_TUNING, 0.1, 0.2), (UNDECIDED, 0.2, -0.1))
 
 def ended(row: Row, seed: int, gain: float, boundary: Boundary | None = None) -> Outcome:
     found = Measurement(0.5 + gain, 0.5, 0.8, 0.7, 0.0, 1, 2, 3, 9, words=10 * gain, boundary=boundary)
-    return Outcome(Cell(row, WorldSettings(seed=seed)), Path("run"), found)
+    return Outcome(Cell(row, SandboxWorld(WorldSettings(seed=seed))), Path("run"), found)
 
 
 def example() -> list[RowSummary]:
@@ -113,7 +114,9 @@ def test_every_run_comes_after_the_one_it_starts_from() -> None:
     assert set(TABLE_3) == set(TABLE_5) == {row.group for row in rows[2:]}
     last = next(row for row in rows if row.depth == 1)
     chain = Row("again", last.settings, start=last)
-    assert [[cell.row for cell in wave] for wave in waves(cells_of([chain], [0], 1, 64))] == [
+    assert [
+        [cell.row for cell in wave] for wave in waves(cells_of([chain], [0], 1, SandboxWorld(WorldSettings())))
+    ] == [
         [last.start],
         [last],
         [chain],
@@ -123,7 +126,7 @@ def test_every_run_comes_after_the_one_it_starts_from() -> None:
 def test_what_a_run_starts_from_is_part_of_its_name(tmp_path: Path) -> None:
     write_recipe(tmp_path, WorldSettings())
     rows = (OFF, *duel("x", (), start=OFF)[:1], Row("", ()))
-    names = {run_name(tmp_path / "recipe.yaml", Cell(row, WorldSettings())) for row in rows}
+    names = {run_name(tmp_path / "recipe.yaml", Cell(row, SandboxWorld(WorldSettings()))) for row in rows}
     assert len(names) == 3
 
 
@@ -139,9 +142,10 @@ def test_runs_that_start_from_others(tmp_path: Path) -> None:
     _, second = duel("then", QUICK, TINY, first)
     broken = Row("broken", (*first.settings, "reward=no/such/model"), TINY)
     orphan = Row("orphan", first.settings, TINY, start=broken)
-    cells = cells_of([second, orphan], [0], 1, 32)
+    world = SandboxWorld(WorldSettings(prompts=32))
+    cells = cells_of([second, orphan], [0], 1, world)
     found, failed = run_cells(cells, tmp_path, 1)
-    (start,) = run_cells(cells_of([first], [0], 1, 32), tmp_path, 1)
+    (start,) = run_cells(cells_of([first], [0], 1, world), tmp_path, 1)
 
     assert found.run is not None and found.measurement is not None
     assert start.run is not None and start.measurement is not None

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaptpo.cli import TABLE_HELP, main
+from adaptpo.cli import main
+from adaptpo.cli.help import TABLE_HELP
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
@@ -21,15 +22,17 @@ from adaptpo.report import RunData
 from adaptpo.run.files import JsonLines
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
-from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of, world_name
-from adaptpo.sandbox.tables.command import Options, run_table
+from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of
+from adaptpo.sandbox.tables.command import run_table
 from adaptpo.sandbox.tables.definitions import TABLES
 from adaptpo.sandbox.tables.docs import replaced, write_section
 from adaptpo.sandbox.tables.labels import label_separation, last_visits
 from adaptpo.sandbox.tables.measure import Measurement
+from adaptpo.sandbox.tables.options import Options
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks
 from adaptpo.sandbox.tables.row import Row
+from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
 from adaptpo.sandbox.tables.statistics import (
     Spread,
     area_under_curve,
@@ -42,7 +45,9 @@ from adaptpo.sandbox.tables.statistics import (
 from adaptpo.sandbox.tables.summary import summarize
 from adaptpo.sandbox.tables.table import Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.text import COLUMNS, grid
-from adaptpo.sandbox.tables.work import build_world
+
+WORLD = SandboxWorld(WorldSettings())
+SMALL = SandboxWorld(WorldSettings(prompts=64))
 
 # Statistics
 
@@ -183,8 +188,8 @@ def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
     """Its available rows give valid recipes that differ, its worlds can be, and it has its reference row."""
     table, recipe = TABLES[name], recipe_of(tmp_path / "world")
     rows = asked_rows(table, None, METHODS)
-    cells = cells_of(rows, [0], 1, 3000)
-    runs = {(world_name(cell.world), run_name(recipe, cell)) for cell in cells}
+    cells = cells_of(rows, [0], 1, WORLD)
+    runs = {(cell.world.name, run_name(recipe, cell)) for cell in cells}
     assert len(runs) == len(cells) > 0
     assert table.reference in {row.label for row in table.rows}
     assert len({(row.group, row.label) for row in table.rows}) == len(table.rows)
@@ -196,24 +201,24 @@ def test_every_table_is_sound(name: str, tmp_path: Path) -> None:
 def test_rows_that_say_the_same_share_a_run_wherever_the_world_lies(tmp_path: Path) -> None:
     here, there = recipe_of(tmp_path / "here"), recipe_of(tmp_path / "there")
     plain, spelt_out = Row("a", ("method.name=metaapo",)), Row("b", ("meta.update_interval=8",))
-    name = run_name(here, Cell(plain, WorldSettings()))
-    assert name == run_name(here, Cell(spelt_out, WorldSettings())) == run_name(there, Cell(plain, WorldSettings()))
-    assert run_name(here, Cell(Row("c", ("meta.update_interval=4",)), WorldSettings())) != name
-    assert run_name(here, Cell(plain, WorldSettings(), repeat=1)) != name
+    name = run_name(here, Cell(plain, WORLD))
+    assert name == run_name(here, Cell(spelt_out, WORLD)) == run_name(there, Cell(plain, WORLD))
+    assert run_name(here, Cell(Row("c", ("meta.update_interval=4",)), WORLD)) != name
+    assert run_name(here, Cell(plain, WORLD, repeat=1)) != name
 
 
 def test_rows_of_equal_length_have_the_steps_of_an_epoch_over_all_prompts(tmp_path: Path) -> None:
     """3000 prompts in three parts, 16 in a step: 63 steps, of which the last one of an epoch is half full."""
     recipe = recipe_of(tmp_path / "world")
     row = Row("BeeS", ("method.name=bees", "warmup_epochs=4"), epochs=1.0)
-    assert settings_of(recipe, Cell(row, WorldSettings()))[0] == "training.max_steps=63"
+    assert settings_of(recipe, Cell(row, WORLD))[0] == "training.max_steps=63"
     twice = replace(row, epochs=2.0)
-    assert settings_of(recipe, Cell(twice, WorldSettings()))[0] == "training.max_steps=125"
-    assert not any("max_steps" in each for each in settings_of(recipe, Cell(Row("", ()), WorldSettings())))
+    assert settings_of(recipe, Cell(twice, WORLD))[0] == "training.max_steps=125"
+    assert not any("max_steps" in each for each in settings_of(recipe, Cell(Row("", ()), WORLD)))
 
 
 def test_repetitions_come_after_all_worlds_and_have_seeds_of_their_own() -> None:
-    cells = cells_of([Row("", ())], [5, 6], 2, 64)
+    cells = cells_of([Row("", ())], [5, 6], 2, SMALL)
     assert [cell.place for cell in cells] == [(5, 0), (6, 0), (5, 1), (6, 1)]
     assert len({cell.seed for cell in cells}) == 4
     assert cells[0].seed == 5
@@ -221,10 +226,10 @@ def test_repetitions_come_after_all_worlds_and_have_seeds_of_their_own() -> None
 
 def test_worlds_are_named_by_what_differs_from_the_defaults() -> None:
     noisy, plain = (
-        cells_of([Row("", (), world)], range(2), 1, 64)[1] for world in ({"flipped": 0.3}, {"flipped": 0.1})
+        cells_of([Row("", (), world)], range(2), 1, SMALL)[1] for world in ({"flipped": 0.3}, {"flipped": 0.1})
     )
-    assert world_name(noisy.world) == "prompts-64_flipped-0.3/seed-1"
-    assert world_name(plain.world) == "prompts-64/seed-1"
+    assert noisy.world.name == "prompts-64_flipped-0.3/seed-1"
+    assert plain.world.name == "prompts-64/seed-1"
 
 
 def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +245,7 @@ def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsy
 
 
 def outcome(row: Row, seed: int, reward: float | None, **further: float) -> Outcome:
-    cell = Cell(row, WorldSettings(seed=seed))
+    cell = Cell(row, WORLD.varied(seed, {}))
     if reward is None:
         return Outcome(cell, error="no luck")
     return Outcome(cell, Path("run"), Measurement(reward, 0.5, 0.8, 0.7, 0.5, 1, 2, 3, 9, **further))
@@ -371,7 +376,8 @@ def written_files(out: Path) -> dict[Path, int]:
 def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet_libraries()
     out = tmp_path / "out"
-    options = Options(seeds=1, out=out, prompts=32, docs=tmp_path / "docs.md")
+    world = SandboxWorld(WorldSettings(prompts=32))
+    options = Options(world, seeds=1, out=out, docs=tmp_path / "docs.md")
     summaries = {summary.row.label: summary for summary in run_table("small", TABLE, options)}
 
     assert [len(summary.measured) for summary in summaries.values()] == [1, 1, 1, 0, 0]
@@ -407,6 +413,8 @@ def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(later[0].measured) == 1  # Its opening is there already, by another row.
     assert len(list(out.glob("openings/*/seed-*/*"))) == 1
 
+    other = SandboxWorld(WorldSettings(prompts=48, **TINY))
+    (out / "worlds" / other.name).parent.mkdir()
+    (out / "worlds" / world.varied(0, TINY).name).rename(out / "worlds" / other.name)
     with pytest.raises(RunError, match="world with other settings"):
-        other = WorldSettings(prompts=48, **TINY)
-        build_world(out / "worlds" / world_name(WorldSettings(prompts=32, **TINY)), other, None, tmp_path / "none.json")
+        other.build(out, [])

@@ -12,22 +12,19 @@ from typing import NoReturn
 from adaptpo.cli.evaluate import add_evaluation
 from adaptpo.cli.help import (
     ANNOTATE_HELP,
-    CHECK_HELP,
     DEMO_HELP,
     METHODS_HELP,
     PLAN_HELP,
     REPAIR_HELP,
     REPORT_HELP,
-    SANDBOX_HELP,
     STAGE_HELP,
-    STUDY_HELP,
-    TABLE_HELP,
     TRAIN_HELP,
     VERIFY_HELP,
     VOTE_HELP,
 )
 from adaptpo.cli.parsing import Parser, add_command, add_no_code, add_recipe, given_recipe
 from adaptpo.cli.recipes import add_recipes
+from adaptpo.cli.sandbox import add_sandbox
 from adaptpo.config.secrets import masked_text
 from adaptpo.config.version import __version__
 from adaptpo.distributed.launch import is_first_process, name_of_process
@@ -148,62 +145,6 @@ def run_vote(options: argparse.Namespace) -> None:
         vote(chosen)
 
 
-def run_sandbox_build(options: argparse.Namespace) -> None:
-    from adaptpo.distributed.quiet import quiet_libraries
-    from adaptpo.sandbox.build import build
-    from adaptpo.sandbox.threads import one_thread
-
-    quiet_libraries()
-    with one_thread():
-        build(options.out, prompts=options.prompts, seed=options.seed)
-    print(f"The sandbox is in {options.out}. To align its policy: adaptpo train {options.out}/recipe.yaml")
-
-
-def run_sandbox_check(options: argparse.Namespace) -> int:
-    from adaptpo.distributed.quiet import quiet_libraries
-    from adaptpo.sandbox.check import check, print_checks
-    from adaptpo.sandbox.threads import one_thread
-
-    quiet_libraries()
-    with one_thread():
-        checks = check(options.folder)
-    print_checks(checks)
-    return 0 if all(c.passed for c in checks) else 1
-
-
-def run_sandbox_table(options: argparse.Namespace) -> int:
-    from adaptpo.distributed.quiet import quiet_libraries
-    from adaptpo.sandbox.tables.command import Options, run_table
-    from adaptpo.sandbox.tables.definitions import TABLES
-    from adaptpo.sandbox.tables.table import find_table
-
-    quiet_libraries()
-    methods = None if options.methods is None else tuple(options.methods.split(","))
-    chosen = Options(
-        options.seeds,
-        options.out,
-        options.runs,
-        options.first,
-        methods,
-        options.jobs,
-        options.prompts,
-        options.docs,
-    )
-    summaries = run_table(options.name, find_table(options.name, TABLES), chosen)
-    return 1 if any(summary.errors for summary in summaries) else 0
-
-
-def run_sandbox_study(options: argparse.Namespace) -> None:
-    from adaptpo.distributed.quiet import quiet_libraries
-    from adaptpo.sandbox.instructions.build import Material
-    from adaptpo.sandbox.instructions.study import Options, run_study
-
-    quiet_libraries()
-    rows = None if options.rows is None else tuple(options.rows.split(";"))
-    material = Material(options.model, options.prompts, options.heldout)
-    run_study(Options(material, options.out, options.seeds, options.steps, rows, tuple(options.set)))
-
-
 def run_demo(options: argparse.Namespace) -> None:
     from adaptpo.cli.demo import run_demo as demo
     from adaptpo.distributed.quiet import quiet_libraries
@@ -302,51 +243,6 @@ def add_vote(commands: argparse._SubParsersAction) -> None:
     vote.add_argument("--out", type=Path, default=Path("votes"), help="folder for the votes (default: votes)")
     vote.add_argument("--results", action="store_true", help="print what the votes say so far")
     vote.add_argument("--json", action="store_true", help="results as JSON, for machines")
-
-
-def add_sandbox(commands: argparse._SubParsersAction) -> None:
-    sandbox = commands.add_parser(
-        "sandbox",
-        help="a small world with a known true reward",
-        description=SANDBOX_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = sandbox.add_subparsers(metavar="ACTION", required=True)
-    build = add_command(actions, "build", "write a world", SANDBOX_HELP, run_sandbox_build)
-    build.add_argument("--out", type=Path, required=True, help="folder to write the world to")
-    build.add_argument("--prompts", type=int, default=3000, help="prompts of the offline data set (default: 3000)")
-    build.add_argument("--seed", type=int, default=0, help="seed of data and models (default: 0)")
-    check = add_command(actions, "check", "check whether a world is valid", CHECK_HELP, run_sandbox_check)
-    check.add_argument("folder", type=Path, help="a folder that `adaptpo sandbox build` wrote")
-    add_table(actions)
-    add_study(actions)
-
-
-def add_table(actions: argparse._SubParsersAction) -> None:
-    table = add_command(actions, "table", "compare methods over several worlds", TABLE_HELP, run_sandbox_table)
-    table.add_argument("name", metavar="NAME", help="a table from the list above")
-    table.add_argument("--seeds", type=int, required=True, help="number of worlds, with seeds FIRST, FIRST + 1, ...")
-    table.add_argument("--first", type=int, default=0, help="seed of the first world (default: 0)")
-    table.add_argument("--runs", type=int, default=1, help="runs of each row in each world (default: 1)")
-    table.add_argument("--methods", metavar="A,B", help="only rows of these methods (default: all available)")
-    table.add_argument("--jobs", type=int, default=1, help="number of parallel processes, one thread each (default: 1)")
-    table.add_argument(
-        "--out", type=Path, default=Path("runs/tables"), help="folder for worlds, runs, tables (default: runs/tables)"
-    )
-    table.add_argument("--prompts", type=int, default=3000, help="prompts of each world's data set (default: 3000)")
-    table.add_argument("--docs", metavar="FILE.md", type=Path, help="also write the table to its section of this file")
-
-
-def add_study(actions: argparse._SubParsersAction) -> None:
-    study = add_command(actions, "study", "compare methods on a real language model", STUDY_HELP, run_sandbox_study)
-    study.add_argument("--model", required=True, help="folder or hub id of a chat model")
-    study.add_argument("--prompts", type=int, default=384, help="prompts with offline pairs (default: 384)")
-    study.add_argument("--heldout", type=int, default=128, help="held-out prompts (default: 128)")
-    study.add_argument("--seeds", type=int, default=3, help="run seeds of each row, 0, 1, ... (default: 3)")
-    study.add_argument("--steps", type=int, help="optimizer steps of each training phase (default: one epoch's)")
-    study.add_argument("--rows", metavar="A;B", help="only these rows (default: all)")
-    study.add_argument("--out", type=Path, default=Path("runs/study"), help="folder to write to (default: runs/study)")
-    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -170,11 +170,14 @@ requested again.
 
 
 STUDY_HELP = """\
-Compare methods on a real language model, at equal optimizer steps. Prompts ask a question with two rules for the form
-of the answer; a judge that trains nothing checks the rules in held-out answers. Rows: DPO, Online DPO, MetaAPO, Online
-DPO at half the annotations, SELM, MetaPO, pool KTO, and offline against own pairs from the SFT policy, with its stage.
+Compare methods on a real language model, at equal optimizer steps: a table as of `adaptpo sandbox table`, with the same
+options. Prompts ask a question with two rules for the form of the answer; a judge that trains nothing checks the rules
+in held-out answers. A seed is a world, with prompts and offline answers of its own. Rows: DPO, Online DPO, MetaAPO,
+Online DPO at half the annotations, SELM, MetaPO, pool KTO, and offline against own pairs from the SFT policy, with its
+stage. With one seed and several --runs, intervals are between runs and hold for that seed's prompts alone. To resume an
+interrupted study, start the same command again.
 
-  adaptpo sandbox study --model HuggingFaceTB/SmolLM2-135M-Instruct
+  adaptpo sandbox study --model HuggingFaceTB/SmolLM2-135M-Instruct --jobs 2
   adaptpo sandbox study --model real-model --prompts 96 --heldout 48 --seeds 1 --rows 'DPO;Online DPO;MetaAPO'
   adaptpo sandbox study --model Qwen/Qwen2.5-1.5B-Instruct --prompts 6000 --heldout 1000 --set training.bf16=true
 """

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,16 @@ from tqdm import tqdm
 from adaptpo.config.recipe import load_recipe
 from adaptpo.errors import AdaptpoError, RunError
 from adaptpo.run.state import read_state
-from adaptpo.sandbox.candidates import KINDS
-from adaptpo.sandbox.settings import WorldSettings
-from adaptpo.sandbox.tables.measure import Measurement, measure
+from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.processes import Finished, Task, run_tasks
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.statistics import Place
 from adaptpo.sandbox.tables.work import align_policy, build_world, open_policy
+from adaptpo.sandbox.tables.world import World, folder_of
 from adaptpo.trainer import AlignmentTrainer
 
 NOT_PART_OF_A_RUN = ("output_dir", "branch_of", "show_progress")
 APART = 1_000_000
-BATCH = "per_device_train_batch_size"
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Cell:
     """A row in one world; `repeat` numbers its runs there, each with a seed of its own."""
 
     row: Row
-    world: WorldSettings
+    world: World
     repeat: int = 0
 
     @property
@@ -46,6 +43,11 @@ class Cell:
     def seed(self) -> int:
         """The run's seed: the world's, and for each repetition one that no world has."""
         return self.world.seed + APART * self.repeat
+
+    @property
+    def start(self) -> Cell | None:
+        """The cell whose policy this one starts from; None: the world's own policy."""
+        return None if self.row.start is None else replace(self, row=self.row.start)
 
 
 @dataclass(frozen=True)
@@ -69,41 +71,20 @@ class Outcome:
     error: str | None = None
 
 
-def cells_of(rows: Sequence[Row], seeds: Sequence[int], runs: int, prompts: int) -> list[Cell]:
-    """All rows in the worlds of these seeds, then all again with other seeds of the runs: an interrupted table has
-    whole repetitions. Raises ConfigError for impossible settings."""
+def cells_of(rows: Sequence[Row], seeds: Sequence[int], runs: int, world: World) -> list[Cell]:
+    """All rows in the worlds of these seeds, which vary `world`, then all again with other seeds of the runs: an
+    interrupted table has whole repetitions. Raises ConfigError for impossible settings."""
     return [
-        Cell(row, WorldSettings(**{"prompts": prompts, **row.world, "seed": seed}), repeat)
-        for repeat in range(runs)
-        for seed in seeds
-        for row in rows
+        Cell(row, world.varied(seed, row.world), repeat) for repeat in range(runs) for seed in seeds for row in rows
     ]
-
-
-def world_name(world: WorldSettings) -> str:
-    """A name from what differs from the defaults: `prompts-3000/seed-0` or `prompts-3000_flipped-0.2/seed-0`."""
-    others = [each for each in fields(world) if each.name not in ("prompts", "seed") and each.default is not MISSING]
-    changed = [
-        f"_{each.name}-{getattr(world, each.name)}" for each in others if getattr(world, each.name) != each.default
-    ]
-    return f"prompts-{world.prompts}{''.join(changed)}/seed-{world.seed}"
 
 
 def settings_of(recipe: Path, cell: Cell) -> tuple[str, ...]:
-    """The row's settings with the run's seed and, for rows of equal length, the steps of an iteration. The table
-    measures the policy itself, so the run evaluates nothing.
+    """What the world and the row assign to the recipe, and the run's seed.
 
     Raises ConfigError if the row's settings are invalid.
     """
-    return (*steps_of(recipe, cell), "eval_data=null", *cell.row.settings, f"seed={cell.seed}")
-
-
-def steps_of(recipe: Path, cell: Cell) -> tuple[str, ...]:
-    if cell.row.epochs is None:
-        return ()
-    config = load_recipe(recipe, cell.row.settings)
-    prompts = math.ceil(cell.world.prompts / config.num_iterations)
-    return (f"training.max_steps={math.ceil(cell.row.epochs * prompts / config.training[BATCH])}",)
+    return (*cell.world.assignments(recipe, cell.row), f"seed={cell.seed}")
 
 
 def opening_name(recipe: Path, settings: Sequence[str], out: Path) -> str:
@@ -121,15 +102,15 @@ def run_name(recipe: Path, cell: Cell) -> str:
     values: dict[str, Any] = load_recipe(recipe, settings_of(recipe, cell)).model_dump(mode="json")
     kept = {key: value for key, value in values.items() if key not in NOT_PART_OF_A_RUN}
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False).replace(str(recipe.parent.resolve()), "")
-    text += run_name(recipe, replace(cell, row=cell.row.start)) if cell.row.start else ""
+    text += run_name(recipe, cell.start) if cell.start else ""
     return f"{cell.row.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
     """Builds the worlds, aligns the policies and measures them; skips what exists already."""
-    worlds = {world_name(cell.world): cell.world for cell in cells}
-    files = sorted({name for cell in cells for name in candidates_of(cell.row)})
-    errors = work_off("world", {name: world_task(out, name, world, files) for name, world in worlds.items()}, jobs)
+    rows = [cell.row for cell in cells]
+    worlds = {cell.world.name: Task(build_world, (cell.world, out, rows)) for cell in cells}
+    errors = work_off("world", worlds, jobs)
     for wave in waves(cells):
         plans = [planned(cell, out, errors) for cell in wave]
         ready = [plan for plan in plans if isinstance(plan, Plan)]
@@ -147,63 +128,47 @@ def waves(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
 
 def lineage(cell: Cell) -> Iterator[Cell]:
     """The cells that this one starts from, earliest first, and the cell itself."""
-    if cell.row.start is not None:
-        yield from lineage(replace(cell, row=cell.row.start))
+    if cell.start is not None:
+        yield from lineage(cell.start)
     yield cell
-
-
-def candidates_of(row: Row) -> list[str]:
-    """The files of other pairs that a row, or one that it starts from, trains on."""
-    own = [name for name in KINDS if f"data.path={name}" in row.settings]
-    return own + (candidates_of(row.start) if row.start else [])
-
-
-def world_task(out: Path, name: str, world: WorldSettings, candidates: Sequence[str]) -> Task:
-    folder, responses = out / "worlds" / name, out / "responses" / name / "sft.json"
-    return Task(build_world, (folder, world, out / "models", responses, candidates))
 
 
 def planned(cell: Cell, out: Path, errors: dict[str, str]) -> Plan | Outcome:
     """The cell with the folders of its run, or with the reason why it cannot run."""
-    name = world_name(cell.world)
+    name = cell.world.name
     if name in errors:
         return Outcome(cell, error=f"its world was not built: {errors[name]}")
     recipe = recipe_of(out, cell)
     try:
-        runs = out / "runs" / name
-        run, settings = runs / run_name(recipe, cell), settings_from(recipe, cell, runs)
+        run, settings = run_of(out, cell), (*settings_of(recipe, cell), *starting_policy(out, cell))
         return Plan(cell, run, out / "openings" / name / opening_name(recipe, settings, run), settings)
     except AdaptpoError as error:
         return Outcome(cell, error=str(error))
 
 
-def settings_from(recipe: Path, cell: Cell, runs: Path) -> tuple[str, ...]:
-    """The cell's settings, with the policy to start from. Raises RunError if that policy's run has not finished."""
-    start = cell.row.start
-    if start is None:
-        return settings_of(recipe, cell)
-    policy = runs / run_name(recipe, replace(cell, row=start)) / "final"
-    if not policy.is_dir():
-        name = ", ".join(filter(None, (start.group, start.label)))
+def starting_policy(out: Path, cell: Cell) -> tuple[str, ...]:
+    """The policy of the run that a cell starts from, as a setting. Raises RunError if that run has not finished."""
+    if cell.start is None:
+        return ()
+    run, row = run_of(out, cell.start), cell.start.row
+    if not (run / "final").is_dir():
+        name = ", ".join(filter(None, (row.group, row.label)))
         raise RunError(f"the run that it starts from did not finish: {name}; fix that one first")
-    return (*settings_of(recipe, cell), f"model={policy.resolve()}")
-
-
-def responses_of(out: Path, run: Path) -> Path:
-    """Where the held-out responses of a run's policy lie."""
-    return out / "responses" / run.relative_to(out / "runs").with_suffix(".json")
-
-
-def responses_before(out: Path, plan: Plan) -> Path:
-    """Where those of the policy that it started from lie."""
-    start, world = plan.cell.row.start, world_name(plan.cell.world)
-    if start is None:
-        return out / "responses" / world / "sft.json"
-    return responses_of(out, plan.run.parent / run_name(recipe_of(out, plan.cell), replace(plan.cell, row=start)))
+    return (f"model={(run / 'final').resolve()}",)
 
 
 def recipe_of(out: Path, cell: Cell) -> Path:
-    return out / "worlds" / world_name(cell.world) / "recipe.yaml"
+    return folder_of(out, cell.world) / "recipe.yaml"
+
+
+def run_of(out: Path, cell: Cell) -> Path:
+    """The folder of a cell's run. Raises ConfigError if the row's settings are invalid."""
+    return out / "runs" / cell.world.name / run_name(recipe_of(out, cell), cell)
+
+
+def start_of(out: Path, cell: Cell) -> Path | None:
+    """The folder of the run that a cell starts from, if there is one."""
+    return None if cell.start is None else run_of(out, cell.start)
 
 
 def run_openings(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
@@ -222,7 +187,7 @@ def run_plans(plans: Sequence[Plan], out: Path, jobs: int) -> dict[str, str]:
     for plan in plans:
         places = (f"output_dir={plan.run}", f"branch_of={plan.opening}")
         settings = (*plan.settings, *places, "show_progress=false")
-        task = (recipe_of(out, plan.cell), settings, responses_of(out, plan.run))
+        task = (recipe_of(out, plan.cell), settings, plan.cell.world, out, plan.run)
         tasks[str(plan.run.relative_to(out))] = Task(align_policy, task)
     by_name = {str(plan.run.relative_to(out)): plan for plan in plans}
     return work_off("run", tasks, jobs, lambda name: measured_line(out, by_name[name]))
@@ -263,7 +228,7 @@ def line(place: str, name: str, finished: Finished, detail: Callable[[str], str]
 
 
 def measured(out: Path, plan: Plan) -> Measurement:
-    return measure(plan.run, responses_of(out, plan.run), responses_before(out, plan))
+    return plan.cell.world.measure(out, plan.run, start_of(out, plan.cell))
 
 
 def measured_line(out: Path, plan: Plan) -> str:
@@ -272,4 +237,5 @@ def measured_line(out: Path, plan: Plan) -> str:
         found = measured(out, plan)
     except AdaptpoError as error:
         return f"cannot be measured: {error}"
-    return f"true reward {found.true_reward:.3f}, {found.annotated:.0%} of the prompts annotated"
+    name = plan.cell.world.score.name
+    return f"{name} {found.true_reward:.3f}, {found.annotated:.0%} of the prompts annotated"

@@ -1,16 +1,16 @@
-"""Measures one finished run in a sandbox world."""
+"""Measures one finished run in a world."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
-from adaptpo.report.reading import RunData, read_json
+from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
 from adaptpo.sandbox.tables.labels import label_separation
 from adaptpo.sandbox.tables.statistics import win_rate_at_equal_length, wins
-from adaptpo.sandbox.world import reward_terms
 from adaptpo.stage.diagnostics import quality
 from adaptpo.stage.score import BOUNDARY
 
@@ -57,11 +57,15 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Measurement:
-    """True rewards are means over four responses to each held-out prompt; win rates (shares) are against as many
-    responses of the policy that the run started from, by true reward, ties half. `annotated`: share of the iterations'
-    prompts that got fresh, annotated responses; a prompt that the stage was also measured on got them twice, so the
-    share can exceed 1. `answers`: annotated responses for each prompt of the data, offline ones included. `words`: mean
-    length of the responses; `count_term`: the true reward's term for the number of items. `steps`: optimizer steps of
+    """What is measured of a run in every world; a world that measures more has a subclass. `metrics`: the fields that a
+    table averages.
+
+    `true_reward`: what the world measures and no run trains on, as a mean over the responses to held-out prompts;
+    `sft_reward`: that of the policy that the run started from. Win rates (shares) are against as many responses of that
+    policy, by true reward, ties half. `annotated`: share of the iterations' prompts that got fresh, annotated
+    responses; a prompt that the stage was also measured on got them twice, so the share can exceed 1. `answers`:
+    annotated responses for each prompt of the data, offline ones included. `words`: mean length of the responses;
+    `count_term`: the true reward's term for the number of items, 0 in worlds without it. `steps`: optimizer steps of
     the policy, warm-up included.
 
     Seconds are CPU time, which other work on the machine hardly affects (a run of a table has one thread), in each
@@ -72,6 +76,22 @@ class Measurement:
     right label from those with a wrong one (`adaptpo.sandbox.tables.labels`); None unless there are both kinds.
     `boundary`: the stage of the policy at the start of the first iteration, if the run measured it.
     """
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        "true_reward",
+        "win_rate",
+        "length_controlled",
+        "annotated",
+        "answers",
+        "steps",
+        "words",
+        "weight_auc",
+        "margin_auc",
+        "generation_seconds",
+        "annotation_seconds",
+        "training_seconds",
+        "overall_seconds",
+    )
 
     true_reward: float
     sft_reward: float
@@ -99,28 +119,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Responses:
-    """A policy's responses to the held-out prompts, one after another: their true rewards, the terms of these for the
-    number of items, and their lengths in words."""
+    """A policy's responses to the held-out prompts, one after another: their true rewards, their lengths in words, and
+    the terms of the rewards for the number of items, in worlds that have such a term."""
 
-    rewards: list[float]
-    counts: list[float]
-    words: list[int]
-
-    @classmethod
-    def read(cls, path: Path) -> Responses:
-        kept = read_json(path)
-        pairs = [(prompt, text) for prompt, some in zip(*kept.values(), strict=True) for text in some]
-        terms = [reward_terms(prompt, text) for prompt, text in pairs]
-        words = [len(text.split()) for _, text in pairs]
-        return cls([each.total for each in terms], [each.count for each in terms], words)
+    rewards: Sequence[float]
+    words: Sequence[int]
+    counts: Sequence[float] = ()
 
 
-def measure(folder: Path, responses: Path, before: Path) -> Measurement:
-    """Measures a run from its folder, the responses of its policy, and those of the policy that it started from.
+def measure(run: RunData, new: Responses, old: Responses) -> Measurement:
+    """Measures a run by its files, the responses of its policy, and as many of the policy that it started from.
 
-    Raises RunError if a file in the folder is broken.
+    Raises RunError if one of the files is broken.
     """
-    run, new, old = RunData.open(folder), Responses.read(responses), Responses.read(before)
     outcomes = wins(new.rewards, old.rewards)
     return Measurement(
         true_reward=fmean(new.rewards),
@@ -139,7 +150,7 @@ def measure(folder: Path, responses: Path, before: Path) -> Measurement:
         weight_auc=label_separation(run, "weight"),
         margin_auc=label_separation(run, "margin"),
         boundary=Boundary.of(run),
-        count_term=fmean(new.counts),
+        count_term=fmean(new.counts or [0.0]),
     )
 
 

@@ -9,28 +9,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adaptpo.report.canvas import LIGHT, Theme, blank, common_x, titles
+from adaptpo.sandbox.tables.statistics import Unit
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.table import Table
 
 PANELS = {
-    "true_reward": ("true reward", 1.0, "online"),
-    "length_controlled": ("win rate against SFT at equal length, %", 100.0, "mixed"),
-    "answers": ("annotated responses a prompt", 1.0, "offline"),
-    "weight_auc": ("AUC of the weight", 1.0, "offline"),
+    "true_reward": ("true_reward", "true reward", 1.0, "online"),
+    "judge": ("true_reward", "judge's score", 1.0, "online"),
+    "length_controlled": ("length_controlled", "win rate against SFT at equal length, %", 100.0, "mixed"),
+    "answers": ("answers", "annotated responses a prompt", 1.0, "offline"),
+    "weight_auc": ("weight_auc", "AUC of the weight", 1.0, "offline"),
 }
-"""Title, scale and colour of the columns that are drawn."""
+"""Metric, title, scale and colour of the columns that are drawn."""
 ROW_INCHES = 0.32
 SMALLEST_INCHES = 2.2
 LABEL_GAP = 1.0
 SEED_OFFSET = 0.24
 
 
-def draw(table: Table, summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure:
-    """Draws the rows from top to bottom as in the table, with groups set apart under their names."""
+def draw(table: Table, summaries: Sequence[RowSummary], unit: Unit, theme: Theme = LIGHT) -> Figure:
+    """Draws the rows from top to bottom as in the table, with groups set apart under their names. `unit`: what the
+    intervals are between."""
     heights, shown = places(summaries), [name for name in table.columns if name in PANELS]
     figure, grid = blank(theme, max(SMALLEST_INCHES, ROW_INCHES * (heights[-1] + 4)), columns=len(shown), sharey=True)
-    for axes, metric in zip(grid[0], shown, strict=True):
-        name, scale, role = PANELS[metric]
+    for axes, column in zip(grid[0], shown, strict=True):
+        metric, name, scale, role = PANELS[column]
         for summary, height in zip(summaries, heights, strict=True):
             draw_row(axes, summary, height, metric, scale, theme.colours[role])
         axes.margins(x=0.12)
@@ -38,7 +41,7 @@ def draw(table: Table, summaries: Sequence[RowSummary], theme: Theme = LIGHT) ->
         titles(axes, theme, x=name)
     label_rows(grid[0, 0], summaries, heights, theme)
     if any(len(summary.measured) > 1 for summary in summaries):
-        common_x(figure, "means over worlds with 95 % intervals; small dots are single runs", theme)
+        common_x(figure, f"means over {unit} with 95 % intervals; small dots are single runs", theme)
     figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, color=theme.text)
     return figure
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from adaptpo.errors import AdaptpoError
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["adaptpo.sandbox.tables.work"])
+context.set_forkserver_preload(["adaptpo.sandbox.tables.work", "adaptpo.sandbox.tables.sandbox_world"])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -17,11 +17,11 @@ class Row:
     """One setting that is run in every world.
 
     `settings`: assignments to the world's recipe, as `adaptpo train --set` takes them; `method.name=X` keeps the
-    recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: fields of
-    `WorldSettings` in which this row's worlds differ. Rows of one `group` are compared with the group's reference.
-    `start`: the row whose run, in the same world, produces the policy that this one starts from; None: the SFT policy.
-    `epochs`: optimizer steps of each iteration, in epochs over all its prompts, however many of them the row trains on;
-    None: as many as the settings give.
+    recipe's objective (DPO with the world's beta), `method=X` takes the method's own. `world`: settings in which this
+    row's worlds differ from the table's. Rows of one `group` are compared with the group's reference. `start`: the row
+    whose run, in the same world, produces the policy that this one starts from; None: the world's own policy. `epochs`:
+    optimizer steps of each iteration, in epochs over all its prompts, however many of them the row trains on; None: as
+    many as the settings give.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Means over worlds with their intervals, win rates, win rates at equal length, and areas under ROC curves."""
+"""Means over worlds or runs with their intervals, win rates, win rates at equal length, and areas under ROC curves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
@@ -21,11 +22,13 @@ RIDGE = 1e-3
 
 Place = tuple[int, int]
 """The seed of a world, and the number of a run in it."""
+Unit = Literal["worlds", "runs"]
+"""What an interval is between."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over worlds; `low` and `high` bound its 95 % interval, None for a single world.
+    """A mean over units; `low` and `high` bound its 95 % interval, None for a single unit.
 
     `visible`: the smallest mean that differs from 0 at 5 % with a power of 80 %, were it measured as often.
     """
@@ -36,13 +39,14 @@ class Estimate:
     visible: float | None = None
 
 
-def estimate(values: Mapping[Place, float]) -> Estimate:
-    """The mean of the worlds' means, with Student's t interval between worlds.
+def estimate(values: Mapping[Place, float], unit: Unit = "worlds") -> Estimate:
+    """The mean of the worlds' means, with Student's t interval between worlds, or between the runs of a single world.
 
     Runs in one world share its data and its reward model, so worlds are the units; runs only sharpen each world's mean.
-    With as many runs in every world, this is the exact interval of the model with random worlds and random runs.
+    With as many runs in every world, this is the exact interval of the model with random worlds and random runs. An
+    interval between runs holds for their world alone.
     """
-    means = [fmean(some) for some in by_world(values)]
+    means = [fmean(some) for some in by_world(values)] if unit == "worlds" else list(values.values())
     if len(means) < 2:
         return Estimate(fmean(means), None, None)
     error, freedom = stdev(means) / math.sqrt(len(means)), len(means) - 1

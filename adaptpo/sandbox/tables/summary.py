@@ -8,29 +8,13 @@ from dataclasses import asdict, dataclass
 from adaptpo.sandbox.tables.cells import Outcome
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.row import Row
-from adaptpo.sandbox.tables.statistics import Estimate, Place, estimate
-
-METRICS = (
-    "true_reward",
-    "win_rate",
-    "length_controlled",
-    "annotated",
-    "answers",
-    "steps",
-    "words",
-    "weight_auc",
-    "margin_auc",
-    "generation_seconds",
-    "annotation_seconds",
-    "training_seconds",
-    "overall_seconds",
-)
+from adaptpo.sandbox.tables.statistics import Estimate, Place, Unit, estimate
 
 
 @dataclass(frozen=True)
 class RowSummary:
-    """A row over its worlds and runs. `estimates` maps each of `METRICS` that its runs have to its mean; empty if no
-    cell succeeded.
+    """A row over its worlds and runs. `estimates` maps each of the measurements' `metrics` that its runs have to its
+    mean; empty if no cell succeeded.
 
     `differences`: true reward minus that of the group's reference row in the same world and with the same seed, and
     `difference` their mean; empty and None for the reference itself and if no place has both.
@@ -58,8 +42,10 @@ def place_name(place: Place) -> str:
     return f"seed {world}" + (f", run {repeat}" if repeat else "")
 
 
-def summarize(rows: Sequence[Row], outcomes: Sequence[Outcome], reference: str) -> list[RowSummary]:
-    return [summary_of(row, outcomes, reference_of(row, rows, reference)) for row in rows]
+def summarize(
+    rows: Sequence[Row], outcomes: Sequence[Outcome], reference: str, unit: Unit = "worlds"
+) -> list[RowSummary]:
+    return [summary_of(row, outcomes, reference_of(row, rows, reference), unit) for row in rows]
 
 
 def reference_of(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
@@ -68,14 +54,15 @@ def reference_of(row: Row, rows: Sequence[Row], reference: str) -> Row | None:
     return None if found is row else found
 
 
-def summary_of(row: Row, outcomes: Sequence[Outcome], reference: Row | None) -> RowSummary:
+def summary_of(row: Row, outcomes: Sequence[Outcome], reference: Row | None, unit: Unit) -> RowSummary:
     own = measurements(row, outcomes)
-    values = {name: {p: v for p, m in own.items() if (v := getattr(m, name)) is not None} for name in METRICS}
-    estimates = {name: estimate(found) for name, found in values.items() if found}
+    metrics = dict.fromkeys(name for found in own.values() for name in found.metrics)
+    values = {name: {p: v for p, m in own.items() if (v := getattr(m, name)) is not None} for name in metrics}
+    estimates = {name: estimate(found, unit) for name, found in values.items() if found}
     base = measurements(reference, outcomes) if reference else {}
     differences = {place: own[place].true_reward - base[place].true_reward for place in own if place in base}
     cells = tuple(outcome for outcome in outcomes if outcome.cell.row is row)
-    return RowSummary(row, cells, estimates, estimate(differences) if differences else None, differences)
+    return RowSummary(row, cells, estimates, estimate(differences, unit) if differences else None, differences)
 
 
 def measurements(row: Row, outcomes: Sequence[Outcome]) -> dict[Place, Measurement]:

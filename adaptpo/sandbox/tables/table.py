@@ -46,20 +46,27 @@ def unavailable(table: Table, known: Collection[str]) -> list[Row]:
     return [row for row in table.rows if row.method not in known]
 
 
-def asked_rows(table: Table, methods: Sequence[str] | None, known: Collection[str]) -> list[Row]:
-    """The rows to run: those of `methods`, or all whose method is `known`.
+def asked_rows(
+    table: Table, methods: Sequence[str] | None, known: Collection[str], labels: Sequence[str] | None = None
+) -> list[Row]:
+    """The rows to run: those of `methods`, or all whose method is `known`; of these, those with `labels`.
 
-    Raises ConfigError for a method that no row of the table has, or that does not exist.
+    Raises ConfigError for a method or a label that no row of the table has, and for a method that does not exist.
     """
-    if methods is None:
-        return [row for row in table.rows if row.method in known]
-    present = list(dict.fromkeys(row.method for row in table.rows))
-    for name in methods:
-        if name not in present:
-            raise ConfigError(f"--methods: no row of this table has the method '{name}'; {nearest(name, present)}")
+    refuse_others("--methods", methods, "method", [row.method for row in table.rows])
+    refuse_others("--rows", labels, "label", [row.label for row in table.rows])
+    for name in methods or ():
         if name not in known:
             raise ConfigError(f"--methods: the method '{name}' is not available; {nearest(name, list(known))}")
-    return [row for row in table.rows if row.method in methods]
+    rows = [row for row in table.rows if row.method in (known if methods is None else methods)]
+    return [row for row in rows if labels is None or row.label in labels]
+
+
+def refuse_others(option: str, asked: Sequence[str] | None, kind: str, present: Sequence[str]) -> None:
+    for name in asked or ():
+        if name not in present:
+            known = list(dict.fromkeys(present))
+            raise ConfigError(f"{option}: no row of this table has the {kind} '{name}'; {nearest(name, known)}")
 
 
 def find_table(name: str, tables: Mapping[str, Table]) -> Table:

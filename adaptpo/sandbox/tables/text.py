@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, median
 
-from adaptpo.sandbox.tables.statistics import Estimate, spread
+from adaptpo.sandbox.tables.options import Options
+from adaptpo.sandbox.tables.statistics import Estimate, Spread, spread
 from adaptpo.sandbox.tables.summary import RowSummary
 from adaptpo.sandbox.tables.table import Table
 from adaptpo.sandbox.tables.view import Grid
@@ -95,6 +96,7 @@ def plain(title: str, name: str, scale: float, digits: int) -> Column:
 
 COLUMNS: dict[str, Column] = {
     "true_reward": metric("true reward", "true_reward", 1, 3),
+    "judge": metric("judge", "true_reward", 1, 3),
     "difference": ("difference", lambda summary: number(summary.difference, 1, 3, "+")),
     "win_rate": metric("win rate, %", "win_rate", 100, 1),
     "length_controlled": metric("at equal length, %", "length_controlled", 100, 1),
@@ -102,6 +104,9 @@ COLUMNS: dict[str, Column] = {
     "answers": plain("annotated responses a prompt", "answers", 1, 1),
     "steps": plain("steps", "steps", 1, 0),
     "words": metric("words", "words", 1, 1),
+    "tokens": metric("tokens", "tokens", 1, 1),
+    "reward": metric("reward", "reward", 1, 2),
+    "boundary_score": metric("boundary score", "boundary_score", 1, 3),
     "weight_auc": metric("AUC of the weight", "weight_auc", 1, 3),
     "margin_auc": metric("AUC of the margin", "margin_auc", 1, 3),
     "seconds": (f"CPU seconds: {' / '.join(TIMES)}", seconds),
@@ -109,50 +114,63 @@ COLUMNS: dict[str, Column] = {
 """The columns of our runs that a table may show."""
 
 
-def remarks(table: Table, summaries: Sequence[RowSummary], worlds: int) -> list[str]:
+def remarks(table: Table, summaries: Sequence[RowSummary], options: Options) -> list[str]:
     """Notes for the reader of the numbers."""
-    brackets = (
-        "brackets: 95 % interval (Student's t) between worlds"
-        if worlds > 1
-        else "one world, so there are no intervals and differences prove nothing"
-    )
+    score = options.world.score
+    shown = set(table.columns)
     return [
-        f"True reward of four responses to each held-out prompt after the last iteration (optimum 1); {brackets}.",
-        *compared(table, summaries),
-        "Win rates are against the responses of the policy before training, by true reward; a tie counts one half.",
-        *sft_rewards(summaries),
-        *([SEPARATION] if {"weight_auc", "margin_auc"} & set(table.columns) else []),
+        f"{score.name.capitalize()} {score.taken}; {brackets(options)}.",
+        *compared(table, summaries, score.name),
+        *([wins_text(score.name)] if {"win_rate", "length_controlled"} & shown else []),
+        *before_training(summaries, score.name),
+        *([SEPARATION] if {"weight_auc", "margin_auc"} & shown else []),
         *(["Seconds of interrupted phases cover only their last attempt."] if interrupted(summaries) else []),
     ]
 
 
-def compared(table: Table, summaries: Sequence[RowSummary]) -> list[str]:
+def brackets(options: Options) -> str:
+    if options.unit == "runs" and options.runs > 1:
+        return "brackets: 95 % interval (Student's t) between runs in one world, which holds for its prompts alone"
+    if options.seeds > 1:
+        return "brackets: 95 % interval (Student's t) between worlds"
+    return "one world, so there are no intervals and differences prove nothing"
+
+
+def wins_text(score: str) -> str:
+    return f"Win rates are against the responses of the policy before training, by {score}; a tie counts one half."
+
+
+def compared(table: Table, summaries: Sequence[RowSummary], score: str) -> list[str]:
     """What the differences are, and how small a one this table can see."""
     known = [summary for summary in summaries if summary.difference is not None]
     if not known:
         return []
-    what = f"Difference: true reward minus that of {table.reference} in the same world and with the same run seed"
+    what = f"Difference: {score} minus that of {table.reference} in the same world and with the same run seed"
     limits = [s.difference.visible for s in known if s.difference and s.difference.visible is not None]
     if not limits:
         return [f"{what}."]
     parts = spread([summary.differences for summary in known])
-    runs = f", {parts.runs:.3f} between runs in one world" if parts.runs is not None else ""
     return [
-        f"{what}. It has a standard deviation of {parts.worlds:.3f} between worlds{runs}. The smallest difference that "
+        f"{what}. It has a standard deviation of {deviations(parts)}. The smallest difference that "
         f"a row of this table shows with a power of 80 % at the 5 % level is {median(limits):.3f} (median over rows; "
         f"{min(limits):.3f} to {max(limits):.3f})."
     ]
 
 
-def sft_rewards(summaries: Sequence[RowSummary]) -> list[str]:
-    """A sentence on the true reward before training, by group if the groups differ."""
+def deviations(parts: Spread) -> str:
+    named = ((parts.worlds, "between worlds"), (parts.runs, "between runs in one world"))
+    return ", ".join(f"{value:.3f} {name}" for value, name in named if value is not None)
+
+
+def before_training(summaries: Sequence[RowSummary], score: str) -> list[str]:
+    """A sentence on the score before training, by group if the groups differ."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for summary in summaries:
         by_group[summary.row.group] += [found.sft_reward for found in summary.measured.values()]
     means = {group: f"{fmean(rewards):.3f}" for group, rewards in by_group.items() if rewards}
     if len(set(means.values())) > 1:
         means = {group: f"{mean} ({group})" for group, mean in means.items()}
-    return [f"The true reward before training is {', '.join(dict.fromkeys(means.values()))}."] if means else []
+    return [f"The {score} before training is {', '.join(dict.fromkeys(means.values()))}."] if means else []
 
 
 def interrupted(summaries: Sequence[RowSummary]) -> bool:
