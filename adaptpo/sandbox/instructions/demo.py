@@ -19,8 +19,12 @@ from adaptpo.sandbox.instructions.build import Material, build
 from adaptpo.sandbox.instructions.grading import held_out_rows, judge_run, plain_text
 from adaptpo.trainer import AlignmentTrainer
 
-PROMPTS, HELD_OUT, SHOWN = 96, 48, 3
-STAGES = {"initial": "the model as it came", "warmup": "after DPO on the offline pairs", "iteration-0": "after MetaAPO"}
+PROMPTS, HELD_OUT, SHOWN = 144, 64, 3
+STAGES = {
+    "initial": "the model as it came",
+    "warmup": "after a warm-up on offline pairs",
+    "iteration-0": "after MetaAPO",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def run_demo(model: str, out: Path, seed: int) -> None:
     folder, run = out / "task", out / "run"
     print(f"Writing prompts and offline answers to {folder}")
     build(folder, Material(model, PROMPTS, HELD_OUT, seed))
-    settings = [f"output_dir={run}", f"seed={seed}", "num_iterations=1", "warmup_epochs=2"]
+    settings = [f"output_dir={run}", f"seed={seed}", "num_iterations=1"]
     print("Aligning the model with MetaAPO")
     AlignmentTrainer.from_recipe(load_recipe(folder / "recipe.yaml", settings)).train()
     stages = measure(folder, run)

@@ -9,7 +9,8 @@ from adaptpo.sandbox.tables.table import Table
 PHASES = 3
 """Phases that train: the warm-up and two iterations, or three iterations. Each has the same number of steps."""
 FROM_SFT = ("warmup_epochs=0", f"num_iterations={PHASES}", "method.measured=true")
-POOL_KTO = ("method={name: pool_kto, objective: {name: kto, beta: 0.1}}", "generation.num_generations=2")
+OBJECTIVE = "[{name: kto, beta: 0.1}, {name: sft}]"
+POOL_KTO = (f"method={{name: pool_kto, objective: {OBJECTIVE}}}", "generation.num_generations=2")
 REFERENCE = "Online DPO"
 ROWS = (
     Row("DPO", ("method.name=dpo",)),
