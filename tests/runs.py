@@ -71,6 +71,10 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def raise_defect(*_: Any) -> None:
+    raise KeyError(f"a defect that quotes {os.environ['HF_TOKEN']}")
+
+
 def kill_around(owner: Any, name: str, matches: Callable[..., bool], after: bool) -> None:
     """Replace a function by one that kills this process before or after its first call with matching arguments."""
     original = getattr(owner, name)
@@ -91,13 +95,15 @@ def arm(point: str) -> None:
     """Points: `start:PHASE`, `done:PHASE`, `file:PART-OF-PATH` (before a shard is written), `written:PART-OF-PATH`
     (the moment before a file gets its name), `step:PHASE:N`, `saving:PHASE:N`, `saved:PHASE:N`,
     `reward-step:N`, `folder:PART-OF-PATH` (the moment before a finished folder gets its name), `looking:N` (MetaPO's
-    N-th pass in changed weights of the policy)."""
+    N-th pass in changed weights of the policy). `defect`: it is not killed; its first phase raises an error."""
     from adaptpo.pipeline.phases import reward
     from adaptpo.run import directory, files, shards
     from adaptpo.training import look_ahead
 
     kind, _, rest = point.partition(":")
-    if kind in ("start", "done"):
+    if kind == "defect":
+        directory.RunDirectory._finish = raise_defect
+    elif kind in ("start", "done"):
         done = kind == "done"
         matches = lambda self, phase, facts: phase == rest and facts["done"] == done  # noqa: E731
         kill_around(directory.RunDirectory, "_record", matches, after=True)

@@ -19,24 +19,11 @@ from adaptpo.config.secrets import MASK, holds_key, is_secret_name, known, maske
 from adaptpo.errors import ConfigError
 from adaptpo.generation.process import StartedServer
 from adaptpo.remote.store import AnswerStore, content_key
-from adaptpo.report import write_report
 from adaptpo.run.files import JsonLines, write_json
 from adaptpo.run.identity import plain
-from tests.runs import SETTINGS, start
-from tests.stub import by_length, serving
-from tests.tiny import save_policy
+from tests.planted import KEYS, PLAIN
 
 NEEDED = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
-KEYS = {
-    "hf": "hf_PlantedPlantedPlanted0001",
-    "openai": "sk-proj-Planted_Planted-0002",
-    "github": "ghp_PlantedPlantedPlanted0003",
-    "aws": "AKIAPLANTEDPLANTED04",
-    "google": "AIzaPlantedPlantedPlantedPlanted0005",
-    "jwt": "eyJwbGFudGVkcGxhbnRlZA.eyJwbGFudGVkcGxhbnRlZA.cGxhbnRlZDAwMDY",
-}
-PLAIN = "correct horse battery staple 0007"
-"""A key without a form: only its name says what it is."""
 
 
 @pytest.fixture(autouse=True)
@@ -185,23 +172,3 @@ def test_a_server_that_shows_its_arguments_leaves_no_key_in_its_log(tmp_path: Pa
         server.start()
     assert "Planted" not in str(caught.value) and "Planted" not in (tmp_path / "log.txt").read_text()
     assert "arguments:" in (tmp_path / "log.txt").read_text()
-
-
-def test_no_file_of_a_whole_run_holds_a_planted_key(
-    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The keys are used: the judge gets its own, and transformers the hub's."""
-    monkeypatch.setenv("PLANTED_VARIABLE", KEYS["openai"])
-    options = {"user_token": PLAIN}
-    training = SETTINGS["training"] | {"run_name": f"run {KEYS['github']}", "save_steps": 1}
-    with serving(by_length) as stub:
-        reward = {"judge": "m", "base_url": stub.url, "api_key_env": "PLANTED_VARIABLE", "options": options}
-        given = {"model_init_kwargs": {"token": KEYS["hf"]}, "training": training, "num_iterations": 1}
-        start(save_policy(tmp_path / "policy"), tmp_path / "run", reward, rows=6, held_out=0, **given)
-    assert stub.headers[0]["authorization"] == f"Bearer {KEYS['openai']}"
-    assert any(body.get("user_token") == PLAIN for body in stub.bodies)
-    page = write_report(tmp_path / "run")
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    planted = [key.encode() for key in (*KEYS.values(), PLAIN)]
-    assert [path for path in files if any(key in path.read_bytes() for key in planted)] == []
-    assert {"config.yaml", "answers.sqlite", "training_args.bin", page.name} <= {path.name for path in files}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -257,10 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error), 2)
     except KeyboardInterrupt as interruption:
         fail(f"interrupted{words_of(interruption)}; start the same command again to resume", status_of(interruption))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a defect's message may quote a key.
         if kind := fault_of(error):
             fail(str(explained(error, kind)), 2)
-        raise
+        fail(f"a defect of adaptpo, please report it\n{traceback.format_exc()}", 1)
     sys.exit(status or 0)
 
 

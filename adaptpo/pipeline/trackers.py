@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import uuid
 from collections.abc import Iterator
@@ -120,9 +121,14 @@ def open_trackers(context: Context, given: list[TrainerCallback], identity: str)
     args = context.arguments("inference")
     args.output_dir, args.report_to = str(context.run.path), context.report_to
     args.run_name = context.config.training.get("run_name") or f"{context.run.path.absolute().name}-{identity}"
-    trackers = Trackers(callbacks, args, context.run.path)
+    trackers = Trackers(callbacks, without_keys(args), context.run.path)
     trackers.open()
     return trackers
+
+
+def without_keys(args: TrainingArguments) -> Any:
+    """The arguments as a pickle keeps them, which holds no key: trackers store all that they get."""
+    return pickle.loads(pickle.dumps(args))
 
 
 def tracked_id(run: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaptpo.config.secrets import remember
+from adaptpo.config.secrets import masked_text, remember
 from adaptpo.errors import AnnotationError, ConfigError
 from adaptpo.remote.store import Json
 from adaptpo.remote.usage import Usage
@@ -146,7 +146,7 @@ class Endpoint:
             try:
                 return take(await self._attempt(client, body))
             except UnusableAnswerError as error:
-                problem = PassingFault(f"an unusable answer: {error}")
+                problem = PassingFault(f"an unusable answer: {masked_text(str(error))}")
             except PassingFault as fault:
                 problem = fault
             if attempt < self.access.retries:
@@ -191,7 +191,7 @@ class PassingFault(Exception):  # noqa: N818
 
 
 def fault_of(error: APIStatusError, access: Access) -> Exception:
-    state, problem = error.status_code, " ".join(str(error).split())[:300]
+    state, problem = error.status_code, masked_text(" ".join(str(error).split()))[:300]
     if state >= 500 or state in PASSING:
         return PassingFault(problem, seconds(error.response.headers.get("retry-after")))
     if state in REFUSED:

@@ -137,6 +137,17 @@ def disturbed(name: str, how: str, rng: random.Random, folder: Path) -> int:
     return times
 
 
+def once_more(name: str, rng: random.Random, folder: Path) -> int:
+    """The same run again, from its start to its end."""
+    reference, _ = straight(name, folder)
+    out = folder / f"again-{rng.randrange(10**9)}"
+    if codes := set(codes_of(name, out, None)) - {0}:
+        raise Nonsense(f"undisturbed, it ends with {codes}\n{log_of(out)}")
+    assert_same_run(reference, out)
+    remove(out)
+    return 0
+
+
 def ended_as_asked(codes: list[int], how: str) -> bool:
     """Whether one process was ended, and the others, if any, noticed."""
     expected = {"kill": KILLED, "INT": 130}.get(how, 143)

@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.campaign import annotators, recipes, rows
 from tests.campaign.environments import another_environment
-from tests.campaign.kills import KINDS, disturbed, two_at_once
+from tests.campaign.kills import KINDS, disturbed, once_more, two_at_once
 from tests.campaign.outcomes import Outcomes
 
 Case = Callable[[random.Random, Path], Any]
@@ -33,7 +33,8 @@ def whole_runs() -> dict[str, tuple[float, Case]]:
     """Each of these takes seconds, those of inputs milliseconds."""
     kills = {f"kill: {name}": (8.0, partial(disturbed, name, "kill")) for name in KINDS}
     signals = {f"signal: {how}": (3.0, partial(disturbed, "plain", how)) for how in ("TERM", "INT", "TERM twice")}
-    return kills | signals | {"two at once": (3.0, two_at_once), "environment": (1.0, another_environment)}
+    straight = {f"straight: {name}": (2.0, partial(once_more, name)) for name in ("plain", "two threads")}
+    return kills | signals | straight | {"two at once": (3.0, two_at_once), "environment": (1.0, another_environment)}
 
 
 def all_classes() -> Classes:
