@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 import traceback
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from adaptpo.errors import AdaptpoError
@@ -36,6 +38,8 @@ class Outcomes:
     ended: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
+    log: Path | None = None
+    """A file that gets a line about each case as it ends: its class, seed, outcome, and how often it was ended."""
 
     def take(self, kind: str, seed: int, case: Callable[[], Any]) -> None:
         """Runs a case, which returns how often it ended a run, if it did that, or None."""
@@ -47,6 +51,9 @@ class Outcomes:
             self.failures.append(f"{outcome}: {kind}, seed {seed}: {found}")
         elif isinstance(found, int):
             self.ended[kind] += found
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(json.dumps([kind, seed, outcome, found]) + "\n")
 
     def add(self, other: Outcomes) -> None:
         self.counts += other.counts

@@ -55,7 +55,7 @@ def campaign(classes: Classes, seeds: Any, outcomes: Outcomes, folder: Path, min
 
 
 def job(number: int, options: argparse.Namespace) -> Outcomes:
-    outcomes = Outcomes()
+    outcomes = Outcomes(log=options.log)
     seeds = range(options.first + number, options.first + options.count, options.jobs)
     with TemporaryDirectory() as folder:
         campaign(chosen(options.only), seeds, outcomes, Path(folder), options.minutes)
@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that run cases (default: 1)")
     parser.add_argument("--first", type=int, default=0, help="first seed (default: 0)")
     parser.add_argument("--count", type=int, default=10**9, help="number of cases (default: as many as fit)")
+    parser.add_argument("--log", type=Path, help="add a line about each case to this file, as it ends")
     parser.add_argument("--only", metavar="CLASS", help="classes that begin with this alone")
     options = parser.parse_args()
     chosen(options.only)
