@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ from transformers.integrations import TensorBoardCallback, integration_utils
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.errors import ConfigError
 from adaptpo.pipeline.trackers import tracked_id
+from adaptpo.run.damage import mend
+from adaptpo.run.directory import open_run
 from adaptpo.run.files import JsonLines
 from adaptpo.run.history import StepAxis
+from tests.damage import DAMAGES, damage
 from tests.tiny import preference_rows, save_policy
 
 ROWS = preference_rows(8)
@@ -64,7 +68,7 @@ def test_one_run_over_all_phases(policy: str, memory: list[tuple[str, Any]], tmp
     """Four steps of warm-up and two in each iteration; an evaluation belongs to the last step before it."""
     trainer(policy, tmp_path / "tea", "memory").train()
     assert [event for event, _ in memory if event != "log"] == ["begin", "end"]
-    assert memory[0] == ("begin", (f"tea-{tracked_id(tmp_path / 'tea')}", 0))
+    assert memory[0] == ("begin", (f"tea-{json.loads((tmp_path / 'tea/trackers.json').read_text())['id']}", 0))
     assert steps(memory, "loss") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert steps(memory, "eval_rewards/margins") == [0, 4, 6, 8]
 
@@ -114,6 +118,29 @@ def test_a_missing_tracker_is_refused(name: str, policy: str, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=f"training.report_to: .*{name}"):
         trainer(policy, tmp_path / "run", name).train()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_identity_is_told_and_made_anew(kind: str, tmp_path: Path, capsys: Any) -> None:
+    ids = []
+    for name in ("another", "run"):
+        with open_run(tmp_path / name) as run:
+            ids.append(tracked_id(run))
+            assert tracked_id(run) == ids[-1]
+    damage(kind, tmp_path / "run/trackers.json", tmp_path / "another/trackers.json")
+    with open_run(tmp_path / "run") as run:
+        mend(run, repeatable=True)
+        assert "trackers.json" in (said := capsys.readouterr().out) and "written again" in said
+        assert tracked_id(run) not in ids
+        mend(run, repeatable=True)
+        assert capsys.readouterr().out == ""
+
+
+def test_an_identity_that_an_older_version_wrote_is_kept(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        (tmp_path / "trackers.json").write_text('{"id": "0a1b2c3d"}')
+        assert tracked_id(run) == "0a1b2c3d"
+        assert run.intact(tmp_path / "trackers.json")
 
 
 class Writer:

@@ -23,6 +23,7 @@ from adaptpo.errors import ConfigError
 from adaptpo.models.loading import first_line
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.train import TRACKERS
+from adaptpo.run.directory import RunDirectory
 from adaptpo.run.files import JsonLines, write_json
 from adaptpo.run.history import WHERE, StepAxis
 from adaptpo.run.progress import caution
@@ -102,7 +103,7 @@ def tracking(context: Context) -> Iterator[None]:
     if not context.ranks.is_first or not (given or context.report_to):
         yield
         return
-    identity = tracked_id(context.run.path)
+    identity = tracked_id(context.run)
     with variables(identity), finishing():
         trackers = open_trackers(context, given, identity)
         context.run.listeners.append(trackers.send)
@@ -131,12 +132,23 @@ def without_keys(args: TrainingArguments) -> Any:
     return pickle.loads(pickle.dumps(args))
 
 
-def tracked_id(run: Path) -> str:
-    """The id of the tracked run, made once."""
-    path = run / IDENTITY
-    if not path.exists():
-        write_json(path, {"id": uuid.uuid4().hex[:8]})
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+def tracked_id(run: RunDirectory) -> str:
+    """The id of the tracked run, made once; another one if the file that holds it is damaged, which the start of the
+    run has said."""
+    path = run.path / IDENTITY
+    if not run.intact(path):
+        damaged = run.manifest.entry(IDENTITY) is not None
+        former = None if damaged or not path.exists() else read_id(path)  # Former versions did not list it.
+        write_json(path, {"id": former or uuid.uuid4().hex[:8]})
+        run.keep(path)
+    return str(read_id(path))
+
+
+def read_id(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
