@@ -28,8 +28,9 @@ and which it gains from."""
 COLUMNS = ("judge", "difference", "reward", "tokens", "steps", "annotated", "answers", "boundary_score")
 NOTE = (
     "Every phase that trains has as many optimizer steps: the warm-up and two iterations, or three iterations. The "
-    "judge trains nothing; reward is the grader's, which all rows train on. Boundary score: share of comparisons that "
-    "fresh responses of the policy before training win; below 0.5 it predicts that offline pairs gain more."
+    "judge trains nothing; the reward is the grader's, which labels what all rows train on. Boundary score: share of "
+    "comparisons that fresh responses of the policy before training win; below 0.5 it predicts that offline pairs gain "
+    "more."
 )
 
 
