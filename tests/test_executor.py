@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,28 @@ def test_folder_that_a_machine_does_not_see_is_said(tmp_path: Path) -> None:
         pickle.loads(sent)
 
 
+def test_executor_ends_its_work_when_a_shard_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the traceback still refers to the generator, as in a notebook."""
+    ended = []
+
+    class Workers(ThisProcess):
+        def compute(self, *_: Any) -> Generator[tuple[int, Any]]:
+            try:
+                yield 0, pa.table({})
+            finally:
+                ended.append(True)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_run(tmp_path, executor=Workers()) as run:
+        run.claim({})
+        monkeypatch.setattr(run, "write_shard", full)
+        with pytest.raises(OSError, match="No space"):
+            run.shards("shards", VALUES, 1, lambda _: pa.table({}), show_progress=False)
+        assert ended
+
+
 # --- two workers of Ray ----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +333,20 @@ def test_error_of_a_worker_is_raised_here_as_what_it_is(ray: Any, tmp_path: Path
 
     with pytest.raises(AnnotationError, match=r"^the judge is out; ask another$"):
         compute(tmp_path, work)
+
+
+@engines
+def test_nothing_begins_after_an_error(ray: Any, tmp_path: Path) -> None:
+    def work(shard: Sequence[int]) -> pa.Table:
+        (tmp_path / f"begun-{shard[0]}").touch()
+        if shard[0] == 2:
+            raise AnnotationError("the judge is out; ask another")
+        return pa.table({"value": list(shard)})
+
+    with run_with_ray(tmp_path / "run", workers=1) as run, pytest.raises(AnnotationError):
+        run.shards("shards", VALUES, 1, work, show_progress=False)
+    assert sorted(path.name for path in tmp_path.glob("begun-*")) == ["begun-0", "begun-1", "begun-2"]
+    assert kept(tmp_path / "run") == [0, 1]
 
 
 @engines

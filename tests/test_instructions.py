@@ -21,7 +21,7 @@ from adaptpo.methods.build import build_method
 from adaptpo.run.files import JsonLines
 from adaptpo.sandbox.build import write_rows
 from adaptpo.sandbox.instructions import demo, grading, questions
-from adaptpo.sandbox.instructions.build import BATCH, REWARD, Material, build
+from adaptpo.sandbox.instructions.build import REWARD, Material, build
 from adaptpo.sandbox.instructions.grading import graded, held_out_rows, judged
 from adaptpo.sandbox.instructions.questions import HELD_OUT_TOPICS, TRAINING_TOPICS, draw_tasks
 from adaptpo.sandbox.instructions.rules import KINDS, Rule, draw_rules, edited
@@ -156,9 +156,11 @@ def test_the_judge_never_trains(task: Path) -> None:
 
 
 def test_rows_have_equal_steps(material: Material, task: Path) -> None:
+    """Eight prompts in batches of three, as the warm-up takes them: three steps in each phase."""
+    world = InstructionsWorld(replace(material, seed=2), ("training.per_device_train_batch_size=3",))
     for row in ROWS:
-        recipe = load_recipe(task / "recipe.yaml", settings_of(task / "recipe.yaml", Cell(row, world_of(material, 2))))
-        assert (recipe.seed, recipe.training["max_steps"]) == (2, -(-material.prompts // BATCH))
+        recipe = load_recipe(task / "recipe.yaml", settings_of(task / "recipe.yaml", Cell(row, world)))
+        assert (recipe.seed, recipe.training["max_steps"]) == (2, 3)
         assert (recipe.warmup_epochs or 0) + recipe.num_iterations == PHASES
         assert build_method(recipe).name == row.method
     halves = [
@@ -169,11 +171,17 @@ def test_rows_have_equal_steps(material: Material, task: Path) -> None:
 
 # The world of the tables
 
-FAST = ("generation.max_new_tokens=4", "peft.r=2", "training.use_cpu=true")
+FAST = ("generation.max_new_tokens=4", "peft.r=2", "training.use_cpu=true", "training.per_device_train_batch_size=3")
 
 
 def world_of(material: Material, seed: int = 0) -> InstructionsWorld:
-    return InstructionsWorld(material, steps=1, settings=FAST).varied(seed, {})
+    return InstructionsWorld(material, FAST).varied(seed, {})
+
+
+@pytest.mark.parametrize("setting", ["seed=5", "output_dir=elsewhere", "training.max_steps=4"])
+def test_settings_of_the_comparison_are_refused(material: Material, setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set .*: a study sets .* itself; .*--"):
+        InstructionsWorld(material, (setting,))
 
 
 def test_a_world_of_another_seed_has_other_prompts(material: Material, tmp_path: Path) -> None:
@@ -190,8 +198,8 @@ def test_a_study_has_the_options_of_a_table(material: Material, tmp_path: Path) 
     options = Options(world_of(material), 1, tmp_path, 3, methods=("dpo",), labels=("DPO", "SELM"))
     assert options.command("study-x") == (
         f"adaptpo sandbox study --model {material.model} --seeds 1 --runs 3 --methods dpo --rows 'DPO;SELM' "
-        "--prompts 8 --heldout 3 --steps 1 --set 'generation.max_new_tokens=4' --set 'peft.r=2' "
-        "--set 'training.use_cpu=true'"
+        "--prompts 8 --heldout 3 --set 'generation.max_new_tokens=4' --set 'peft.r=2' "
+        "--set 'training.use_cpu=true' --set 'training.per_device_train_batch_size=3'"
     )
     name, table = study("org/model")
     assert (name, table.title, table.reference) == ("study-model", "Methods on model", REFERENCE)
@@ -281,8 +289,8 @@ def test_rows_are_compared_by_world_and_run_seed(seeds: int, runs: int, tmp_path
 @pytest.mark.engines
 def test_a_study_from_end_to_end(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     docs = tmp_path / "docs.md"
-    sizes = [f"--{name}={value}" for name, value in (("prompts", 8), ("heldout", 3), ("steps", 1), ("seeds", 1))]
-    asked = ["--model", material.model, *sizes, "--runs=2", "--rows=own pairs from SFT", "--out", str(tmp_path)]
+    sizes = [f"--{name}={value}" for name, value in (("prompts", 8), ("heldout", 3), ("seeds", 1))]
+    asked = ["--model", material.model, *sizes, "--runs=2", "--rows=DPO;own pairs from SFT", "--out", str(tmp_path)]
     command = ["sandbox", "study", *asked, "--docs", str(docs), *(f"--set={each}" for each in FAST)]
 
     def record() -> Any:
@@ -292,13 +300,13 @@ def test_a_study_from_end_to_end(material: Material, tmp_path: Path, capsys: pyt
         return json.loads((tmp_path / "tables" / f"study-{Path(material.model).name}.json").read_text())
 
     found = record()
-    (row,) = found["rows"]
-    assert [cell["steps"] for cell in row["cells"]] == [3, 3]
+    dpo, row = found["rows"]
+    assert [cell["steps"] for cell in (*dpo["cells"], *row["cells"])] == [9] * 4
     assert [cell["true_reward"] for cell in row["cells"]] == [0.0, 0.0]  # Cut after four tokens.
     assert all(cell["boundary"] and cell["reward"] is not None for cell in row["cells"])
     assert None not in {row["estimates"]["tokens"][side] for side in ("low", "high")}
     assert "| own pairs from SFT | 0.000 [0.000, 0.000] |" in docs.read_text()
-    assert len(list(tmp_path.glob("openings/*/seed-0/*"))) == len(list(tmp_path.glob("runs/*/seed-0/*"))) == 2
+    assert len(list(tmp_path.glob("openings/*/seed-0/*"))) == len(list(tmp_path.glob("runs/*/seed-0/*"))) == 4
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert record() == found
     assert {path: path.stat().st_mtime_ns for path in before} == before

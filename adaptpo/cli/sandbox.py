@@ -46,7 +46,6 @@ def add_study(actions: argparse._SubParsersAction) -> None:
     study.add_argument("--seeds", type=int, default=3, help="number of worlds, with prompts of their own (default: 3)")
     study.add_argument("--prompts", type=int, default=384, help="prompts with offline pairs (default: 384)")
     study.add_argument("--heldout", type=int, default=128, help="held-out prompts (default: 128)")
-    study.add_argument("--steps", type=int, help="optimizer steps of each training phase (default: one epoch's)")
     study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
     add_comparison(study, Path("runs/study"))
 
@@ -105,7 +104,7 @@ def run_sandbox_study(options: argparse.Namespace) -> int:
     from adaptpo.sandbox.instructions.world import InstructionsWorld
 
     material = Material(options.model, options.prompts, options.heldout)
-    return compare(*study(options.model), InstructionsWorld(material, options.steps, tuple(options.set)), options)
+    return compare(*study(options.model), InstructionsWorld(material, tuple(options.set)), options)
 
 
 def compare(name: str, table: Table, world: World, options: argparse.Namespace) -> int:

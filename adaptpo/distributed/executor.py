@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ class Executor(Protocol):
 
     def compute(
         self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Generator[tuple[int, Result]]:
         """Yields each number with the result of `work`, as they finish. Raises what `work` raises.
 
         `at_once`: how many a process without workers computes at a time, in threads; for work that waits for others."""
@@ -42,14 +42,14 @@ class ThisProcess:
 
     def compute(
         self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Generator[tuple[int, Result]]:
         return in_threads(work, numbers, at_once) if at_once > 1 else ((number, work(number)) for number in numbers)
 
     def close(self) -> None:
         pass
 
 
-def in_threads(work: Callable[[int], Result], numbers: Sequence[int], at_once: int) -> Iterator[tuple[int, Result]]:
+def in_threads(work: Callable[[int], Result], numbers: Sequence[int], at_once: int) -> Generator[tuple[int, Result]]:
     """Yields each number with its result, as they finish. After a failure nothing new begins, what is in progress is
     still yielded, and then the failure is raised."""
     waiting, running = deque(numbers), dict[Future[Result], int]()

@@ -11,15 +11,15 @@ import logging
 import os
 import pickle
 import socket
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.distributed.quiet import turn_off_telemetry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""Maximum number of times a shard is given to another worker after its own died; then the run ends."""
+"""Maximum number of times a shard is given to another worker after one died on it; then the run ends."""
 REACHED_WITHIN = 10
 """Timeout for reaching a cluster, in seconds."""
 PYTHON_ERRORS = (pickle.PicklingError, TypeError, AttributeError, ImportError)
@@ -72,27 +72,21 @@ class RayExecutor:
 
     def compute(
         self, work: Callable[[int], Result], numbers: Sequence[int], at_once: int = 1
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Generator[tuple[int, Result]]:
         if not numbers:
             return
         self.release()
         with system_failures():
-            workers = self._start_workers(ray.put(pack(work)), min(self.workers, len(numbers)))
+            pool = WorkerPool(partial(self._start_worker, ray.put(pack(work))), min(self.workers, len(numbers)))
             try:
-                yield from distribute(workers, numbers)
+                yield from pool.compute(numbers)
             finally:
-                for worker in workers:
-                    ray.kill(worker)
+                pool.close()
 
-    def _start_workers(self, packed: ray.ObjectRef, count: int) -> list[Any]:
-        worker_class = ray.remote(
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            scheduling_strategy="SPREAD",
-            **{f"num_{self.resource.lower()}s": self.share},
-        )(Worker)
+    def _start_worker(self, packed: ray.ObjectRef) -> Any:
+        options = {f"num_{self.resource.lower()}s": self.share, "scheduling_strategy": "SPREAD"}
         # In a list, because Ray would otherwise pass the content itself to the worker.
-        return [worker_class.remote([packed], str(Path.cwd())) for _ in range(count)]
+        return ray.remote(**options)(Worker).remote([packed], str(Path.cwd()))
 
     def close(self) -> None:
         if self.joined:
@@ -123,27 +117,70 @@ class Worker:
         return pickle.dumps(outcome)
 
 
-def distribute(workers: Sequence[Any], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields each number with its result, as they finish. Whichever worker is free computes the next one. After a
-    failure nothing new begins, what is in progress is still yielded, and then the failure is raised."""
-    waiting, failures = deque(numbers), list[Exception]()
-    starting = {worker.ready.remote(): worker for worker in workers}
-    computing: dict[ray.ObjectRef, tuple[Any, int]] = {}
-    while waiting or computing:
-        [done], _ = ray.wait([*computing, *starting])
-        worker, number = computing.pop(done) if done in computing else (starting.pop(done), None)
-        try:
-            outcome = ray.get(done)
-            if waiting:
-                following = waiting.popleft()
-                computing[worker.compute.remote(following)] = worker, following
-            if number is not None:
-                yield number, opened(outcome)
-        except (RayError, AdaptpoError) as error:
-            failures.append(error)
-            waiting.clear()
-    if failures:
-        raise failures[0]
+class WorkerPool:
+    """Workers, of which whichever is free computes the next shard. One that dies is replaced, and its shard computed
+    first by any other."""
+
+    def __init__(self, start: Callable[[], Any], count: int) -> None:
+        self.start = start
+        self.asked: dict[ray.ObjectRef, tuple[Any, int | None]] = {}
+        """What workers were asked for: the result of a shard, or None: to say that they have started."""
+        self.workers = list[Any]()
+        self.free = deque[Any]()
+        self.losses = Counter[int | None]()
+        self.failures = list[Exception]()
+        for _ in range(count):
+            self._start_worker()
+
+    def compute(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Yields each number with its result, as they finish. After a failure nothing new begins, what is in progress
+        is still yielded, and then the failure is raised."""
+        self.waiting = deque(numbers)
+        while self.waiting or any(number is not None for _, number in self.asked.values()):
+            [done], _ = ray.wait([*self.asked])
+            worker, number = self.asked.pop(done)
+            try:
+                outcome = ray.get(done)
+                result = None if number is None else opened(outcome)
+            except RayActorError as error:
+                self._replace_worker(worker, number, error)
+            except (RayError, AdaptpoError) as error:
+                self._fail(error)
+            else:
+                self.free.append(worker)
+                self._ask()
+                if number is not None:
+                    yield number, result
+        for failure in self.failures:
+            raise failure
+
+    def _start_worker(self) -> None:
+        worker = self.start()
+        self.workers.append(worker)
+        self.asked[worker.ready.remote()] = worker, None
+
+    def _ask(self) -> None:
+        while self.waiting and self.free:
+            worker, number = self.free.popleft(), self.waiting.popleft()
+            self.asked[worker.compute.remote(number)] = worker, number
+
+    def _replace_worker(self, worker: Any, number: int | None, error: Exception) -> None:
+        ray.kill(worker)
+        self.losses[number] += 1
+        if self.losses[number] > RETRIES:
+            self._fail(error)
+        elif not self.failures:
+            self.waiting.extendleft([] if number is None else [number])
+            self._start_worker()
+            self._ask()
+
+    def _fail(self, error: Exception) -> None:
+        self.failures.append(error)
+        self.waiting.clear()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
 
 
 def enter(folder: str) -> None:

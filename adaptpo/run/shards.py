@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,8 +54,11 @@ class Shards(CheckedFiles):
             return work(items[starts[number] : starts[number] + size])
 
         prompts = {number: min(size, len(items) - starts[number]) for number in own}
-        with progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar:
-            for number, table in executor.compute(compute, own, at_once):
+        with (
+            progress_bar(folder, sum(prompts.values()), "prompt", show_progress) as bar,
+            closing(executor.compute(compute, own, at_once)) as results,
+        ):
+            for number, table in results:
                 self.write_shard(folder, number, table)
                 bar.update(prompts[number])
         self.ranks.wait()

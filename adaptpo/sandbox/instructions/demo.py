@@ -18,6 +18,7 @@ from adaptpo.run.files import read_rows, write_json
 from adaptpo.sandbox.instructions.build import Material, build
 from adaptpo.sandbox.instructions.grading import held_out_rows, judge_run, plain_text
 from adaptpo.trainer import AlignmentTrainer
+from adaptpo.types import Row
 
 PROMPTS, HELD_OUT, SHOWN = 144, 64, 3
 STAGES = {
@@ -29,11 +30,13 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Stage:
-    """The judge's score of one policy's held-out answers, with the standard error over prompts."""
+    """The judge's score of one policy's held-out answers, with the standard error over prompts, and the share of the
+    answers that end by themselves."""
 
     name: str
     score: float
     standard_error: float
+    ended: float
 
 
 def run_demo(model: str, out: Path, seed: int) -> None:
@@ -56,13 +59,21 @@ def run_demo(model: str, out: Path, seed: int) -> None:
 def measure(folder: Path, run: Path) -> list[Stage]:
     """The stages of a finished run, in order."""
     held_out = held_out_rows(folder)
-    scores = {name: judge_run(run, name, held_out) for name in STAGES}
-    return [Stage(name, fmean(found), stdev(found) / len(found) ** 0.5) for name, found in scores.items()]
+    return [stage(name, judge_run(run, name, held_out), answers_of(run, name)) for name in STAGES]
+
+
+def stage(name: str, scores: list[float], answers: list[Row]) -> Stage:
+    error = stdev(scores) / len(scores) ** 0.5
+    return Stage(name, fmean(scores), error, fmean(answer["ended"] for answer in answers))
+
+
+def answers_of(run: Path, name: str) -> list[Row]:
+    return read_rows(run / "evaluation" / f"{name}.parquet")
 
 
 def first_answers(run: Path) -> list[dict[str, str]]:
     """The first held-out prompts, whatever the answers to them, before and after."""
-    before, after = (read_rows(run / "evaluation" / f"{stage}.parquet")[:SHOWN] for stage in ("initial", "iteration-0"))
+    before, after = (answers_of(run, name)[:SHOWN] for name in ("initial", "iteration-0"))
     return [
         {"prompt": plain_text(json.loads(old["prompt"])), "before": old["response"], "after": new["response"]}
         for old, new in zip(before, after, strict=True)
@@ -70,12 +81,17 @@ def first_answers(run: Path) -> list[dict[str, str]]:
 
 
 def show_stages(stages: list[Stage]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=f"Rules kept in {HELD_OUT} held-out answers, of topics never trained on")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{HELD_OUT} held-out answers, of topics never trained on")
     table.add_column("policy")
-    table.add_column("rules kept", justify="right")
+    for title in ("judge's score", "answers that end"):
+        table.add_column(title, justify="right")
     for each in stages:
-        table.add_row(STAGES[each.name], f"{each.score:.1%} ± {each.standard_error:.1%}")
+        table.add_row(STAGES[each.name], f"{each.score:.1%} ± {each.standard_error:.1%}", f"{each.ended:.0%}")
     Console().print(table)
+    print(
+        "Judge's score: the share of an answer's rules that it keeps, 0 if it was cut, leaves its topic or has fewer "
+        "than four words; ± is the standard error over prompts."
+    )
 
 
 def show_answers(answers: list[dict[str, str]]) -> None:

@@ -7,7 +7,7 @@ from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.table import Table
 
 PHASES = 3
-"""Phases that train: the warm-up and two iterations, or three iterations. Each has the same number of steps."""
+"""Phases that train: the warm-up and two iterations, or three iterations. Each takes the steps of an epoch."""
 FROM_SFT = ("warmup_epochs=0", f"num_iterations={PHASES}", "method.measured=true")
 OBJECTIVE = "[{name: kto, beta: 0.1}, {name: sft}]"
 POOL_KTO = (f"method={{name: pool_kto, objective: {OBJECTIVE}}}", "generation.num_generations=2")
@@ -27,10 +27,10 @@ ROWS = (
 and which it gains from."""
 COLUMNS = ("judge", "difference", "reward", "tokens", "steps", "annotated", "answers", "boundary_score")
 NOTE = (
-    "Every phase that trains has as many optimizer steps: the warm-up and two iterations, or three iterations. The "
-    "judge trains nothing; the reward is the grader's, which labels what all rows train on. Boundary score: share of "
-    "comparisons that fresh responses of the policy before training win; below 0.5 it predicts that offline pairs gain "
-    "more."
+    "Each phase takes the optimizer steps of an epoch over all prompts: the warm-up and two iterations, or three "
+    "iterations. MetaPO's warm-up is shorter by the pairs that it holds out. The judge trains nothing; the reward is "
+    "the grader's, which labels what all rows train on. Boundary score: share of comparisons that fresh responses of "
+    "the policy before training win; below 0.5 it predicts that offline pairs gain more."
 )
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adaptpo.errors import RunError
+from adaptpo.config.recipe import load_recipe
+from adaptpo.errors import ConfigError, RunError
 from adaptpo.report.reading import RunData, Stage
 from adaptpo.run.files import read_rows
-from adaptpo.sandbox.instructions.build import BATCH, Material, build
+from adaptpo.sandbox.instructions.build import Material, build
 from adaptpo.sandbox.instructions.grading import held_out_rows, judge_run
 from adaptpo.sandbox.tables.measure import Measurement, Responses, measure
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.world import Score, folder_of
+
+OWN = {
+    "seed": "--first and --seeds choose worlds, --runs repeats rows with other seeds",
+    "output_dir": "--out is the folder of all runs",
+    "training.max_steps": "all rows take an epoch's steps in each phase, so --prompts decides",
+}
+"""Keys of a recipe that belong to the comparison, and the options that decide them."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +43,21 @@ class JudgedMeasurement(Measurement):
 
 @dataclass(frozen=True)
 class InstructionsWorld:
-    """The task with the prompts and drafts of its seed. `steps`: optimizer steps of each phase that trains; None: those
-    of an epoch of the warm-up. `settings`: further settings of every run, such as those of a GPU."""
+    """The task with the prompts and drafts of its seed. `settings`: further settings of every run, such as those of a
+    GPU. Raises ConfigError if they set what the comparison sets."""
 
     material: Material
-    steps: int | None = None
     settings: tuple[str, ...] = ()
 
     score: ClassVar[Score] = Score(
         "judge's score", "of one response to each held-out prompt after the last iteration (at most 1)"
     )
     runs_are_units: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for setting in self.settings:
+            if (key := setting.partition("=")[0]) in OWN:
+                raise ConfigError(f"--set {setting}: a study sets {key} itself; {OWN[key]}")
 
     @property
     def seed(self) -> int:
@@ -62,18 +75,20 @@ class InstructionsWorld:
 
     def command(self, table: str, options: str) -> str:
         of = self.material
-        steps = f" --steps {self.steps}" if self.steps is not None else ""
         further = "".join(f" --set '{each}'" for each in self.settings)
         sizes = f"--prompts {of.prompts} --heldout {of.heldout}"
-        return f"adaptpo sandbox study --model {of.model} {options} {sizes}{steps}{further}"
+        return f"adaptpo sandbox study --model {of.model} {options} {sizes}{further}"
 
     def build(self, out: Path, rows: Sequence[Row]) -> None:
         build(folder_of(out, self), self.material, progress=False)
 
     def assignments(self, recipe: Path, row: Row) -> tuple[str, ...]:
-        """The row's settings, the steps that all rows have, and the settings of the machine."""
-        steps = self.steps or -(-self.material.prompts // BATCH)
-        return (*row.settings, f"training.max_steps={steps}", *self.settings)
+        """The row's settings, those of the machine, and for each iteration the steps of an epoch over all prompts, as a
+        warm-up takes them."""
+        settings = (*row.settings, *self.settings)
+        training = load_recipe(recipe, settings).training
+        batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+        return (*settings, f"training.max_steps={ceil(self.material.prompts / batch)}")
 
     def respond(self, out: Path, run: Path) -> None:
         """Nothing is left to sample: a run evaluates its policy on the held-out prompts."""

@@ -41,7 +41,9 @@ def draw(table: Table, summaries: Sequence[RowSummary], unit: Unit, theme: Theme
         titles(axes, theme, x=name)
     label_rows(grid[0, 0], summaries, heights, theme)
     if any(len(summary.measured) > 1 for summary in summaries):
-        common_x(figure, f"means over {unit} with 95 % intervals; small dots are single runs", theme)
+        estimates = [estimate for summary in summaries for estimate in summary.estimates.values()]
+        intervals = f" over {unit} with 95 % intervals" if any(each.low is not None for each in estimates) else ""
+        common_x(figure, f"means{intervals}; small dots are single runs", theme)
     figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, color=theme.text)
     return figure
 
