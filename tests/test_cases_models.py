@@ -429,6 +429,13 @@ def test_digest_covers_adapter_and_model(tmp_path: Path) -> None:
     assert len(set(digests)) == 3
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"null"])
+def test_damaged_note_about_a_merged_adapter_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "merged_from.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"merged_from\.json is damaged .*give the adapter itself"):
+        model_digest(str(tmp_path))
+
+
 def test_adapter_is_merged_once(tmp_path: Path) -> None:
     folder = save_adapter(save_policy(tmp_path / "base"), tmp_path / "adapter")
     out = run(folder, tmp_path / "run")

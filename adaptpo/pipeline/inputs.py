@@ -28,12 +28,22 @@ MERGED_FROM = "merged_from.json"
 def model_digest(path: str, options: Options | None = None) -> str:
     """Hash of a folder's content, or the commit of a hub model; that of an adapter includes its model's."""
     if (Path(path) / MERGED_FROM).is_file():
-        return json.loads((Path(path) / MERGED_FROM).read_text(encoding="utf-8"))["digest"]
+        return merged_digest(Path(path) / MERGED_FROM)
     settings = adapter_settings(path, options)
     if settings is None:
         return own_digest(path, options)
     below = model_digest(base_of(path, options) or "", base_options(settings, options or {}))
     return content_key([own_digest(path, options), below])[:16]
+
+
+def merged_digest(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["digest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{file} is damaged ({error}); it says what the model was merged from. Restore it, or give the adapter "
+            "itself as the model"
+        ) from error
 
 
 def own_digest(path: str, options: Options | None) -> str:
