@@ -50,6 +50,7 @@ FAULTS: list[tuple[BaseException, str]] = [
     (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "processes"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "killed"),
     (wrapped("cannot save", OSError(errno.EIO, "Input/output error")), "disk"),
+    (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:4: Connection reset by peer"), "peer"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Faults of the machine, by what libraries raise for them: memory, accelerator, descriptors and disks."""
+"""Faults of the machine, by what libraries raise for them: memory, accelerator, descriptors, disks, peers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WORDS = {
     "memory": re.compile(
         r"can't allocate memory|not enough memory|[Cc]annot allocate memory|malloc of size \d+ failed"
     ),
+    "peer": re.compile(r"gloo/transport|Connection closed by peer"),
     "killed": re.compile(r"DataLoader worker .*(killed|exited unexpectedly)"),
     "full": re.compile(r"No space left on device|Disk quota exceeded|unexpected pos|file write failed"),
     "limits": re.compile(r"Too many open files"),
@@ -32,6 +33,7 @@ SAID = {
     "batch_size",
     "accelerator": "the accelerator failed. If it happens again, test the device",
     "memory": "the machine's memory is used up. Lower max_tokens_per_batch or shard_size, or end other processes",
+    "peer": "another process of this run ended, or the network between them failed; its own message says why",
     "killed": "a data loader's process was killed, probably for its memory. Lower training.dataloader_num_workers",
     "full": "the disk is full: free some space. Nothing half-written counts as done",
     "limits": "too many files are open. Raise the limit (ulimit -n), or lower concurrency",
