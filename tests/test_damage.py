@@ -209,6 +209,13 @@ def test_weights_that_the_next_iteration_was_trained_from_stop_no_run(
     assert (decision.again, len(decision.left)) == (again, left)
 
 
+@pytest.mark.parametrize(("name", "left"), [("config.json", 1), ("reference.pt", 1), ("method.pt", 0)])
+def test_of_an_older_checkpoint_only_the_state_of_the_method_is_read(name: str, left: int) -> None:
+    file = f"iterations/0/checkpoint/{name}"
+    found = [Damage(file, "is missing", "iterations/0/train", "iterations/0/checkpoint")]
+    assert len(decide(phases(*IN_TWO, "iterations/1/train"), found, repeatable=False).left) == left
+
+
 def test_weights_that_no_phase_loads_are_compared_at_a_start(tmp_path: Path) -> None:
     """A run that resumes ends without damage that nobody was told of."""
     with open_run(tmp_path / "run") as run:

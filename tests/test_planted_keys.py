@@ -69,7 +69,7 @@ def refusing(body: Any, number: int) -> Reply:
 
 
 def test_judge_that_quotes_the_key_and_refuses_it(tmp_path: Path, undrawn: None) -> None:
-    with serving(refusing) as stub, pytest.raises(AdaptpoError) as caught:
+    with serving(refusing) as stub, pytest.raises(AdaptpoError, match="Incorrect API key provided") as caught:
         start(save_policy(tmp_path / "policy"), tmp_path / "run", judge(stub.url), **GIVEN)
     assert not any(key in str(caught.value) for key in (*KEYS.values(), PLAIN)), caught.value
     assert files_with_keys(tmp_path) == {}
@@ -134,7 +134,7 @@ def test_trackers(tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     given = GIVEN | {"training": TRAINING | {"report_to": tracker}}
     start(save_policy(tmp_path / "policy"), tmp_path / "run", "python:tests.tiny:vowel_reward", "dpo", **given)
     assert (tmp_path / "told").exists() == (tracker == "stub")
-    assert [*(tmp_path / "run").rglob("events.out*")] == [] or tracker == "tensorboard"
+    assert any((tmp_path / "run").rglob("events.out*")) == (tracker == "tensorboard")
     assert files_with_keys(tmp_path) == {}
 
 

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers.integrations import TensorBoardCallback, integration_utils
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.errors import ConfigError
-from adaptpo.pipeline.trackers import tracked_id
+from adaptpo.pipeline.trackers import tracked_id, tracking
 from adaptpo.run.damage import mend
 from adaptpo.run.directory import open_run
 from adaptpo.run.files import JsonLines
@@ -134,6 +135,14 @@ def test_a_damaged_identity_is_told_and_made_anew(kind: str, tmp_path: Path, cap
         assert tracked_id(run) not in ids
         mend(run, repeatable=True)
         assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_identity_is_written_again_without_trackers_too(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        tracked_id(run)
+        (tmp_path / "trackers.json").write_text("{")
+        with tracking(SimpleNamespace(run=run, ranks=run.ranks, callbacks=[], report_to=[])):  # type: ignore[arg-type]
+            assert run.intact(tmp_path / "trackers.json")
 
 
 def test_an_identity_that_an_older_version_wrote_is_kept(tmp_path: Path) -> None:

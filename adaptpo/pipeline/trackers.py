@@ -100,7 +100,10 @@ def shown_name(phase: str, name: str) -> str:
 def tracking(context: Context) -> Iterator[None]:
     """Sends to the run's trackers, while the block runs, what is logged."""
     given = [callback for callback in context.callbacks if isinstance(callback, TRACKERS)]
-    if not context.ranks.is_first or not (given or context.report_to):
+    tracked = context.ranks.is_first and bool(given or context.report_to)
+    if context.ranks.is_first and not tracked and context.run.manifest.entry(IDENTITY):
+        tracked_id(context.run)  # Writes a damaged one again.
+    if not tracked:
         yield
         return
     identity = tracked_id(context.run)

@@ -19,10 +19,11 @@ from adaptpo.run.directory import RunDirectory
 from adaptpo.run.manifest import Digest, checksum
 from adaptpo.run.state import State, dependents, is_done, is_read_no_more, log_faults, write_state
 
-WEIGHTS = (".safetensors", ".bin")
 SHARD = re.compile(r"\d{5,}\.parquet")
 SAME_ANYWHERE = frozenset({"data"})
 """Phases that compute nothing that depends on the machine."""
+METHOD_STATE = "method.pt"
+"""What every start reads of all checkpoints."""
 METRICS = "metrics.jsonl"
 READ_BY_NO_PHASE = (METRICS, "pair_weights.jsonl")
 
@@ -57,9 +58,10 @@ def find_damage(run: RunDirectory) -> list[Damage]:
 
 
 def is_loaded_no_more(one: Damage, phases: State) -> bool:
-    """Whether these are weights of a policy that the next iteration has been trained from."""
+    """Whether this is part of a policy that the next iteration has been trained from."""
     found = re.fullmatch(r"iterations/(\d+)/train", one.phase)
-    return found is not None and one.file.endswith(WEIGHTS) and is_done(f"iterations/{int(found[1]) + 1}/train", phases)
+    trained_from = found is not None and is_done(f"iterations/{int(found[1]) + 1}/train", phases)
+    return trained_from and not one.file.endswith(METHOD_STATE)
 
 
 def unlisted(run: RunDirectory) -> Iterator[Damage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from adaptpo.config.secrets import masked_text
 from adaptpo.errors import AdaptpoError
 
 context = multiprocessing.get_context("forkserver")
@@ -78,10 +80,10 @@ def report_of(task: Task, sender: Connection) -> None:
     except KeyboardInterrupt:
         return  # The listening process was interrupted as well.
     except AdaptpoError as error:
-        sender.send(str(error))
+        sender.send(masked_text(str(error)))
     except Exception as error:  # noqa: BLE001 (the other tasks must continue)
-        traceback.print_exc()
-        sender.send(f"{type(error).__name__}: {error}")
+        print(masked_text(traceback.format_exc()), file=sys.stderr)
+        sender.send(masked_text(f"{type(error).__name__}: {error}"))
 
 
 def finish(connection: Connection, task: Running) -> Finished:
