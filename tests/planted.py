@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 KEYS = {
     "hf": "hf_PlantedPlantedPlanted0001",
     "openai": "sk-proj-Planted_Planted-0002",
@@ -17,8 +19,13 @@ PLAIN = "correct horse battery staple 0007"
 
 
 def files_with_keys(*folders: Path) -> dict[str, list[str]]:
-    """The keys in each file of the folders that holds one, in whatever format the file is."""
+    """The keys in each file of the folders that holds one, in compressed pages of Parquet files too."""
     planted = [*KEYS.values(), PLAIN]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    found = {str(path): [key for key in planted if key.encode() in path.read_bytes()] for path in files}
+    found = {str(path): [key for key in planted if key.encode() in content(path)] for path in files}
     return {name: keys for name, keys in found.items() if keys}
+
+
+def content(path: Path) -> bytes:
+    read = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else b""
+    return path.read_bytes() + read

@@ -198,8 +198,8 @@ def test_a_study_has_the_options_of_a_table(material: Material, tmp_path: Path) 
     options = Options(world_of(material), 1, tmp_path, 3, methods=("dpo",), labels=("DPO", "SELM"))
     assert options.command("study-x") == (
         f"adaptpo sandbox study --model {material.model} --seeds 1 --runs 3 --methods dpo --rows 'DPO;SELM' "
-        "--prompts 8 --heldout 3 --set 'generation.max_new_tokens=4' --set 'peft.r=2' "
-        "--set 'training.use_cpu=true' --set 'training.per_device_train_batch_size=3'"
+        "--prompts 8 --heldout 3 --set generation.max_new_tokens=4 --set peft.r=2 --set training.use_cpu=true "
+        "--set training.per_device_train_batch_size=3"
     )
     name, table = study("org/model")
     assert (name, table.title, table.reference) == ("study-model", "Methods on model", REFERENCE)

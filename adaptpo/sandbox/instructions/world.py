@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar
 
 from adaptpo.config.recipe import load_recipe
@@ -75,9 +76,9 @@ class InstructionsWorld:
 
     def command(self, table: str, options: str) -> str:
         of = self.material
-        further = "".join(f" --set '{each}'" for each in self.settings)
+        further = "".join(f" --set {quote(each)}" for each in self.settings)
         sizes = f"--prompts {of.prompts} --heldout {of.heldout}"
-        return f"adaptpo sandbox study --model {of.model} {options} {sizes}{further}"
+        return f"adaptpo sandbox study --model {quote(of.model)} {options} {sizes}{further}"
 
     def build(self, out: Path, rows: Sequence[Row]) -> None:
         build(folder_of(out, self), self.material, progress=False)

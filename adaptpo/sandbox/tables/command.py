@@ -78,6 +78,7 @@ def record(name: str, table: Table, options: Options, summaries: list[RowSummary
         "command": options.command(name),
         "seeds": list(options.worlds),
         "runs": options.runs,
+        "intervals_between": options.unit,
         "reference": table.reference,
         "not_available": [row.label for row in unavailable(table, METHODS)],
         "rows": [record_of(summary) for summary in summaries],
