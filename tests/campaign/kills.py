@@ -30,6 +30,9 @@ SHARES = (0.25, 0.5, 1.0)
 """A run is ended within one of these shares of its length, so that some get far and some are ended often."""
 LISTENING = 0.1
 """Seconds of CPU time after which the command line has taken the signals over; before, Python's defaults end it."""
+MET = 0.3
+"""Seconds of CPU time after which two ranks have met. For one that is lost before, PyTorch's rendezvous waits minutes,
+unless a launcher ends the other."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def codes_of(name: str, out: Path, moment: float | None, victim: int = 0, how: s
     """Exit codes of the processes of a run, of which one is ended at a moment."""
     starts = processes_of(name, out)
     if moment is not None:
-        earliest = moment if how == "kill" else max(moment, LISTENING)
+        earliest = max(moment, LISTENING if how != "kill" else MET if len(starts) > 1 else 0)
         starts[victim] = replace(starts[victim], moment=earliest, signals=SIGNALS[how])
     processes = [one.forked() for one in starts]
     timeout = time.monotonic() + LONGEST
