@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from adaptpo.run.files import JsonLines
 from adaptpo.run.manifest import NEVER_READ, sealed, unsealed
 from adaptpo.run.state import read_state, write_state
 from adaptpo.training.checkpoints import Logs, damage_of, last_complete
+from adaptpo.training.preference_trainer import PreferenceTrainer
 from adaptpo.training.prompt_group_trainer import StepHooks
 from tests.damage import DAMAGES, damage
 from tests.runs import assert_same_run, start
@@ -306,6 +308,16 @@ def test_checkpoint_vouches_for_the_logs(log: str, begun: Path) -> None:
     JsonLines(begun / log).discard(lambda record: record.get("step") == 2)
     found = damage_of(checkpoint, logs)
     assert found is not None and found[0] == begun / log
+
+
+def test_training_that_starts_again_does_not_read_its_damaged_weights(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "pair_weights.jsonl")
+    trainer: Any = SimpleNamespace(pair_log=log, ranks=SimpleNamespace(is_first=True))
+    log.path.write_bytes(b'{"\xf3tep": 1}\n')
+    with pytest.raises(RunError, match="damaged record"):
+        PreferenceTrainer.forget_after(trainer, 1)
+    PreferenceTrainer.forget_after(trainer, 0)
+    assert log.read() == []
 
 
 def test_run_with_a_damaged_checkpoint_ends_like_any_other(policy: str, begun: Path, finished: Path) -> None:

@@ -175,8 +175,12 @@ class PreferenceTrainer(GroupTrainer):
         return [record for micro_batch in together for records in micro_batch for record in records]
 
     def forget_after(self, step: int) -> None:
-        if self.pair_log is not None and self.ranks.is_first:
+        if self.pair_log is None or not self.ranks.is_first:
+            return
+        if step:
             self.pair_log.discard(lambda record: record["step"] > step)
+        else:
+            self.pair_log.path.unlink(missing_ok=True)  # Unread, because it may be what is damaged.
 
 
 def pair_records(step: Step, method: Method) -> list[dict[str, Any]]:
