@@ -163,11 +163,10 @@ def tables(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.relative_to(out)}:{name}": tensor
-        for path in sorted(out.rglob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
+    """Of every model of a run, and of the heads of its critics."""
+    stored = [(path, load_file(path)) for path in sorted(out.rglob("*.safetensors"))]
+    stored += [(path, torch.load(path)) for path in sorted(out.rglob("value_head.pt"))]
+    return {f"{path.relative_to(out)}:{name}": tensor for path, held in stored for name, tensor in held.items()}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

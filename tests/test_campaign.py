@@ -10,8 +10,9 @@ import pytest
 
 from adaptpo.config.strict_yaml import read_yaml
 from tests.campaign import annotators, recipes, rows
-from tests.campaign.corruption import ENDED, MOMENTS, Case, Outcome, Results, class_of, evenly
+from tests.campaign.corruption import Case, Outcome, Results, class_of, evenly
 from tests.campaign.kills import disturbed, start_of, straight
+from tests.campaign.moments import ENDED, PLAIN
 from tests.campaign.outcomes import Nonsense, Outcomes
 from tests.campaign.running import campaign
 from tests.damage import DAMAGES
@@ -65,7 +66,7 @@ def test_forked_run_is_that_of_a_new_interpreter(kind: str, threads: int, tmp_pa
 
 
 def test_first_cases_of_the_matrix_cover_every_file_damage_and_class_of_moments() -> None:
-    everything = [Case(at, kind, kind, how) for at in (*MOMENTS, ENDED) for kind in ("a", "b") for how in DAMAGES]
+    everything = [Case(at, kind, kind, how) for at in (*PLAIN.moments, ENDED) for kind in ("a", "b") for how in DAMAGES]
     order = evenly(everything, random.Random(0))
     first = {(case.kind, case.damage, class_of(case.moment)) for case in order[: 2 * 6 * 3]}
     assert len(first) == 2 * 6 * 3 and sorted(map(str, order)) == sorted(map(str, everything))

@@ -1,6 +1,6 @@
 """The corruption matrix: every kind of file of a run x every damage x every moment, each resumed to the end.
 
-    python -m tests.campaign.corruption --out corruption.json
+    python -m tests.campaign.corruption --results corruption.jsonl
 
 A case is a copy of a run that was killed at a moment (or has ended), with one file damaged, and started again. It ends
 
@@ -13,7 +13,8 @@ A case is a copy of a run that was killed at a moment (or has ended), with one f
 
 `--results` keeps each case's outcome in a file; a second call goes on with the cases that are not in it, and with those
 that failed. The order is such that the first cases cover every file with every damage during a phase, between phases
-and after the end. TMPDIR on a file system in memory helps. Exits with status 1 if a case is silent or a traceback.
+and after the end; the other kinds of run follow the plain one, with the files that it lacks. TMPDIR on a file system in
+memory helps. Exits with status 1 if a case is silent or a traceback.
 """
 
 from __future__ import annotations
@@ -28,44 +29,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adaptpo.run.files import JsonLines
-from tests.campaign.commands import Train, save_tiniest, train, write_recipe
+from tests.campaign.commands import train
+from tests.campaign.moments import ENDED, OTHERS, PLAIN, Prepared, files, kind_of, prepare
 from tests.damage import DAMAGES, damage
-from tests.runs import SETTINGS, assert_same_run
-
-MOMENTS = [
-    "done:data",
-    "file:reference/00002.parquet",
-    "start:evaluate/initial",
-    "saved:warmup:2",
-    "done:warmup",
-    "file:0/scores/00001.parquet",
-    "done:iterations/0/select",
-    "file:0/annotations/00000.parquet",
-    "done:iterations/0/annotate",
-    "done:iterations/0/pair",
-    "saved:iterations/0:2",
-    "done:iterations/0/train",
-    "file:1/responses/00000.parquet",
-    "saved:iterations/1:2",
-    "done:iterations/1/train",
-    "folder:.writing-final",
-]
-"""The run is killed here (see `tests.runs.arm`), one after the other."""
-ENDED = "ended"
-SMALL: dict[str, Any] = {
-    "rows": 10,
-    "held_out": 2,
-    "shard_size": 4,
-    "training": SETTINGS["training"] | {"per_device_train_batch_size": 2},
-}
-UNCHECKED = ("lock", "repairs.jsonl", "final-damaged")
-"""What decides nothing: who holds the lock, and the record of repairs."""
+from tests.runs import assert_same_run
 
 
 @dataclass(frozen=True)
@@ -74,6 +47,7 @@ class Case:
     kind: str
     file: str
     damage: str
+    run: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -83,28 +57,16 @@ class Outcome:
     detail: str
 
 
-def start_of(folder: Path, out: Path, **more: Any) -> Train:
-    return Train(folder / "recipe" / "recipe.yaml", out, out.with_suffix(".log"), **more)
-
-
-def kind_of(file: str) -> str:
-    """The file without its numbers."""
-    return re.sub(r"\d+", "N", file)
-
-
-def files(out: Path) -> list[str]:
-    found = (path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file())
-    return [name for name in found if not name.startswith(UNCHECKED) and "/.writing-" not in f"/{name}"]
-
-
-def cases(moments: dict[str, Path], rng: random.Random) -> Iterator[Case]:
+def cases(name: str, moments: dict[str, Path], rng: random.Random, known: Container[str] = ()) -> Iterator[Case]:
+    """One of each kind of file that is not known, with every damage, at every moment."""
     for moment, folder in moments.items():
         kinds: dict[str, list[str]] = {}
-        for name in files(folder):
-            kinds.setdefault(kind_of(name), []).append(name)
-        for kind, names in kinds.items():
-            for how in DAMAGES:
-                yield Case(moment, kind, rng.choice(names), how)
+        for file in files(folder):
+            kinds.setdefault(kind_of(file), []).append(file)
+        for kind, same in kinds.items():
+            if kind not in known:
+                for how in DAMAGES:
+                    yield Case(moment, kind, rng.choice(same), how, name)
 
 
 def records(out: Path, name: str) -> list[dict[str, Any]]:
@@ -157,48 +119,39 @@ def compare_records(case: Case, out: Path, straight: Path) -> tuple[str, str]:
     return ("named", "; ".join(left)[:200]) if lost(out) else ("SILENT", f"records differ or: {left}"[:300])
 
 
-def at_moments(folder: Path) -> dict[str, Path]:
-    """Copies of one run at every moment, and at its end."""
-    found: dict[str, Path] = {}
-    out = folder / "run"
-    for number, point in enumerate(MOMENTS):
-        assert train(start_of(folder, out, point=point)) == -9, (point, out.with_suffix(".log").read_text())
-        found[point] = shutil.copytree(out, folder / "moments" / str(number))
-    assert train(start_of(folder, out)) == 0
-    found[ENDED] = Path(shutil.move(out, folder / "moments" / ENDED))
-    out.with_suffix(".log").unlink()
-    return found
-
-
-def prepare(folder: Path) -> dict[str, Path]:
-    """An uninterrupted run of a new interpreter, one of another seed, and one at every moment."""
-    write_recipe(folder / "recipe", save_tiniest(folder / "policy"), **SMALL)
-    assert start_of(folder, folder / "straight").anew() == 0
-    assert train(start_of(folder, folder / "another", sets=("seed=1",))) == 0
-    return at_moments(folder)
-
-
-def outcome(case: Case, folder: Path, moments: dict[str, Path], seed: int) -> Outcome:
-    out = folder / "run"  # Where it began: its config.yaml names the folder.
-    shutil.copytree(moments[case.moment], out)
+def outcome(case: Case, run: Prepared, seed: int) -> Outcome:
+    out = run.folder / "run"  # Where it began: its config.yaml names the folder.
+    shutil.copytree(run.moments[case.moment], out)
     try:
-        if not damage(case.damage, out / case.file, folder / "another" / case.file, seed):
+        if not damage(case.damage, out / case.file, run.folder / "another" / case.file, seed):
             return Outcome(case, "unchanged", "")
-        status = train(start_of(folder, out), longest=120)
+        status = train(run.start(), longest=120)
         said = out.with_suffix(".log").read_text(errors="replace")
-        return Outcome(case, *judge(case, out, folder / "straight", status, said))
+        return Outcome(case, *judge(case, out, run.folder / "straight", status, said))
     finally:
         shutil.rmtree(out)
         out.with_suffix(".log").unlink(missing_ok=True)
 
 
+def all_runs(folder: Path) -> dict[str, Prepared]:
+    return {name: prepare(folder / name, variant) for name, variant in ({"plain": PLAIN} | OTHERS).items()}
+
+
+def all_cases(runs: dict[str, Prepared], seed: int) -> list[Case]:
+    """Those of the plain run, then those of the files that the others have beside."""
+    rng, known = random.Random(seed), runs["plain"].kinds()
+    found = evenly(cases("plain", runs["plain"].moments, rng), rng)
+    beside = (case for name, run in runs.items() if name != "plain" for case in cases(name, run.moments, rng, known))
+    return found + evenly(beside, rng)
+
+
 def evenly(everything: Iterable[Case], rng: random.Random) -> list[Case]:
     """First one case of each file, damage and class of moments, then a second of each, and so on."""
-    chosen, turns = list(everything), Counter[tuple[str, str, str]]()
+    chosen, turns = list(everything), Counter[tuple[str, ...]]()
     rng.shuffle(chosen)
     order = []
     for number, case in enumerate(chosen):
-        group = (case.kind, case.damage, class_of(case.moment))
+        group = (case.run, case.kind, case.damage, class_of(case.moment))
         turns[group] += 1
         order.append((turns[group], number))
     return [chosen[number] for _, number in sorted(order)]
@@ -232,18 +185,18 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no case after this time (default: no end)")
     parser.add_argument("--seed", type=int, default=0, help="seed of order, files and damage (default: 0)")
     options = parser.parse_args()
-    results, rng = Results(options.results), random.Random(options.seed)
+    results = Results(options.results)
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as name:
-        moments = prepare(Path(name))
-        everything = evenly(cases(moments, rng), rng)
+        runs = all_runs(Path(name))
+        everything = all_cases(runs, options.seed)
         done = {case for case, one in results.read().items() if not one.result.isupper()}
         left = [case for case in everything if case not in done]
         print(f"{len(left)} of {len(everything)} cases are left", flush=True)
         for case in left:
             if time.monotonic() > end:
                 break
-            one = outcome(case, Path(name), moments, options.seed)
+            one = outcome(case, runs[case.run], options.seed)
             results.add(one)
             if one.result.isupper():
                 print(f"{one.result}: {one.case}\n  {one.detail}", flush=True)
@@ -257,7 +210,7 @@ def summary(outcomes: list[Outcome]) -> str:
     results = sorted({one.result for one in outcomes})
     parts = []
     keys = {
-        "when": lambda case: class_of(case.moment), "damage": lambda case: case.damage,
+        "run": lambda case: case.run, "when": lambda case: class_of(case.moment), "damage": lambda case: case.damage,
         "moment": lambda case: f"`{case.moment}`", "artefact": lambda case: f"`{case.kind}`",
     }  # fmt: skip
     for title, key in keys.items():
