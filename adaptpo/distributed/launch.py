@@ -9,6 +9,18 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("true", "1", "yes")
 
 
+def is_sharded() -> bool:
+    """Whether accelerate shares out the weights among the processes."""
+    return is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+
+
+def parallel_size(kind: str) -> int:
+    """The size that accelerate's configuration gives to a kind of parallelism: `dp_replicate`, `tp`, `cp` or `sp`."""
+    if not is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return 1
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "1"))
+
+
 def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 

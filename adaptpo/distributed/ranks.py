@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from adaptpo.distributed.launch import is_set, process_count
+from adaptpo.distributed.launch import is_set, is_sharded, parallel_size, process_count
 from adaptpo.errors import ConfigError, RunError
 
 Value = TypeVar("Value")
@@ -112,8 +112,20 @@ def join_ranks(training: dict[str, Any]) -> Ranks:
             f"{count} processes were started without an accelerator to connect them; set training.use_cpu to true "
             "to train on CPUs, or start one process"
         )
+    check_parallelism()
     check_sharding(state.distributed_type.value, training)
     return Ranks(state.process_index, count, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+
+
+def check_parallelism() -> None:
+    """Raises ConfigError if the ranks would share out a row or a layer: each trains on its own prompts."""
+    for kind in ("tp", "cp", "sp"):
+        if parallel_size(kind) > 1:
+            raise ConfigError(
+                f"accelerate's configuration has parallelism_config_{kind}_size: {parallel_size(kind)}; here every "
+                "process trains on prompts of its own. Set it to 1, and share out the weights with FSDP2 "
+                "(recipes/accelerate/fsdp2.yaml)"
+            )
 
 
 def check_sharding(kind: str, training: dict[str, Any]) -> None:
@@ -122,8 +134,7 @@ def check_sharding(kind: str, training: dict[str, Any]) -> None:
     for key in ("fsdp", "deepspeed"):
         if training.get(key):
             raise ConfigError(f"training.{key} is not read here; set it in the configuration file of accelerate launch")
-    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
-    if sharded and kind == "MULTI_CPU":
+    if is_sharded() and kind == "MULTI_CPU":
         raise ConfigError(
             "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
             "sharding off"

@@ -26,11 +26,8 @@ def repeatable(threads: int | None) -> Iterator[None]:
     """
     mode, before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     filling = torch._C._get_deterministic_fill_uninitialized_memory()
-    if torch.cuda.is_available():
-        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     try:
-        torch.set_deterministic_debug_mode("error")  # Unlike `use_deterministic_algorithms`, imports no compiler.
-        torch._C._set_deterministic_fill_uninitialized_memory(False)  # It finds bugs; results do not depend on it.
+        use_deterministic_operations()
         torch.set_num_threads(before if threads is None else threads)
         with explained():
             yield
@@ -38,6 +35,14 @@ def repeatable(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
         torch._C._set_deterministic_fill_uninitialized_memory(filling)
         torch.set_deterministic_debug_mode(mode)
+
+
+def use_deterministic_operations() -> None:
+    """From here on, in this process."""
+    if torch.cuda.is_available():
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    torch.set_deterministic_debug_mode("error")  # Unlike `use_deterministic_algorithms`, imports no compiler.
+    torch._C._set_deterministic_fill_uninitialized_memory(False)  # It finds bugs; results do not depend on it.
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -14,6 +18,14 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def computing_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which a matrix product of this tensor is computed here."""
     return autocast_dtype(tensor.device) or tensor.dtype
+
+
+def keep_weights(model: Model, dtype: torch.dtype) -> Model:
+    """Converts all weights, in place, but no buffers, as FSDP2 and DeepSpeed do to those that they share out."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def keep_linear_layers(model: nn.Module, dtype: torch.dtype, head: nn.Module | None) -> nn.Module:

@@ -28,6 +28,7 @@ from adaptpo.choices.reference import Reference, Synced
 from adaptpo.config.recipe import AlignmentConfig, SyncedReference
 from adaptpo.config.reward import RewardPart, reward_parts
 from adaptpo.data.mixture import Mixture
+from adaptpo.distributed.launch import is_sharded
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import ConfigError
 from adaptpo.generation.base import Sampling
@@ -47,7 +48,7 @@ from adaptpo.models.loading import (
     stop_ids_of,
 )
 from adaptpo.models.packing import RowPacking
-from adaptpo.models.precision import keep_linear_layers
+from adaptpo.models.precision import keep_linear_layers, keep_weights
 from adaptpo.models.shared_prompt.attention import base_model, share_prompts
 from adaptpo.pipeline.reading import Reader
 from adaptpo.pipeline.stored_prompts import StoredPrompts
@@ -248,7 +249,7 @@ class Context(StoredPrompts):
             "push_to_hub": False,  # `adaptpo.pipeline.hub` pushes the final model.
         }
         try:
-            return with_launcher_precision(kind(**{**settings, **owned}))
+            return on_one_device(with_launcher_precision(kind(**{**settings, **owned})))
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(training_fault(first_line(error))) from error
 
@@ -318,9 +319,14 @@ class Context(StoredPrompts):
         return self._sharing(self.slot.get(("trainable", path), lambda: self._placed(self._load_policy(path))))
 
     def _reading(self, model: nn.Module) -> nn.Module:
+        computing = self._computing(model)
+        head = base_model(computing).get_output_embeddings()
+        return keep_linear_layers(computing, self.compute_dtype, head) if self.is_mixed else computing
+
+    def _computing(self, model: nn.Module) -> nn.Module:
+        """The model, whose forward pass computes as that of the policy in training."""
         placed = self._placed(model)
-        head = base_model(placed).get_output_embeddings()
-        return keep_linear_layers(placed, self.compute_dtype, head) if self.is_mixed else placed
+        return keep_weights(placed, self.compute_dtype) if self.is_mixed and is_sharded() else placed
 
     @property
     def load_options(self) -> dict[str, Any]:
@@ -360,7 +366,7 @@ class Context(StoredPrompts):
         if path == self.initial and peft is not None and not is_adapter(path) and base_is_untouched(policy, peft):
             return LiveReference(policy, policy.disable_adapter)
         # Autocast would cache low-precision copies of weights that require gradients.
-        load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
+        load = lambda: self._computing(self._load_reference(path)).requires_grad_(False)  # noqa: E731
         return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
 
     def following_reference(self, iteration: int) -> FollowingReference | None:
@@ -483,6 +489,13 @@ def with_launcher_precision(args: Arguments) -> Arguments:
     """The arguments with the mixed precision of accelerate's configuration, if the recipe names none: training takes it
     from there, and what is compared with training must be computed in the same."""
     args.bf16, args.fp16 = (args.mixed_precision == name for name in ("bf16", "fp16"))
+    return args
+
+
+def on_one_device(args: Arguments) -> Arguments:
+    """The arguments of a process that computes on one accelerator. Where it sees several, transformers would take
+    `DataParallel`, which cuts up what belongs to a whole batch."""
+    args._n_gpu = min(args.n_gpu, 1)
     return args
 
 

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Estimator, Schedule
@@ -15,7 +16,7 @@ from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
 from adaptpo.data.vocabulary import check_tokenizer_fits
-from adaptpo.distributed.launch import is_set
+from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.loading import check_loading, load_tokenizer, read_config
 from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of, refuse_unread
@@ -56,6 +57,18 @@ def refuse_impossible(context: Context) -> None:
     check_training(context)
     check_reward(context)
     announce_dtype(context, config)
+    announce_devices(context)
+
+
+def announce_devices(context: Context) -> None:
+    """Says that accelerators are left idle."""
+    count = torch.cuda.device_count()
+    if count > 1 and context.ranks.count == 1 and context.config.executor.kind == "local":
+        say(
+            f"this process computes on one of {count} GPUs; to use all, start "
+            "`accelerate launch -m adaptpo train ...`; to choose one, set CUDA_VISIBLE_DEVICES",
+            context.shows,
+        )
 
 
 def announce_dtype(context: Context, model_config: Any) -> None:
@@ -102,7 +115,7 @@ def check_following(context: Context) -> None:
             "a reference that follows the policy needs full weights, because the mean of two adapters is not that of "
             "their models; leave peft out, or set reference to previous"
         )
-    if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
+    if is_sharded():
         raise ConfigError(
             "a reference that follows the policy needs whole weights on every process; train without FSDP and "
             "DeepSpeed, or set reference to previous"
@@ -113,8 +126,13 @@ def check_ranks(context: Context) -> None:
     """Raises ConfigError for what does not support several processes."""
     if context.ranks.count == 1:
         return
+    if "device_map" in context.config.model_init_kwargs:
+        raise ConfigError(
+            "model_init_kwargs.device_map places one process's model, and the launcher has started "
+            f"{context.ranks.count}, each with an accelerator of its own; leave it out, or start one process"
+        )
     method = context.method
-    if not method.trainer.uses_pairs and (is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")):
+    if not method.trainer.uses_pairs and is_sharded():
         raise ConfigError(
             f"method '{method.name}' trains on rewards, which needs whole models on every process; train without FSDP "
             "and DeepSpeed, and set peft if the models do not fit"
@@ -135,6 +153,11 @@ def check_look_ahead(context: Context, estimator: Estimator) -> None:
         raise ConfigError(
             f"method '{name}' differentiates the policy's optimizer steps, and DeepSpeed hides them; train with FSDP2 "
             "(recipes/accelerate/fsdp2.yaml) or whole models, or choose another method"
+        )
+    if parallel_size("dp_replicate") > 1:
+        raise ConfigError(
+            f"method '{name}' adds up over all weights, and with parallelism_config_dp_replicate_size several "
+            "processes hold the same ones; set it to 1, which shares out the weights among all processes"
         )
     if sharded and context.inference_arguments.bf16:
         caution(

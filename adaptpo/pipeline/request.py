@@ -80,6 +80,7 @@ class Request:
             models = self._models(run.path / "inputs", ranks)
             run.threads = ranks.on_first(partial(self._claim, run, models))
             with closing(self._context(run, models)) as context, computing(context):
+                run.repeatable = context.is_repeatable
                 ranks.on_first(partial(mend, run, context.is_repeatable))
                 yield context
 

@@ -24,8 +24,10 @@ import yaml
 
 from adaptpo.distributed.executor import HERE, Executor
 from adaptpo.distributed.ranks import ALONE, Ranks
+from adaptpo.distributed.repeatable import use_deterministic_operations
 from adaptpo.errors import ConfigError, DataError, ModelError, RunError
 from adaptpo.run.checked_files import RECORDS
+from adaptpo.run.file_locks import SHARED_FOLDER, problem_of_shared_lock, unlockable
 from adaptpo.run.files import JsonLines, write_text
 from adaptpo.run.identity import plain, refuse_other_run, stored_config
 from adaptpo.run.left_out import LeftOut
@@ -51,17 +53,20 @@ class RunDirectory(Shards):
 
     def __init__(self, path: Path, ranks: Ranks = ALONE, executor: Executor = HERE) -> None:
         super().__init__(path, ranks, executor)
-        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
-        self._found = {file.name for file in path.iterdir()} if path.is_dir() else set()
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.dropped = JsonLines(path / "dropped.jsonl")
         self.listeners: list[Callable[[Row], None]] = []
         """They get, on rank 0, every record of the metrics."""
         self.threads: int | None = None
         """The number of threads that the run computes with, here and on workers."""
+        self.repeatable = False
+        """Whether the run computes with deterministic operations, here and on workers."""
         ranks.on_first(self._lock)
+        self._require_shared_lock()
 
     def _lock(self) -> None:
+        self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._found = {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.path / "lock").open("a+")
@@ -74,9 +79,20 @@ class RunDirectory(Shards):
             owner = self._lock_file.read().strip() or "another process"
             self.close()
             raise RunError(f"{owner} is working on {self.path}; wait for it, or choose another output_dir") from error
+        except OSError as error:
+            self.close()
+            raise unlockable(self.path, f"gives no locks ({error.strerror})", SHARED_FOLDER) from error
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()}")
         self._lock_file.flush()
+
+    def _require_shared_lock(self) -> None:
+        """Raises RunError on all ranks if one of them cannot see rank 0's lock: all append to the run's records."""
+        problem = None if self.ranks.is_first else problem_of_shared_lock(self.path / "lock")
+        for rank, found in enumerate(self.ranks.gather(problem)):
+            if found is not None:
+                self.close()
+                raise unlockable(self.path, f"{found} (process {rank})", SHARED_FOLDER)
 
     def close(self) -> None:
         self.executor.close()
@@ -97,6 +113,8 @@ class RunDirectory(Shards):
             )
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.repeatable:
+            use_deterministic_operations()
 
     def __enter__(self) -> RunDirectory:
         return self

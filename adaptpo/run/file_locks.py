@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
+import time
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -15,6 +16,10 @@ ACROSS_MACHINES = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "be
 ACROSS_MACHINES |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse", "wekafs"}
 """Types of file systems that several machines mount."""
 WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+LOCAL_FOLDER = "choose a folder on a local disk (for paid answers: annotation_cache)"
+SHARED_FOLDER = "choose an output_dir on a file system whose locks hold for all machines of the run"
+SEEN_WITHIN = 60.0
+"""Seconds after which a file of another machine must be visible; NFS remembers for a while that there was none."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -38,10 +43,26 @@ def is_locked_by(descriptor: int, folder: Path) -> bool:
     return True
 
 
-def unlockable(folder: Path, problem: str) -> RunError:
+def problem_of_shared_lock(file: Path) -> str | None:
+    """What is wrong with a lock that a process of the same run holds, perhaps on another machine, if seen from here."""
+    end = time.monotonic() + SEEN_WITHIN
+    while not file.exists():
+        if time.monotonic() > end:
+            return f"does not show {file.name}, which another process of the run has made there"
+        time.sleep(0.1)
+    with file.open("r+b") as seen:
+        try:
+            fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return f"gives no locks ({error.strerror})"
+    return "gives one lock to two processes at once"
+
+
+def unlockable(folder: Path, problem: str, remedy: str = LOCAL_FOLDER) -> RunError:
     return RunError(
-        f"the file system of {folder} {problem}, and several processes would overwrite one another's records; choose a "
-        "folder on a local disk (for paid answers: annotation_cache)"
+        f"the file system of {folder} {problem}, and several processes would overwrite one another's records; {remedy}"
     )
 
 

@@ -268,6 +268,7 @@ class StepHooks(TrainerCallback):
             self.trainer.save_beside(checkpoint)
             assert self.trainer.logs is not None
             mark_complete(checkpoint, self.trainer.logs, self.trainer.layout)
+        self.trainer.ranks.wait()  # Flushing many gigabytes may take longer than the training's collectives wait.
 
 
 def reduce_in_float32(plugin: Any) -> None:

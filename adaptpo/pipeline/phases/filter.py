@@ -63,10 +63,10 @@ def gather_facts(context: Context, items: Lazy[PromptedPair]) -> PairFacts:
 def in_pieces(
     context: Context, items: Lazy[PromptedPair], evaluate: Callable[[Sequence[PromptedPair]], Tensor]
 ) -> Tensor:
-    """The results of `evaluate`, which is called on one shard of pairs at a time, [n]."""
+    """The results of `evaluate`, which is called on one shard of pairs at a time, [n]. Ranks share out the shards."""
     size = context.config.shard_size
-    pieces = (items[start : start + size] for start in range(0, len(items), size))
-    return torch.cat([torch.zeros(0), *map(evaluate, pieces)])
+    own = [evaluate(items[start : start + size]) for start in context.ranks.share(range(0, len(items), size))]
+    return torch.cat([torch.zeros(0), *context.ranks.gather_shares(own)])
 
 
 def logps_under(context: Context, policy: str, items: Sequence[PromptedPair]) -> PairLogps:
@@ -107,7 +107,7 @@ def held_out_margins(context: Context, items: Lazy[PromptedPair]) -> Tensor:
 
 
 def reward_gaps(context: Context, items: Lazy[PromptedPair]) -> Tensor:
-    return context.ranks.on_first(partial(in_pieces, context, items, partial(annotated_gaps, context)))
+    return in_pieces(context, items, partial(annotated_gaps, context))
 
 
 def annotated_gaps(context: Context, items: Sequence[PromptedPair]) -> Tensor:

@@ -241,3 +241,4 @@ class GroupHooks(TrainerCallback):
         self.context.ranks.wait()
         if self.context.ranks.is_first:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs)
+        self.context.ranks.wait()  # As in `StepHooks`.

@@ -24,7 +24,7 @@ from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.models.dropout import turn_off_dropout
 from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, shared_options
-from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.context import Context, on_one_device
 from adaptpo.pipeline.phases.train import own_folder, resumed
 from adaptpo.run.arrow_rows import BATCH
 from adaptpo.run.directory import Summary
@@ -125,12 +125,13 @@ def reward_arguments(context: Context) -> Any:
         "disable_dropout": context.config.disable_dropout,
         "max_length": None if limit is None else limit + 64,  # Room for what the chat template adds after a response.
     }
-    return RewardConfig(
+    args = RewardConfig(
         **settings | context.config.reward_training,
         output_dir=str(context.run.path / PHASE / "training"),
         seed=seed_for(context.config.seed, PHASE) % 2**31,
         disable_tqdm=True,
     )
+    return on_one_device(args)
 
 
 class RewardHooks(TrainerCallback):
@@ -150,6 +151,7 @@ class RewardHooks(TrainerCallback):
         self.context.ranks.wait()
         if self.context.ranks.is_first:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs_of(self.context))
+        self.context.ranks.wait()  # As in `StepHooks`.
 
 
 def logs_of(context: Context) -> Logs:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from adaptpo.distributed.launch import is_set
+from adaptpo.distributed.launch import is_sharded
 from adaptpo.errors import ModelError
 from adaptpo.models.inference import PromptedPair, autocast
 from adaptpo.models.packing import RowPacking, row_tokens
@@ -230,8 +230,7 @@ def own_folder(context: Context, name: str) -> Iterator[Path]:
 
 def training_rows(context: Context) -> RowPacking:
     """How log-probs are computed in training; the head of a sharded model cannot run alone, in chunks."""
-    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
-    return replace(context.rows, chunked_head=context.rows.chunked_head and not sharded)
+    return replace(context.rows, chunked_head=context.rows.chunked_head and not is_sharded())
 
 
 def stretch(iteration: int | None, num_iterations: int) -> tuple[float, float]:

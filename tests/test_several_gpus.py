@@ -1,0 +1,188 @@
+"""What only several accelerators, several machines or a launcher's settings bring about, shown on CPUs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from adaptpo import AlignmentConfig, methods
+from adaptpo.data.mixture import Mixture
+from adaptpo.distributed.ranks import Ranks, check_parallelism
+from adaptpo.errors import ConfigError, RunError
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases import filter as filtering
+from adaptpo.pipeline.phases import grpo, reward
+from adaptpo.pipeline.preflight import announce_devices, check_look_ahead, check_ranks
+from adaptpo.run import file_locks
+from adaptpo.run.directory import open_run
+from adaptpo.run.file_locks import problem_of_shared_lock
+from adaptpo.training import prompt_group_trainer
+from tests.ranks import FSDP, logged, run_ranks
+from tests.runs import SETTINGS
+from tests.tiny import save_policy, vowel_reward
+
+BF16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+
+
+@pytest.mark.engines
+def test_first_margin_is_zero_where_fsdp2_converts_the_weights(tmp_path: Path) -> None:
+    """Without autocast, residual stream, norms and logits are in bfloat16; so are the reference's."""
+    policy, training = save_policy(tmp_path / "policy"), SETTINGS["training"] | {"per_device_train_batch_size": 2}
+    settings = {"method": "dpo", "rows": 16, "held_out": 0, "num_iterations": 1, "training": training}
+    out = tmp_path / "run"
+    assert run_ranks(2, sharding=FSDP | BF16, model=policy, out=out, reward=vowel_reward, **settings) == [0, 0]
+    first = next(line for line in logged(out) if line["phase"] == "iterations/0/train")
+    assert first["step"] == 1 and abs(first["rewards/margins"]) < 1e-5
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+class OnEight(TrainingArguments):
+    """Those of one process that sees eight accelerators."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 8
+
+
+def context_of(run: Any, **settings: Any) -> Context:
+    config = AlignmentConfig(output_dir=str(run.path), training={"use_cpu": True}, **settings)
+    return Context(run, config, method=methods.dpo(), initial="", reward=None, data=Mixture(()))
+
+
+def test_one_process_computes_on_one_device(tmp_path: Path) -> None:
+    """transformers would divide a batch between the eight."""
+    with open_run(tmp_path) as run:
+        args = context_of(run).arguments("train", OnEight, per_device_train_batch_size=4)
+    assert (args.n_gpu, args.train_batch_size) == (1, 4)
+
+
+def test_idle_devices_are_told(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with open_run(tmp_path) as run:
+        announce_devices(context_of(run))
+    assert "one of 8 GPUs; to use all, start `accelerate launch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_processes_that_would_share_a_row_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "2")
+    check_parallelism()  # Accelerate does not read it alone.
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(ConfigError, match=f"parallelism_config_{kind}_size: 2.*Set it to 1"):
+        check_parallelism()
+
+
+def test_several_copies_of_shards_are_refused_where_all_weights_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "2")
+    check_parallelism()
+    with pytest.raises(ConfigError, match=r"method 'metapo' adds up over all weights.*set it to 1"):
+        check_look_ahead(SimpleNamespace(method=methods.metapo()), "central")  # type: ignore[arg-type]
+
+
+def test_a_device_map_is_for_one_process() -> None:
+    config = AlignmentConfig(output_dir="x", model_init_kwargs={"device_map": "auto"})
+    context: Any = SimpleNamespace(ranks=Ranks(0, 2), config=config, method=methods.dpo())
+    with pytest.raises(ConfigError, match=r"device_map places one process's model.*leave it out"):
+        check_ranks(context)
+
+
+class Halves(Ranks):
+    """The first of two ranks, which hears nothing of the other."""
+
+    def gather_shares(self, own: Any) -> Any:
+        return list(own)
+
+
+def test_ranks_share_out_what_a_filter_reads() -> None:
+    seen = []
+    context: Any = SimpleNamespace(ranks=Halves(0, 2), config=SimpleNamespace(shard_size=2))
+    filtering.in_pieces(context, list(range(7)), lambda some: seen.append(some) or torch.zeros(len(some)))  # type: ignore[arg-type]
+    assert seen == [[0, 1], [4, 5]]
+
+
+# The lock of a run on several machines
+
+
+def test_lock_that_another_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "lock"
+    monkeypatch.setattr(file_locks, "SEEN_WITHIN", 0.0)
+    assert "does not show lock" in str(problem_of_shared_lock(file))
+    with file.open("a+") as held:
+        assert problem_of_shared_lock(file) == "gives one lock to two processes at once"
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert problem_of_shared_lock(file) is None
+
+
+def test_folder_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(RunError, match=r"gives no locks .*choose an output_dir on a file system"), open_run(tmp_path):
+        pass
+
+
+class Told(Ranks):
+    """The first of two ranks, and what it hears from the other."""
+
+    def on_first(self, work: Any) -> Any:
+        return work()
+
+    def gather(self, value: Any) -> Any:
+        return [value, "gives one lock to two processes at once"]
+
+
+def test_rank_that_does_not_see_the_lock_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"gives one lock to two processes at once \(process 1\)"):
+        open_run(tmp_path, Told(0, 2)).__enter__()
+    with open_run(tmp_path):
+        pass  # It was let go.
+
+
+# What rank 0 does alone
+
+
+HOOKS = [
+    (prompt_group_trainer, lambda told: prompt_group_trainer.StepHooks(told)),
+    (reward, lambda told: reward.RewardHooks(told)),
+    (grpo, lambda told: grpo.GroupHooks(told, 0)),
+]
+
+
+@pytest.mark.parametrize(("module", "hooks"), HOOKS, ids=["pairs", "reward", "groups"])
+def test_ranks_wait_until_a_checkpoint_is_whole(module: Any, hooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they wait in a collective of the training, which gives up after half an hour."""
+    events: list[str] = []
+    ranks = SimpleNamespace(wait=lambda: events.append("wait"), is_first=True)
+    run = SimpleNamespace(metrics=SimpleNamespace(path=Path("m")))
+    told = SimpleNamespace(ranks=ranks, run=run, logs=1, layout="", save_beside=lambda _: None, folder=str)
+    monkeypatch.setattr(module, "mark_complete", lambda *_: events.append("mark"))
+    hooks(told).on_save(SimpleNamespace(output_dir="x"), SimpleNamespace(global_step=2))
+    assert events == ["wait", "mark", "wait"]
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_workers_compute_as_the_run(repeatable: bool, tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.claim({})
+        run.repeatable = repeatable
+        pickle.loads(pickle.dumps(run))
+        assert torch.are_deterministic_algorithms_enabled() == repeatable
