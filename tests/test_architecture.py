@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"config"},
     "run": {"config", "distributed"},
     "remote": {"config", "run"},
-    "models": {"choices", "data"},
+    "models": {"choices", "data", "distributed"},
     "annotation": {"config", "data", "models", "remote"},
     "generation": {"config", "data", "models", "remote"},
     "stage": {"annotation"},
