@@ -59,7 +59,7 @@ KILLS = [
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def metric_lines(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in volatile} for line in lines]
 
 
-RUNS = 5
-"""Runs that share the points: each is killed at every fifth of them, and resumes in between."""
+RUNS = 3
+"""Runs that share the points: each is killed at every third of them, and resumes in between."""
 
 
 @pytest.mark.parametrize("first", range(RUNS))
