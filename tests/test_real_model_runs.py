@@ -14,10 +14,13 @@ import pytest
 import torch
 import trl
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from adaptpo import AlignmentTrainer
 from adaptpo.cli import main
+from adaptpo.config.recipe import load_recipe
 from adaptpo.data import read_examples
+from adaptpo.pipeline.phases.data import prepare_data
 from adaptpo.types import Dropped
 from tests.real_model import linked, load_real_model, needs_real_model, real_model, real_tokenizer
 from tests.runs import tables
@@ -27,11 +30,8 @@ from tests.tiny import vowel_reward, write_jsonl
 
 pytestmark = [needs_real_model, pytest.mark.engines]
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-QUESTIONS = [
-    ("Name a fruit.", "An apple.", "Fruit."),
-    ("Is water wet?", "Yes, it is.", "Wednesday."),
-    ("Say tea.", "Tea.", "No tea."),
-]
+QUESTIONS = [("Name a fruit.", "An apple.", "Fruit."), ("Say tea.", "Tea.", "No tea.")]
+"""A run takes as long as its rows have tokens."""
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TRANSFORMERS = f"{Path(sys.executable).with_name('transformers')} serve {{model}} --device cpu --port {{port}}"
 
@@ -43,11 +43,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def train(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
-    """The folder of a run by the command line: DPO with LoRA on these rows, in one step, unless set otherwise."""
+def write_recipe(folder: Path, data: Any, **settings: Any) -> Path:
+    """DPO with LoRA on these rows, in one step, unless set otherwise."""
     recipe = {
         "model": real_model(),
-        "data": write_jsonl(folder / "rows.jsonl", rows),
+        "data": write_jsonl(folder / "rows.jsonl", data) if isinstance(data, list) else data,
         "output_dir": str(folder / "run"),
         "method": "dpo",
         "num_iterations": 1,
@@ -58,9 +58,22 @@ def train(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
         "show_progress": False,
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe | settings))
+    return folder / "recipe.yaml"
+
+
+def train(folder: Path, data: Any, **settings: Any) -> Path:
+    """The folder of a run by the command line."""
+    recipe = write_recipe(folder, data, **settings)
     with pytest.raises(SystemExit) as ended:
-        main(["train", str(folder / "recipe.yaml")])
+        main(["train", str(recipe)])
     assert ended.value.code == 0
+    return folder / "run"
+
+
+def read(folder: Path, data: Any, **settings: Any) -> Path:
+    """The folder of a run that has read its data and no more."""
+    with AlignmentTrainer.from_recipe(load_recipe(write_recipe(folder, data, **settings))).open() as context:
+        prepare_data(context)
     return folder / "run"
 
 
@@ -68,6 +81,14 @@ def prompts_of(out: Path, tokenizer: Any = None) -> list[str]:
     """The text of each prompt, as the policy reads it."""
     decode = (tokenizer or real_tokenizer()).decode
     return [decode(row["prompt_ids"]) for row in tables(out)["data/offline.parquet"]]
+
+
+def prompts_of_sets(out: Path) -> dict[str, list[str]]:
+    """Those of each data set."""
+    found: dict[str, list[str]] = {}
+    for row, prompt in zip(tables(out)["data/offline.parquet"], prompts_of(out), strict=True):
+        found.setdefault(row["dataset"], []).append(prompt)
+    return found
 
 
 def losses_of(out: Path) -> list[float]:
@@ -107,28 +128,31 @@ def alpaca(question: str, chosen: str, rejected: str) -> dict[str, Any]:
     return texts | {"system": SYSTEM, "history": [["Hi", "Hello."]]}
 
 
-def with_system_column(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+def system_column(question: str, chosen: str, rejected: str) -> dict[str, Any]:
     replies = {"chosen": turns(("assistant", chosen)), "rejected": turns(("assistant", rejected))}
     return {"system": SYSTEM, "prompt": turns(("user", question))} | replies
 
 
 def messages(question: str, chosen: str, rejected: str) -> dict[str, Any]:
-    return {name: value for name, value in with_system_column(question, chosen, rejected).items() if name != "system"}
+    replies = {"chosen": turns(("assistant", chosen)), "rejected": turns(("assistant", rejected))}
+    return {"prompt": turns(("system", SYSTEM), ("user", question))} | replies
 
 
 KINDS: dict[str, tuple[Make, Callable[[str], str]]] = {
-    "Orca": (orca, lambda question: rendered(question, SYSTEM)),
-    "ShareGPT": (sharegpt, lambda question: rendered(question, SYSTEM)),
-    "Alpaca": (alpaca, lambda q: rendered(f"{q}\nThink first.", SYSTEM, (("user", "Hi"), ("assistant", "Hello.")))),
-    "a system column": (with_system_column, lambda question: rendered(question, SYSTEM)),
+    "orca": (orca, lambda question: rendered(question, SYSTEM)),
+    "sharegpt": (sharegpt, lambda question: rendered(question, SYSTEM)),
+    "alpaca": (alpaca, lambda q: rendered(f"{q}\nThink first.", SYSTEM, (("user", "Hi"), ("assistant", "Hello.")))),
+    "system_column": (system_column, lambda question: rendered(question, SYSTEM)),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_other_tools(kind: str, folder: Path) -> None:
-    make, expected = KINDS[kind]
-    out = train(folder, [make(*texts) for texts in QUESTIONS])
-    assert prompts_of(out) == [expected(question) for question, _, _ in QUESTIONS]
+def test_rows_of_other_tools(folder: Path) -> None:
+    """A file of each kind, in one run."""
+    rows = {kind: [make(*texts) for texts in QUESTIONS] for kind, (make, _) in KINDS.items()}
+    sets = {kind: {"path": write_jsonl(folder / f"{kind}.jsonl", some)} for kind, some in rows.items()}
+    out = train(folder, {"sets": sets})
+    expected = {kind: [render(question) for question, _, _ in QUESTIONS] for kind, (_, render) in KINDS.items()}
+    assert prompts_of_sets(out) == expected
     assert losses_of(out) == pytest.approx([0.693147], abs=1e-5)
 
 
@@ -175,11 +199,20 @@ HALVES: dict[str, dict[str, Any]] = {
 }
 
 
+def first_layers(folder: Path, count: int) -> str:
+    """The real model without its later layers."""
+    config = AutoConfig.from_pretrained(real_model(), num_hidden_layers=count)
+    AutoModelForCausalLM.from_pretrained(real_model(), config=config, dtype=torch.float32).save_pretrained(folder)
+    real_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("kind", HALVES)
 def test_training_in_bfloat16(kind: str, folder: Path) -> None:
-    """Policy and reference are computed alike, so the loss begins at ln 2; it falls in the steps that follow."""
+    """Policy and reference are computed alike, so the loss begins at ln 2; it falls in the steps that follow. A CPU
+    without bfloat16 would take minutes for all layers."""
     training = {"learning_rate": 2e-3, "per_device_train_batch_size": 8, "use_cpu": True, "num_train_epochs": 4}
-    given = HALVES[kind]
+    given = HALVES[kind] | {"model": first_layers(folder / "model", 8)}
     out = train(folder, ROWS, **given | {"training": training | given.get("training", {})})
     losses = losses_of(out)
     assert losses[0] == pytest.approx(0.693147, abs=1e-3)
@@ -204,7 +237,7 @@ def with_template(folder: Path, name: str) -> str:
 def test_a_thinking_template_without_thoughts(name: str, folder: Path) -> None:
     model = with_template(folder / "model", name)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    out = train(folder, ROWS, model=model, chat_template_kwargs={"enable_thinking": False})
+    out = read(folder, ROWS, model=model, chat_template_kwargs={"enable_thinking": False})
     ends = [f"{question}<|im_end|>\n<|im_start|>assistant\n{THINKING[name]}" for question, _, _ in QUESTIONS]
     assert all(prompt.endswith(end) for prompt, end in zip(prompts_of(out, tokenizer), ends, strict=True))
     chosen = [tokenizer.decode(row["chosen_ids"]) for row in tables(out)["data/offline.parquet"]]
@@ -220,7 +253,7 @@ def test_tools_and_tool_turns(folder: Path) -> None:
     model = with_template(folder / "model", "qwen3")
     tools = [{"type": "function", "function": FIND}]
     called = [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "a drink"}]
-    rows = [row | {"prompt": row["prompt"] + called, "tools": json.dumps(tools)} for row in ROWS]
+    rows = [row | {"prompt": row["prompt"] + called, "tools": json.dumps(tools)} for row in ROWS[:1]]
     out = train(folder, rows, model=model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     options = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
@@ -240,14 +273,14 @@ def fresh(out: Path) -> list[dict[str, Any]]:
 
 @needs_hh
 def test_metaapo_on_hh_rlhf_with_lora(folder: Path) -> None:
-    """32 dialogues with short texts: some are selected, and the meta-learner learns from their fresh pairs."""
-    found = (e for e in read_examples(HH) if not isinstance(e, Dropped) and len(json.dumps(e.prompt)) < 300)
-    rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in islice(found, 32)]
-    training = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "use_cpu": True}
+    """16 dialogues with short texts: some are selected, and the meta-learner learns from their fresh pairs."""
+    found = (e for e in read_examples(HH) if not isinstance(e, Dropped) and len(json.dumps(e.prompt)) < 200)
+    rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in islice(found, 16)]
+    training = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "use_cpu": True}
     settings = {"method": "metaapo", "reward": REWARD, "generation": SHORT, "max_completion_length": 24}
     out = train(folder, rows, **settings, training=training, meta={"update_interval": 2})
     selected = sum(row["selected"] for row in tables(out)["iterations/0/selection.parquet"])
-    assert 0 < selected < 32 and len(fresh(out)) == 2 * selected
+    assert 0 < selected < 16 and len(fresh(out)) == 2 * selected
     learner = torch.load(out / "iterations/0/checkpoint/method.pt")["learners"][0]
     assert len(losses_of(out)) >= 2 and learner["updates"] >= 1
 
