@@ -7,6 +7,7 @@ import multiprocessing.connection
 import os
 import socket
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def free_port() -> int:
 
 
 def let_accelerate_shard_on_cpus() -> None:
-    """Accelerate turns FSDP and DeepSpeed on beside an accelerator alone; they shard on CPUs as well."""
+    """Accelerate turns FSDP and DeepSpeed on beside an accelerator alone; they shard on CPUs as well. DeepSpeed would
+    compile an extension for them, which training does not use, and wait for ever on the lock of a killed compilation.
+    """
     from accelerate.state import DistributedType, PartialState
 
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 

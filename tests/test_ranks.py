@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from adaptpo import AlignmentConfig
@@ -23,6 +24,7 @@ from adaptpo.errors import ConfigError, RunError
 from adaptpo.models.inference import autocast
 from adaptpo.pipeline import generator
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases import reward
 from adaptpo.run.directory import open_run
 from adaptpo.run.identity import refuse_other_run
 from adaptpo.run.lazy_sequence import batched
@@ -32,7 +34,7 @@ from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.sampler import EvenOrder
 from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, pair_weights, run_ranks, zero
 from tests.ranks_of_methods import run_all
-from tests.runs import SETTINGS, assert_same_run, run_in_process, tables
+from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
 engines = pytest.mark.engines
@@ -61,7 +63,7 @@ def settings(processes: int, sharded: bool = False) -> dict[str, Any]:
     # Adam makes full steps of what rounding leaves of a gradient near 0, so the step bounds how far weights differ.
     training = SETTINGS["training"] | batch | {"learning_rate": 5e-4, "num_train_epochs": 1}
     run = {"rows": ROWS, "reward": vowel_reward, "training": training, "num_iterations": 1}
-    return run | {"max_tokens_per_batch": 100}  # Several passes a micro-batch, in one rank more than in the other.
+    return run | {"max_tokens_per_batch": 40}  # Several passes a micro-batch, in one rank more than in the other.
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,17 @@ def test_two_processes_with_shares_of_the_model_are_one(
     assert codes[1] == -9 and codes[0] not in (0, None)
     assert run_ranks(2, sharding=sharding, **arguments) == [0, 0]
     assert_close_run(alone, tmp_path / "run")
+
+
+@engines
+def test_zero3_trains_a_reward_model_and_writes_the_final_one_without_evaluating(policy: str, tmp_path: Path) -> None:
+    """Once transformers knows of ZeRO-3, it loads shards, on all ranks together, and only where it is told not to, a
+    whole model on one."""
+    pytest.importorskip("deepspeed")
+    arguments = settings(2, sharded=True) | {"rows": 8, "held_out": 0, "method": "online_dpo", "reward": "train"}
+    assert run_ranks(2, sharding=zero(3), model=policy, out=tmp_path / "run", **arguments) == [0, 0]
+    written = {"reward/model/model.safetensors:score.weight", "final/model.safetensors:model.norm.weight"}
+    assert written <= weights(tmp_path / "run").keys()
 
 
 @engines
@@ -346,6 +359,24 @@ def test_optimizer_state_of_another_layout_is_refused(tmp_path: Path) -> None:
         refuse_other_layout(checkpoint, "")
 
 
+def test_reward_training_refuses_an_optimizer_state_of_another_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = SimpleNamespace(output_dir=str(tmp_path / "reward/training"))
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+    monkeypatch.setattr(reward, "reward_trainer", lambda context: trainer)
+    (tmp_path / "reward/training/checkpoint-2").mkdir(parents=True)
+    with open_run(tmp_path) as run:
+        context = Context(
+            run, AlignmentConfig(output_dir=str(tmp_path)), None, initial="", reward="train", data=Mixture(())
+        )
+        hooks = reward.RewardHooks(context)
+        hooks.layout = "FSDP"
+        hooks.on_save(args, SimpleNamespace(global_step=2))
+        with pytest.raises(RunError, match="written by training with FSDP, and this is training with whole models"):
+            reward.train_reward_model(context)
+
+
 @pytest.mark.parametrize(
     ("environment", "kind", "message"),
     [
@@ -363,6 +394,16 @@ def test_sharding_that_would_go_wrong_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         check_sharding(kind, {})
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_activations_are_recomputed_by_one_of_two(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would refuse both when the first trainer is made, after the data was read and scored."""
+    for variable, value in (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}).items():
+        monkeypatch.setenv(variable, value)
+    check_sharding("MULTI_GPU", {name: False})
+    with pytest.raises(ConfigError, match=r"fsdp_activation_checkpointing .* set the latter to false"):
+        check_sharding("MULTI_GPU", {name: True})
 
 
 @pytest.mark.parametrize(

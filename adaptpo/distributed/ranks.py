@@ -148,3 +148,9 @@ def check_sharding(kind: str, training: dict[str, Any]) -> None:
                 f"accelerate's configuration has {name.lower()}: {os.environ.get(name, 'nothing')}; runs need {value}, "
                 "as in recipes/accelerate/fsdp2.yaml"
             )
+    recomputes = training.get("gradient_checkpointing") or training.get("activation_checkpointing")
+    if recomputes and is_set("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ConfigError(
+            "training.gradient_checkpointing and fsdp_activation_checkpointing of accelerate's configuration would "
+            "both recompute activations; set the latter to false, as in recipes/accelerate/fsdp2.yaml"
+        )

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     dynamic_module_utils,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from adaptpo.data.pairs import TextFormat
@@ -121,12 +122,19 @@ def onto(device: torch.device, options: Options) -> Options:
     return options if device.type == "cpu" else {"device_map": {"": device}, **options}
 
 
+def load_whole_models() -> None:
+    """Makes transformers load whole models. Under DeepSpeed's ZeRO-3, it would load one shard per process once settings
+    or a trainer exist, but here a single process may load a model. Training shards the weights later."""
+    unset_hf_deepspeed_config()
+
+
 def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
     """Loads a causal language model, in float32 unless `options` (arguments of `from_pretrained`) set another dtype.
 
     Raises ModelError if there is none, or if weights are missing, which would otherwise be random.
     """
     defaults = {"dtype": torch.float32, "trust_remote_code": False}
+    load_whole_models()
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(path, **(defaults | options), output_loading_info=True)
     except LOAD_ERRORS as error:

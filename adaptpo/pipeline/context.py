@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.liger import apply_liger_kernel
 
 from adaptpo.annotation.base import Annotator, Request
@@ -43,6 +42,7 @@ from adaptpo.models.loading import (
     load_encoder,
     load_policy,
     load_tokenizer,
+    load_whole_models,
     onto,
     reading_dtype,
     stop_ids_of,
@@ -104,12 +104,6 @@ class ServerSlot:
         if self.value is not None:
             self.value.stop()
             self.value = None
-
-
-def load_whole_models() -> None:
-    """Makes transformers load whole models. Under DeepSpeed's ZeRO-3, it would load one shard per process once training
-    settings exist, but here a single process may load a model. Training shards the weights later."""
-    unset_hf_deepspeed_config()
 
 
 @dataclass

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from adaptpo.errors import RunError
 from adaptpo.run.files import flush_tree, write_text
 from adaptpo.run.manifest import CHANGED, MISSING, checksum, files_of, sealed, unsealed
 from adaptpo.run.state import log_digests, log_faults
+from adaptpo.training.zero import DEEPSPEED
 
 COMPLETE = "complete.json"
 COMPLETE_BEFORE = "complete"
@@ -71,6 +74,12 @@ def mark_complete(checkpoint: Path, logs: Logs, layout: str = "") -> None:
 
 def written(checkpoint: Path) -> list[Path]:
     return [file for file in files_of(checkpoint) if file.name != COMPLETE]
+
+
+def layout_of(accelerator: Accelerator) -> str:
+    """Layout of the optimizer's state in a checkpoint: empty for that of one process, else accelerate's name."""
+    kind = accelerator.distributed_type.value
+    return kind if kind in ("FSDP", DEEPSPEED) else ""
 
 
 def last_complete(folder: Path, logs: Logs, tell: Tell) -> Path | None:

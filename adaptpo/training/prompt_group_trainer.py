@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,11 +31,12 @@ from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import FILLER, Batch
 from adaptpo.models.inference import to_device
-from adaptpo.training.checkpoints import Logs, mark_complete
+from adaptpo.training.checkpoints import Logs, layout_of, mark_complete
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
+from adaptpo.training.zero import DEEPSPEED, has_finite_gradients, without_step
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -77,6 +78,7 @@ class GroupTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     optimizer: Any
+    deepspeed: Any
 
     def __init__(
         self,
@@ -180,12 +182,18 @@ class GroupTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: int | None = None) -> Tensor:
         """Runs forward and backward for the passes of a micro-batch, one after the other.
 
-        DDP sums gradients over the ranks after the last one; FSDP2 after each, because it would keep them whole.
+        DDP sums gradients over the ranks after the last one; FSDP2 and DeepSpeed after each, because they would keep
+        them whole. DeepSpeed takes the optimizer step in the last one's backward pass.
         """
         step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
-        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+        with self.before_the_last_pass(model):
             losses = [step(batch) for batch in inputs[:-1]]
         return torch.stack([*losses, step(inputs[-1])]).sum()
+
+    def before_the_last_pass(self, model: nn.Module) -> AbstractContextManager[None]:
+        if isinstance(model, DistributedDataParallel):
+            return model.no_sync()
+        return without_step(self.accelerator.gradient_state) if self.layout == DEEPSPEED else nullcontext()
 
     def compute_loss(
         self,
@@ -230,17 +238,21 @@ class GroupTrainer(Trainer):
 
     @property
     def layout(self) -> str:
-        """Layout of the optimizer's state in a checkpoint: empty for that of one process, else accelerate's name."""
-        kind = self.accelerator.distributed_type.value
-        return kind if kind in ("FSDP", "DEEPSPEED") else ""
+        return layout_of(self.accelerator)
 
     def check_gradients(self) -> None:
+        # With loss scaling, the scaler handles infinite gradients: it skips the step.
+        if not self.args.fp16 and not self.gradients_are_finite:
+            raise not_finite("gradient", self.state.global_step)
+
+    @property
+    def gradients_are_finite(self) -> bool:
+        """Whether the gradients of the step are finite, on all ranks alike. DeepSpeed has taken or skipped the step."""
+        if self.layout == DEEPSPEED:
+            return has_finite_gradients(self.deepspeed)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # With loss scaling, the scaler handles infinite gradients: it skips the step.
-        if not self.args.fp16 and not torch.isfinite(whole):
-            raise not_finite("gradient", self.state.global_step)
+        return bool(torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
 
 
 class StepHooks(TrainerCallback):

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerBase,
@@ -23,7 +24,7 @@ from adaptpo.data.templates import TemplateOptions
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.models.dropout import turn_off_dropout
-from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, shared_options
+from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, load_whole_models, onto, shared_options
 from adaptpo.pipeline.context import Context, on_one_device
 from adaptpo.pipeline.phases.train import own_folder, resumed
 from adaptpo.run.arrow_rows import BATCH
@@ -33,7 +34,7 @@ from adaptpo.run.lazy_sequence import batched
 from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import IDS
 from adaptpo.seeds import seed_for
-from adaptpo.training.checkpoints import Logs, mark_complete, step_of
+from adaptpo.training.checkpoints import Logs, layout_of, mark_complete, refuse_other_layout, step_of
 from adaptpo.types import PreferencePair, Prompt
 
 PHASE = "reward"
@@ -71,6 +72,8 @@ def train_reward_model(context: Context) -> Summary:
     context.slot.clear()
     trainer = reward_trainer(context)
     checkpoint = resumed(context.run, Path(trainer.args.output_dir), logs_of(context))
+    if checkpoint:
+        refuse_other_layout(checkpoint, layout_of(trainer.accelerator))
     context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(context.reward_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -84,29 +87,39 @@ def reward_trainer(context: Context) -> Any:
     from trl import RewardTrainer
 
     turn_off_telemetry()
-    try:
-        with torch.random.fork_rng():  # The random head must not depend on earlier draws.
-            torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                context.initial, num_labels=1, dtype=torch.float32, **shared_options(context.config.load_options)
-            )
-    except LOAD_ERRORS as error:
-        remedy = "Set `reward` to a reward model or to a Python function instead."
-        raise cannot_load("a reward model to train (reward: train)", context.initial, error, remedy) from error
+    model = load_with_head(context)
     tokenizer = load_tokenizer(context.initial, context.config.load_options)
     model.config.pad_token_id = tokenizer.pad_token_id
     args = reward_arguments(context)
     if args.disable_dropout:
         turn_off_dropout(model)  # TRL's own misses the rates that are numbers.
+    hooks = RewardHooks(context)
     trainer = RewardTrainer(
         model=model,
         args=args,
         train_dataset=reward_rows(context, tokenizer),
         processing_class=tokenizer,
-        callbacks=[RewardHooks(context), TrainingBar(PHASE, context.shows)],
+        callbacks=[hooks, TrainingBar(PHASE, context.shows)],
     )
     trainer.remove_callback(PrinterCallback)
+    hooks.layout = layout_of(trainer.accelerator)
     return trainer
+
+
+def load_with_head(context: Context) -> nn.Module:
+    """The initial policy with a random head for one reward, whole on every rank and in float32, like a policy that is
+    to be trained."""
+    device, options = context.inference_arguments.device, shared_options(context.config.load_options)
+    load_whole_models()
+    try:
+        with torch.random.fork_rng():  # The random head must not depend on earlier draws.
+            torch.manual_seed(seed_for(context.config.seed, PHASE, "head") % 2**63)
+            return AutoModelForSequenceClassification.from_pretrained(
+                context.initial, num_labels=1, dtype=torch.float32, **onto(device, options)
+            )
+    except LOAD_ERRORS as error:
+        remedy = "Set `reward` to a reward model or to a Python function instead."
+        raise cannot_load("a reward model to train (reward: train)", context.initial, error, remedy) from error
 
 
 def reward_arguments(context: Context) -> Any:
@@ -136,7 +149,7 @@ def reward_arguments(context: Context) -> Any:
 
 class RewardHooks(TrainerCallback):
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.context, self.layout = context, ""
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
@@ -150,7 +163,8 @@ class RewardHooks(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         self.context.ranks.wait()
         if self.context.ranks.is_first:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", logs_of(self.context))
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(checkpoint, logs_of(self.context), self.layout)
         self.context.ranks.wait()  # As in `StepHooks`.
 
 
