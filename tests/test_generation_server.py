@@ -23,6 +23,7 @@ import torch
 from transformers import GenerationConfig
 
 from adaptpo.config.recipe import AlignmentConfig
+from adaptpo.config.secrets import MASK
 from adaptpo.data.tokenization import decode_response, stop_token_ids, tokenize_prompt
 from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation.agreement import Expected, disagreement, expected_answers
@@ -41,6 +42,7 @@ from adaptpo.stage.preference import Comparison
 from adaptpo.stage.tally import Tally
 from adaptpo.types import PreferencePair, Prompt, Response
 from tests.chatty import chatty_model, chatty_tokenizer, save_chatty
+from tests.planted import KEYS, files_with_keys
 from tests.ranks import assert_close_run, run_ranks
 from tests.runs import SETTINGS, run_in_process, start, tables
 from tests.stub import Reply, serving
@@ -647,25 +649,28 @@ def vllm_processes() -> list[psutil.Process]:
 @engines
 @needs_vllm
 def test_a_run_on_one_vllm_that_is_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two iterations: one start, weights of the first checkpoint while it runs, and one start after the kill."""
+    """Two iterations: one start, weights of the first checkpoint while it runs, and one start after the kill. vLLM logs
+    its arguments, and the run keeps no key of them."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    posting, posts = Weights.load, list[str]()
+    posting, posts, others = Weights.load, list[str](), vllm_processes()
 
     def load_then_die(self: Weights, folder: str) -> None:
         posting(self, folder)
         posts.append(folder)
         if len(posts) == 1:
-            (process,) = vllm_processes()
+            (process,) = set(vllm_processes()) - set(others)
             process.kill()
 
     monkeypatch.setattr(Weights, "load", load_then_die)
-    out = run_with(tmp_path, SHORT | ON_CPU | {"retries": 6}, **MOVING)
+    arguments = f"{ON_CPU['arguments']} --hf-token {KEYS['hf']}"
+    out = run_with(tmp_path, SHORT | ON_CPU | {"retries": 6, "arguments": arguments}, **MOVING)
     (log,) = (out / "servers").iterdir()
     assert sum(line.startswith("$ ") for line in log.read_text().splitlines()) == 2
+    assert f"'hf_token': '{MASK}'" in log.read_text() and files_with_keys(out) == {}
     assert posts == [str(out / "iterations/0/checkpoint")] * 2
     responses = [rows for name, rows in tables(out).items() if "/responses/" in name]
     assert sum(map(len, responses)) == 12 * 4 and not dropped(out, "iterations/1/generate")
-    assert vllm_processes() == []
+    assert vllm_processes() == others
 
 
 @engines
