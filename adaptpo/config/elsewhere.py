@@ -80,7 +80,7 @@ FROM_TRL = {
     "vllm_server_port": "set generation.engine to server, and generation.base_url",
     "vllm_server_timeout": "set generation.start_timeout",
     "vllm_group_port": "leave it out; a server is given each policy as a folder",
-    "vllm_enable_sleep_mode": "leave it out; a server that the run starts is closed after its phase",
+    "vllm_enable_sleep_mode": "leave it out; on an accelerator, a vLLM that the run starts sleeps between phases",
     "ds3_gather_for_generation": "leave it out; policies are generated from as whole models",
     "reward_weights": "set reward to a list of annotators, each with its weight",
     "center_rewards_coefficient": "set reward_training.center_rewards_coefficient",
