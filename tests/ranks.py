@@ -60,6 +60,13 @@ def let_accelerate_shard_on_cpus() -> None:
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 
+def let_deepspeed_compile_nothing() -> None:
+    """On CPUs it would compile a kernel for shared memory, for a minute or more; without it, gloo reduces."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def run_rank(
     rank: int, count: int, port: int, sharding: Sharding, point: str | None, runs: Sequence[dict[str, Any]]
 ) -> None:
@@ -68,6 +75,8 @@ def run_rank(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (sharding or {})
     if sharding:
         let_accelerate_shard_on_cpus()
+    if sharding and "ACCELERATE_USE_DEEPSPEED" in sharding:
+        let_deepspeed_compile_nothing()
     if point is not None:
         arm(point)
     for arguments in runs:

@@ -176,8 +176,9 @@ def held_out_results(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sampled(policy: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The runs of a sample of methods by one process and by two."""
+    policy = save_policy(tmp_path_factory.mktemp("small"), num_hidden_layers=1)
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     assert run_all(SAMPLE, policy, one, 1) == [0]
     assert run_all(SAMPLE, policy, two, 2) == [0, 0]
