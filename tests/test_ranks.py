@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import AutoConfig
 
 from adaptpo import AlignmentConfig
 from adaptpo.data.mixture import Mixture
@@ -110,6 +111,23 @@ def test_two_processes_with_shares_of_the_model_are_one(
     assert codes[1] == -9 and codes[0] not in (0, None)
     assert run_ranks(2, sharding=sharding, **arguments) == [0, 0]
     assert_close_run(alone, tmp_path / "run")
+
+
+@engines
+@pytest.mark.parametrize("stage", [2, 3], ids=["ZeRO-2", "ZeRO-3"])
+def test_deepspeed_computes_in_bfloat16_and_keeps_float32(stage: int, policy: str, tmp_path: Path) -> None:
+    """Weights rounded to bfloat16 would be further from the first ones than Adam can step: its learning rate."""
+    pytest.importorskip("deepspeed")
+    arguments = settings(2, sharded=True) | {"rows": 8, "held_out": 0, "method": "dpo"}
+    arguments["training"] |= {"learning_rate": 1e-6, "lr_scheduler_type": "constant"}
+    bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    assert run_ranks(2, sharding=zero(stage) | bf16, model=policy, out=tmp_path / "run", **arguments) == [0, 0]
+    steps = [line for line in logged(tmp_path / "run") if line["phase"] == "iterations/0/train"]
+    assert len(steps) == 2 and abs(steps[0]["rewards/margins"]) < 1e-6
+    before, after = weights(Path(policy)), weights(tmp_path / "run/final")
+    moved = [(after[name] - before[name]).abs().max().item() for name in before]
+    assert 1e-6 < max(moved) < 3e-6
+    assert AutoConfig.from_pretrained(tmp_path / "run/final").dtype == torch.float32
 
 
 @engines
@@ -383,6 +401,7 @@ def test_reward_training_refuses_an_optimizer_state_of_another_layout(
     [
         (FSDP, "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
         (zero(3), "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
+        (zero(2) | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "MULTI_GPU", "round the weights to float16"),
         (FSDP | {"FSDP_VERSION": "1"}, "MULTI_GPU", "fsdp_version: 1; runs need 2"),
         (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "MULTI_GPU", "runs need FULL_STATE_DICT"),
         (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "MULTI_GPU", "runs need false"),

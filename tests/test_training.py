@@ -26,7 +26,7 @@ from adaptpo.models.shared_prompt.attention import share_prompts
 from adaptpo.pipeline.phases.train import stretch
 from adaptpo.run.files import JsonLines
 from adaptpo.training.preference_trainer import PreferenceTrainer
-from adaptpo.training.prompt_group_trainer import reduce_in_float32
+from adaptpo.training.sharding import reduce_in_float32
 from adaptpo.training.step import on_host, preference_step
 from adaptpo.types import OFFLINE, PairLogps, PromptGroup
 from tests.groups import random_groups, with_reference

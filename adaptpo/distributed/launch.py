@@ -14,6 +14,11 @@ def is_sharded() -> bool:
     return is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
 
 
+def converts_weights() -> bool:
+    """Whether training in mixed precision converts the weights, in place of autocast."""
+    return is_set("ACCELERATE_USE_FSDP")
+
+
 def parallel_size(kind: str) -> int:
     """The size that accelerate's configuration gives to a kind of parallelism: `dp_replicate`, `tp`, `cp` or `sp`."""
     if not is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):

@@ -139,6 +139,12 @@ def check_sharding(kind: str, training: dict[str, Any]) -> None:
             "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
             "sharding off"
         )
+    launched_in_fp16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not training.get("bf16")
+    if is_set("ACCELERATE_USE_DEEPSPEED") and (training.get("fp16") or launched_in_fp16):
+        raise ConfigError(
+            "DeepSpeed would round the weights to float16 and save them so; train in bf16, or with FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml)"
+        )
     if not is_set("ACCELERATE_USE_FSDP"):
         return
     wanted = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}

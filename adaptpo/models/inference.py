@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from adaptpo.distributed.launch import is_sharded
+from adaptpo.distributed.launch import converts_weights
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.logps import sum_pairs, token_logps
 from adaptpo.models.packing import PADDED, RowPacking, token_batches
@@ -23,8 +23,8 @@ PromptedPair = tuple[Prompt, PreferencePair]
 def autocast(args: TrainingArguments) -> AbstractContextManager:
     """The autocast context of training. The reference must be computed in it too, or the first margin is not 0.
 
-    There is none where weights are shared out: FSDP2 and DeepSpeed convert the weights themselves."""
-    if (args.bf16 or args.fp16) and not is_sharded():
+    FSDP2 has none, because it converts the weights."""
+    if (args.bf16 or args.fp16) and not converts_weights():
         return torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16)
     return nullcontext()
 

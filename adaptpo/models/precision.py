@@ -21,7 +21,7 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def keep_weights(model: Model, dtype: torch.dtype) -> Model:
-    """Converts all weights, in place, but no buffers, as FSDP2 and DeepSpeed do to those that they share out."""
+    """Converts all weights, in place, but no buffers, as FSDP2 does to those that it shares out."""
     for weight in model.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)

@@ -27,7 +27,7 @@ from adaptpo.choices.reference import Reference, Synced
 from adaptpo.config.recipe import AlignmentConfig, SyncedReference
 from adaptpo.config.reward import RewardPart, reward_parts
 from adaptpo.data.mixture import Mixture
-from adaptpo.distributed.launch import is_sharded
+from adaptpo.distributed.launch import converts_weights
 from adaptpo.distributed.ranks import Ranks
 from adaptpo.errors import ConfigError
 from adaptpo.generation.base import Sampling
@@ -320,7 +320,7 @@ class Context(StoredPrompts):
     def _computing(self, model: nn.Module) -> nn.Module:
         """The model, whose forward pass computes as that of the policy in training."""
         placed = self._placed(model)
-        return keep_weights(placed, self.compute_dtype) if self.is_mixed and is_sharded() else placed
+        return keep_weights(placed, self.compute_dtype) if self.is_mixed and converts_weights() else placed
 
     @property
     def load_options(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from adaptpo.errors import RunError
 from adaptpo.run.files import flush_tree, write_text
 from adaptpo.run.manifest import CHANGED, MISSING, checksum, files_of, sealed, unsealed
 from adaptpo.run.state import log_digests, log_faults
-from adaptpo.training.zero import DEEPSPEED
+from adaptpo.training.sharding import DEEPSPEED
 
 COMPLETE = "complete.json"
 COMPLETE_BEFORE = "complete"

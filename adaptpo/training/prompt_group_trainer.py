@@ -9,17 +9,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import ConcatDataset, Sampler
@@ -30,17 +28,21 @@ from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import FILLER, Batch
-from adaptpo.models.inference import to_device
+from adaptpo.models.inference import autocast, to_device
 from adaptpo.training.checkpoints import Logs, layout_of, mark_complete
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.own_optimizer import OwnOptimizer
 from adaptpo.training.sampler import EvenOrder
-from adaptpo.training.zero import DEEPSPEED, has_finite_gradients, without_step
+from adaptpo.training.sharding import (
+    DEEPSPEED,
+    compute_by_autocast,
+    has_finite_gradients,
+    reduce_in_float32,
+    without_step,
+)
 
 Log = Callable[[int, dict[str, float]], None]
-
-
 Collate = Callable[[Sequence[Any]], list[Batch]]
 
 
@@ -109,8 +111,9 @@ class GroupTrainer(Trainer):
             callbacks=[StepHooks(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        if self.accelerator.distributed_type is DistributedType.FSDP:
+        if self.layout == "FSDP":
             reduce_in_float32(self.accelerator.state.fsdp_plugin)
+        compute_by_autocast(self.accelerator, args)
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
@@ -194,6 +197,10 @@ class GroupTrainer(Trainer):
         if isinstance(model, DistributedDataParallel):
             return model.no_sync()
         return without_step(self.accelerator.gradient_state) if self.layout == DEEPSPEED else nullcontext()
+
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        # DeepSpeed's engine has the forward pass in autocast, but not the loss; accelerate has none for it.
+        return autocast(self.args) if self.layout == DEEPSPEED else super().compute_loss_context_manager()
 
     def compute_loss(
         self,
@@ -281,13 +288,6 @@ class StepHooks(TrainerCallback):
             assert self.trainer.logs is not None
             mark_complete(checkpoint, self.trainer.logs, self.trainer.layout)
         self.trainer.ranks.wait()  # Flushing many gigabytes may take longer than the training's collectives wait.
-
-
-def reduce_in_float32(plugin: Any) -> None:
-    """Sums the gradients of FSDP2's ranks in float32; accelerate would sum them in the precision of the forward pass,
-    whose rounding grows with the number of ranks."""
-    if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
 def not_finite(what: str, step: int, prompt_id: Tensor | None = None) -> TrainingError:

@@ -35,6 +35,7 @@ from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import IDS
 from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import Logs, layout_of, mark_complete, refuse_other_layout, step_of
+from adaptpo.training.sharding import compute_by_autocast
 from adaptpo.types import PreferencePair, Prompt
 
 PHASE = "reward"
@@ -103,6 +104,7 @@ def reward_trainer(context: Context) -> Any:
     )
     trainer.remove_callback(PrinterCallback)
     hooks.layout = layout_of(trainer.accelerator)
+    compute_by_autocast(trainer.accelerator, args)
     return trainer
 
 
