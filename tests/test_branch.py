@@ -19,7 +19,7 @@ Folders = tuple[str, Path]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A policy, and a finished run of DPO with a warm-up."""
     folder = tmp_path_factory.mktemp("branch")
-    policy = save_policy(folder / "policy")
+    policy = save_policy(folder / "policy", num_hidden_layers=1)
     align(policy, folder / "dpo", "dpo")
     return policy, folder
 

@@ -41,7 +41,7 @@ SHARED = RowPacking(shared_prompts=True)
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     quiet_libraries()
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_impossible_settings_are_refused(wrong: dict) -> None:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 def align(policy: str, out: Path, method: str, **settings: object) -> Path:

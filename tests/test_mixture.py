@@ -246,7 +246,7 @@ def digest(data: Any) -> str:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 EVAL = {"hh": preference_rows(3, seed=9), "uf": [{"prompt": row["prompt"]} for row in preference_rows(3, seed=8)]}

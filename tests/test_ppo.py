@@ -56,7 +56,7 @@ RATED = [
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ SAMPLE = [name for name in covering("pairing", "trainer") if name in TAKING] + [
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 def align(policy: str, out: Path, name: str, data: Any, reward: Any = None, **settings: Any) -> Path:

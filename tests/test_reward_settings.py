@@ -183,7 +183,7 @@ RUN = {"method": "online_dpo", "rows": 8, "num_iterations": 1, "warmup_epochs": 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 def judged_by(url: str, **changes: Any) -> dict[str, Any]:

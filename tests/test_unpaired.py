@@ -111,7 +111,7 @@ UNPAIRED = [
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_policy(tmp_path_factory.mktemp("policy"))
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
 
 
 def align(policy: str, out: Path, method: Any, **inputs: Any) -> Path:
