@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing.connection
 import os
@@ -115,6 +116,29 @@ def ends(processes: list[Any]) -> list[int]:
 
 def run_ranks(count: int, **arguments: Any) -> list[int]:
     return ends(start_ranks(count, **arguments))
+
+
+def note_finiteness(stage: int, path: Path) -> None:
+    """Takes three steps of DeepSpeed by itself, the second with a gradient that is not finite; writes what is told of
+    their gradients, and the weight after each."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"} | zero(stage)
+    os.environ["MASTER_PORT"] = str(free_port())
+    let_accelerate_shard_on_cpus()
+    import deepspeed
+
+    from adaptpo.training.sharding import has_finite_gradients
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings |= {"zero_allow_untested_optimizer": True}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    told = []
+    for value in (1.0, math.inf, 1.0):
+        engine.backward(engine(torch.tensor([[value]])).sum())
+        engine.step()
+        told.append((has_finite_gradients(engine), float(deepspeed.utils.safe_get_full_fp32_param(model.weight))))
+    path.write_text(json.dumps(told))
 
 
 # What is compared

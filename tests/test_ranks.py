@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -33,9 +34,10 @@ from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layou
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.mean_metrics import MeanMetrics
 from adaptpo.training.sampler import EvenOrder
-from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, pair_weights, run_ranks, zero
+from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, note_finiteness, pair_weights, run_ranks, zero
 from tests.ranks_of_methods import run_all
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
+from tests.runs import context as processes
 from tests.tiny import preference_rows, save_policy, vowel_reward, write_jsonl
 
 engines = pytest.mark.engines
@@ -128,6 +130,19 @@ def test_deepspeed_computes_in_bfloat16_and_keeps_float32(stage: int, policy: st
     moved = [(after[name] - before[name]).abs().max().item() for name in before]
     assert 1e-6 < max(moved) < 3e-6
     assert AutoConfig.from_pretrained(tmp_path / "run/final").dtype == torch.float32
+
+
+@engines
+@pytest.mark.parametrize("stage", [2, 3], ids=["ZeRO-2", "ZeRO-3"])
+def test_gradient_that_is_not_finite_is_told_of_and_skipped_by_deepspeed(stage: int, tmp_path: Path) -> None:
+    """The gradient of a weight is its input: 1, infinite, 1."""
+    pytest.importorskip("deepspeed")
+    process = processes.Process(target=note_finiteness, args=(stage, tmp_path / "told.json"))
+    process.start()
+    process.join()
+    (first, one), (second, two), (third, three) = json.loads((tmp_path / "told.json").read_text())
+    assert [first, second, third] == [True, False, True]
+    assert one == two == pytest.approx(three + 1, abs=1e-4)
 
 
 @engines

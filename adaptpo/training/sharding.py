@@ -56,4 +56,4 @@ def has_finite_gradients(engine: Any) -> bool:
     """Whether the gradients of the last optimizer step were finite. DeepSpeed skips a step whose gradients are not, and
     gives them a norm of -1 or infinity."""
     norm = engine.get_global_grad_norm()
-    return not engine.optimizer.overflow and (norm is None or (math.isfinite(norm) and norm >= 0))
+    return not engine.optimizer.overflow and bool(norm is None or 0 <= norm < math.inf)
