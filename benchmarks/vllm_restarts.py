@@ -2,9 +2,9 @@
 
     python benchmarks/vllm_restarts.py --program .vllm/bin/vllm --model real-model --data PAIRS.jsonl
 
-Both runs have the same recipe and seed. Prints the seconds of their generation phases, how many responses are the same
-token for token, and whether the greedy tokens of the final policy's first prompts are those of the policy itself, which
-every phase checks before it samples. For vLLM on a CPU (`make vllm`); on a GPU, leave out `--cpu`.
+Both runs have the same recipe and seed. Prints the seconds of their generation phases, and how many responses are the
+same token for token. Every phase first checks that the server's greedy tokens are the policy's own. For vLLM on a CPU
+(`make vllm`); on a GPU, leave out `--cpu`.
 """
 
 from __future__ import annotations

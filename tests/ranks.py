@@ -52,19 +52,18 @@ def free_port() -> int:
 
 
 def let_accelerate_shard_on_cpus() -> None:
-    """Accelerate turns FSDP and DeepSpeed on beside an accelerator alone; they shard on CPUs as well. DeepSpeed would
-    compile an extension for them, which training does not use, and wait for ever on the lock of a killed compilation.
-    """
+    """Accelerate turns FSDP and DeepSpeed on beside an accelerator alone; they shard on CPUs as well."""
     from accelerate.state import DistributedType, PartialState
 
-    import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 
 def let_deepspeed_compile_nothing() -> None:
-    """On CPUs it would compile a kernel for shared memory, for a minute or more; without it, gloo reduces."""
+    """On CPUs it would compile a kernel for shared memory, for a minute or more, and wait for ever on the lock of a
+    killed compilation; without it, gloo reduces."""
     import deepspeed.ops
 
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -124,6 +123,7 @@ def note_finiteness(stage: int, path: Path) -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"} | zero(stage)
     os.environ["MASTER_PORT"] = str(free_port())
     let_accelerate_shard_on_cpus()
+    let_deepspeed_compile_nothing()
     import deepspeed
 
     from adaptpo.training.sharding import has_finite_gradients

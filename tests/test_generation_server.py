@@ -670,7 +670,7 @@ def test_a_run_on_one_vllm_that_is_killed_on_the_way(tmp_path: Path, monkeypatch
     assert posts == [str(out / "iterations/0/checkpoint")] * 2
     responses = [rows for name, rows in tables(out).items() if "/responses/" in name]
     assert sum(map(len, responses)) == 12 * 4 and not dropped(out, "iterations/1/generate")
-    assert vllm_processes() == others
+    assert not set(vllm_processes()) - set(others)
 
 
 @engines

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +21,8 @@ from transformers import AutoConfig
 
 from adaptpo import AlignmentConfig
 from adaptpo.data.mixture import Mixture
-from adaptpo.distributed.ranks import ALONE, Ranks, check_sharding
-from adaptpo.errors import ConfigError, RunError
+from adaptpo.distributed.ranks import ALONE, Ranks, check_devices, join_ranks
+from adaptpo.errors import ConfigError, RunError, TrainingError
 from adaptpo.models.inference import autocast
 from adaptpo.pipeline import generator
 from adaptpo.pipeline.context import Context
@@ -33,7 +33,9 @@ from adaptpo.run.lazy_sequence import batched
 from adaptpo.training.checkpoints import Logs, mark_complete, refuse_other_layout
 from adaptpo.training.dealing import Dealing
 from adaptpo.training.mean_metrics import MeanMetrics
+from adaptpo.training.prompt_group_trainer import GroupTrainer
 from adaptpo.training.sampler import EvenOrder
+from adaptpo.training.sharding import compute_by_autocast
 from tests.ranks import FSDP, Sharding, assert_close_run, close, logged, note_finiteness, pair_weights, run_ranks, zero
 from tests.ranks_of_methods import run_all
 from tests.runs import SETTINGS, assert_same_run, run_in_process, tables, weights
@@ -117,7 +119,7 @@ def test_two_processes_with_shares_of_the_model_are_one(
 
 @engines
 @pytest.mark.parametrize("stage", [2, 3], ids=["ZeRO-2", "ZeRO-3"])
-def test_deepspeed_computes_in_bfloat16_and_keeps_float32(stage: int, policy: str, tmp_path: Path) -> None:
+def test_deepspeed_in_bfloat16_keeps_float32_weights(stage: int, policy: str, tmp_path: Path) -> None:
     """Weights rounded to bfloat16 would be further from the first ones than Adam can step: its learning rate."""
     pytest.importorskip("deepspeed")
     arguments = settings(2, sharded=True) | {"rows": 8, "held_out": 0, "method": "dpo"}
@@ -412,23 +414,32 @@ def test_reward_training_refuses_an_optimizer_state_of_another_layout(
 
 
 @pytest.mark.parametrize(
-    ("environment", "kind", "message"),
+    ("environment", "message"),
     [
-        (FSDP, "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
-        (zero(3), "MULTI_CPU", "neither FSDP nor DeepSpeed on CPUs"),
-        (zero(2) | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "MULTI_GPU", "round the weights to float16"),
-        (FSDP | {"FSDP_VERSION": "1"}, "MULTI_GPU", "fsdp_version: 1; runs need 2"),
-        (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "MULTI_GPU", "runs need FULL_STATE_DICT"),
-        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "MULTI_GPU", "runs need false"),
+        (zero(2) | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "round the weights to float16"),
+        (zero(0), "set zero_stage to 1, 2 or 3"),
+        (FSDP | {"FSDP_VERSION": "1"}, "fsdp_version: 1; runs need 2"),
+        (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "runs need FULL_STATE_DICT"),
+        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "runs need false"),
     ],
 )
 def test_sharding_that_would_go_wrong_is_refused(
-    environment: dict[str, str], kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One process that a launcher starts shards as well."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        check_sharding(kind, {})
+        join_ranks({})
+
+
+@pytest.mark.parametrize("environment", [FSDP, zero(3)])
+def test_sharding_on_cpus_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_devices("MULTI_GPU")
+    with pytest.raises(ConfigError, match="neither FSDP nor DeepSpeed on CPUs"):
+        check_devices("MULTI_CPU")
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
@@ -436,9 +447,10 @@ def test_activations_are_recomputed_by_one_of_two(name: str, monkeypatch: pytest
     """transformers would refuse both when the first trainer is made, after the data was read and scored."""
     for variable, value in (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}).items():
         monkeypatch.setenv(variable, value)
-    check_sharding("MULTI_GPU", {name: False})
-    with pytest.raises(ConfigError, match=r"fsdp_activation_checkpointing .* set the latter to false"):
-        check_sharding("MULTI_GPU", {name: True})
+    join_ranks({name: False}, {name: False})
+    for sections in ({name: True}, {}), ({}, {name: True}):
+        with pytest.raises(ConfigError, match=r"fsdp_activation_checkpointing .* set the latter to false"):
+            join_ranks(*sections)
 
 
 @pytest.mark.parametrize(
@@ -459,5 +471,23 @@ def test_precision_of_the_launcher_is_that_of_the_whole_run(
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
 def test_sharding_by_the_training_section_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"training.{key} is not read here"):
-        check_sharding("NO", {key: "auto"})
+    with pytest.raises(ConfigError, match=rf"training\.{key} is not taken .* accelerate launch's file"):
+        AlignmentConfig(output_dir="x", training={key: "auto"})
+
+
+def test_deepspeed_of_another_precision_than_the_run_is_refused() -> None:
+    """Its own file may set one, which accelerate takes over."""
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="bf16")
+    with pytest.raises(ConfigError, match="own file has the precision bf16"):
+        compute_by_autocast(accelerator, SimpleNamespace(bf16=False, mixed_precision="no"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("overflow", "norm"), [(True, 1.0), (False, -1.0), (False, float("inf")), (False, 1.0)])
+def test_step_that_deepspeed_skipped_ends_the_training(overflow: bool, norm: float) -> None:
+    engine = SimpleNamespace(optimizer=SimpleNamespace(overflow=overflow), get_global_grad_norm=lambda: norm)
+    trainer: Any = object.__new__(GroupTrainer)
+    trainer.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    trainer.args, trainer.state = SimpleNamespace(fp16=False), SimpleNamespace(global_step=7)
+    trainer.deepspeed = engine
+    with nullcontext() if norm == 1 and not overflow else pytest.raises(TrainingError, match=r"gradient .* step 7"):
+        trainer.check_gradients()

@@ -69,7 +69,11 @@ def test_one_process_computes_on_one_device(tmp_path: Path) -> None:
 def test_idle_devices_are_told(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with open_run(tmp_path) as run:
-        announce_devices(context_of(run))
+        context = context_of(run)
+        announce_devices(context)  # On the CPU.
+        assert capsys.readouterr().out == ""
+        context.inference_arguments = SimpleNamespace(device=torch.device("cuda"))  # type: ignore[assignment]
+        announce_devices(context)
     assert "one of 8 GPUs; to use all, start `accelerate launch" in capsys.readouterr().out
 
 
@@ -105,10 +109,9 @@ class Halves(Ranks):
 
 
 def test_ranks_share_out_what_a_filter_reads() -> None:
-    seen = []
     context: Any = SimpleNamespace(ranks=Halves(0, 2), config=SimpleNamespace(shard_size=2))
-    filtering.in_pieces(context, list(range(7)), lambda some: seen.append(some) or torch.zeros(len(some)))  # type: ignore[arg-type]
-    assert seen == [[0, 1], [4, 5]]
+    found = filtering.in_pieces(context, list(range(7)), lambda some: torch.tensor(some, dtype=torch.float32))  # type: ignore[arg-type]
+    assert found.tolist() == [0, 1, 4, 5]
 
 
 # The lock of a run on several machines
@@ -122,6 +125,9 @@ def test_lock_that_another_process_sees(tmp_path: Path, monkeypatch: pytest.Monk
         assert problem_of_shared_lock(file) == "gives one lock to two processes at once"
         fcntl.flock(held, fcntl.LOCK_EX)
         assert problem_of_shared_lock(file) is None
+    file.unlink()
+    file.mkdir()
+    assert "gives no lock on lock (Is a directory)" in str(problem_of_shared_lock(file))
 
 
 def test_folder_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from adaptpo.config.numbers import (
 from adaptpo.config.secrets import shown
 from adaptpo.errors import ConfigError
 
+LAUNCHED = "share out the weights in accelerate launch's file, as in recipes/accelerate"
 OWNED_TRAINING_ARGUMENTS = {
     "output_dir": "set output_dir of the recipe",
     "seed": "set seed of the recipe",
@@ -56,7 +57,7 @@ OWNED_TRAINING_ARGUMENTS = {
     "dataloader_drop_last": "leave it out; a run trains on every prompt, and its last batch may be smaller",
     "logging_nan_inf_filter": "leave it out; a loss that is not finite ends the run",
     "neftune_noise_alpha": "leave it out; the reference has no noise on its embeddings, so the policy has none",
-    "parallelism_config": "share out the weights in accelerate launch's file, as in recipes/accelerate",
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), LAUNCHED),
     "skip_memory_metrics": "leave it out; no memory is measured in a run",
     "use_cache": "leave it out; a forward pass of training keeps no cache",
     "hub_token": "log in with `hf auth login`, or set HF_TOKEN; a run stores its settings, so none may be a secret",

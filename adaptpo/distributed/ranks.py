@@ -91,12 +91,15 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join_ranks(training: dict[str, Any]) -> Ranks:
-    """This process among those that the launcher started; `training` is the recipe's section of that name.
+def join_ranks(training: dict[str, Any], reward_training: dict[str, Any] | None = None) -> Ranks:
+    """This process among those that the launcher started; the arguments are the recipe's sections of these names.
 
     Raises ConfigError if accelerate would let each process train separately, or would not train as requested.
     """
     count = process_count()
+    check_parallelism()
+    for section in (training, reward_training or {}):
+        check_sharding(section)
     if count == 1:
         return ALONE
     from accelerate import PartialState
@@ -112,8 +115,7 @@ def join_ranks(training: dict[str, Any]) -> Ranks:
             f"{count} processes were started without an accelerator to connect them; set training.use_cpu to true "
             "to train on CPUs, or start one process"
         )
-    check_parallelism()
-    check_sharding(state.distributed_type.value, training)
+    check_devices(state.distributed_type.value)
     return Ranks(state.process_index, count, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
@@ -128,16 +130,22 @@ def check_parallelism() -> None:
             )
 
 
-def check_sharding(kind: str, training: dict[str, Any]) -> None:
-    """Raises ConfigError if accelerate would not shard weights as requested, if ranks would score with weights that
-    they do not have, or if checkpoints would not be ordinary model folders."""
-    for key in ("fsdp", "deepspeed"):
-        if training.get(key):
-            raise ConfigError(f"training.{key} is not read here; set it in the configuration file of accelerate launch")
+def check_devices(kind: str) -> None:
+    """Raises ConfigError if accelerate would not shard weights as requested."""
     if is_sharded() and kind == "MULTI_CPU":
         raise ConfigError(
             "accelerate has neither FSDP nor DeepSpeed on CPUs and would train with DDP; use accelerators, or turn "
             "sharding off"
+        )
+
+
+def check_sharding(training: dict[str, Any]) -> None:
+    """Raises ConfigError if the launcher's sharding would round weights, if ranks would score with weights that they do
+    not have, or if checkpoints would not be ordinary model folders. `training`: a section of the recipe."""
+    if is_set("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "0":
+        raise ConfigError(
+            "DeepSpeed's stage 0 shares out nothing, and takes steps whose gradients are not finite; set zero_stage to "
+            "1, 2 or 3 in accelerate launch's file, or start without DeepSpeed"
         )
     launched_in_fp16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not training.get("bf16")
     if is_set("ACCELERATE_USE_DEEPSPEED") and (training.get("fp16") or launched_in_fp16):

@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.distributed.quiet import turn_off_telemetry
+from adaptpo.distributed.repeatable import explained
 from adaptpo.errors import AdaptpoError, ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class Worker:
     def compute(self, number: int) -> bytes:
         """The pickled result, or the pickled error with which the work ended."""
         try:
-            outcome: Any = self.work(number)
+            with explained():
+                outcome: Any = self.work(number)
         except AdaptpoError as error:
             outcome = error
         return pickle.dumps(outcome)

@@ -360,7 +360,7 @@ class Context(StoredPrompts):
         if path == self.initial and peft is not None and not is_adapter(path) and base_is_untouched(policy, peft):
             return LiveReference(policy, policy.disable_adapter)
         # Autocast would cache low-precision copies of weights that require gradients.
-        load = lambda: self._computing(self._load_reference(path)).requires_grad_(False)  # noqa: E731
+        load = lambda: self._placed(self._load_reference(path)).requires_grad_(False)  # noqa: E731
         return LiveReference(self._sharing(self.slot.get(("live reference", path), load)))
 
     def following_reference(self, iteration: int) -> FollowingReference | None:

@@ -62,8 +62,9 @@ def refuse_impossible(context: Context) -> None:
 
 def announce_devices(context: Context) -> None:
     """Says that accelerators are left idle."""
-    count = torch.cuda.device_count()
-    if count > 1 and context.ranks.count == 1 and context.config.executor.kind == "local":
+    count, spread = torch.cuda.device_count(), "device_map" in context.config.model_init_kwargs
+    alone = context.ranks.count == 1 and context.config.executor.kind == "local" and not spread
+    if count > 1 and alone and context.inference_arguments.device.type == "cuda":
         say(
             f"this process computes on one of {count} GPUs; to use all, start "
             "`accelerate launch -m adaptpo train ...`; to choose one, set CUDA_VISIBLE_DEVICES",

@@ -73,7 +73,7 @@ class Request:
     @contextmanager
     def open(self) -> Iterator[Context]:
         """Opens the run, with its folder locked and claimed, before any phase. Raises the same errors as `train`."""
-        ranks = join_ranks(self.args.training)
+        ranks = join_ranks(self.args.training, self.args.reward_training)
         if ranks.count > 1 and any(hasattr(given, "save_pretrained") for given in self._given):
             raise ConfigError("a run over several processes takes models as folders or hub ids; save them first")
         with open_run(Path(self.args.output_dir), ranks, executor_of(self.args.executor)) as run:

@@ -46,17 +46,17 @@ def is_locked_by(descriptor: int, folder: Path) -> bool:
 def problem_of_shared_lock(file: Path) -> str | None:
     """What is wrong with a lock that a process of the same run holds, perhaps on another machine, if seen from here."""
     end = time.monotonic() + SEEN_WITHIN
-    while not file.exists():
-        if time.monotonic() > end:
-            return f"does not show {file.name}, which another process of the run has made there"
-        time.sleep(0.1)
-    with file.open("r+b") as seen:
-        try:
+    try:
+        while not file.exists():
+            if time.monotonic() > end:
+                return f"does not show {file.name}, which another process of the run has made there"
+            time.sleep(0.1)
+        with file.open("r+b") as seen:
             fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return f"gives no locks ({error.strerror})"
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return f"gives no lock on {file.name} ({error.strerror})"
     return "gives one lock to two processes at once"
 
 

@@ -18,6 +18,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 
+from adaptpo.errors import ConfigError
+
 DEEPSPEED = "DEEPSPEED"
 """accelerate's name for it."""
 
@@ -33,8 +35,15 @@ def compute_by_autocast(accelerator: Accelerator, args: TrainingArguments) -> No
     """Lets DeepSpeed compute in bfloat16 as training without it does: by autocast over float32 weights, with gradients
     summed in float32. By default, it rounds the weights that a phase starts from, those that are saved, and the numbers
     of a batch, such as the reference's log-probs. Call it before training; without bfloat16 or DeepSpeed it changes
-    nothing."""
-    if accelerator.distributed_type is DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
+    nothing. Raises ConfigError if DeepSpeed's own file asks for another precision."""
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        return
+    if (accelerator.mixed_precision == "bf16") != bool(args.bf16):
+        raise ConfigError(
+            f"DeepSpeed's own file has the precision {accelerator.mixed_precision}, and the run computes references in "
+            f"{args.mixed_precision}; set training.bf16, or mixed_precision of accelerate launch's file, to the same"
+        )
+    if args.bf16:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config.pop("bf16", None)
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}

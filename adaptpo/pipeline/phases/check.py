@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from adaptpo.distributed.launch import converts_weights
 from adaptpo.models.inference import PromptedPair, autocast
 from adaptpo.models.self_check import choose_rows, loss_at_reference, representative
 from adaptpo.pipeline.context import Context
@@ -25,7 +26,9 @@ def check_model(context: Context) -> Summary:
     """Decides once, with the initial policy, so that all phases compute policy and reference in the same way."""
     shared, padded = token_counts(context.offline_rows)
     prompt, pair = context.offline()[representative(shared)] if context.has_pairs else stand_in(context)
-    dtype, model = context.compute_dtype, context.trainable_policy(context.initial)
+    # Where training converts the weights, only a model for reading has them as they are in training.
+    load = context.policy if converts_weights() else context.trainable_policy
+    dtype, model = context.compute_dtype, load(context.initial)
     subject = {
         "model": model,
         "group": PromptGroup(prompt, (with_both_sides(pair),)),
