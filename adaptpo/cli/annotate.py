@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
@@ -18,6 +17,7 @@ from adaptpo.data.messages import check_unicode, read_text
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.stored import stored_messages
 from adaptpo.errors import ConfigError, DataError
+from adaptpo.models.loading import fastest_device
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar
@@ -66,8 +66,7 @@ def check_writable(out: Path, rows: list[Row]) -> None:
 
 
 def workplace(cache: Path, trust_remote_code: bool = False) -> Workplace:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workplace(device, MAX_TOKENS, cache, trust_remote_code=trust_remote_code)
+    return Workplace(fastest_device(), MAX_TOKENS, cache, trust_remote_code=trust_remote_code)
 
 
 def responses_in(row: Row) -> int:

@@ -23,7 +23,7 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.models.loading import is_adapter, load_causal_lm, load_tokenizer, stop_ids_of
+from adaptpo.models.loading import fastest_device, is_adapter, load_causal_lm, load_tokenizer, stop_ids_of
 from adaptpo.remote.usage import Usage
 from adaptpo.types import Message, Prompt
 
@@ -62,8 +62,7 @@ class Policy:
 
     @cached_property
     def model(self) -> nn.Module:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return load_causal_lm(self.path, {"dtype": "auto"}).to(device).eval()
+        return load_causal_lm(self.path, {"dtype": "auto"}).to(fastest_device()).eval()
 
     def prompt(self, number: int, messages: list[Message]) -> Prompt:
         """Raises ModelError for a model without a chat template."""

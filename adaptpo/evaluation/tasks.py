@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adaptpo.config.base import nearest
 from adaptpo.errors import ConfigError, DataError
+from adaptpo.models.loading import fastest_device
 from adaptpo.run.files import write_json
 from adaptpo.types import Row
 
@@ -77,7 +76,7 @@ def loaded(tasks: Tasks) -> Any:
     """The model for lm-eval, in the precision of its weights."""
     from lm_eval.models.huggingface import HFLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(fastest_device())
     try:
         return HFLM(pretrained=tasks.model, device=device, batch_size=tasks.batch_size, dtype="auto")
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import RunError
+from adaptpo.models.loading import fastest_device
 from adaptpo.run.files import write_json, write_text
 from adaptpo.sandbox.build import write_rows
 from adaptpo.sandbox.instructions.questions import draw_tasks
@@ -50,7 +51,7 @@ def build(folder: Path, material: Material, progress: bool = True) -> None:
     tasks = draw_tasks(material.prompts, rng, held_out=False)
     held_out = draw_tasks(material.heldout, rng, held_out=True)
     model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(material.model),
+        AutoModelForCausalLM.from_pretrained(material.model).to(fastest_device()),
         AutoTokenizer.from_pretrained(material.model),
     )
     questions = list(dict.fromkeys(task.question for task in tasks))
