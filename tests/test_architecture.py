@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"stage", "training"},
     "trainer": {"choices", "config", "distributed", "methods", "pipeline"},
     "report": {"config", "run", "stage"},
-    "evaluation": {"config", "data", "generation", "models", "remote", "report", "run"},
+    "evaluation": {"config", "data", "distributed", "generation", "models", "remote", "report", "run"},
     "plan": {"choices", "config", "data", "generation", "methods", "models", "pipeline", "run"},
     "vote": {"data", "report", "run"},
     "sandbox": {"annotation", "choices", "config", "data", "distributed", "generation", "methods", "report", "run"}

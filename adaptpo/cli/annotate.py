@@ -16,8 +16,8 @@ from adaptpo.data import open_rows
 from adaptpo.data.messages import check_unicode, read_text
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.stored import stored_messages
+from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.loading import fastest_device
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data.templates import TemplateOptions, options_of
 from adaptpo.data.tokenization import tokenize_prompt
+from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError
 from adaptpo.generation.agreement import Expected, expected_answers
 from adaptpo.generation.base import Generator, Sampling
@@ -23,7 +24,7 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.models.loading import fastest_device, is_adapter, load_causal_lm, load_tokenizer, stop_ids_of
+from adaptpo.models.loading import is_adapter, load_causal_lm, load_tokenizer, stop_ids_of
 from adaptpo.remote.usage import Usage
 from adaptpo.types import Message, Prompt
 

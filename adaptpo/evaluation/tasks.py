@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptpo.config.base import nearest
+from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.loading import fastest_device
 from adaptpo.run.files import write_json
 from adaptpo.types import Row
 

@@ -191,11 +191,6 @@ def check_loads(path: str, options: Options | None = None) -> None:
     load_tokenizer(path, options)
 
 
-def fastest_device() -> torch.device:
-    """The first GPU, else the CPU: where a command outside of a run computes."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def reading_dtype(device: torch.device) -> torch.dtype:
     """The precision of models that only read: bfloat16 on an accelerator that computes in it, else float32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

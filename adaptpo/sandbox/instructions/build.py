@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adaptpo.distributed.device import fastest_device
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import RunError
-from adaptpo.models.loading import fastest_device
 from adaptpo.run.files import write_json, write_text
 from adaptpo.sandbox.build import write_rows
 from adaptpo.sandbox.instructions.questions import draw_tasks

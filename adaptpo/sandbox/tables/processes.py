@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from adaptpo.config.secrets import masked_text
 from adaptpo.errors import AdaptpoError
 
-context = multiprocessing.get_context("forkserver")
+# CUDA cannot be used in a fork of a process that has touched it, as the preloaded libraries may.
+context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 context.set_forkserver_preload(["adaptpo.sandbox.tables.work", "adaptpo.sandbox.tables.sandbox_world"])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
