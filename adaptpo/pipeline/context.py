@@ -238,7 +238,7 @@ class Context(StoredPrompts):
             "output_dir": str(self.run.path / phase / "training"),
             "seed": seed_for(self.config.seed, "training", phase) % 2**31,
             "remove_unused_columns": False,
-            "disable_tqdm": True,  # `adaptpo.run.progress` draws the bar.
+            "disable_tqdm": True,  # `adaptpo.run.training_bar` draws the bar.
             "report_to": "none",  # `adaptpo.pipeline.trackers` follows the whole run.
             "push_to_hub": False,  # `adaptpo.pipeline.hub` pushes the final model.
         }

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 SHOWN = {
     "kept": "{} pairs kept",
@@ -72,29 +71,6 @@ def describe(facts: dict[str, Any]) -> str:
     """The known nonzero counts of a phase, and its duration in seconds."""
     shown = [text.format(facts[name]) for name, text in SHOWN.items() if facts.get(name)]
     return ", ".join([*shown, f"{facts['seconds']:.1f} s"])
-
-
-class TrainingBar(TrainerCallback):
-    """A bar over the optimizer steps of a training phase, with its loss."""
-
-    def __init__(self, phase: str, visible: bool) -> None:
-        self.phase, self.visible = phase, visible
-        self.bar: tqdm | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.bar = progress_bar(self.phase, state.max_steps, "step", self.visible, done=state.global_step)
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if self.bar is not None and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def progress_bar(phase: str, total: int, unit: str, visible: bool, done: int = 0) -> tqdm:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from adaptpo.run.files import whole_folder
-from adaptpo.run.progress import TrainingBar
+from adaptpo.run.training_bar import TrainingBar
 from adaptpo.sandbox.data import Answered
 from adaptpo.sandbox.models import build_policy, build_reward_model, copy_word_embeddings
 from adaptpo.sandbox.settings import WorldSettings

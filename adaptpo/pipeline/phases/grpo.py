@@ -23,8 +23,8 @@ from adaptpo.pipeline.phases.select import selected_ids
 from adaptpo.pipeline.phases.train import own_folder, phase_callbacks, prepared, recomputes_activations, resumed
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors
-from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
+from adaptpo.run.training_bar import TrainingBar
 from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import Logs, mark_complete, step_of
 from adaptpo.training.prompt_group_trainer import save_method

@@ -24,8 +24,8 @@ from adaptpo.pipeline.phases.train import (
     train_phase,
 )
 from adaptpo.run.directory import Summary
-from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TOKENS_SCHEMA, table
+from adaptpo.run.training_bar import TrainingBar
 from adaptpo.training.actor_critic import ActorCritic
 from adaptpo.training.ppo import PPOTokens
 from adaptpo.training.ppo_trainer import PPOTrainer

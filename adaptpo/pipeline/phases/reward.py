@@ -31,8 +31,8 @@ from adaptpo.run.arrow_rows import BATCH
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_file
 from adaptpo.run.lazy_sequence import batched
-from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import IDS
+from adaptpo.run.training_bar import TrainingBar
 from adaptpo.seeds import seed_for
 from adaptpo.training.checkpoints import Logs, layout_of, mark_complete, refuse_other_layout, step_of
 from adaptpo.training.sharding import compute_by_autocast

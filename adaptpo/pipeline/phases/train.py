@@ -30,8 +30,8 @@ from adaptpo.run.directory import RunDirectory, Summary
 from adaptpo.run.files import JsonLines, disk_errors, whole_folder
 from adaptpo.run.history import policy_phases
 from adaptpo.run.lazy_sequence import Lazy
-from adaptpo.run.progress import TrainingBar
 from adaptpo.run.schemas import TRAINING_SCHEMA, group_row, read_group
+from adaptpo.run.training_bar import TrainingBar
 from adaptpo.training.checkpoints import Logs, last_complete, refuse_other_layout, step_of
 from adaptpo.training.following_reference import FollowingReference
 from adaptpo.training.preference_trainer import PreferenceTrainer
