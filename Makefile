@@ -15,7 +15,7 @@ test: $(VENV)/installed
 
 # Several processes, servers, Ray: slower, and not run by `make test`.
 test-engines: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m engines $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m engines $(TESTS)
 
 # Faults at random, for some minutes; `make campaign MINUTES=60 JOBS=8 SEED=1000`. docs/reliability.md
 MINUTES ?= 10

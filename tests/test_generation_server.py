@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -432,17 +433,25 @@ def test_a_dead_server_shows_its_first_error_not_its_shutdown(tmp_path: Path, pr
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_no_server_outlives_its_run(tmp_path: Path, how: signal.Signals) -> None:
-    starting = (
-        "from pathlib import Path; from tests.test_generation_server import healthy, served_processes; import time\n"
-        f"server = healthy(Path({str(tmp_path)!r})); server.start()\n"
-        "print(*[p.pid for p in served_processes(server)], flush=True); time.sleep(300)"
-    )
-    with subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, text=True) as run:
-        (pid,) = map(int, run.stdout.readline().split())
-        assert psutil.pid_exists(pid)
-        os.kill(run.pid, how)
+    forked = multiprocessing.get_context("fork")
+    receiver, sender = forked.Pipe(duplex=False)
+    run = forked.Process(target=start_and_wait, args=(tmp_path, sender))
+    run.start()
+    (pid,) = receiver.recv()
+    assert psutil.pid_exists(pid)
+    os.kill(run.pid, how)
+    run.join()
+    assert run.exitcode == -how
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=20)
     assert not psutil.pid_exists(pid)
+
+
+def start_and_wait(folder: Path, sender: Connection) -> None:
+    """A run that has started its server, and sends the numbers of the server's processes."""
+    server = healthy(folder)
+    server.start()
+    sender.send([process.pid for process in served_processes(server)])
+    time.sleep(300)
 
 
 # Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -30,7 +31,7 @@ from adaptpo.sandbox.tables.labels import label_separation, last_visits
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.options import Options
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
-from adaptpo.sandbox.tables.processes import Task, run_tasks
+from adaptpo.sandbox.tables.processes import Task, run_tasks, start_method
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
 from adaptpo.sandbox.tables.statistics import (
@@ -347,6 +348,14 @@ def test_whoever_stops_listening_ends_the_tasks_at_work(tmp_path: Path) -> None:
     finished.close()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_processes_start_afresh_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("adaptpo.sandbox.tables.processes.context", multiprocessing.get_context(start_method()))
+    assert start_method() == "spawn"
+    (finished,) = run_tasks([Task(os.mkdir, (tmp_path / "made",))], 1)
+    assert finished.error is None and (tmp_path / "made").is_dir()
 
 
 # From end to end

@@ -21,8 +21,13 @@ from tqdm import tqdm
 from adaptpo.config.secrets import masked_text
 from adaptpo.errors import AdaptpoError
 
-# CUDA cannot be used in a fork of a process that has touched it, as the preloaded libraries may.
-context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+
+def start_method() -> str:
+    """How processes start. A fork of a process that has touched CUDA cannot use it, and the preloaded libraries do."""
+    return "spawn" if torch.cuda.is_available() else "forkserver"
+
+
+context = multiprocessing.get_context(start_method())
 context.set_forkserver_preload(["adaptpo.sandbox.tables.work", "adaptpo.sandbox.tables.sandbox_world"])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
