@@ -15,13 +15,24 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import LlamaForSequenceClassification, StableLmConfig, StableLmForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaForSequenceClassification,
+    StableLmConfig,
+    StableLmForSequenceClassification,
+)
 from trl import RewardConfig, RewardTrainer
 
 from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.combined import CombinedAnnotator
 from adaptpo.annotation.function import FunctionAnnotator, import_function
-from adaptpo.annotation.reward_model import RewardModelAnnotator, length_batches, load_reward_model
+from adaptpo.annotation.reward_model import (
+    RewardModelAnnotator,
+    length_batches,
+    load_reward_model,
+    score_in_float32,
+)
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import AnnotationError, ConfigError, ModelError
 from adaptpo.sandbox.models import build_reward_model
@@ -420,6 +431,20 @@ def test_loaded_model_gives_the_rewards_of_the_saved_one(tmp_path: Path) -> None
     original = LlamaForSequenceClassification(tiny_config(TOKENIZER, num_labels=1)).eval()
     expected = [reward_by_itself(original, chat_ids(prompt, response)) for prompt, response in CHATS]
     assert RewardModelAnnotator(loaded, tokenizer).rewards(CHATS) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "roberta", "modernbert", "deberta-v2"])
+def test_scores_of_weights_in_bfloat16_are_in_float32(kind: str) -> None:
+    """On a GPU a reward model's weights are in bfloat16, whose 8 bits would make close scores equal."""
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, num_hidden_layers=1, num_labels=1, **size)
+    model = AutoModelForSequenceClassification.from_config(config).eval().bfloat16()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    rounded = model(input_ids=ids).logits
+    score_in_float32(model)
+    score = model(input_ids=ids).logits
+    assert (rounded.dtype, score.dtype) == (torch.bfloat16, torch.float32)
+    assert score != rounded and score.item() == pytest.approx(rounded.item(), rel=0.01, abs=1e-3)
 
 
 def test_more_than_one_label_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from adaptpo.generation.transformers_engine import (
     prompt_batches,
     row_bytes,
     uniform_draws,
+    where_sums_work,
 )
 from adaptpo.types import Prompt, Response
 from tests.tiny import FAMILIES, SIZES, byte_tokenizer, tiny_model
@@ -255,6 +257,24 @@ def test_sampled_distribution_is_that_of_generate(
     assert p_value(counts, exact) > 1e-4
     other = two_token_probabilities(small_model, ids, {"temperature": settings["temperature"] * 1.3})
     assert p_value(counts, other) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "deterministic", "moves"),
+    [("cuda", True, True), ("cuda", False, False), ("mps", False, True), ("cpu", True, False)],
+)
+def test_probabilities_are_added_up_where_that_works(
+    kind: str, deterministic: bool, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's sums have no fixed order, also those of top-p, and MPS has no float64."""
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: deterministic)
+    logits: Any = SimpleNamespace(device=torch.device(kind), cpu=lambda: "on the CPU")
+    assert where_sums_work(logits) == ("on the CPU" if moves else logits)
+
+
+def test_a_model_on_the_cpu_has_the_memory_of_a_cpu(small_model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert TransformersGenerator(small_model, byte_tokenizer(), sampling()).memory == 2**30
 
 
 def test_draw_by_hand() -> None:

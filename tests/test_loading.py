@@ -85,7 +85,7 @@ def test_weights_go_straight_to_the_accelerator(policy: str, tmp_path: Path) -> 
     passed through the memory of the host. Only the one that trains keeps float32 in its layers."""
     device, cpu = torch.device("meta"), torch.device("cpu")
     assert onto(cpu, {"dtype": torch.float32}) == {"dtype": torch.float32}
-    assert onto(device, {"device_map": "auto"}) == {"device_map": "auto"}
+    assert onto(device, {"dtype": torch.float32}) == {"dtype": torch.float32, "device_map": {"": device}}
     loaded: list[dict[str, Any]] = []
     with open_run(tmp_path / "run") as run:
         context = Context(run, AlignmentConfig(output_dir="run"), None, policy, None, Mixture(()))  # type: ignore[arg-type]

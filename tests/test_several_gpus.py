@@ -6,7 +6,7 @@ import errno
 import fcntl
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +16,15 @@ import torch
 from transformers import TrainingArguments
 
 from adaptpo import AlignmentConfig, methods
+from adaptpo.config.reward import ModelReward, reward_parts
 from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.ranks import Ranks, check_parallelism
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases import filter as filtering
 from adaptpo.pipeline.phases import grpo, reward
-from adaptpo.pipeline.preflight import announce_devices, check_look_ahead, check_ranks
+from adaptpo.pipeline.phases.grpo import reference_place
+from adaptpo.pipeline.preflight import announce_devices, check_look_ahead
 from adaptpo.run import file_locks
 from adaptpo.run.directory import open_run
 from adaptpo.run.file_locks import problem_of_shared_lock
@@ -94,11 +96,30 @@ def test_several_copies_of_shards_are_refused_where_all_weights_are_added_up(mon
         check_look_ahead(SimpleNamespace(method=methods.metapo()), "central")  # type: ignore[arg-type]
 
 
-def test_a_device_map_is_for_one_process() -> None:
-    config = AlignmentConfig(output_dir="x", model_init_kwargs={"device_map": "auto"})
-    context: Any = SimpleNamespace(ranks=Ranks(0, 2), config=config, method=methods.dpo())
-    with pytest.raises(ConfigError, match=r"device_map places one process's model.*leave it out"):
-        check_ranks(context)
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda options: AlignmentConfig(output_dir="x", model_init_kwargs=options),
+        lambda options: reward_parts({"reward_model": "r", "model_init_kwargs": options}),
+    ],
+    ids=["policy", "reward"],
+)
+def test_a_device_map_is_refused(given: Callable[[dict[str, Any]], object]) -> None:
+    """The model would be moved to the run's own device after accelerate had spread it."""
+    given({"dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=r"device_map: a run places its models itself.*leave it out"):
+        given({"device_map": "auto"})
+
+
+def test_the_older_name_of_dtype_holds_for_a_reward_model_too() -> None:
+    (part,) = reward_parts({"reward_model": "r", "model_init_kwargs": {"torch_dtype": "float32"}})
+    assert isinstance(part, ModelReward) and part.model_init_kwargs == {"dtype": "float32"}
+
+
+def test_trl_loads_its_reference_onto_the_run_s_device() -> None:
+    """By itself, TRL spreads it over all GPUs that one process sees."""
+    assert reference_place(torch.device("cpu")) is None
+    assert reference_place(torch.device("cuda", 0)) == {"device_map": {"": "cuda:0"}}
 
 
 class Halves(Ranks):

@@ -53,9 +53,16 @@ def load_reward_model(path: str, options: Options) -> tuple[nn.Module, PreTraine
 
 def score_in_float32(model: Any) -> None:
     """In bfloat16, which has 8 bits, scores that differ by less than a percent would be equal."""
-    if scores_last_token(model):
-        model.score.float()
-        model.score.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
+    if (layer := scoring_layer(model)) is not None:
+        layer.float()
+        layer.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
+
+
+def scoring_layer(model: Any) -> nn.Linear | None:
+    """The last layer, whose output is the score: a decoder's `score`, an encoder's `classifier` or `out_proj` in it."""
+    head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
+    last = getattr(head, "out_proj", head)
+    return last if isinstance(last, nn.Linear) else None
 
 
 def load_classifier(path: str, options: Options, trained_elsewhere: tuple[str, ...] = ()) -> nn.Module:

@@ -30,10 +30,10 @@ from adaptpo.config.plain import plain
 from adaptpo.config.sections import (
     check_names,
     check_types,
+    load_options,
     refuse_other_adapters,
     refuse_owned,
     refuse_shared,
-    with_dtype,
 )
 from adaptpo.config.strict_yaml import read_yaml
 from adaptpo.errors import ConfigError
@@ -207,7 +207,7 @@ class AlignmentConfig(Settings):
         for name in TEXTS_OF_LOADING:
             if not isinstance(values.get(name), str | None):
                 raise ConfigError(f"model_init_kwargs.{name}: {values[name]} is not text; put it in quotes")
-        return with_dtype(values)
+        return load_options(values)
 
     @property
     def trusts_code(self) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from adaptpo.config.base import Guarded, PathText, Settings, Url, Variable, explain, is_special_reward, nearest
 from adaptpo.config.numbers import Attempts, Concurrency, Count, Number, Plain, Seconds, Temperature
+from adaptpo.config.sections import load_options
 from adaptpo.errors import ConfigError
 
 CRITERIA = "how well it does what the request asks for: correct, helpful, complete, to the point and harmless"
@@ -42,6 +43,11 @@ class ModelReward(RewardPart):
     float32, with the score itself in float32."""
     chat_template_kwargs: dict[str, Any] = Field({})
     """Arguments of the reward model's chat template; a row's own override them."""
+
+    @field_validator("model_init_kwargs")
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return load_options(values)
 
 
 class FunctionReward(RewardPart):

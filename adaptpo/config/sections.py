@@ -97,6 +97,19 @@ RANGES: dict[str, Any] = {
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 
+PLACED_BY_THE_RUN = (
+    "model_init_kwargs.device_map: a run places its models itself, each on the device of its process; leave it out. To "
+    "choose a GPU set CUDA_VISIBLE_DEVICES, and to share a model among several start `accelerate launch` with FSDP"
+)
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `from_pretrained`, checked. Raises ConfigError for `device_map`, and as `with_dtype` does."""
+    if "device_map" in options:
+        raise ConfigError(PLACED_BY_THE_RUN)
+    return with_dtype(options)
+
+
 def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `from_pretrained` with their dtype under `dtype`, by name: also that of `torch_dtype`, its older
     name, and of an object such as `torch.bfloat16`. Raises ConfigError for two different ones, or another name."""

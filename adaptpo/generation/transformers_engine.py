@@ -34,13 +34,13 @@ def expands_cache(model: Any) -> bool:
     return not stateful and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
 
 
-def default_memory() -> int:
-    """Maximum bytes of a batch, besides the model: 40 % of an accelerator's memory; 1 GiB on a CPU.
+def default_memory(device: torch.device) -> int:
+    """Maximum bytes of a batch, besides the model: 40 % of a GPU's memory; 1 GiB elsewhere.
 
     The share is of total memory, not of free memory: a resumed run must make the same batches.
     """
-    if torch.cuda.is_available():
-        return int(0.4 * torch.cuda.get_device_properties(0).total_memory)
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.get_device_properties(device).total_memory)
     return 2**30
 
 
@@ -91,17 +91,18 @@ def uniform_draws(seeds: Sequence[int], count: int, steps: int) -> Tensor:
 
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Samples tokens [rows] by inverse CDF: those at which the cumulative probability passes `uniforms` [rows]."""
-    cumulated = cumulative(logits.double().softmax(dim=-1))
+    cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
     # Strictly below the total: rounding must never pick a token of probability 0 after the last possible one.
     target = uniforms.to(cumulated.device) * (cumulated[:, -1] * (1 - 1e-12))
-    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].to(logits.device)
+    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
 
 
-def cumulative(probabilities: Tensor) -> Tensor:
-    """Sums up to each token [rows, vocabulary]; in the deterministic mode on a CPU, because a GPU adds in no fixed
-    order."""
-    slow = probabilities.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
-    return (probabilities.cpu() if slow else probabilities).cumsum(dim=-1)
+def where_sums_work(logits: Tensor) -> Tensor:
+    """The logits where probabilities can be added up: not on a GPU in the deterministic mode, as a GPU adds in no fixed
+    order, and not on MPS, which has no float64."""
+    kind = logits.device.type
+    unfit = kind == "mps" or (kind == "cuda" and torch.are_deterministic_algorithms_enabled())
+    return logits.cpu() if unfit else logits
 
 
 class DecodingRows:
@@ -177,7 +178,8 @@ def decode(
         if sampling.temperature == 0:
             tokens = logits.argmax(dim=-1)
         else:
-            tokens = draw_tokens(warpers(None, logits), uniforms[rows.row.cpu(), step])
+            summable = where_sums_work(logits)
+            tokens = draw_tokens(warpers(None, summable), uniforms[rows.row.cpu(), step]).to(logits.device)
         chosen = tokens.cpu()
         for row, token, living in zip(rows.row.tolist(), chosen.tolist(), alive.tolist(), strict=True):
             if living:
@@ -212,7 +214,8 @@ class TransformersGenerator:
     ) -> None:
         self.precision = precision
         self.model, self.tokenizer = model, tokenizer
-        self.sampling, self.batch_size, self.memory = sampling, batch_size, memory or default_memory()
+        self.sampling, self.batch_size = sampling, batch_size
+        self.memory = memory or default_memory(next(model.parameters()).device)
         self.expands_cache = expands_cache(model)
         config: Any = model.config
         self.never = foreign_ids(tokenizer, config.get_text_config().vocab_size, sampling.stop_ids)

@@ -117,9 +117,9 @@ def first_line(error: Exception) -> str:
 def onto(device: torch.device, options: Options) -> Options:
     """The arguments of `from_pretrained` that also load weights straight onto an accelerator, file by file.
 
-    By default, each process would load a whole model into host memory first. The options may name another `device_map`.
+    By default, each process would load a whole model into host memory first.
     """
-    return options if device.type == "cpu" else {"device_map": {"": device}, **options}
+    return options if device.type == "cpu" else {**options, "device_map": {"": device}}
 
 
 def load_whole_models() -> None:

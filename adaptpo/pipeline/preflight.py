@@ -62,8 +62,8 @@ def refuse_impossible(context: Context) -> None:
 
 def announce_devices(context: Context) -> None:
     """Says that accelerators are left idle."""
-    count, spread = torch.cuda.device_count(), "device_map" in context.config.model_init_kwargs
-    alone = context.ranks.count == 1 and context.config.executor.kind == "local" and not spread
+    count = torch.cuda.device_count()
+    alone = context.ranks.count == 1 and context.config.executor.kind == "local"
     if count > 1 and alone and context.inference_arguments.device.type == "cuda":
         say(
             f"this process computes on one of {count} GPUs; to use all, start "
@@ -127,11 +127,6 @@ def check_ranks(context: Context) -> None:
     """Raises ConfigError for what does not support several processes."""
     if context.ranks.count == 1:
         return
-    if "device_map" in context.config.model_init_kwargs:
-        raise ConfigError(
-            "model_init_kwargs.device_map places one process's model, and the launcher has started "
-            f"{context.ranks.count}, each with an accelerator of its own; leave it out, or start one process"
-        )
     method = context.method
     if not method.trainer.uses_pairs and is_sharded():
         raise ConfigError(

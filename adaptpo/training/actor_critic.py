@@ -49,7 +49,7 @@ class Critic(nn.Module):
         torch.save(self.head.state_dict(), folder / VALUE_HEAD)
 
     def load_head(self, folder: Path) -> None:
-        self.head.load_state_dict(torch.load(folder / VALUE_HEAD, weights_only=True))
+        self.head.load_state_dict(torch.load(folder / VALUE_HEAD, weights_only=True, map_location="cpu"))
 
 
 LOGITS = "logits_to_keep"

@@ -89,7 +89,13 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
         trust_remote_code=context.config.trusts_code,
         beta=settings.beta,
         epsilon=settings.epsilon,
+        model_init_kwargs=reference_place(context.inference_arguments.device),
     )
+
+
+def reference_place(device: torch.device) -> dict[str, Any] | None:
+    """Where TRL loads the reference; by itself, it would spread it over every GPU that a lone process sees."""
+    return None if device.type == "cpu" else {"device_map": {"": str(device)}}
 
 
 def read_by_trl(context: Context, prompt: Prompt) -> bool:

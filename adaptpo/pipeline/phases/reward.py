@@ -24,7 +24,15 @@ from adaptpo.data.templates import TemplateOptions
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
 from adaptpo.models.dropout import turn_off_dropout
-from adaptpo.models.loading import LOAD_ERRORS, cannot_load, load_tokenizer, load_whole_models, onto, shared_options
+from adaptpo.models.loading import (
+    LOAD_ERRORS,
+    cannot_load,
+    load_tokenizer,
+    load_whole_models,
+    onto,
+    reading_dtype,
+    shared_options,
+)
 from adaptpo.pipeline.context import Context, on_one_device
 from adaptpo.pipeline.phases.train import own_folder, resumed
 from adaptpo.run.arrow_rows import BATCH
@@ -136,7 +144,7 @@ def reward_arguments(context: Context) -> Any:
         "gradient_checkpointing": bool(context.config.training.get("gradient_checkpointing", False)),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
-        "bf16": context.inference_arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": reading_dtype(context.inference_arguments.device) is torch.bfloat16,
         "disable_dropout": context.config.disable_dropout,
         "max_length": None if limit is None else limit + 64,  # Room for what the chat template adds after a response.
     }

@@ -27,7 +27,7 @@ def start_method() -> str:
     return "spawn" if torch.cuda.is_available() else "forkserver"
 
 
-context = multiprocessing.get_context(start_method())
+context: Any = multiprocessing.get_context(start_method())
 context.set_forkserver_preload(["adaptpo.sandbox.tables.work", "adaptpo.sandbox.tables.sandbox_world"])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
