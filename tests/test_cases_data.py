@@ -123,7 +123,8 @@ def test_messages_in_a_csv_file(tmp_path: Path) -> None:
     ]
 
 
-CONTENT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(str.strip)
+# numpy's own texts end before trailing NULs, so that a writer by numpy cannot store them.
+CONTENT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda t: t.strip() and t[-1] != "\0")
 
 
 @settings(max_examples=150, deadline=None)
