@@ -95,7 +95,7 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
 
 def reference_place(device: torch.device) -> dict[str, Any] | None:
     """Where TRL loads the reference; by itself, it would spread it over every GPU that a lone process sees."""
-    return None if device.type == "cpu" else {"device_map": {"": str(device)}}
+    return {"device_map": {"": str(device)}} if device.type == "cuda" else None
 
 
 def read_by_trl(context: Context, prompt: Prompt) -> bool:
