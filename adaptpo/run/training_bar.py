@@ -1,4 +1,4 @@
-"""The bar of a training phase. transformers takes seconds to import, which commands that only read do not need."""
+"""The bar of a training phase. Apart, because transformers takes seconds to import and run directories do not need it."""
 
 from __future__ import annotations
 
