@@ -1,4 +1,4 @@
-"""The bar of a training phase. Apart, because transformers takes seconds to import and run directories do not need it."""
+"""The bar of a training phase. Apart, because transformers takes seconds to import; run directories do without it."""
 
 from __future__ import annotations
 
