@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +21,16 @@ from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.report import RunData
-from adaptpo.run.files import JsonLines
+from adaptpo.run.files import JsonLines, write_json
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of
-from adaptpo.sandbox.tables.command import run_table
+from adaptpo.sandbox.tables.command import record, run_table
 from adaptpo.sandbox.tables.definitions import TABLES
 from adaptpo.sandbox.tables.docs import replaced, write_section
+from adaptpo.sandbox.tables.known import known_outcome, read_known
 from adaptpo.sandbox.tables.labels import label_separation, last_visits
-from adaptpo.sandbox.tables.measure import Measurement
+from adaptpo.sandbox.tables.measure import Boundary, Measurement
 from adaptpo.sandbox.tables.options import Options
 from adaptpo.sandbox.tables.papers import MetaAPO, MetaPO
 from adaptpo.sandbox.tables.processes import Task, run_tasks, start_method
@@ -45,7 +47,7 @@ from adaptpo.sandbox.tables.statistics import (
 )
 from adaptpo.sandbox.tables.summary import summarize
 from adaptpo.sandbox.tables.table import Table, asked_rows, find_table, unavailable
-from adaptpo.sandbox.tables.text import COLUMNS, grid
+from adaptpo.sandbox.tables.text import COLUMNS, before_training, grid
 
 WORLD = SandboxWorld(WorldSettings())
 SMALL = SandboxWorld(WorldSettings(prompts=64))
@@ -245,7 +247,7 @@ def test_unknown_tables_and_impossible_options_are_refused(tmp_path: Path, capsy
 # Summaries
 
 
-def outcome(row: Row, seed: int, reward: float | None, **further: float) -> Outcome:
+def outcome(row: Row, seed: int, reward: float | None, **further: Any) -> Outcome:
     cell = Cell(row, WORLD.varied(seed, {}))
     if reward is None:
         return Outcome(cell, error="no luck")
@@ -284,6 +286,26 @@ def test_text_of_a_row() -> None:
     }
 
 
+def test_an_interval_of_a_share_stays_a_share() -> None:
+    row = Row("DPO", ("method=dpo",))
+    found = summarize([row], [outcome(row, 0, 0.5, weight_auc=0.2), outcome(row, 1, 1.0, weight_auc=0.9)], "DPO")[0]
+    assert (found.estimates["weight_auc"].low, found.estimates["weight_auc"].high) == (0.0, 1.0)
+    assert found.estimates["true_reward"].low == pytest.approx(-2.427, abs=1e-3)
+
+
+def test_the_score_before_training_is_the_mean_of_worlds() -> None:
+    """Two runs in world 0 and one in world 1."""
+    row = Row("DPO", ("method=dpo",))
+    places = ((0, 0, 0.1), (0, 1, 0.3), (1, 0, 0.8))
+    found = [
+        Outcome(
+            Cell(row, WORLD.varied(seed, {}), repeat), Path("run"), Measurement(0.5, sft, 0.8, 0.7, 0.5, 1, 2, 3, 9)
+        )
+        for seed, repeat, sft in places
+    ]
+    assert before_training(summarize([row], found, "DPO"), "reward") == ["The reward before training is 0.500."]
+
+
 def test_a_table_says_which_columns_and_whose_figures_it_has() -> None:
     row = Row("MetaPO", ("method=metapo",), paper=(MetaPO("1", 51.6, 56.9), MetaPO("2", arena_hard=36.2)))
     table = Table("", (row,), "MetaPO", columns=("true_reward", "weight_auc", "margin_auc"), paper=MetaPO)
@@ -294,6 +316,70 @@ def test_a_table_says_which_columns_and_whose_figures_it_has() -> None:
         "AUC of the weight": "0.750",
         "MetaPO paper: WR / LC / Arena-Hard, %": "51.6 / 56.9 / – (Table 1); – / – / 36.2 (Table 2)",
     }
+
+
+# Runs of other machines
+
+MACHINES = Table("Machines", (Row("DPO", ("method.name=dpo",)), Row("MetaAPO", ("method.name=metaapo",))), "DPO")
+
+
+def table_of(folder: Path, outcomes: list[Outcome]) -> Path:
+    """The JSON file of `MACHINES` with these outcomes."""
+    written = record("machines", MACHINES, Options(WORLD, 2, folder), summarize(MACHINES.rows, outcomes, "DPO"))
+    write_json(folder / "machines.json", written)
+    return folder / "machines.json"
+
+
+def test_tables_of_several_machines_join(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One measured both rows in world 0, the other one row in world 1; nothing is run, and no world is built."""
+    dpo, metaapo = MACHINES.rows
+    boundary = Boundary(0.6, 0.5, 0.7, True, 0.4, 0.8)
+    first = table_of(tmp_path / "a", [outcome(dpo, 0, 0.5), outcome(metaapo, 0, 0.7, boundary=boundary)])
+    second = table_of(tmp_path / "b", [outcome(dpo, 1, 0.9, repeated=("warmup",)), outcome(metaapo, 1, None)])
+    options = Options(WORLD, 2, tmp_path / "out", jobs=0, known=(first, second), docs=tmp_path / "docs.md")
+    joined = run_table("machines", MACHINES, options)
+
+    assert [summary.estimates["true_reward"].mean for summary in joined] == pytest.approx([0.7, 0.7])
+    assert joined[1].differences == {(0, 0): pytest.approx(0.2)}
+    assert joined[1].measured[0, 0].boundary == boundary
+    assert joined[0].measured[1, 0].repeated == ("warmup",)
+    assert not any(summary.errors for summary in joined)  # The failed run is missing, and would be run.
+    assert "Known: 3 of 4 runs" in capsys.readouterr().out
+    assert "| MetaAPO | 1 of 2 |" in (tmp_path / "docs.md").read_text()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tables"]
+
+    again = Options(WORLD, 2, tmp_path / "again", jobs=0, known=(tmp_path / "out" / "tables" / "machines.json",))
+    assert [summary.estimates for summary in run_table("machines", MACHINES, again)] == [s.estimates for s in joined]
+
+
+def test_two_builds_of_a_world_do_not_join(tmp_path: Path) -> None:
+    dpo, metaapo = MACHINES.rows
+    first = table_of(tmp_path / "a", [outcome(dpo, 0, 0.5), outcome(metaapo, 1, 0.5)])
+    elsewhere = outcome(metaapo, 0, 0.7)
+    assert elsewhere.measurement is not None
+    rounded = replace(elsewhere, measurement=replace(elsewhere.measurement, sft_reward=0.5001))
+    options = Options(WORLD, 2, tmp_path / "out", jobs=0, known=(first, table_of(tmp_path / "b", [rounded])))
+    with pytest.raises(ConfigError, match=r"seed-0 come from several builds.* 0\.5000 in one and 0\.5001"):
+        run_table("machines", MACHINES, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_known_run_is_one_with_the_same_settings_whatever_its_label(tmp_path: Path) -> None:
+    dpo = MACHINES.rows[0]
+    known = read_known([table_of(tmp_path, [outcome(dpo, 0, 0.5), outcome(MACHINES.rows[1], 0, 0.7)])])
+    cell, others = Cell(replace(dpo, label="another"), WORLD.varied(0, {})), {"epochs": 1.0, "start": dpo}
+    assert known_outcome(cell, known) == replace(outcome(dpo, 0, 0.5), cell=cell)
+    assert known_outcome(replace(cell, repeat=1), known) is None
+    assert known_outcome(replace(cell, world=WORLD.varied(0, {"flipped": 0.2})), known) is None
+    assert [known_outcome(replace(cell, row=replace(dpo, **{k: v})), known) for k, v in others.items()] == [None, None]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"rows": [{"cells": [{"error": null, "true_reward": 0.5}]}]}', "[", None])
+def test_a_known_file_without_runs_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "table.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"table\.json"):
+        read_known([tmp_path / "table.json"])
 
 
 # The section of a Markdown file
@@ -415,6 +501,11 @@ def test_a_table_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {path for path in before if path.suffix in (".parquet", ".safetensors", ".jsonl")} <= unchanged
     assert again["MetaAPO"].estimates == summaries["MetaAPO"].estimates
     assert (tmp_path / "docs.md").read_text() == docs
+    shown = run_table("small", TABLE, replace(options, jobs=0))
+    assert [(summary.estimates, summary.errors) for summary in shown[:3]] == [
+        (s.estimates, []) for s in again.values()
+    ][:3]
+    assert not any(summary.measured or summary.errors for summary in shown[3:])
 
     later = run_table(
         "later", Table("Later", (Row("online", ("method.name=online_dpo", *QUICK), TINY),), "online"), options

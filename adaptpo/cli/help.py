@@ -149,10 +149,12 @@ annotated and time, beside the paper's figures if it has any. NAME is one of
   stage-methods       methods that act on the stage
 
 Every cell is an ordinary run in its own process and run directory below --out. Tables share worlds and runs. To resume
-an interrupted table, start the same command again.
+an interrupted table, start the same command again; with --jobs 0 it shows what has finished. A table may be spread over
+several machines, each with worlds of its own (--first): --known joins the JSON files that they wrote.
 
   adaptpo sandbox table methods --seeds 5 --jobs 2
   adaptpo sandbox table noise --seeds 3 --methods dpo,metaapo --docs docs/noise.md
+  adaptpo sandbox table methods --seeds 10 --jobs 0 --known first/methods.json second/methods.json
 """
 
 

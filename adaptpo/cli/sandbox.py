@@ -57,7 +57,18 @@ def add_comparison(command: argparse.ArgumentParser, out: Path) -> None:
     command.add_argument("--methods", metavar="A,B", help="only rows of these methods (default: all available)")
     command.add_argument("--rows", metavar="A;B", help="only rows with these labels (default: all)")
     command.add_argument(
-        "--jobs", type=int, default=1, help="number of parallel processes, one thread each (default: 1)"
+        "--jobs",
+        type=int,
+        default=1,
+        help="parallel processes, one thread each; 0 runs nothing and shows what has finished (default: 1)",
+    )
+    command.add_argument(
+        "--known",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE.json",
+        help="tables whose runs are taken as measured, such as those of other machines",
     )
     command.add_argument("--out", type=Path, default=out, help=f"folder for worlds, runs, tables (default: {out})")
     command.add_argument(
@@ -116,5 +127,6 @@ def compare(name: str, table: Table, world: World, options: argparse.Namespace) 
     methods = None if options.methods is None else tuple(options.methods.split(","))
     labels = None if options.rows is None else tuple(options.rows.split(";"))
     size = {"seeds": options.seeds, "runs": options.runs, "first": options.first, "jobs": options.jobs}
-    chosen = Options(world, out=options.out, methods=methods, labels=labels, docs=options.docs, **size)
+    files = {"out": options.out, "docs": options.docs, "known": tuple(options.known)}
+    chosen = Options(world, methods=methods, labels=labels, **files, **size)
     return 1 if any(summary.errors for summary in run_table(name, table, chosen)) else 0

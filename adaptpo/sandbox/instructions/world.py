@@ -53,6 +53,7 @@ class InstructionsWorld:
     score: ClassVar[Score] = Score(
         "judge's score", "of one response to each held-out prompt after the last iteration (at most 1)"
     )
+    measurement: ClassVar[type[Measurement]] = JudgedMeasurement
     runs_are_units: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -70,6 +71,11 @@ class InstructionsWorld:
         of = self.material
         sizes = f"prompts-{of.prompts}_heldout-{of.heldout}_flipped-{of.flipped}"
         return f"{model_name(of.model)}_{sizes}/seed-{of.seed}"
+
+    @property
+    def key(self) -> str:
+        """The name and the settings of every run, which may round differently."""
+        return " ".join((self.name, *self.settings))
 
     def varied(self, seed: int, changes: Mapping[str, Any]) -> InstructionsWorld:
         return replace(self, material=replace(self.material, **changes, seed=seed))

@@ -45,6 +45,11 @@ class Cell:
         return self.world.seed + APART * self.repeat
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What was run where, JSON-ready and the same on every machine."""
+        return {"world": self.world.key, "repeat": self.repeat, **self.row.facts}
+
+    @property
     def start(self) -> Cell | None:
         """The cell whose policy this one starts from; None: the world's own policy."""
         return None if self.row.start is None else replace(self, row=self.row.start)
@@ -63,12 +68,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a cell: its run's folder and measurement, or an error."""
+    """The result of a cell: its run's folder and measurement, or an error; nothing if it has not been run."""
 
     cell: Cell
     run: Path | None = None
     measurement: Measurement | None = None
     error: str | None = None
+
+    @property
+    def ran(self) -> bool:
+        return self.measurement is not None or self.error is not None
 
 
 def cells_of(rows: Sequence[Row], seeds: Sequence[int], runs: int, world: World) -> list[Cell]:
@@ -117,6 +126,19 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> list[Outcome]:
         errors |= run_openings(ready, out, jobs)
         errors |= run_plans(ready, out, jobs)
     return [concluded(planned(cell, out, errors), out, errors) for cell in cells]
+
+
+def finished_cells(cells: Sequence[Cell], out: Path) -> list[Outcome]:
+    """Measures the runs that have finished, and runs nothing."""
+    return [finished_cell(cell, out) for cell in cells]
+
+
+def finished_cell(cell: Cell, out: Path) -> Outcome:
+    if not recipe_of(out, cell).exists():
+        return Outcome(cell)
+    plan = planned(cell, out, {})
+    finished = isinstance(plan, Plan) and (plan.run / "final").is_dir()
+    return concluded(plan, out, {}) if finished else Outcome(cell)
 
 
 def waves(cells: Sequence[Cell]) -> Iterator[list[Cell]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.report.canvas import png
 from adaptpo.run.files import whole_file, write_json
-from adaptpo.sandbox.tables.cells import cells_of, run_cells
+from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, finished_cells, run_cells
 from adaptpo.sandbox.tables.docs import check_markers, section, write_section
+from adaptpo.sandbox.tables.known import check_worlds, known_outcome, read_known
 from adaptpo.sandbox.tables.options import Options
 from adaptpo.sandbox.tables.plot import draw
 from adaptpo.sandbox.tables.row import Row
@@ -31,10 +33,23 @@ def run_table(name: str, table: Table, options: Options) -> list[RowSummary]:
         )
     if options.docs is not None:
         check_markers(options.docs, name)
-    outcomes = run_cells(cells_of(rows, options.worlds, options.runs, options.world), options.out, options.jobs)
+    outcomes = outcomes_of(cells_of(rows, options.worlds, options.runs, options.world), options)
     summaries = summarize(rows, outcomes, table.reference, options.unit)
     write_files(name, table, options, summaries)
     return summaries
+
+
+def outcomes_of(cells: Sequence[Cell], options: Options) -> list[Outcome]:
+    """The cells' outcomes: known ones, and for the others those of their runs."""
+    known = read_known(options.known)
+    found = [known_outcome(cell, known) for cell in cells]
+    missing = [cell for cell, outcome in zip(cells, found, strict=True) if outcome is None]
+    if options.known:
+        print(f"Known: {len(cells) - len(missing)} of {len(cells)} runs")
+    ran = iter(run_cells(missing, options.out, options.jobs) if options.jobs else finished_cells(missing, options.out))
+    outcomes = [outcome or next(ran) for outcome in found]
+    check_worlds(outcomes)
+    return outcomes
 
 
 def write_files(name: str, table: Table, options: Options, summaries: list[RowSummary]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
@@ -110,6 +110,14 @@ class Measurement:
     margin_auc: float | None = None
     boundary: Boundary | None = None
     count_term: float = 0.0
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The measurement that `asdict` turned into this record of a JSON file, which may hold other keys."""
+        values = {each.name: record[each.name] for each in fields(cls) if each.name in record}
+        boundary = values.get("boundary")
+        kept = {"repeated": tuple(values.get("repeated", ())), "boundary": boundary and Boundary(**boundary)}
+        return cls(**values | kept)
 
     @property
     def gain(self) -> float:

@@ -14,7 +14,8 @@ from adaptpo.sandbox.tables.world import World
 class Options:
     """`seeds`: number of worlds, with seeds from `first`, all as `world` otherwise. `runs`: runs of each row in each
     world, with seeds of their own. `methods`, `labels`: only rows of these methods, with these labels. `jobs`: number
-    of parallel processes. `docs`: a Markdown file to write the table's section to."""
+    of parallel processes; with 0 nothing is run, and the table shows what has finished. `docs`: a Markdown file to
+    write the table's section to. `known`: JSON files of tables, whose runs are not repeated."""
 
     world: World
     seeds: int
@@ -25,10 +26,11 @@ class Options:
     labels: tuple[str, ...] | None = None
     jobs: int = 1
     docs: Path | None = None
+    known: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.runs, self.jobs) < 1 or self.first < 0:
-            raise ConfigError("--seeds, --runs and --jobs must be at least 1, and --first at least 0")
+        if min(self.seeds, self.runs) < 1 or min(self.first, self.jobs) < 0:
+            raise ConfigError("--seeds and --runs must be at least 1, and --first and --jobs at least 0")
 
     @property
     def worlds(self) -> range:

@@ -38,6 +38,12 @@ class Row:
         return 0 if self.start is None else self.start.depth + 1
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a run of this row depends on besides its world: equal for equal runs, whatever their label."""
+        start = None if self.start is None else self.start.facts
+        return {"settings": list(self.settings), "epochs": self.epochs, "start": start}
+
+    @property
     def method(self) -> str:
         """The name of the method that the settings choose."""
         values: dict[str, Any] = {"method": {"name": METHOD_OF_THE_WORLD}}

@@ -38,6 +38,7 @@ class SandboxWorld:
     score: ClassVar[Score] = Score(
         "true reward", "of four responses to each held-out prompt after the last iteration (optimum 1)"
     )
+    measurement: ClassVar[type[Measurement]] = Measurement
     runs_are_units: ClassVar[bool] = False
 
     @property
@@ -51,6 +52,10 @@ class SandboxWorld:
         values = {name: getattr(self.settings, name) for name in named if name not in ("prompts", "seed")}
         changed = [f"_{name}-{value}" for name, value in values.items() if value != named[name]]
         return f"prompts-{self.settings.prompts}{''.join(changed)}/seed-{self.seed}"
+
+    @property
+    def key(self) -> str:
+        return self.name
 
     def varied(self, seed: int, changes: Mapping[str, Any]) -> SandboxWorld:
         return SandboxWorld(replace(self.settings, **changes, seed=seed))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from adaptpo.sandbox.tables.cells import Outcome
 from adaptpo.sandbox.tables.measure import Measurement
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.statistics import Estimate, Place, Unit, estimate
+
+SHARES = ("win_rate", "length_controlled", "weight_auc", "margin_auc")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,18 @@ def summary_of(row: Row, outcomes: Sequence[Outcome], reference: Row | None, uni
     own = measurements(row, outcomes)
     metrics = dict.fromkeys(name for found in own.values() for name in found.metrics)
     values = {name: {p: v for p, m in own.items() if (v := getattr(m, name)) is not None} for name in metrics}
-    estimates = {name: estimate(found, unit) for name, found in values.items() if found}
+    estimates = {name: bounded(name, estimate(found, unit)) for name, found in values.items() if found}
     base = measurements(reference, outcomes) if reference else {}
     differences = {place: own[place].true_reward - base[place].true_reward for place in own if place in base}
     cells = tuple(outcome for outcome in outcomes if outcome.cell.row is row)
     return RowSummary(row, cells, estimates, estimate(differences, unit) if differences else None, differences)
+
+
+def bounded(name: str, found: Estimate) -> Estimate:
+    """An interval of a share ends at 0 and 1 at the latest, as the share does."""
+    if name not in SHARES or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def measurements(row: Row, outcomes: Sequence[Outcome]) -> dict[Place, Measurement]:
@@ -80,7 +89,7 @@ def record_of(summary: RowSummary) -> dict[str, object]:
         "paper": [asdict(figures) for figures in row.paper],
         "estimates": {name: asdict(each) for name, each in summary.estimates.items()},
         "difference": asdict(summary.difference) if summary.difference else None,
-        "cells": [cell_record(outcome) for outcome in summary.outcomes],
+        "cells": [cell_record(outcome) for outcome in summary.outcomes if outcome.ran],
     }
 
 
@@ -88,4 +97,4 @@ def cell_record(outcome: Outcome) -> dict[str, object]:
     found = asdict(outcome.measurement) if outcome.measurement else {}
     run = outcome.run.name if outcome.run else None
     seed, repeat = outcome.cell.place
-    return {"seed": seed, "repeat": repeat, "run": run, "error": outcome.error, **found}
+    return {"seed": seed, "repeat": repeat, "key": outcome.cell.key, "run": run, "error": outcome.error, **found}

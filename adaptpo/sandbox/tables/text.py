@@ -164,10 +164,11 @@ def deviations(parts: Spread) -> str:
 
 def before_training(summaries: Sequence[RowSummary], score: str) -> list[str]:
     """A sentence on the score before training, by group if the groups differ."""
-    by_group: dict[str, list[float]] = defaultdict(list)
+    by_group: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for summary in summaries:
-        by_group[summary.row.group] += [found.sft_reward for found in summary.measured.values()]
-    means = {group: f"{fmean(rewards):.3f}" for group, rewards in by_group.items() if rewards}
+        for (world, _), found in summary.measured.items():
+            by_group[summary.row.group][world].append(found.sft_reward)
+    means = {group: f"{fmean(map(fmean, worlds.values())):.3f}" for group, worlds in by_group.items()}
     if len(set(means.values())) > 1:
         means = {group: f"{mean} ({group})" for group, mean in means.items()}
     return [f"The {score} before training is {', '.join(dict.fromkeys(means.values()))}."] if means else []

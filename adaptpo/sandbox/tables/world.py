@@ -28,6 +28,7 @@ class World(Protocol):
     """
 
     score: ClassVar[Score]
+    measurement: ClassVar[type[Measurement]]
     runs_are_units: ClassVar[bool]
     """Whether several runs in a single world give an interval, which then holds for that world's prompts alone."""
 
@@ -39,6 +40,11 @@ class World(Protocol):
     @property
     def name(self) -> str:
         """The name of its folder, which other settings do not share: `prompts-3000/seed-0`."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The name, and what else its runs depend on."""
         ...
 
     def varied(self, seed: int, changes: Mapping[str, Any]) -> World:

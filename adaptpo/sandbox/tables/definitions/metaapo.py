@@ -83,6 +83,7 @@ ROLLOUT_ROWS = (
 )
 METHOD_ROWS = (*PAIR_ROWS, *ROLLOUT_ROWS, *OWN_ROWS)
 STRONGEST = ("Online DPO", "SELM", "MetaAPO")
+SENTENCES = ("method.name=metaapo_semantic", "method.encoder=sentence-transformers/all-MiniLM-L6-v2")
 
 ABLATION_ROWS = equally_long(
     Row(
@@ -92,7 +93,8 @@ ABLATION_ROWS = equally_long(
     Row("threshold sampling", ("method.name=metaapo_threshold",), paper=(MetaAPO("2", 44.13, 42.92, 53.3),)),
     Row("all sampling", ("method.name=metaapo_all",), paper=(MetaAPO("2", 46.13, 42.04, 100.0),)),
     Row("uniform loss weighting", ("method.name=metaapo_uniform",), paper=(MetaAPO("2", 39.25, 37.70, 67.1),)),
-    Row("semantic similarity", ("method.name=metaapo_semantic",), paper=(MetaAPO("2", 47.83, 42.88, 59.4),)),
+    Row("semantic similarity", SENTENCES, paper=(MetaAPO("2", 47.83, 42.88, 59.4),)),
+    Row("similarity by the policy", ("method.name=metaapo_semantic",)),
     Row("fixed meta-learner", ("method.name=metaapo_fixed",), paper=(MetaAPO("2", 45.01, 40.03, 60.6),)),
     Row("no meta-learner", ("method.name=metaapo_heuristic",), paper=(MetaAPO("2", 43.07, 40.48, 61.1),)),
     Row("all offline samples", ("method.name=metaapo_all_offline",), paper=(MetaAPO("7", 50.32, 38.40, 62.7),)),
@@ -106,7 +108,7 @@ ABLATION_ROWS = equally_long(
     Row("constant start", ("method.name=metaapo", "method.constant_fill=true")),
 )
 
-TIME_ROWS = (
+TIME_ROWS = equally_long(
     Row("Online DPO", ("method.name=online_dpo",), paper=(MetaAPO("8", None, None, 100, 337, 58, 395),)),
     Row("SELM", ("method.name=selm",), paper=(MetaAPO("8", None, None, 125, 363, 60, 423),)),
     Row("MetaAPO", ("method.name=metaapo",), paper=(MetaAPO("8", None, None, 58, 106, 59, 186),)),
@@ -193,13 +195,14 @@ TABLES: dict[str, Table] = {
         ABLATION_ROWS,
         "MetaAPO",
         f"{EQUAL_STEPS} The paper's Tables 2 and 7 use different reward models. The fixed meta-learner is the initial "
-        "one, not a trained one, and the similarity is that of the initial policy's hidden states.",
+        "one, not a trained one. Similarity is that of all-MiniLM-L6-v2 (the paper's: Qwen3-Embedding-0.6B), or of the "
+        "initial policy's hidden states.",
     ),
     "time": Table(
         "Time (the paper's Table 8)",
         TIME_ROWS,
         "Online DPO",
-        "The paper's figures are minutes on 8 GPUs.",
+        f"{EQUAL_STEPS} The paper's figures are minutes on 8 GPUs.",
     ),
     "update-interval": Table(
         "Steps between updates of the meta-learner (the paper's Figure 3, left)",
