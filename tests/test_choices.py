@@ -42,7 +42,7 @@ from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.phases.select import drawn
 from adaptpo.seeds import seed_for, uniform_for
-from adaptpo.types import OFFLINE, ONLINE, PairBatch, PreferencePair, Response
+from adaptpo.types import MIXED, OFFLINE, ONLINE, PairBatch, PreferencePair, Response
 from tests.test_meta_learner import pair_batch
 
 LEARNERS = {
@@ -150,6 +150,12 @@ def test_learned_blend_gives_the_offline_pair_what_the_learner_says() -> None:
     margins = torch.tensor([-3.0, 0.5])
     weights = LearnedBlend(learner).weights(pair_batch(margins.tolist(), [1.0, -1.0]))
     torch.testing.assert_close(weights[:2], learner.weight(ScoredPrompts(2, margins)))
+
+
+def test_pairs_without_an_offline_one_beside_them_count_one_each() -> None:
+    """There is no score to trust, as where a ranking pool gives two mixed pairs."""
+    batch = replace(pair_batch([0.5], [1.0]), source=torch.tensor([MIXED, ONLINE]))
+    assert LearnedBlend(MetaLearner()).weights(batch).tolist() == [1.0, 1.0]
 
 
 def test_a_kept_offline_pair_counts_one() -> None:

@@ -31,6 +31,31 @@ def method_of(folder: Path, text: str = "", *assignments: str) -> Method:
     return build_method(load(folder, text, *assignments))
 
 
+# --- the number of fresh responses ---
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("method: pool_kto", 2),
+        ("method: two_stage", 2),
+        ("method: metaapo", 8),
+        ("method: {name: pool_kto, num_generations: 6}", 6),
+        ("method: pool_kto\ngeneration: {num_generations: 4}", 4),
+        ("method: {name: metaapo, num_generations: 6}\ngeneration: {num_generations: 4}", 6),
+        ("method: {name: metaapo_random, num_generations: 4, pairing: offline_and_online}", 4),
+        ("method: {name: dpo, selection: all, pairing: online}\ngeneration: {num_generations: 4}", 4),
+        ("method: {name: dpo, selection: all, pairing: online}", 8),
+        ("method: {name: dpo, selection: all, pairing: nested_pool}", 2),
+        ("method: {name: metaapo, num_generations: 4, pairing: {name: nested_pool, num_generations: 3}}", 3),
+        ("method: {name: metaapo, pairing: offline}\ngeneration: {num_generations: 4}", 0),
+    ],
+)
+def test_the_most_specific_number_of_responses_holds(text: str, count: int, tmp_path: Path) -> None:
+    """The pairing's own, then the method's, then the recipe's; without any, the method's or the pairing's default."""
+    assert method_of(tmp_path, text).pairing.num_generations == count
+
+
 # --- unknown keys ----------------------------------------------------------------------------------------------------
 
 UNKNOWN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from adaptpo.choices.filters import (
     PairFacts,
     standardized,
 )
+from adaptpo.choices.objectives import KTO
 from adaptpo.errors import ConfigError
+from adaptpo.methods import METHODS
 from adaptpo.run.files import read_rows
+from tests.runs import SETTINGS, assert_same_run
 from tests.test_methods import align, build, weights
 from tests.tiny import save_policy
 
@@ -116,6 +120,30 @@ def test_the_curriculum_trains_easy_pairs_first(policy: str, tmp_path: Path) -> 
     assert len(steps) == 12
     for step in (1, 2, 3):
         assert {r for s, r in steps if s == step} == set(range(4 * (step - 1), 4 * step))
+
+
+def test_a_warm_up_after_a_filter_is_the_same_in_a_process_of_its_own(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter's training moves KTO's reference point, which a process that resumes after it does not know."""
+    rising = KTO(undesirable_weight=0.0)
+    training = SETTINGS["training"] | {"learning_rate": 1e-2}
+    settings = {"rows": 24, "num_iterations": 1, "warmup_epochs": 1, "training": training}
+    align(policy, tmp_path / "whole", METHODS["loss_curriculum"](objective=rising), **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adaptpo.pipeline.loop.warm_up", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            align(policy, tmp_path / "resumed", METHODS["loss_curriculum"](objective=rising), **settings)
+    align(policy, tmp_path / "resumed", METHODS["loss_curriculum"](objective=rising), **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def work(*_: Any) -> None:
+        raise error
+
+    return work
 
 
 def test_a_filter_that_keeps_all_changes_nothing(policy: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_a_recipe_chooses_it_for_any_method_with_a_reference(policy: str, tmp_pa
     assert len(margins) == 6 and max(map(abs, margins)) < 1e-4
     assert not (final / FOLLOWING).exists()
     assert not (tmp_path / "run/iterations/1/reference").exists()
+
+
+def test_in_bf16_the_first_margins_are_0(policy: str, tmp_path: Path) -> None:
+    """Policy and reference are the same model, and compute in the same precision."""
+    training = SETTINGS["training"] | {"bf16": True, "use_cpu": True}
+    align(policy, tmp_path / "run", "tr_dpo", num_iterations=1, training=training)
+    lines = (tmp_path / "run/iterations/0/pair_weights.jsonl").read_text().splitlines()
+    first = [json.loads(line)["margin"] for line in lines if json.loads(line)["step"] == 1]
+    assert first == [0.0] * 4
 
 
 def test_a_reference_that_never_follows_is_doubted(policy: str, tmp_path: Path) -> None:

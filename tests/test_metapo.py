@@ -29,11 +29,12 @@ from adaptpo.choices.weighting import LearnedBlend, Temporal
 from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.collate import Batch, GroupCollator
 from adaptpo.models.logps import pair_logps, token_logps
+from adaptpo.pipeline.phases.hold_out import difficulty
 from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.look_ahead import LookAhead, PairLosses, Trained
 from adaptpo.training.optimizer_rules import check_optimizer, update_rule
 from adaptpo.training.step import preference_step
-from adaptpo.types import OFFLINE, ONLINE, PairBatch, PromptGroup
+from adaptpo.types import OFFLINE, ONLINE, PairBatch, PreferencePair, Prompt, PromptGroup, Response
 from tests.groups import random_groups, with_reference
 from tests.runs import SETTINGS, assert_same_run, run_in_process, weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
@@ -153,6 +154,24 @@ def test_sources_of_a_prompt_have_histories_of_their_own() -> None:
     learner.update(identity)
     assert learner.features_of(observed([0], [1.0], [0.0], ONLINE))[0, 1] == 1.0
     assert learner.features_of(observed([0], [1.0], [0.0]))[0, 1] == pytest.approx(4.6)
+
+
+def test_pairs_of_one_prompt_and_source_have_histories_of_their_own() -> None:
+    """Two pairs whose margins stay at 1 and at 5: no average moves, and nothing varies."""
+    learner = TemporalLearner()
+    one_prompt = {"group": torch.tensor([0, 0]), "group_size": torch.tensor([2, 2])}
+    both = replace(observed([0, 0], [1.0, 5.0], [0.0, 0.0]), **one_prompt)
+    for _ in range(2):
+        learner.observe(both)
+        learner.update(identity)
+    assert learner.features_of(both)[:, :4].tolist() == [[1.0, 1.0, 0.0, 0.0], [5.0, 5.0, 0.0, 0.0]]
+
+
+def test_difficulty_is_a_mean_over_trained_tokens() -> None:
+    """Of ten chosen tokens two are trained, in turns of which the others are the prompt's."""
+    chosen = Response("", [5] * 10, mask=[False] * 8 + [True] * 2)
+    pair = PreferencePair(0, "offline", chosen, Response("", [5] * 3), reference_logps=(-4.0, -6.0))
+    assert difficulty((Prompt(0, "", [1]), pair)) == -6.0 / 3 + 4.0 / 2
 
 
 def test_ranks_and_micro_batches_make_one_history() -> None:

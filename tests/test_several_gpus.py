@@ -118,7 +118,7 @@ def test_the_older_name_of_dtype_holds_for_a_reward_model_too() -> None:
 
 def test_trl_loads_its_reference_onto_the_run_s_device() -> None:
     """By itself, TRL spreads it over all GPUs that one process sees."""
-    assert reference_place(torch.device("cpu")) is None
+    assert reference_place(torch.device("cpu")) == {}
     assert reference_place(torch.device("cuda", 0)) == {"device_map": {"": "cuda:0"}}
 
 

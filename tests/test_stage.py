@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
+from adaptpo.annotation.combined import CombinedAnnotator
 from adaptpo.annotation.function import FunctionAnnotator
+from adaptpo.annotation.tournament import Match, Opponents, Tournament
 from adaptpo.choices.iteration import Iteration, StageReading
 from adaptpo.choices.learners.meta_learner import MetaLearner
 from adaptpo.choices.pairing import Offline, Online, PairingByStage, PairingSchedule
@@ -28,6 +30,7 @@ from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.stages import stage_blend, two_stage
 from adaptpo.pipeline.boundary_measure import Contest, compared, looks
+from adaptpo.remote.usage import Usage
 from adaptpo.run.files import read_rows
 from adaptpo.stage.diagnostics import CandidateFacts, describe, intra_diversity
 from adaptpo.stage.groups import group_prompts, scores_by_prompt
@@ -141,6 +144,33 @@ def test_an_annotator_is_asked_once_per_response() -> None:
     rows = compared(AnnotatorPreference(FunctionAnnotator(reward)), CONTESTS[:4])
     assert Tally.of(rows).scores == tally_of(CONTESTS[:4]).scores
     assert sorted(seen) == [0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 5, 8, 9]
+
+
+class ByFirstToken:
+    """A comparer without noise."""
+
+    def __init__(self) -> None:
+        self.usage, self.asked = Usage(), 0
+
+    def compare(self, matches: Sequence[Match]) -> list[float | None]:
+        self.asked += len(matches)
+        return [float(np.sign(match.first.ids[0] - match.second.ids[0])) for match in matches]
+
+    def probe(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("opponents", ["first", "all"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_annotator_that_compares_is_asked_for_each_comparison(opponents: Opponents, parts: int) -> None:
+    """Both fresh responses, 1 and 2, lose to both offline ones, 4 and 3. A ranking by comparisons with the first fresh
+    one alone would have called 2 against 3 a tie. Four comparisons in both orders."""
+    comparer = ByFirstToken()
+    tournament = Tournament(comparer, opponents)
+    annotator = tournament if parts == 1 else CombinedAnnotator([(tournament, 1.0), (tournament, 0.5)])
+    rows = compared(AnnotatorPreference(annotator), [contest(0, (1, 2), (4, 3))])
+    assert [row["preference"] for row in rows] == [0.0] * 4
+    assert comparer.asked == 8 * parts
 
 
 def test_a_response_without_a_reward_leaves_its_comparisons_unanswered() -> None:

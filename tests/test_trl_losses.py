@@ -253,6 +253,10 @@ SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_al
             {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence", "ld_alpha": 0.4},
         ),
         (methods.mpo(beta=0.3), {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}),
+        (
+            methods.mpo(DPO(0.3, ld_alpha=0.4)),
+            {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "ld_alpha": 0.4},
+        ),
         (methods.wpo(beta=0.3), {"use_weighting": True}),
         (methods.tr_dpo(DPO(0.3), ref_model_sync_steps=1), SYNCED),
     ],

@@ -14,6 +14,7 @@ from adaptpo.errors import AnnotationError
 from adaptpo.types import Message, Prompt, Response, Text
 
 Request = tuple[Prompt, Response]
+Couple = tuple[Request, Request]
 
 
 class Annotator(ABC):
@@ -25,6 +26,13 @@ class Annotator(ABC):
     @abstractmethod
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         """Returns one reward per request, higher is better; None if the annotator has none."""
+
+    def advantages(self, couples: Sequence[Couple]) -> list[float | None]:
+        """Returns how much the first response of each couple is preferred to the second, both to one prompt; 0 is a
+        tie, None no answer. Here it is the difference of their rewards, and each response is annotated once."""
+        distinct = {response_key(request): request for couple in couples for request in couple}
+        rewards = dict(zip(distinct, self.rewards(list(distinct.values())), strict=True))
+        return [lead(rewards[response_key(a)], rewards[response_key(b)]) for a, b in couples]
 
     def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:
         """Returns the rewards of `count` objectives for each request; None if one of them is missing."""
@@ -42,6 +50,16 @@ class Annotator(ABC):
     def take_usage(self) -> dict[str, int]:
         """Returns the usage since the last call and resets it."""
         return {}
+
+
+def response_key(request: Request) -> tuple[int, tuple[int, ...]]:
+    prompt, response = request
+    return prompt.id, tuple(response.ids)
+
+
+def lead(first: float | None, second: float | None) -> float | None:
+    """The first reward minus the second; None if one is missing."""
+    return None if first is None or second is None else first - second
 
 
 def valid_reward(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from adaptpo.annotation.base import Annotator, Request, valid_reward
+from adaptpo.annotation.base import Annotator, Couple, Request, valid_reward
 from adaptpo.errors import AnnotationError
 
 Weighted = tuple[Annotator, float]
@@ -21,6 +21,11 @@ class CombinedAnnotator(Annotator):
     def rewards(self, requests: Sequence[Request]) -> list[float | None]:
         weights = [weight for _, weight in self.parts]
         columns = [annotator.rewards(requests) for annotator, _ in self.parts]
+        return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
+
+    def advantages(self, couples: Sequence[Couple]) -> list[float | None]:
+        weights = [weight for _, weight in self.parts]
+        columns = [annotator.advantages(couples) for annotator, _ in self.parts]
         return [weighted_sum(row, weights) for row in zip(*columns, strict=True)]
 
     def reward_vectors(self, requests: Sequence[Request], count: int) -> list[list[float] | None]:

@@ -9,7 +9,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Literal, Protocol
 
-from adaptpo.annotation.base import Annotator, Request, answer_in_words, as_text, request_in_words
+from adaptpo.annotation.base import Annotator, Couple, Request, answer_in_words, as_text, request_in_words
 from adaptpo.remote.usage import Usage, take
 from adaptpo.types import Prompt, Response
 
@@ -74,6 +74,11 @@ class Tournament(Annotator):
         if self.opponents == "first":
             results |= {places[0]: [0.0] for places in by_prompt(requests) if places[0] in results}
         return [fmean(results[place]) if results[place] else None for place in range(len(requests))]
+
+    def advantages(self, couples: Sequence[Couple]) -> list[float | None]:
+        """`s_ij` of each couple, compared directly whatever the `opponents`."""
+        requests = [request for couple in couples for request in couple]
+        return self._advantages(requests, [(place, place + 1) for place in range(0, len(requests), 2)])
 
     def _pairings(self, places: Sequence[int]) -> list[Pairing]:
         if self.opponents == "first":

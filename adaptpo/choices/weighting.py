@@ -74,7 +74,8 @@ class Uniform(Weighting):
 class LearnedBlend(Weighting):
     """`w = h(l_off)` for the offline pair and `1 - w` for the online pair of a prompt (MetaAPO, Eq. 5).
 
-    `w` is recomputed from the current policy's margin at every step; the only pair of a prompt counts 1.
+    `w` is recomputed from the current policy's margin at every step; the only pair of a prompt counts 1, and so do the
+    pairs of a prompt without an offline one.
 
     >>> import torch
     >>> from adaptpo.types import OFFLINE, ONLINE
@@ -90,7 +91,7 @@ class LearnedBlend(Weighting):
     learner: Trust
 
     def weights(self, batch: PairBatch) -> Tensor:
-        trust = torch.ones_like(batch.margin)
+        trust = torch.zeros_like(batch.margin)
         offline = batch.source == OFFLINE
         trust[batch.group[offline]] = self.learner.weight(batch)[offline]
         trust = trust[batch.group]

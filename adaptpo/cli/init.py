@@ -134,7 +134,7 @@ def schedule_lines(method: Method) -> list[str]:
         line("num_iterations", 3, "sequential parts of the data; fresh responses come from the latest policy"),
         *lines,
         "generation:",
-        line("num_generations", 8, "fresh responses per prompt", "  "),
+        line("num_generations", method.pairing.num_generations, "fresh responses per prompt", "  "),
         line("max_new_tokens", 512, "longer fresh responses are cut", "  "),
     ]
 

@@ -215,15 +215,21 @@ class AlignmentConfig(Settings):
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """The arguments of `from_pretrained` for the policy."""
+        """The arguments of `from_pretrained` for the given model."""
         return self.model_init_kwargs | {"trust_remote_code": self.trusts_code}
+
+    def options_of(self, path: str) -> dict[str, Any]:
+        """The arguments of `from_pretrained` for the given model, a reference, or a folder that the run wrote, which
+        holds one model at its top."""
+        own = Path(path).absolute().is_relative_to(Path(self.output_dir).absolute())
+        return {name: value for name, value in self.load_options.items() if not own or name not in TEXTS_OF_LOADING}
 
 
 class RecipeGenerationSettings(GenerationSettings):
     """Sampling of fresh responses, and the engine that samples."""
 
-    num_generations: SeveralResponses = 8
-    """K: fresh responses per prompt."""
+    num_generations: SeveralResponses | None = None
+    """K: fresh responses per prompt; null is the method's own number: 8, or 2 for some (`adaptpo methods --json`)."""
 
 
 class MetaSettings(Settings):

@@ -98,6 +98,9 @@ def build_method(recipe: Recipe) -> Method:
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}': {nearest(name, list(METHODS))}")
     built = {"objective": build_objective(arguments.pop("objective"))} if "objective" in arguments else {}
+    count = arguments.get("num_generations", recipe.generation.num_generations)
+    if "pairing" in arguments and count is not None:
+        arguments["pairing"] = counted(arguments["pairing"], count)
     own = {axis: build_choice(axis, arguments.pop(axis)) for axis in AXES if axis in arguments}
     objective = built.get("objective") or default_objective(METHODS[name])
     settings = {} if objective is None else taken_by(objective, name, arguments)
@@ -106,6 +109,13 @@ def build_method(recipe: Recipe) -> Method:
     check_types("method", arguments, METHODS[name])
     method = METHODS[name](**(shared_settings(recipe, name) | arguments | built | settings))
     return replace(method, **own)
+
+
+def counted(pairing: Any, count: Any) -> Any:
+    """The entry of a pairing with the recipe's number of fresh responses, if it takes one and has none of its own."""
+    name, values = named_entry("method.pairing", pairing)
+    takes = "num_generations" in inspect.signature(kind_of("pairing", name)).parameters
+    return {"name": name, "num_generations": count} | values if takes else pairing
 
 
 def taken_by(objective: Objective, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +127,8 @@ def taken_by(objective: Objective, method: str, arguments: dict[str, Any]) -> di
 
 
 def shared_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    """The settings of the recipe's other sections that this method takes; the rest are for other methods."""
+    """The settings of the recipe's other sections that this method takes, but for those that leave it its own; the rest
+    are for other methods."""
     settings = recipe.meta.model_dump() | {"num_generations": recipe.generation.num_generations}
     parameters = inspect.signature(METHODS[name]).parameters
-    return {key: value for key, value in settings.items() if key in parameters}
+    return {key: value for key, value in settings.items() if key in parameters and value is not None}

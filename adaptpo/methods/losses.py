@@ -15,6 +15,7 @@ from adaptpo.choices.objectives import (
     BCOPair,
     DiscoPOP,
     EXOPair,
+    LogRatioObjective,
     NCAPair,
     Objective,
     RobustDPO,
@@ -177,7 +178,8 @@ def mpo(
     Paper: Wang et al., 2024 (mixed preference optimization).
     Deviation: BCO without its reward shift, as in TRL.
     """
-    parts = (objective, BCOPair(objective.beta), SFT())
+    ld_alpha = objective.ld_alpha if isinstance(objective, LogRatioObjective) else None
+    parts = (objective, BCOPair(objective.beta, ld_alpha=ld_alpha), SFT())
     return offline(WeightedSum(parts, (preference_weight, quality_weight, generation_weight)))
 
 

@@ -260,7 +260,8 @@ class Context(StoredPrompts):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.tokenizer_folder or self.initial, self.config.load_options)
+        folder = self.tokenizer_folder or self.initial
+        return load_tokenizer(folder, self.config.options_of(folder))
 
     @cached_property
     def reader(self) -> Reader:
@@ -280,7 +281,7 @@ class Context(StoredPrompts):
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        return stop_ids_of(self.initial, self.tokenizer, self.config.load_options)
+        return stop_ids_of(self.initial, self.tokenizer, self.config.options_of(self.initial))
 
     @property
     def is_mixed(self) -> bool:
@@ -322,15 +323,15 @@ class Context(StoredPrompts):
         placed = self._placed(model)
         return keep_weights(placed, self.compute_dtype) if self.is_mixed and converts_weights() else placed
 
-    @property
-    def load_options(self) -> dict[str, Any]:
-        """The arguments of `from_pretrained` for the run's models."""
-        return onto(self.inference_arguments.device, self.config.load_options)
+    def options_of(self, path: str) -> dict[str, Any]:
+        """The arguments of `from_pretrained` for one of the run's models."""
+        return onto(self.inference_arguments.device, self.config.options_of(path))
 
     def _load_policy(self, path: str) -> nn.Module:
         self.run.checked(Path(path))
         adapter_seed = seed_for(self.config.seed, "adapter") % 2**31
-        return self._prepared(load_policy(path, self.initial, self.config.peft, self.load_options, adapter_seed))
+        options = self.options_of(self.initial if self.config.peft else path)
+        return self._prepared(load_policy(path, self.initial, self.config.peft, options, adapter_seed))
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         """The model without dropout, unless the recipe keeps it, and with the kernels that training asks for: every
@@ -351,7 +352,7 @@ class Context(StoredPrompts):
         if is_adapter(path) and path != self.initial:
             return self._load_policy(path)
         self.run.checked(Path(path))
-        return self._prepared(load_causal_lm(path, self.load_options))
+        return self._prepared(load_causal_lm(path, self.options_of(path)))
 
     def live_reference(self, path: str, policy: nn.Module) -> LiveReference:
         """The reference at `path`, for use beside a policy in training, which has left the slot: the policy without its

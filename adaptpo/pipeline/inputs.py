@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import extract_commit_hash
+from transformers import CONFIG_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from adaptpo.annotation.function import RewardFunction, import_function
 from adaptpo.config.reward import FunctionReward, RewardPart, reward_parts
 from adaptpo.data import fingerprint
 from adaptpo.errors import ConfigError, ModelError
-from adaptpo.models.adapters import adapter_file, adapter_settings, base_of, base_options
+from adaptpo.models.adapters import HUB_ARGUMENTS, adapter_file, adapter_settings, base_of, base_options
 from adaptpo.models.loading import TRUST, Options, read_config
 from adaptpo.models.merging import save_merged, whole
 from adaptpo.pipeline.data_inputs import combined
@@ -52,7 +53,8 @@ def own_digest(path: str, options: Options | None) -> str:
     if file := adapter_file(path, options):
         return str(extract_commit_hash(file, None))
     try:
-        return str(read_config(path, options)._commit_hash)
+        read_config(path, options)
+        return commit_of(path, options or {})
     except ModelError as error:
         if TRUST in str(error):
             raise
@@ -60,6 +62,14 @@ def own_digest(path: str, options: Options | None) -> str:
             f"no model at '{path}': it is neither a folder nor a hub id that this machine can reach. "
             "Give a folder that `save_pretrained` wrote, or check the id and the connection."
         ) from error
+
+
+def commit_of(path: str, options: Options) -> str:
+    """The commit of a hub model, in whose folder of the cache its configuration lies."""
+    known = {name: value for name, value in options.items() if name in (*HUB_ARGUMENTS, "revision", "subfolder")}
+    file = cached_file(path, CONFIG_NAME, **known)
+    assert file is not None
+    return extract_commit_hash(file, None) or combined(fingerprint(file))
 
 
 def input_digest(path: str, options: Options | None = None) -> str:

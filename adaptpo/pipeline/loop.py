@@ -242,7 +242,7 @@ def write_final(context: Context) -> dict[str, Any]:
     with whole_folder(final) as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_PART_OF_A_MODEL))
         check_copy(context.run, last, folder)
-        check_loads(str(folder), context.config.load_options)
+        check_loads(str(folder), context.config.options_of(str(folder)))
         (folder / "README.md").write_text(model_card(context), encoding="utf-8")
     context.run.keep(final)
     return {}

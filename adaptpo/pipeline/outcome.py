@@ -70,11 +70,13 @@ def load_newest(request: Request) -> Any:
         return request.model
     initial, seed = initial_of(request), seed_for(request.args.seed, "adapter") % 2**31
     path = str(final) if final.exists() else initial
-    return load_policy(path, initial, request.args.peft, request.args.load_options, seed)
+    options = request.args.options_of(initial if request.args.peft else path)
+    return load_policy(path, initial, request.args.peft, options, seed)
 
 
 def tokenizer_of_run(request: Request) -> PreTrainedTokenizerBase:
-    return load_tokenizer(initial_of(request), request.args.load_options)
+    initial = initial_of(request)
+    return load_tokenizer(initial, request.args.options_of(initial))
 
 
 def initial_of(request: Request) -> str:

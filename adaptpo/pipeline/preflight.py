@@ -49,10 +49,11 @@ def refuse_impossible(context: Context) -> None:
     check_objectives(context)
     check_following(context)
     context.method.refuse_impossible()
-    config = read_config(context.initial, context.config.load_options)
+    options = context.config.options_of(context.initial)
+    config = read_config(context.initial, options)
     check_tokenizer_fits(context.tokenizer, config)
     check_lengths(context, config)
-    check_loading(config, context.config.load_options, context.config.peft is not None)
+    check_loading(config, options, context.config.peft is not None)
     check_reference(context)
     check_training(context)
     check_reward(context)
@@ -249,9 +250,10 @@ def check_reference(context: Context) -> None:
             f"method '{context.method.name}' with peft takes the model below the adapter as its reference; leave "
             "ref_model out, or train without peft"
         )
-    config = read_config(path, context.config.load_options)
+    options = context.config.options_of(path)
+    config = read_config(path, options)
     check_tokenizer_fits(context.tokenizer, config)
-    if load_tokenizer(path, context.config.load_options).get_vocab() != context.tokenizer.get_vocab():
+    if load_tokenizer(path, options).get_vocab() != context.tokenizer.get_vocab():
         raise ConfigError(
             f"ref_model '{path}' has another tokenizer than the policy, so their log-probs cannot be compared; give "
             "a model with the policy's tokenizer"

@@ -52,7 +52,7 @@ class Reader:
         """The reader of a run with these settings and this method, which starts from this model."""
         return cls(
             tokenizer=tokenizer,
-            stop_ids=stop_ids_of(model, tokenizer, config.load_options),
+            stop_ids=stop_ids_of(model, tokenizer, config.options_of(model)),
             max_prompt_length=config.max_prompt_length,
             max_completion_length=config.max_completion_length,
             max_length=max_length_of(config, model),
@@ -128,7 +128,7 @@ def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) 
 
 def max_length_of(config: AlignmentConfig, model: str) -> int | None:
     """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
-    positions = getattr(read_config(model, config.load_options).get_text_config(), "max_position_embeddings", None)
+    positions = getattr(read_config(model, config.options_of(model)).get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (config.max_length, positions) if limit is not None), default=None)
 
 

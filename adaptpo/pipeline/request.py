@@ -136,7 +136,7 @@ class Request:
         }
         code = {"trust_remote_code": self.args.trusts_code}
         inputs = {
-            "model": model_digest(models.initial, self.args.load_options),
+            "model": model_digest(models.initial, self.args.options_of(models.initial)),
             "reward": reward_digest(models.reward, code),
             "data": self.data.digest(),
             "eval_data": self.eval_data.digest() if self.eval_data else None,

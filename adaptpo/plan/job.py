@@ -30,10 +30,13 @@ class AnnotatorFacts:
     number_bytes: int = 2
     opponents: Literal["first", "all"] | None = None
 
-    def calls(self, responses: int) -> int:
-        """Number of calls for this many responses to one prompt (see `adaptpo.annotation.tournament`)."""
+    def calls(self, responses: int, matches: int | None = None) -> int:
+        """Number of calls for this many responses to one prompt, or for this many `matches` of two of them (see
+        `adaptpo.annotation.tournament`)."""
         if self.opponents is None:
             return responses
+        if matches is not None:
+            return 2 * matches
         return 2 * (responses - 1) if self.opponents == "first" else responses * (responses - 1)
 
 

@@ -19,6 +19,7 @@ from adaptpo.plan.job import OFFLINE_PAIR, Job
 
 Kind = Literal["train", "forward", "generate", "annotate"]
 STAGE_SIDES = (FRESH, FRESH, *OFFLINE_PAIR)
+STAGE_MATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def generation(job: Job, name: str, prompts: float, count: int) -> Phase:
     return Phase(name, "generate", passes, told, prompts=prompts, responses=prompts * count)
 
 
-def annotation(job: Job, name: str, prompts: float, sides: Sides) -> Phase:
-    """Annotation; `calls` is one for each response, or one for each comparison, of prompt and both responses."""
-    calls = job.annotator.calls(len(sides))
+def annotation(job: Job, name: str, prompts: float, sides: Sides, matches: int | None = None) -> Phase:
+    """Annotation; `calls` is one for each response, or one for each comparison, of prompt and both responses.
+    `matches`: pairs of responses that are compared, each in both orders; None: those of a ranking."""
+    calls = job.annotator.calls(len(sides), matches)
     told = f"{prompts:,.0f} prompts x {len(sides)} responses"
     if job.annotator.opponents is None:
         passes = replace(job.groups(prompts, sides), logits=0.0)
@@ -163,7 +165,7 @@ def measuring(job: Job, number: int) -> Iterator[Phase]:
     if job.method.needs_stage(number):
         prompts = min(job.config.stage.prompts, job.part)
         yield generation(job, "stage: generate", prompts, 2)
-        yield annotation(job, "stage: annotate", prompts, STAGE_SIDES)
+        yield annotation(job, "stage: annotate", prompts, STAGE_SIDES, STAGE_MATCHES)
     if method.selection.needs_margins:
         yield forward(job, "score", job.part)
     for feature in method.features():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adaptpo.annotation.base import Annotator, Request
+from adaptpo.annotation.base import Annotator
 from adaptpo.types import Prompt, Response
 
 
@@ -25,32 +25,20 @@ class PreferenceModel(Protocol):
 
 
 class AnnotatorPreference:
-    """Prefers the response with the higher reward; equal rewards are a tie. Each response is annotated once."""
+    """Prefers the response that the annotator does: by rewards, or by a comparison of the two where it compares."""
 
     def __init__(self, annotator: Annotator) -> None:
         self.annotator = annotator
 
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        requests: dict[tuple[int, tuple[int, ...]], Request] = {}
-        for comparison in comparisons:
-            for response in (comparison.first, comparison.second):
-                requests.setdefault(key_of(comparison.prompt, response), (comparison.prompt, response))
-        rewards = dict(zip(requests, self.annotator.rewards(list(requests.values())), strict=True))
-        return [
-            preference(rewards[key_of(c.prompt, c.first)], rewards[key_of(c.prompt, c.second)]) for c in comparisons
-        ]
+        couples = [((c.prompt, c.first), (c.prompt, c.second)) for c in comparisons]
+        return [preference(advantage) for advantage in self.annotator.advantages(couples)]
 
 
-def key_of(prompt: Prompt, response: Response) -> tuple[int, tuple[int, ...]]:
-    return prompt.id, tuple(response.ids)
+def preference(advantage: float | None) -> float | None:
+    """1 if the first response is the better one, 0 if the second is, 0.5 for a tie, None without an answer.
 
-
-def preference(first: float | None, second: float | None) -> float | None:
-    """1 if the first reward is higher, 0 if the second is, 0.5 if they are equal, None if one is missing.
-
-    >>> preference(2.0, 1.0), preference(1.0, 1.0), preference(None, 1.0)
-    (1.0, 0.5, None)
+    >>> preference(0.25), preference(-1.0), preference(0.0), preference(None)
+    (1.0, 0.0, 0.5, None)
     """
-    if first is None or second is None:
-        return None
-    return ((first > second) - (first < second) + 1) / 2
+    return None if advantage is None else ((advantage > 0) - (advantage < 0) + 1) / 2

@@ -17,7 +17,7 @@ from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.method import Method
 from adaptpo.distributed.ranks import ALONE, Ranks
 from adaptpo.models.collate import Batch, GroupCollator, count_prompts
-from adaptpo.models.inference import to_device
+from adaptpo.models.inference import autocast, to_device
 from adaptpo.models.logps import token_logps
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.run.files import JsonLines
@@ -102,7 +102,10 @@ class PreferenceTrainer(GroupTrainer):
         return BatchLoss(step.loss, step.is_finite, step.metrics, step.pairs.prompt_id)
 
     def with_reference(self, batch: Batch) -> Batch:
-        return batch if self.reference is None else self.reference.added_to(batch)
+        if self.reference is None:
+            return batch
+        with autocast(self.args):  # Training's own is only in the prepared policy's forward pass.
+            return self.reference.added_to(batch)
 
     def save_beside(self, folder: Path) -> None:
         super().save_beside(folder)

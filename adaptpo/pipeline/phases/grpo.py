@@ -89,13 +89,19 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
         trust_remote_code=context.config.trusts_code,
         beta=settings.beta,
         epsilon=settings.epsilon,
-        model_init_kwargs=reference_place(context.inference_arguments.device),
+        model_init_kwargs=reference_options(context),
     )
 
 
-def reference_place(device: torch.device) -> dict[str, Any] | None:
+def reference_options(context: Context) -> dict[str, Any] | None:
+    """How TRL loads the reference, which are the arguments of `from_pretrained`; None leaves all to TRL."""
+    own = {} if context.reference_choice == "previous" else context.config.model_init_kwargs
+    return own | reference_place(context.inference_arguments.device) or None
+
+
+def reference_place(device: torch.device) -> dict[str, Any]:
     """Where TRL loads the reference; by itself, it would spread it over every GPU that a lone process sees."""
-    return {"device_map": {"": str(device)}} if device.type == "cuda" else None
+    return {"device_map": {"": str(device)}} if device.type == "cuda" else {}
 
 
 def read_by_trl(context: Context, prompt: Prompt) -> bool:

@@ -14,6 +14,7 @@ from adaptpo.run.directory import Summary
 from adaptpo.run.files import write_table
 from adaptpo.run.lazy_sequence import as_array
 from adaptpo.run.schemas import VALIDATION_SCHEMA, table
+from adaptpo.types import Response
 
 
 def hold_out(context: Context, validation: Validation) -> Summary:
@@ -36,4 +37,9 @@ def difficulties(context: Context) -> Tensor:
 
 def difficulty(item: PromptedPair) -> float:
     chosen, rejected = item[1].reference_logps or (0.0, 0.0)
-    return rejected / len(item[1].rejected.ids) - chosen / len(item[1].chosen.ids)
+    return rejected / trained_tokens(item[1].rejected) - chosen / trained_tokens(item[1].chosen)
+
+
+def trained_tokens(response: Response) -> int:
+    """The number of tokens whose log-probs are summed: those of the trained turns."""
+    return len(response.ids) if response.mask is None else sum(response.mask)

@@ -97,7 +97,7 @@ def reward_trainer(context: Context) -> Any:
 
     turn_off_telemetry()
     model = load_with_head(context)
-    tokenizer = load_tokenizer(context.initial, context.config.load_options)
+    tokenizer = load_tokenizer(context.initial, context.config.options_of(context.initial))
     model.config.pad_token_id = tokenizer.pad_token_id
     args = reward_arguments(context)
     if args.disable_dropout:
@@ -119,7 +119,8 @@ def reward_trainer(context: Context) -> Any:
 def load_with_head(context: Context) -> nn.Module:
     """The initial policy with a random head for one reward, whole on every rank and in float32, like a policy that is
     to be trained."""
-    device, options = context.inference_arguments.device, shared_options(context.config.load_options)
+    device = context.inference_arguments.device
+    options = shared_options(context.config.options_of(context.initial))
     load_whole_models()
     try:
         with torch.random.fork_rng():  # The random head must not depend on earlier draws.

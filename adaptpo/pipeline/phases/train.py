@@ -123,6 +123,8 @@ def train(
     """
     groups = kept_groups(context, phase, "training", items, features)
     offline = warmup or proxy
+    if offline:  # What a filter's training taught is not known to a process that resumes after it.
+        context.method.reset(context.config.seed)
     log_phase = phase if offline else f"{phase}/train"
     overrides: dict[str, Any] = {"num_train_epochs": context.num_train_epochs}
     if offline:  # `training.max_steps` is the length of an iteration.

@@ -16,6 +16,8 @@ ROWS = (
     Row("DPO", ("method.name=dpo",)),
     Row("Online DPO", ("method.name=online_dpo",)),
     Row("MetaAPO", ("method.name=metaapo",)),
+    Row("MetaAPO, all offline pairs kept", ("method.name=metaapo_all_offline",)),
+    Row("MetaAPO, reference of each iteration", ("method.name=metaapo_previous",)),
     Row("Online DPO, half the annotations", ("method.name=online_dpo", "generation.num_generations=2")),
     Row("SELM", ("method.name=selm",)),
     Row("MetaPO", ("method.name=metapo",)),

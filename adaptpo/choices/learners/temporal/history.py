@@ -1,4 +1,4 @@
-"""The training history of all pairs of a data set: one record per pair, indexed by its source and its prompt's id."""
+"""The training history of all pairs of a data set: one record per pair, by its number and its prompt's id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adaptpo.choices.learners.temporal.features import States
 Ids = NDArray[np.integer]
 
 MEMORY = 2**24
-"""Bytes of one source's records above which they are in a scratch file in TMPDIR, mapped into memory."""
+"""Bytes of one number's records above which they are in a scratch file in TMPDIR, mapped into memory."""
 SPARE = 1.25
 
 
 class History:
-    """Records of `dtype` for the pairs of each source (see `SOURCES`), indexed by prompt id.
+    """Records of `dtype` for pairs, by a number that tells the pairs of one prompt apart, and by prompt id.
 
     The arrays grow as new ids appear, by at least a quarter. A run that resumes after a crash reads them from its
     checkpoint; a scratch file disappears with its process.
@@ -29,35 +29,35 @@ class History:
         self.dtype = dtype
         self.records: dict[int, States] = {}
 
-    def read(self, source: int, ids: Ids) -> States:
+    def read(self, number: int, ids: Ids) -> States:
         """Copies of the records, [n]; zeros for pairs that were never written."""
-        known = self.records.get(source, np.zeros(0, self.dtype))
+        known = self.records.get(number, np.zeros(0, self.dtype))
         found = np.zeros(len(ids), self.dtype)
         inside = ids < len(known)
         found[inside] = known[ids[inside]]
         return found
 
-    def write(self, source: int, ids: Ids, states: States) -> None:
+    def write(self, number: int, ids: Ids, states: States) -> None:
         if len(ids):
-            self._reserve(source, int(ids.max()) + 1)
-            self.records[source][ids] = states
+            self._reserve(number, int(ids.max()) + 1)
+            self.records[number][ids] = states
 
-    def _reserve(self, source: int, count: int) -> None:
-        known = self.records.get(source, np.zeros(0, self.dtype))
+    def _reserve(self, number: int, count: int) -> None:
+        known = self.records.get(number, np.zeros(0, self.dtype))
         if count > len(known):
-            self.records[source] = zeros(max(count, int(SPARE * len(known))), self.dtype)
-            self.records[source][: len(known)] = known
+            self.records[number] = zeros(max(count, int(SPARE * len(known))), self.dtype)
+            self.records[number][: len(known)] = known
 
     def state_dict(self) -> dict[int, Tensor]:
-        """The records' bytes by source, [records, bytes per record]. Those in a scratch file are not copied and must be
+        """The records' bytes by number, [records, bytes per record]. Those in a scratch file are not copied and must be
         saved before the next write."""
-        return {source: as_bytes(records) for source, records in self.records.items()}
+        return {number: as_bytes(records) for number, records in self.records.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
         self.records = {}
-        for source, saved in state.items():
-            self.records[source] = zeros(len(saved), self.dtype)
-            self.records[source][:] = saved.numpy().reshape(-1).view(self.dtype)
+        for number, saved in state.items():
+            self.records[number] = zeros(len(saved), self.dtype)
+            self.records[number][:] = saved.numpy().reshape(-1).view(self.dtype)
 
 
 def zeros(count: int, dtype: np.dtype) -> States:

@@ -154,9 +154,9 @@ class TemporalLearner(Learner):
 
     def features_of(self, pairs: PairBatch) -> Tensor:
         """The features, [n, features] float32 on the CPU, including the current observation; changes nothing."""
-        source, ids, *signals = self._observations(pairs).numpy().T
+        numbers, ids, *signals = self._observations(pairs).numpy().T
         seen = self._named(signals)
-        before = self._read(source, ids)
+        before = self._read(numbers, ids)
         after = self.features.advance(before, seen)
         return torch.from_numpy(self.features.read(before, after, seen))
 
@@ -178,9 +178,9 @@ class TemporalLearner(Learner):
         return functional_call(self.network, parameters, (features.double(),))
 
     def _observations(self, pairs: PairBatch) -> Tensor:
-        """The observations, [n, 2 + signals] float64: source, prompt id, and the signals of the features."""
+        """The observations, [n, 2 + signals] float64: number of the history, prompt id, and the features' signals."""
         signals = [self._signal(pairs, name) for name in self.features.signals]
-        columns = (pairs.source, pairs.prompt_id, *signals)
+        columns = (pairs.source + len(SOURCES) * place_among_equals(pairs), pairs.prompt_id, *signals)
         return torch.stack([column.detach().cpu().double() for column in columns], dim=1)
 
     def _signal(self, pairs: PairBatch, name: str) -> Tensor:
@@ -194,10 +194,10 @@ class TemporalLearner(Learner):
     def _named(self, signals: Iterable[Floats]) -> Observation:
         return dict(zip(self.features.signals, signals, strict=True))
 
-    def _read(self, source: Floats, ids: Floats) -> States:
+    def _read(self, numbers: Floats, ids: Floats) -> States:
         states = np.zeros(len(ids), self.features.dtype)
-        for number in np.unique(source).astype(int):
-            members = source == number
+        for number in np.unique(numbers).astype(int):
+            members = numbers == number
             states[members] = self.history.read(number, ids[members].astype(int))
         return states
 
@@ -209,16 +209,17 @@ class TemporalLearner(Learner):
     def update(self, gather: Gather) -> None:
         seen, self.seen = gather(self.seen), self.seen[:0]
         self.steps += 1
-        by_source = [self._remember(number, seen[seen[:, 0] == number].numpy()) for number in range(len(SOURCES))]
-        self.last_features = torch.from_numpy(np.concatenate(by_source))
+        numbers = np.unique(seen[:, 0].numpy()).astype(int).tolist()
+        found = [self._remember(number, seen[seen[:, 0] == number].numpy()) for number in numbers]
+        self.last_features = torch.from_numpy(np.concatenate(found)) if found else self.last_features[:0]
 
-    def _remember(self, source: int, seen: Floats) -> Floats:
-        """Adds a step's observations to the histories. Returns the features of its pairs, [n, features]."""
+    def _remember(self, number: int, seen: Floats) -> Floats:
+        """Adds a step's observations to a history. Returns the features of its pairs, [n, features]."""
         # Ranks fill their last batch with pairs of other ranks, which count once.
         ids, first = np.unique(seen[:, 1].astype(int), return_index=True)
-        observed, before = self._named(seen[first, 2:].T), self.history.read(source, ids)
+        observed, before = self._named(seen[first, 2:].T), self.history.read(number, ids)
         after = self.features.advance(before, observed)
-        self.history.write(source, ids, after)
+        self.history.write(number, ids, after)
         return self.features.read(before, after, observed)
 
     @property
@@ -309,3 +310,9 @@ class TemporalLearner(Learner):
                 "updates": self.updates,
             }
         }
+
+
+def place_among_equals(pairs: PairBatch) -> Tensor:
+    """The number of earlier pairs of the same prompt and source, [n]."""
+    same = (pairs.group[:, None] == pairs.group) & (pairs.source[:, None] == pairs.source)
+    return same.tril(diagonal=-1).sum(dim=1)
