@@ -91,6 +91,10 @@ CASES: list[tuple[Objective, dict[str, Any]]] = [
     (DPO(0.3, ld_alpha=0.0), one("sigmoid", ld_alpha=0.0)),
     (BCOPair(0.3, ld_alpha=0.4), one("bco_pair", ld_alpha=0.4)),
     (MIX, {"loss_types": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2]}),
+    (
+        methods.mpo(DPO(0.3, ld_alpha=0.4), generation_weight=0.0).objective,
+        {"loss_types": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "ld_alpha": 0.4},
+    ),
 ]
 
 
@@ -253,10 +257,6 @@ SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_al
             {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence", "ld_alpha": 0.4},
         ),
         (methods.mpo(beta=0.3), {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}),
-        (
-            methods.mpo(DPO(0.3, ld_alpha=0.4)),
-            {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "ld_alpha": 0.4},
-        ),
         (methods.wpo(beta=0.3), {"use_weighting": True}),
         (methods.tr_dpo(DPO(0.3), ref_model_sync_steps=1), SYNCED),
     ],
