@@ -190,6 +190,9 @@ def test_every_number_of_other_libraries_has_a_range() -> None:
         ("a: 2024-02-30", "'2024-02-30' is no timestamp"),
         ("a: 2024-13-01 25:00:00", "is no timestamp"),
         ("a: !!bool x", "'x' is no bool"),
+        ("lang: [en, no]", "'no' is a boolean in YAML 1.1 and text in 1.2; write true or false, or put it in quotes"),
+        ("a: On", "'On' is a boolean"),
+        ("yes: 1", "'yes' is a boolean"),
         ("a: !!int x", "'x' is no int"),
         ("a: !!float x", "'x' is no float"),
         ("a: " + "9" * 5000, "is no int"),
@@ -213,9 +216,19 @@ def test_yaml_that_is_refused(text: str, problem: str) -> None:
 
 def test_yaml_that_is_read() -> None:
     """Aliases and merge keys mean what they mean in YAML, and a key beside a merge wins."""
-    text = "a: &x {b: 1, c: 2}\nd: *x\ne: {<<: *x, c: 3}\nf: [1e-6, 0x10, no, ~]"
+    text = "a: &x {b: 1, c: 2}\nd: *x\ne: {<<: *x, c: 3}\nf: [1e-6, 0x10, false, ~]"
     found = {"b": 1, "c": 2}
     assert read_yaml(text) == {"a": found, "d": found, "e": {"b": 1, "c": 3}, "f": [1e-6, 16, False, None]}
+
+
+def test_a_home_directory_is_meant_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = AlignmentConfig(output_dir="~/runs/x", branch_of="~/runs/y", annotation_cache="~/cache")
+    assert [config.output_dir, config.branch_of, config.annotation_cache] == [
+        f"{tmp_path}/{part}" for part in ("runs/x", "runs/y", "cache")
+    ]
+    with pytest.raises(ConfigError, match=r"output_dir.*write the whole path"):
+        AlignmentConfig(output_dir="~nobody-of-this-name/x")
 
 
 # --- paths and files -------------------------------------------------------------------------------------------------

@@ -334,6 +334,10 @@ def test_rows_without_responses_are_prompts_of_other_tools() -> None:
     assert prompt_of({"system": "be brief", "prompt": "q"}) == [BRIEF, user("q")]
     assert prompt_of({"system": "be brief", "question": "q"}) == [BRIEF, user("q")]
     assert prompt_of({"instruction": "translate", "input": "chat", "output": "cat"}) == [user("translate\nchat")]
+    assert prompt_of({"instruction": "square", "input": 5, "output": "25"}) == [user("square\n5")]
+    assert prompt_of({"instruction": "who?", "context": "Bob is king.", "output": "Bob"}) == [
+        user("who?\nBob is king.")
+    ]
     assert prompt_of({"conversations": SHAREGPT["conversations"]}) == [user("q")]
     assert prompt_of({"messages": [user("q")]}) == [user("q")]
     assert prompt_of({"prompt": [user("q")], "history": [["u1", "a1"]]}) == [*PAST[:2], user("q")]
@@ -385,6 +389,9 @@ def test_system_text_beside_a_prompt_that_is_only_implied_is_refused() -> None:
         ("input", {"prompt": "translate", "input": "chat", **RESPONSES}),
         ("input", {**CATS[0], "input": "chat"}),
         ("input", {"chosen": [user("q"), *CAT[0]], "rejected": [user("q"), *CAT[1]], "input": "chat"}),
+        ("input", {"prompt": "which concatenation?", "input": "cat", **RESPONSES}),
+        ("input", {"prompt": "square it", "input": 5, **RESPONSES}),
+        ("context", {"prompt": "who is king?", "context": "Bob is king.", **RESPONSES}),
         ("history", {"prompt": "translate", "history": "they spoke French", **RESPONSES}),
     ],
 )

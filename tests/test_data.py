@@ -210,7 +210,23 @@ BAD_ROWS = {
     "nothing shared": ({"chosen": [U, A], "rejected": [user("v"), B]}, problems.NO_SHARED_PROMPT),
     "other prompt": ({"prompt": [user("v")], "chosen": [U, A], "rejected": [U, B]}, problems.NO_SHARED_PROMPT),
     "no shared words": ({"chosen": "yes", "rejected": "no"}, problems.NO_SHARED_WORDS),
-    "one transcript": ({"chosen": TRANSCRIPT + " a", "rejected": "\n\nHuman: hi"}, problems.NO_SHARED_PROMPT),
+    "one transcript": ({"chosen": TRANSCRIPT + " a", "rejected": "hi"}, problems.NO_SHARED_PROMPT),
+    "no reply in one transcript": (
+        {"chosen": TRANSCRIPT + " a", "rejected": "\n\nHuman: hi"},
+        problems.NO_FINAL_REPLY,
+    ),
+    "two system texts": (
+        {"prompt": "p", "system": "s", "system_prompt": "t", "chosen": "a", "rejected": "b"},
+        problems.TWO_SYSTEM_TEXTS,
+    ),
+    "a system text in a list": (
+        {"prompt": "p", "system": ["s"], "chosen": "a", "rejected": "b"},
+        problems.NOT_A_PART.format("system"),
+    ),
+    "an input that is no text": (
+        {"instruction": "p", "input": {"a": 1}, "chosen": "a", "rejected": "b"},
+        problems.NOT_A_PART.format("input"),
+    ),
     "transcripts part early": (
         {"chosen": TRANSCRIPT + " a", "rejected": TRANSCRIPT.replace("hello", "hey") + " b"},
         problems.PARTED,
@@ -246,6 +262,24 @@ def test_bad_row_is_left_out_with_its_reason(name: str) -> None:
     row, expected = BAD_ROWS[name]
     assert reason(row) == expected
     assert reason(row, "text") == expected
+
+
+@pytest.mark.parametrize("blank", ["\r\n\r\n", "\n \n", "\n\t\r\n"])
+def test_a_transcript_of_any_line_ends_is_read_alike(blank: str) -> None:
+    """As a CSV file has them that was saved on Windows."""
+    row = {"chosen": TRANSCRIPT + " I will", "rejected": TRANSCRIPT + " I will not"}
+    written = {name: text.replace("\n\n", blank) for name, text in row.items()}
+    expected, found = (next(iter(iter_examples([each]))) for each in (row, written))
+    assert isinstance(found, PreferenceExample) and found == expected
+
+
+def test_a_single_turn_of_a_transcript_is_a_prompt_as_several_are() -> None:
+    one, several = (
+        {"prompt": prompt, "chosen": "a", "rejected": "b"}
+        for prompt in ("\n\nHuman: hi", "\n\nHuman: hi\n\nAssistant: yes\n\nHuman: hi")
+    )
+    assert next(iter(iter_examples([one]))).prompt == [user("hi")]
+    assert next(iter(iter_examples([several]))).prompt == [user("hi"), assistant("yes"), user("hi")]
 
 
 def test_row_numbers_count_dropped_rows_too() -> None:
@@ -340,6 +374,27 @@ def test_saved_and_in_memory_datasets(tmp_path: Path) -> None:
     assert list(open_rows(data.to_iterable_dataset())) == ROWS
     assert list(open_rows(tmp_path / "one")) == list(open_rows(tmp_path / "two")) == list(open_rows(both)) == ROWS
     assert list(open_rows(tmp_path / "two", "test")) == list(open_rows(both, "test")) == ROWS[1:2]
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "b.jsonl", "c.csv"), ("train.csv", "extra.csv")])
+def test_a_file_of_rows_that_would_not_be_read_is_named(names: tuple[str, ...], tmp_path: Path) -> None:
+    """`datasets` takes the most common format, and files with the name of a split alone."""
+    for name in names:
+        (tmp_path / name).write_text('{"a": 1}\n' if name.endswith("jsonl") else "a\n1\n")
+    with pytest.raises(DataError, match=rf"1 of its files would not be read \({names[-1]}\).* as a list in `data`"):
+        open_rows(str(tmp_path))
+
+
+def test_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
+    """Python keeps the last value of a name, and pyarrow the last column."""
+    row = '{"prompt": "p", "chosen": "good", "rejected": "bad", "chosen": "other"}'
+    (tmp_path / "a.jsonl").write_text(row + "\n")
+    (tmp_path / "a.json").write_text(f"[{row}]")
+    columns = [pa.array(["p"]), pa.array(["good"]), pa.array(["other"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "chosen", "chosen"]), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.parquet"):
+        with pytest.raises(DataError, match=r"'chosen'.* twice"):
+            list(open_rows(str(tmp_path / name)))
 
 
 def test_folder_of_files_with_splits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
@@ -47,6 +48,13 @@ def checked_path(path: str) -> str:
     return path
 
 
+def from_home(path: str) -> str:
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError(f"{error}; write the whole path") from error
+
+
 def remembering(text: str) -> str:
     remember_given(text)
     return text
@@ -55,8 +63,8 @@ def remembering(text: str) -> str:
 Url = Annotated[str, AfterValidator(checked_address)]
 Variable = Annotated[str, AfterValidator(checked_variable)]
 """The name of an environment variable that holds a key."""
-PathText = Annotated[str, AfterValidator(checked_path)]
-"""A path or a hub id."""
+PathText = Annotated[str, AfterValidator(checked_path), AfterValidator(from_home)]
+"""A path, in which `~` is the home directory, or a hub id."""
 Command = Annotated[str, AfterValidator(remembering)]
 """A command line or a part of one; it may hold keys, which are masked wherever it is written."""
 Guarded = AfterValidator(guarded)

@@ -15,6 +15,7 @@ DEEPEST = 32
 """Lists and mappings within one another."""
 MOST_VALUES = 100_000
 """Values of a document with its aliases written out."""
+BOOLEAN, AMBIGUOUS = "tag:yaml.org,2002:bool", ("yes", "no", "on", "off")
 UNREADABLE = (ValueError, OverflowError, AttributeError, KeyError, IndexError, TypeError)
 """What PyYAML's constructors raise for `2024-02-30`, `!!bool x` or an integer of thousands of digits."""
 
@@ -22,7 +23,8 @@ UNREADABLE = (ValueError, OverflowError, AttributeError, KeyError, IndexError, T
 class StrictLoader(yaml.SafeLoader):
     """YAML without Python objects, duplicate keys, aliases of what contains them, and halves of surrogate pairs.
 
-    Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string.
+    Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string. Refuses yes, no, on and
+    off, among them Norway's code, which 1.1 reads as booleans.
     """
 
     def __init__(self, text: str) -> None:
@@ -49,6 +51,11 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_document(node)
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
+        if isinstance(node, ScalarNode) and node.tag == BOOLEAN and node.value.lower() in AMBIGUOUS:
+            problem = (
+                f"'{node.value}' is a boolean in YAML 1.1 and text in 1.2; write true or false, or put it in quotes"
+            )
+            raise ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep)
         except UNREADABLE as error:

@@ -3,12 +3,13 @@ columns `system`, `history` and `input` beside any prompt."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from adaptpo.data.conversation import words_of
 from adaptpo.data.messages import message, normalize_messages, read_text, shared_length
-from adaptpo.data.problems import TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
+from adaptpo.data.problems import NOT_A_PART, TWO_SYSTEM_TEXTS, UNREADABLE_HISTORY, RowProblem
 from adaptpo.data.stored import Unreadable, is_message, opens_messages, read_literal
 from adaptpo.data.tools import read_tools
 from adaptpo.data.transcripts import is_transcript
@@ -18,7 +19,9 @@ from adaptpo.types import Message, Row, Text
 
 CONVERSATIONS = ("conversations", "messages")
 SYSTEM = ("system", "system_prompt")
-BESIDE_INSTRUCTION = ("input", "output", "history", *SYSTEM)
+PARTS = ("input", "context")
+"""Columns with a further part of the prompt: Alpaca's and Dolly's."""
+BESIDE_INSTRUCTION = (*PARTS, "output", "history", *SYSTEM)
 SPEAK_OF_A_CHAT = (*SYSTEM, "history", "tools")
 TEXTS = ("prompt", "chosen", "rejected")
 SYSTEM_ROLES = ("system", "developer")
@@ -114,8 +117,8 @@ def _is_reply(text: Text | None) -> bool:
 def _prompt_elsewhere(row: Row, chosen: Text | None, rejected: Text | None) -> Text | None:
     name = prompt_column(row)
     text = read_text(row[name]) if name else None
-    if name == "instruction" and isinstance(text, str):
-        return "\n".join(part for part in (text, _text_of(row, "input")) if part)
+    if name in ("instruction", "question") and isinstance(text, str):
+        return "\n".join(part for part in (text, *(_text_of(row, beside) for beside in PARTS)) if part)
     if name not in CONVERSATIONS:
         return text
     if not isinstance(text, list):
@@ -131,7 +134,11 @@ def as_turns(text: Text, role: str) -> list[Message]:
 
 def _text_of(row: Row, name: str) -> str:
     value = row.get(name)
-    return value if isinstance(value, str) and value.strip() else ""
+    if value is None or isinstance(value, str):
+        return value if value and value.strip() else ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    raise RowProblem(NOT_A_PART.format(name))
 
 
 def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
@@ -146,8 +153,9 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
     if isinstance(prompt, str) and (before or read_tools(row.get("tools"))) and (is_text or not has_prompt(row)):
         raise DataError(NEEDS_CHAT)
     found = prompt if isinstance(prompt, str) and (is_text or not _is_chat(row)) else _after(before, prompt)
-    if not _says(found, _text_of(row, "input")):
-        raise DataError(_unused("input"))
+    for name in PARTS:
+        if not _says(found, _text_of(row, name)):
+            raise DataError(_unused(name))
     return found
 
 
@@ -173,8 +181,10 @@ def _apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
 
 
 def _system_turns(row: Row) -> list[Message]:
-    text = next((found for name in SYSTEM if (found := _text_of(row, name))), "")
-    return [message("system", text)] if text else []
+    texts = list(dict.fromkeys(found for name in SYSTEM if (found := _text_of(row, name))))
+    if len(texts) > 1:
+        raise RowProblem(TWO_SYSTEM_TEXTS)
+    return [message("system", text) for text in texts]
 
 
 def _history(row: Row, prompt: Text) -> list[Message]:
@@ -207,9 +217,10 @@ def _exchange(pair: Any) -> list[Message]:
 
 
 def _says(prompt: Text, text: str) -> bool:
-    """Whether the text stands in the prompt, with whatever space between its words."""
+    """Whether the text stands in the prompt as whole words, with whatever space between them."""
     whole = prompt if isinstance(prompt, str) else "\n".join(map(words_of, prompt))
-    return " ".join(text.split()) in " ".join(whole.split())
+    sought = re.escape(" ".join(text.split()))
+    return not sought or re.search(rf"(?<!\w){sought}(?!\w)", " ".join(whole.split())) is not None
 
 
 NEEDS_CHAT = (

@@ -107,7 +107,7 @@ def _read_json_document(path: Path) -> Iterator[Row]:
     if not text.strip():
         return
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=with_distinct_names)
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{path}{line}: not valid JSON ({problem_of(error)}); fix the file there.") from error
@@ -150,7 +150,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 
 def _parse_line(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=with_distinct_names)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}, line {number}: not valid JSON ({problem_of(error)}); "
@@ -158,10 +158,24 @@ def _parse_line(line: str, path: Path, number: int) -> Any:
         ) from error
 
 
+class RepeatedNameError(ValueError):
+    """An object has two values under one name, of which Python would keep the last."""
+
+
+def with_distinct_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedNameError(f"the name '{next(n for n in names if names.count(n) > 1)}' occurs twice in an object")
+    return found
+
+
 def problem_of(error: ValueError | RecursionError) -> str:
     """What is wrong with a JSON text; Python also refuses integers of thousands of digits and endless nesting."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, column {error.colno}"
+    if isinstance(error, RepeatedNameError):
+        return str(error)
     return "lists within one another without end" if isinstance(error, RecursionError) else "a number too long to read"
 
 
@@ -190,13 +204,17 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     separator = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
     if separator:
         raise DataError(f"{path}: the fields are separated by {separator!r}; save them separated by commas.")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}: the header has the column '{twice[0]}' twice; name each column once.")
+    refuse_twice(path, "the header", names)
+
+
+def refuse_twice(path: Path, what: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}: {what} has the column '{twice[0]}' twice; name each column once.")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
+        refuse_twice(path, "it", file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
             yield from batch.to_pylist()
 

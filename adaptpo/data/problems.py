@@ -17,7 +17,10 @@ LIST_OF_TEXTS = "a list of texts in place of one text: a row has one prompt, one
 UNTRAINED = "a turn of a response is marked as not trained (`weight`, `loss` or `train`)"
 UNREADABLE_MESSAGES = "messages stored as a string that cannot be parsed (cut, or neither JSON nor Python's notation)"
 UNREADABLE_HISTORY = "the history is neither pairs of a question and its answer nor messages"
-TWO_SYSTEM_TEXTS = "the column `system` differs from the system turn of the prompt"
+TWO_SYSTEM_TEXTS = "the column `system` differs from the system turn of the prompt, or from `system_prompt`"
+NOT_A_PART = (
+    "the column `{}` belongs to the prompt, but holds neither text nor a number (another use needs another name)"
+)
 LISTS_OF_TURNS = "prompt and responses are JSON lists of texts: write each text, or messages, instead"
 NOT_UNICODE = "text that is not valid Unicode"
 UNKNOWN_ROLE = "unsupported role: accepted are system, developer, user, assistant, tool, function, ipython"

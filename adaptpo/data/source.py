@@ -159,6 +159,7 @@ def _folder_rows(folder: Path, split: str, name: str | None) -> Rows:
         if is_saved_dataset(folder):
             return _saved_rows(folder, split)
         files = folder_files(folder, name)
+        _refuse_unread(folder, files)
         _check_split(split, list(files), str(folder))
         if all(is_data_file(file) for file in files[split]):
             rows = lambda: chain.from_iterable(read_file(Path(file)) for file in files[split])  # noqa: E731
@@ -183,6 +184,19 @@ def folder_files(folder: Path, name: str | None) -> dict[str, list[str]]:
     """The data files of a folder by split, according to the rules of `datasets.load_dataset`."""
     builder = datasets.load_dataset_builder(str(folder), name)
     return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+
+
+def _refuse_unread(folder: Path, files: dict[str, list[str]]) -> None:
+    """Raises DataError if `datasets` passes over a file of rows: it reads one format, and names of splits first."""
+    read = {Path(file).resolve() for some in files.values() for file in some}
+    rows = [path for path in sorted(folder.rglob("*")) if is_data_file(path) and ".json" not in path.suffixes]
+    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: E731
+    if left := [path for path in rows if path.resolve() not in read and not hidden(path)]:
+        names = ", ".join(str(path.relative_to(folder)) for path in left[:5])
+        raise DataError(
+            f"{folder}: {len(left)} of its files would not be read ({names}), because `datasets` takes one format and "
+            "files with names of splits first; give the files one by one as a list in `data`, or move these away."
+        )
 
 
 def _hub_rows(source: str, split: str, name: str | None, streaming: bool | None) -> Rows:

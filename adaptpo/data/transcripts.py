@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adaptpo.data.problems import NO_FINAL_REPLY, RowProblem
 from adaptpo.types import Message
 
-TURN_MARKER = re.compile(r"\n\n(Human|Assistant):")
+TURN_MARKER = re.compile(r"\r?\n[ \t]*\r?\n(Human|Assistant):")
 TRANSCRIPT_START = re.compile(r"\s*(Human|Assistant):")
 ROLE_OF_SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
@@ -22,7 +22,9 @@ class Transcript:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether the text opens with a turn marker and has an assistant turn."""
+    """Whether the text opens with a turn after an empty line, or with a turn and has an assistant's."""
+    if TURN_MARKER.match(text):
+        return True
     opens_with_turn = TRANSCRIPT_START.match(text) is not None
     return opens_with_turn and "Assistant" in TURN_MARKER.findall(_with_marker_at_start(text))
 
