@@ -1,0 +1,369 @@
+"""The wiring between parts that other tests check alone: what methods, tables and phases pass on, and which of two
+like-named values they read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from adaptpo import AlignmentConfig, AlignmentTrainer
+from adaptpo.choices.learners.pair_features import standardize
+from adaptpo.choices.selection import SelectAll
+from adaptpo.config.recipe import load_recipe
+from adaptpo.methods import METHODS
+from adaptpo.methods.build import build_method
+from adaptpo.models.inference import evaluate_pairs
+from adaptpo.models.loading import load_causal_lm
+from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.phases import features, grpo, select
+from adaptpo.pipeline.phases import filter as filtering
+from adaptpo.pipeline.phases import train as training
+from adaptpo.report.reading import RunData
+from adaptpo.run.arrow_rows import MappedRows
+from adaptpo.run.files import JsonLines, read_rows, write_json
+from adaptpo.run.schemas import read_offline
+from adaptpo.run.state import read_state
+from adaptpo.sandbox.build import build as build_sandbox
+from adaptpo.sandbox.build import write_recipe
+from adaptpo.sandbox.instructions import build as instruction_build
+from adaptpo.sandbox.instructions.grading import held_out_rows, judged
+from adaptpo.sandbox.instructions.questions import HELD_OUT_TOPICS, TRAINING_TOPICS
+from adaptpo.sandbox.instructions.rules import Rule
+from adaptpo.sandbox.settings import WorldSettings
+from adaptpo.sandbox.tables.cells import Cell, settings_of
+from adaptpo.sandbox.tables.definitions import TABLES
+from adaptpo.sandbox.tables.measure import Boundary
+from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
+from adaptpo.sandbox.tables.stage_view import parts_text
+from adaptpo.types import Prompt
+from tests.runs import SETTINGS
+from tests.tiny import preference_rows, save_policy, vowel_reward
+
+# The task on a real model and the sandbox's worlds
+
+
+def drawn(tmp_path: Path, monkeypatch: Any, seed: int) -> tuple[set[str], set[str], set[str]]:
+    """Training prompts, held-out prompts and held-out topics of a task whose drafts no model writes."""
+    monkeypatch.setattr(
+        instruction_build, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=lambda _: torch.nn.Linear(1, 1))
+    )
+    monkeypatch.setattr(instruction_build, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda _: None))
+    monkeypatch.setattr(
+        instruction_build, "write_drafts", lambda m, t, questions, *_: dict.fromkeys(questions, ("A b c d.", "E f."))
+    )
+    folder = tmp_path / str(seed)
+    instruction_build.build(folder, instruction_build.Material("m", 40, 20, seed), progress=False)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    held = held_out_rows(folder)
+    assert {row["topic"] for row in rows} <= set(TRAINING_TOPICS)
+    return {row["prompt"][0]["content"] for row in rows}, set(held), {row["topic"] for row in held.values()}
+
+
+def test_a_task_holds_other_topics_out_and_its_seed_draws_its_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (drawn(tmp_path, monkeypatch, seed) for seed in (0, 1))
+    assert one[2] | other[2] <= set(HELD_OUT_TOPICS)
+    assert len(one[0] & other[0]) < 10 and len(one[1] & other[1]) < 10
+
+
+def test_worlds_of_other_seeds_have_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(cache: Any, folder: Path, ingredients: Any, make: Any) -> None:
+        seen.append(ingredients)
+        raise EnoughError
+
+    monkeypatch.setattr("adaptpo.sandbox.build.remember", stop)
+    prompts = []
+    for seed in (0, 1):
+        with pytest.raises(EnoughError):
+            build_sandbox(tmp_path / str(seed), prompts=64, seed=seed, heldout=24)
+        files = [
+            [json.loads(line)["prompt"][0]["content"] for line in (tmp_path / f"{seed}/{name}.jsonl").open()]
+            for name in ("train", "heldout")
+        ]
+        assert {prompt for prompt, _ in seen[-1][0]} == set(files[0])
+        prompts.append(set(files[0]) | set(files[1]))
+    assert len(prompts[0] & prompts[1]) < 10
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "methods",
+        "ablations",
+        "time",
+        "own",
+        "metapo",
+        "metapo-features",
+        "metapo-online",
+        "metapo-validation",
+        "metapo-filters",
+    ],
+)
+def test_rows_of_a_table_take_equal_steps(name: str, tmp_path: Path) -> None:
+    write_recipe(tmp_path, WorldSettings())
+    recipe, world, totals = tmp_path / "recipe.yaml", SandboxWorld(WorldSettings()), {}
+    for row in TABLES[name].rows:
+        settings = load_recipe(recipe, settings_of(recipe, Cell(row, world)))
+        method = build_method(settings)
+        if not method.trainer.uses_pairs:
+            continue
+        epochs = method.warmup_epochs if settings.warmup_epochs is None else settings.warmup_epochs
+        kept = getattr(method.filter, "share", 1.0) * 3000
+        warmup = epochs * ceil(kept / 16)
+        steps = settings.training.get("max_steps")
+        assert steps is not None, row.label
+        totals[row.label] = warmup + settings.num_iterations * steps
+    assert max(totals.values()) <= 1.12 * min(totals.values()), totals
+
+
+# Rewards and filters
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_policy(tmp_path_factory.mktemp("policy"), num_hidden_layers=1)
+
+
+def align(policy: str, out: Path, method: Any, rows: int = 12, reward: Any = vowel_reward, **settings: Any) -> Path:
+    args = AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 0} | settings))
+    AlignmentTrainer(policy, args, method, preference_rows(rows), reward_funcs=reward).train()
+    return out
+
+
+def shards(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in read_rows(path)]
+
+
+def said(text: Any) -> str:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return text
+    return found if isinstance(found, str) else found[-1]["content"]
+
+
+def test_a_pool_has_the_best_and_the_worst(policy: str, tmp_path: Path) -> None:
+    out = align(policy, tmp_path / "run", METHODS["selm"](num_generations=3), num_iterations=1)
+    pairs = read_rows(out / "iterations/0/pairs.parquet")
+    assert pairs
+    for row in pairs:
+        chosen, rejected = (vowel_reward([""], [said(row[side])])[0] for side in ("chosen", "rejected"))
+        assert chosen - rejected == pytest.approx(row["reward_gap"])
+
+
+def test_filters_know_the_sign_of_their_facts(policy: str, tmp_path: Path) -> None:
+
+    asked = SimpleNamespace(annotate=lambda _, requests: [5.0 if side == "good" else 1.0 for _, side in requests])
+    pair = SimpleNamespace(chosen="good", rejected="bad")
+    assert filtering.annotated_gaps(asked, [(None, pair), (None, pair)]).tolist() == [4.0, 4.0]
+    assert (
+        type(METHODS["bees"]().filter).__name__ == "AgreeingMargins"
+        and type(METHODS["map"]().filter).__name__ == "AlignmentPotential"
+    )
+    out = align(policy, tmp_path / "run", METHODS["perplexity_filter"](), num_iterations=1)
+
+    items = [read_offline(row) for row in MappedRows(out / "data" / "offline.arrow").read(list(range(12)))]
+    logps = evaluate_pairs(load_causal_lm(policy, {}), 0, items, TrainingArguments(use_cpu=True))
+    found = torch.tensor([row["priority"] for row in read_rows(out / "data" / "filter.parquet")])
+    torch.testing.assert_close(found, -(-logps.chosen / logps.chosen_tokens).exp(), atol=1e-2, rtol=1e-4)
+
+
+# MetaPO
+
+
+def test_the_first_step_of_metapo_has_no_divergence(policy: str, tmp_path: Path) -> None:
+    out = align(policy, tmp_path / "run", METHODS["metapo"](meta_interval=2), num_iterations=1)
+    first = [line for line in JsonLines(out / "iterations/0/pair_weights.jsonl").read() if line["step"] == 1]
+    assert first and all(abs(line["divergence"]) < 1e-5 for line in first)
+
+
+def test_held_out_pairs_stay_out_of_the_warm_up_and_have_the_iterations_reference(policy: str, tmp_path: Path) -> None:
+    method = METHODS["iterative_dpo_metapo"](num_generations=3, meta_interval=2)
+    out = align(policy, tmp_path / "run", method, 20, warmup_epochs=1, num_iterations=1)
+    held = [row["prompt_id"] for row in read_rows(out / "data/validation.parquet")]
+    assert read_state(out)["phases"]["warmup"]["prompts"] == 20 - len(held)
+    kept = [row["prompt_id"] for row in shards(out / "iterations/0/reference") if row["source"] == "offline"]
+    assert held and kept == held
+
+
+# Methods
+
+
+def test_settings_of_methods_are_what_they_say() -> None:
+    previous = {
+        "iterative_dpo",
+        "iterative_dpo_metapo",
+        "metaapo_previous",
+        "off_off",
+        "off_on",
+        "on_off",
+        "on_on",
+        "two_stage",
+        "stage_blend",
+    }
+    assert {name for name in METHODS if METHODS[name]().reference == "previous"} == previous
+    keeping = {name for name in METHODS if getattr(METHODS[name]().pairing, "keep_unselected", False)}
+    assert keeping == {"metaapo_all_offline", "adpo", "stage_blend"}
+    method = METHODS["metaapo_unscaled"]()
+    assert method.learners()[0].score_scale == pytest.approx(1 / method.objective.beta)
+    made = METHODS["metapo"](
+        max_weight=2.0, normalize_weights=True, entropy=0.5, validation_split="last", decay=0.8, dense_start=0.1
+    )
+    learner = made.weighting.learner
+    assert (learner.max_weight, learner.normalize, learner.entropy) == (2.0, True, 0.5)
+    assert (learner.features.decay, learner.cadence.dense_start, made.validation.split) == (0.8, 0.1, "last")
+
+
+# The judge
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("sentences one", "A cat purrs. It sleeps."),
+        ("sentences two", "A. B. C is it."),
+        ("words 8", "a b c d e f g h i"),
+    ],
+)
+def test_too_much_breaks_a_rule(rule: str, text: str) -> None:
+    assert not Rule.parse(rule).kept(text)
+
+
+def test_fewest_words() -> None:
+    assert [judged(text, "cat", "lowercase", True) for text in ("a cat sat.", "a cat sat down.")] == [0.0, 1.0]
+
+
+# The stage score's parts
+
+
+def test_parts_of_a_boundary_score(tmp_path: Path) -> None:
+    stage = tmp_path / "iterations/0/stage"
+    (stage / "comparisons").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "config.yaml").write_text("model: none")
+    pq.write_table(pa.table({"prompt_id": [0], "part": [0], "columns": ["{}"]}), tmp_path / "data/offline.parquet")
+    rows = [
+        {"prompt_id": 0, "fresh": n, "offline": side, "preference": float(side == "rejected" or n == 1)}
+        for n in (0, 1)
+        for side in ("chosen", "rejected")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), stage / "comparisons/00000.parquet")
+    facts = {"done": True, "boundary_score": 0.75, "low": 0.6, "high": 0.9, "injection": False}
+    write_json(tmp_path / "state.json", {"phases": {"iterations/0/stage": facts}})
+    found = Boundary.of(RunData.open(tmp_path))
+    assert found == Boundary(0.75, 0.6, 0.9, False, against_chosen=0.5, against_rejected=1.0)
+    assert parts_text(SimpleNamespace(all=[SimpleNamespace(boundary=found)])) == "0.500 / 1.000"
+
+
+# The learner's features
+
+
+def test_features_are_of_the_policy_that_starts_the_iteration_and_of_their_own_pair(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    asked, groups = [], []
+    compute, grouped = features.compute, training.grouped
+    monkeypatch.setattr(
+        features,
+        "compute",
+        lambda c, f, folder, path, items: asked.append((folder, path)) or compute(c, f, folder, path, items),
+    )
+
+    def noted(items: Any, known: Any = ()) -> Any:
+        for group in grouped(items, known):
+            groups.append((group.prompt.id, group.features))
+            yield group
+
+    monkeypatch.setattr(training, "grouped", noted)
+
+    method = replace(METHODS["metaapo_hidden_state"](num_generations=3, dimensions=2), selection=SelectAll())
+    out = align(policy, tmp_path / "run", method, 10)
+    assert asked == [
+        ("iterations/0/features/hidden_state", policy),
+        ("iterations/1/features/hidden_state", str(out / "iterations/0/checkpoint")),
+    ]
+    for t in (0, 1):
+        kept = {row["prompt_id"]: row["values"] for row in shards(out / f"iterations/{t}/features/hidden_state")}
+        values = dict(zip(kept, standardize(torch.tensor(list(kept.values()))).tolist(), strict=True))
+        own = {id_: known["hidden_state"] for id_, known in groups if id_ in kept and known}
+        assert own and all(own[id_] == pytest.approx(values[id_], abs=1e-5) for id_ in own)
+
+
+def test_selection_reads_the_ratios_as_training_does(tmp_path: Path) -> None:
+
+    stored = {"margin": [1.0], "chosen_ratio": [2.0], "rejected_ratio": [3.0]}
+    run = SimpleNamespace(read_columns=lambda _, *names: [np.array(stored[name]) for name in names])
+    context = SimpleNamespace(
+        run=run, folder=lambda t: "x", method=METHODS["metaapo_multi_feature"](), offline_ids=lambda t: range(1)
+    )
+    assert select.scored_prompts(context, 0, np.array([0])).ratios.tolist() == [[2.0, 3.0]]
+
+
+# PPO and GRPO
+
+
+def test_ppo_compares_with_the_policy_that_sampled_and_with_its_reference(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    asked: list[tuple[str, str]] = []
+    plain = {name: getattr(Context, name) for name in ("policy", "reference")}
+    for name in plain:
+        monkeypatch.setattr(
+            Context, name, lambda self, path, name=name: asked.append((name, path)) or plain[name](self, path)
+        )
+    steep = SETTINGS["training"] | {"learning_rate": 1e-2}
+    out = align(policy, tmp_path / "run", METHODS["ppo"](num_generations=2), 8, training=steep)
+    start = str(out / "iterations/0/checkpoint")
+    assert ("policy", start) in asked and ("reference", policy) in asked
+    assert {path for name, path in asked if name == "reference"} == {policy}
+    first = next(
+        line
+        for line in JsonLines(out / "metrics.jsonl").read()
+        if line["phase"] == "iterations/1/train" and "policy/approx_kl" in line
+    )
+    assert first["policy/approx_kl"] < 1e-8
+    values = [v for row in shards(out / "iterations/1/rollouts/values") for v in row["values"]]
+    assert any(values)
+
+
+def test_responses_of_grpo_differ_by_step_and_its_reference_is_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    seen = []
+    monkeypatch.setattr(
+        grpo, "sampler", lambda *_: SimpleNamespace(generate=lambda p, c, seeds: seen.extend(seeds) or [])
+    )
+    context = SimpleNamespace(
+        config=SimpleNamespace(seed=0),
+        method=METHODS["grpo"](num_generations=2),
+        start_policy=lambda t: f"start {t}",
+        first_reference="first",
+    )
+    for iteration, step, number in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        grpo.sample(context, iteration, {number: Prompt(number, "", [1])}, None, step, [number] * 2)
+    assert len(set(seen)) == 4
+    for chosen, expected in (("initial", "first"), ("previous", "start 1")):
+        context.reference_choice, model = chosen, SimpleNamespace(config=SimpleNamespace())
+        grpo.choose_reference(context, 1, model)
+        assert model.config._name_or_path == expected
