@@ -492,6 +492,22 @@ def test_nulls_that_a_columnar_file_fills_in_are_not_rendered(tmp_path: Path) ->
     assert next(iter(open_rows([row(ASKED, [calling(city=None)], "b")])))["chosen"] == [calling(city=None)]
 
 
+def test_nulls_that_a_columnar_file_fills_into_rows_of_openai_are_not_rendered(tmp_path: Path) -> None:
+    rows = [
+        {
+            "input": {"messages": [user("q")], "tools": each["tools"]},
+            "preferred_output": each["prompt"][1:2],
+            "non_preferred_output": [assistant("no")],
+        }
+        for each in columnar_rows()
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    expected, found = (list(iter_examples(open_rows(source))) for source in (rows, tmp_path / "rows.parquet"))
+    assert all(isinstance(each, PreferenceExample) for each in found)
+    for one, other in zip(expected, found, strict=True):
+        assert (one.chosen, one.columns["tools"]) == (other.chosen, other.columns["tools"])  # type: ignore[union-attr]
+
+
 # --- templates -------------------------------------------------------------------------------------------------------
 
 TOOLED = (

@@ -77,6 +77,19 @@ def test_thoughts_that_the_template_does_not_write_leave_the_row_out(key: str) -
     assert list(with_words_rendered(iter_examples([row]), tokenizer)) == [only(row)]
 
 
+def test_thoughts_among_the_words_that_the_template_cuts_leave_the_row_out() -> None:
+    """As templates of reasoning models cut them from each assistant's turn."""
+    row, tokenizer = CHAT | {"chosen": [assistant("<think>two and two</think>yes")]}, byte_tokenizer()
+    assert list(with_words_rendered(iter_examples([row]), tokenizer)) == [only(row)]
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    left_out, plain = with_words_rendered(iter_examples([row, CHAT]), tokenizer)
+    assert left_out == Dropped(0, "the chat template leaves out the block before </think>")
+    assert isinstance(plain, PreferenceExample)
+
+
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
 def test_a_list_of_texts_is_no_text(name: str) -> None:
     assert only({"prompt": "q", "chosen": "a", "rejected": "b"} | {name: ["c", "d"]}) == Dropped(

@@ -134,8 +134,10 @@ def as_turns(text: Text, role: str) -> list[Message]:
 
 def _text_of(row: Row, name: str) -> str:
     value = row.get(name)
-    if value is None or isinstance(value, str):
-        return value if value and value.strip() else ""
+    if value is None or value != value:  # None is NaN in a data frame.
+        return ""
+    if isinstance(value, str):
+        return value if value.strip() else ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}" if isinstance(value, float) else str(value)
     raise RowProblem(NOT_A_PART.format(name))

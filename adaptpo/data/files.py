@@ -23,7 +23,18 @@ ROW_COLUMNS = {"prompt", "chosen", "rejected", "instruction", "question", "conve
 """Columns by which an object is known to be a row."""
 
 
-STRUCTURED = ROW_COLUMNS | {"rejected_messages", "history", "tools", "chat_template_kwargs"}
+OPENAI_COLUMNS = {"input", "preferred_output", "non_preferred_output"}
+STRUCTURED = (
+    ROW_COLUMNS
+    | OPENAI_COLUMNS
+    | {
+        "rejected_messages",
+        "rejected_response",
+        "history",
+        "tools",
+        "chat_template_kwargs",
+    }
+)
 
 
 def without_filled_nulls(row: Row) -> Row:

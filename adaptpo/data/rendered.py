@@ -9,7 +9,17 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptpo.data.examples import PromptExample
 from adaptpo.data.problems import RowProblem
-from adaptpo.data.templates import CALLS, PROBES, THOUGHTS, TOOLS, TemplateOptions, options_of, template_drops
+from adaptpo.data.templates import (
+    CALLS,
+    CLOSES_THOUGHTS,
+    PROBES,
+    THINK_BLOCK,
+    THOUGHTS,
+    TOOLS,
+    TemplateOptions,
+    options_of,
+    template_drops,
+)
 from adaptpo.errors import ModelError
 from adaptpo.types import Dropped, Message, PreferenceExample, Text
 
@@ -54,6 +64,8 @@ class TemplateProbes:
             return []
         options = self._options(columns)
         thoughts = [key for key in THOUGHTS if any(turn.get(key) for turn in responses)]
+        if any(CLOSES_THOUGHTS in str(turn.get("content")) for turn in responses):
+            thoughts.append(THINK_BLOCK)
         said = [*_contents([*prompt, *responses], columns), *thoughts]
         return [what for what in said if self._drops(what, options)]
 
@@ -86,4 +98,4 @@ def _contents(turns: list[Message], columns: Mapping[str, Any]) -> list[str]:
 
 
 def left_out(what: str) -> str:
-    return (LEAVES_OUT if what in (TOOLS, CALLS, *THOUGHTS) else SAYS_NOTHING).format(role=what, what=what)
+    return (LEAVES_OUT if what in (TOOLS, CALLS, THINK_BLOCK, *THOUGHTS) else SAYS_NOTHING).format(role=what, what=what)

@@ -31,6 +31,8 @@ TOOLS, CALLS = "tools", "tool calls"
 """What a template may leave out beside the words of roles."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of an assistant's message that hold what it thinks before its words; a template may leave them out, too."""
+THINK_BLOCK, CLOSES_THOUGHTS = "block before </think>", "</think>"
+"""Thoughts among the words, which some templates cut."""
 
 
 class TemplateProblem(RowProblem):
@@ -163,8 +165,8 @@ def first_line(error: Exception) -> str:
 
 
 def template_drops(tokenizer: PreTrainedTokenizerBase, what: str, options: TemplateOptions | None = None) -> bool:
-    """Whether the chat template says nothing of a role's words, or of `TOOLS` or `CALLS`, in a short conversation;
-    False if it refuses one."""
+    """Whether the chat template says nothing of a role's words, of `TOOLS`, `CALLS` or thoughts, in a short
+    conversation; False if it refuses one."""
     probe = PROBES.get(what, OTHER_PROBE)
     tools = {"tools": [{"type": "function", "function": _tool(probe)}]} if what == TOOLS else {}
     try:
@@ -177,6 +179,9 @@ def _conversation(what: str) -> list[Message]:
     if what in THOUGHTS:
         turns: list[Message] = [{"role": name, "content": words} for name, words in PROBES.items()]
         return [*turns[:-1], {**turns[-1], what: OTHER_PROBE}]
+    if what == THINK_BLOCK:
+        words = f"<think>{OTHER_PROBE}{CLOSES_THOUGHTS}{PROBES['assistant']}"
+        return [{"role": "user", "content": PROBES["user"]}, {"role": "assistant", "content": words}]
     if what == CALLS:
         return _exchange(OTHER_PROBE, "tool", "seen")
     if what in TOOL_ROLES:
