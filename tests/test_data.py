@@ -282,6 +282,21 @@ def test_a_single_turn_of_a_transcript_is_a_prompt_as_several_are() -> None:
     assert next(iter(iter_examples([several]))).prompt == [user("hi"), assistant("yes"), user("hi")]
 
 
+TEXTS = {"prompt": "p", "chosen": "a", "rejected": "b"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("system", "s"), ("history", [["u", "a"]]), ("tools", [TOOL])])
+def test_strings_are_turns_in_all_rows_or_in_none(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON lines may leave the column out where it is empty, also in the first row."""
+    first, second = iter_examples([TEXTS, TEXTS | {name: value}])
+    assert first.prompt == [user("p")] and second.prompt[-1] == user("p")  # type: ignore[union-attr]
+    monkeypatch.setattr("adaptpo.data.examples.LOOK_AHEAD", 1)
+    with pytest.raises(DataError, match=f"row 1 is the first with a column `{name}`.* the first 1 were read as text"):
+        list(iter_examples([TEXTS, TEXTS | {name: value}]))
+    assert len(list(iter_examples([TEXTS | {name: None}, TEXTS | {name: value}]))) == 2
+
+
 def test_row_numbers_count_dropped_rows_too() -> None:
     rows = [ROWS[0], {"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "p"}, ROWS[1]]
     results = list(iter_examples(rows))

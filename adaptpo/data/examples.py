@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from adaptpo.data.columns import check_preference_columns, check_prompt_columns
@@ -19,6 +19,8 @@ from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
 Numbered = tuple[int, Row]
 """A row with its number in its data set."""
+LOOK_AHEAD = 1000
+"""The first rows, which decide together what the strings of all rows are."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,28 @@ def _peek(rows: Iterable[Numbered]) -> tuple[Row | None, Iterable[Numbered]]:
 
 
 def _alike(rows: Iterable[Numbered], first: Row | None) -> Iterator[Numbered]:
-    """The rows, all with the columns of the first that decide what a string is: the prompt's, and those that make a
-    string prompt a user's turn. JSON lines may leave out what is empty."""
-    columns = dict.fromkeys(name for name in ("prompt", *SPEAK_OF_A_CHAT) if name in (first or {}))
-    return ((number, columns | row) for number, row in rows) if columns else iter(rows)
+    """The rows, all with the columns that decide what a string is: the prompt's, if the first row has it, and those
+    that make a string prompt a user's turn, if one of the first rows does. JSON lines may leave out what is empty.
+
+    Raises DataError if a later row is the first with such a column: earlier ones were read as text.
+    """
+    rows = iter(rows)
+    seen = list(islice(rows, LOOK_AHEAD))
+    columns = {name: None for name in SPEAK_OF_A_CHAT if any(name in row for _, row in seen)}
+    columns |= {"prompt": None} if "prompt" in (first or {}) else {}
+    for number, row in chain(seen, rows):
+        if isinstance(row.get("prompt"), str) and (late := [n for n in SPEAK_OF_A_CHAT if row.get(n)]):
+            refuse_late(number, [name for name in late if name not in columns])
+        yield number, columns | row
+
+
+def refuse_late(number: int, names: Sequence[str]) -> None:
+    if names:
+        raise DataError(
+            f"row {number} is the first with a column `{names[0]}`, which makes a string prompt a user's turn, and the "
+            f"first {LOOK_AHEAD} were read as text; give the first row the column too, with null, or write the prompts "
+            "as messages."
+        )
 
 
 def _prompt_of(example: PreferenceExample) -> PromptExample:
