@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.choices.learners.base import Schedule
 from adaptpo.choices.method import Method
+from adaptpo.choices.selection import SelectAll
+from adaptpo.choices.weighting import Focal
+from adaptpo.methods import METHODS
 from adaptpo.report import write_report
 from tests.runs import SETTINGS
 from tests.tiny import preference_rows, save_policy, vowel_reward
@@ -49,12 +53,29 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
             Schedule((3,), 2),
             ["meta-learner will never", "will never be lear"],
         ),
+        (
+            replace(methods.ppo(), weighting=Focal(2.0)),
+            Schedule((9,), 1),
+            ["method.weighting has no effect", "from rewards and not pairs"],
+        ),
+        (replace(methods.dpo(), selection=SelectAll()), Schedule((9,), 1), ["method.selection has no effect"]),
     ],
 )
 def test_doubts(method: Method, schedule: Schedule, parts: list[str]) -> None:
     said = " ".join(method.doubts(schedule))
     assert bool(said) == bool(parts)
     assert all(part in said for part in parts)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_choice_of_a_named_method_is_idle(name: str) -> None:
+    assert not [doubt for doubt in METHODS[name]().doubts(Schedule((10**6,), 3)) if "has no effect" in doubt]
+
+
+def test_a_reference_that_nothing_reads_is_named(policy: str, tmp_path: Path) -> None:
+    args = AlignmentConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | {"reference": "previous"}))
+    AlignmentTrainer(policy, args, methods.simpo(), preference_rows(8)).train()
+    assert "reference: previous has no effect" in (tmp_path / "run" / "warnings.json").read_text()
 
 
 def test_weights_that_can_hardly_move_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,8 +111,19 @@ class Method(Ranged):
         return {learner.title: learner.updates for learner in self.learners() if learner.updates is not None}
 
     def doubts(self, schedule: Schedule) -> list[str]:
-        """Reasons why the learners could learn little or nothing in this training."""
-        return [doubt for learner in self.learners() for doubt in learner.doubts(schedule)]
+        """Choices without effect, and reasons why the learners could learn little or nothing in this training."""
+        learning = [doubt for learner in self.learners() for doubt in learner.doubts(schedule)]
+        return [*self._idle(), *(learning if self.trainer.uses_pairs else [])]
+
+    def _idle(self) -> Iterator[str]:
+        """The choices that change nothing beside the others."""
+        if not (self.trainer.uses_pairs or isinstance(self.weighting, Uniform)):
+            yield "method.weighting has no effect: this policy trainer learns from rewards and not pairs; leave it out"
+        if self.trainer.uses_pairs and isinstance(self.pairing, Offline) and not isinstance(self.selection, SelectNone):
+            yield (
+                "method.selection has no effect: the pairing uses no fresh responses; leave it out, or set "
+                "method.pairing to online or offline_and_online"
+            )
 
     @property
     def looks_ahead(self) -> Estimator | None:

@@ -21,5 +21,5 @@ def check_before_spending(context: Context) -> tuple[Summary, list[str]]:
     refuse_unfit_data(context)
     context.run.phase("check", lambda: check_model(context))
     refuse_unreachable_head(context)
-    doubts = context.method.doubts(expected_schedule(context)) if context.method.trainer.uses_pairs else []
+    doubts = context.method.doubts(expected_schedule(context))
     return summary, doubts

@@ -161,8 +161,7 @@ def run_iteration(context: Context, iteration: int) -> None:
 def warn(context: Context) -> None:
     """Prints why learners or the reference may stay as they are, and stores it for the report."""
     schedule = expected_schedule(context)
-    doubts = context.method.doubts(schedule) if context.method.trainer.uses_pairs else []
-    doubts += reference_doubts(context, schedule)
+    doubts = [*context.method.doubts(schedule), *reference_doubts(context, schedule)]
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
     context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", {"before_training": doubts}))

@@ -94,7 +94,9 @@ def expected_schedule(context: Context) -> Schedule:
 
 
 def reference_doubts(context: Context, schedule: Schedule) -> list[str]:
-    rule, steps = context.reference_choice, sum(schedule.steps)
+    rule, steps, method = context.reference_choice, sum(schedule.steps), context.method
+    if rule == "previous" and method.trainer.uses_pairs and not method.needs_reference:
+        return ["reference: previous has no effect: nothing in this method reads the reference; leave it out"]
     if not isinstance(rule, Synced) or steps >= rule.ref_model_sync_steps:
         return []
     return [
