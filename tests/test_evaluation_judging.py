@@ -420,7 +420,7 @@ def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.Cap
     further = (*SHORT, "--chat-template-kwargs", "{enable_thinking: false}")
     generate(policy.path, tmp_path / "e", "arena_hard_v0.1", questions, *further)
     assert EvaluationFolder(tmp_path / "e").settings["chat_template_kwargs"] == THOUGHTLESS
-    for value, message in (("{messages: []}", "the data has the messages"), ("no", "takes keys and values")):
+    for value, message in (("{messages: []}", "the data has the messages"), ("never", "takes keys and values")):
         with pytest.raises(SystemExit):
             given = ["--model", policy.path, "--out", "x", "--questions", str(questions)]
             main(["eval", "generate", "arena_hard_v0.1", *given, "--chat-template-kwargs", value])
