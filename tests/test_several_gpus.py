@@ -44,7 +44,7 @@ def test_first_margin_is_zero_where_fsdp2_converts_the_weights(tmp_path: Path) -
     out = tmp_path / "run"
     assert run_ranks(2, sharding=FSDP | BF16, model=policy, out=out, reward=vowel_reward, **settings) == [0, 0]
     first = next(line for line in logged(out) if line["phase"] == "iterations/0/train")
-    assert first["step"] == 1 and abs(first["rewards/margins"]) < 1e-5
+    assert first["step"] == 1 and abs(first["rewards/margins"]) < 1e-4  # A CPU may round a row as its batch has it.
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
