@@ -24,8 +24,8 @@ from trl import DPOTrainer, extract_prompt
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from adaptpo.data import iter_examples, limits, problems, tokenization
-from adaptpo.data.rendered import SAYS_NOTHING, with_words_rendered
-from adaptpo.data.templates import PROMPT_RENDERED_DIFFERENTLY
+from adaptpo.data.rendered import LEAVES_OUT, SAYS_NOTHING, with_words_rendered
+from adaptpo.data.templates import CLOSES_THOUGHTS, PROMPT_RENDERED_DIFFERENTLY, THINK_BLOCK
 from adaptpo.data.tokenization import TokenizedPair, stop_token_ids, tokenize_pair
 from adaptpo.errors import ModelError
 from adaptpo.models.collate import GroupCollator
@@ -156,6 +156,11 @@ class Compared:
     def prompt_changes(self) -> bool:
         return not all(self.whole_text(side).startswith(self.prompt_text) for side in SIDES)
 
+    def cuts_thoughts(self) -> bool:
+        """Whether the text of a response lacks the words before its `</think>`."""
+        thoughts = {side: self.words(side).rpartition(CLOSES_THOUGHTS)[0].strip() for side in SIDES}
+        return any(words not in self.whole_text(side) for side, words in thoughts.items())
+
     def ignores(self, role: str) -> bool:
         """Whether the template writes the same whatever this role says, or TRL ends with its error."""
         if isinstance(self.theirs, Exception):
@@ -179,6 +184,7 @@ REASONS: dict[str, Callable[[Compared], bool]] = {
     limits.STOP_TOKEN_INSIDE: lambda c: any(c.stops & {*c.words_of(side)} for side in SIDES),
     PROMPT_RENDERED_DIFFERENTLY: Compared.prompt_changes,
     "the chat template refuses the messages": lambda c: isinstance(c.theirs, jinja2.TemplateError),
+    LEAVES_OUT.format(what=THINK_BLOCK): Compared.cuts_thoughts,
     SAYS_NOTHING.format(role="system"): lambda c: c.ignores("system"),
     SAYS_NOTHING.format(role="user"): lambda c: c.ignores("user"),
     SAYS_NOTHING.format(role="assistant"): lambda c: c.ignores("assistant"),
