@@ -37,25 +37,49 @@ class ResponseGroup(Protocol):
     def responses(self) -> Sequence[Response]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of groups computed together: `shared` tokens if prompts are shared, else `responses` rows of `longest` tokens."""
+
+    shared: int
+    responses: int
+    longest: int
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.shared + other.shared, self.responses + other.responses, max(self.longest, other.longest))
+
+    def tokens(self, rows: RowPacking) -> int:
+        return self.shared if rows.shared_prompts else self.responses * self.longest
+
+
+NOTHING = Size(0, 0, 0)
+
+
+def size_of(group: ResponseGroup) -> Size:
+    prompt, lengths = len(group.prompt.ids), response_lengths(group)
+    return Size(prompt + sum(lengths) - len(lengths), len(lengths), prompt + max(lengths))
+
+
 def response_lengths(group: ResponseGroup) -> list[int]:
     return [len(response.ids) for response in group.responses]
 
 
 def row_tokens(groups: Sequence[ResponseGroup], rows: RowPacking) -> int:
     """Number of tokens, padding included, that a forward pass over these groups computes."""
-    lengths = [(len(group.prompt.ids), response_lengths(group)) for group in groups]
-    if rows.shared_prompts:
-        return sum(prompt + sum(length - 1 for length in responses) for prompt, responses in lengths)
-    return sum(len(responses) for _, responses in lengths) * max(p + max(responses) for p, responses in lengths)
+    return sum(map(size_of, groups), NOTHING).tokens(rows)
 
 
 def token_batches(groups: Sequence[ResponseGroup], rows: RowPacking) -> list[list[int]]:
     """Indices of whole groups, sorted by length, in batches of at most `max_tokens`."""
+    sizes = [size_of(group) for group in groups]
     batches: list[list[int]] = []
-    for index in sorted(range(len(groups)), key=lambda i: row_tokens([groups[i]], rows)):
-        together = [groups[i] for i in [*batches[-1], index]] if batches else []
-        if batches and row_tokens(together, rows) <= rows.max_tokens:
+    filled = NOTHING
+    for index in sorted(range(len(groups)), key=lambda i: sizes[i].tokens(rows)):
+        together = filled + sizes[index]
+        if batches and together.tokens(rows) <= rows.max_tokens:
             batches[-1].append(index)
+            filled = together
         else:
             batches.append([index])
+            filled = sizes[index]
     return batches

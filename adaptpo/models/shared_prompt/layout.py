@@ -48,6 +48,11 @@ class Bucket:
     has_prefix: bool
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
+    def to(self, device: torch.device) -> Bucket:
+        queries, keys = self.queries.to(device), self.keys.to(device)
+        positions = self.query_positions.to(device), self.key_positions.to(device)
+        return Bucket(queries, keys, *positions, has_prefix=self.has_prefix)
+
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [n or 1, 1, q, k]; None if plain causal attention is correct."""
         if not self.has_prefix and (window is None or window >= self.queries.shape[1]):
@@ -126,57 +131,64 @@ def segments(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) ->
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Of segments in one bucket: their number, the longest of them, their longest prefix, the sum of their areas."""
+
+    count: int
+    queries: int
+    prefix: int
+    area: int
+
+    def __add__(self, other: Extent) -> Extent:
+        queries, prefix = max(self.queries, other.queries), max(self.prefix, other.prefix)
+        return Extent(self.count + other.count, queries, prefix, self.area + other.area)
+
+    @property
+    def fits(self) -> bool:
+        return self.count * self.queries * (self.prefix + self.queries) <= max(SMALL_AREA, PADDING_LIMIT * self.area)
+
+
 def buckets_of(parts: Sequence[Segment]) -> list[list[Segment]]:
     """Groups similar segments, for few attention calls with little padding."""
     buckets: list[list[Segment]] = []
+    filled = Extent(0, 0, 0, 0)
     for part in sorted(parts, key=lambda s: (s.prefix_length > 0, s.prefix_length + s.length, s.length)):
-        if buckets and fits(buckets[-1], part):
+        alone = Extent(1, part.length, part.prefix_length, part.area)
+        together = filled + alone
+        if buckets and (filled.prefix > 0) == (alone.prefix > 0) and together.fits:
             buckets[-1].append(part)
+            filled = together
         else:
             buckets.append([part])
+            filled = alone
     return buckets
 
 
-def fits(bucket: Sequence[Segment], part: Segment) -> bool:
-    if (bucket[0].prefix_length > 0) != (part.prefix_length > 0):
-        return False
-    together = [*bucket, part]
-    queries, prefix = max(s.length for s in together), max(s.prefix_length for s in together)
-    area = len(together) * queries * (prefix + queries)
-    return area <= max(SMALL_AREA, PADDING_LIMIT * sum(s.area for s in together))
+def padded_segments(parts: Sequence[Segment], device: torch.device) -> PaddedSegments:
+    places = torch.zeros(sum(s.length for s in parts), dtype=torch.long)
+    buckets, offset = [], 0
+    for bucket in buckets_of(parts):
+        indexed, inside = index_bucket(bucket)
+        places[indexed.queries[inside]] = inside.flatten().nonzero().flatten() + offset
+        offset += inside.numel()
+        buckets.append(indexed.to(device))
+    return PaddedSegments(tuple(buckets), places.to(device))
 
 
-def index_bucket(bucket: Sequence[Segment], device: torch.device) -> Bucket:
-    count = len(bucket)
-    width, prefix = max(s.length for s in bucket), max(s.prefix_length for s in bucket)
-    queries, keys = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, prefix + width, dtype=torch.long)
-    query_positions = torch.zeros(count, width, dtype=torch.long)
-    key_positions = torch.full((count, prefix + width), UNSEEN)
-    for row, s in enumerate(bucket):
-        queries[row, : s.length] = torch.arange(s.start, s.start + s.length)
-        keys[row, : s.prefix_length] = torch.arange(s.prefix_start, s.prefix_start + s.prefix_length)
-        keys[row, prefix : prefix + s.length] = queries[row, : s.length]
-        query_positions[row] = torch.arange(s.prefix_length, s.prefix_length + width)
-        key_positions[row, : s.prefix_length] = torch.arange(s.prefix_length)
-        key_positions[row, prefix : prefix + s.length] = query_positions[row, : s.length]
+def index_bucket(bucket: Sequence[Segment]) -> tuple[Bucket, Tensor]:
+    """The bucket, and which of its queries [n, q] are tokens, not padding."""
+    fields = [(s.start, s.length, s.prefix_start, s.prefix_length) for s in bucket]
+    start, length, prefix_start, prefix_length = torch.tensor(fields).T[:, :, None]
+    column, before = torch.arange(int(length.max())), torch.arange(int(prefix_length.max()))
+    inside, in_prefix = column < length, before < prefix_length
+    queries, query_positions = torch.where(inside, start + column, 0), prefix_length + column
+    keys = torch.cat([torch.where(in_prefix, prefix_start + before, 0), queries], dim=1)
+    seen = torch.cat([before.expand(len(bucket), -1), query_positions], dim=1)
+    key_positions = torch.where(torch.cat([in_prefix, inside], dim=1), seen, UNSEEN)
     if len({(s.length, s.prefix_length) for s in bucket}) == 1:
         query_positions, key_positions = query_positions[:1], key_positions[:1]
-    queries, keys, query_positions, key_positions = (
-        index.to(device) for index in (queries, keys, query_positions, key_positions)
-    )
-    return Bucket(queries, keys, query_positions, key_positions, has_prefix=prefix > 0)
-
-
-def padded_segments(parts: Sequence[Segment], device: torch.device) -> PaddedSegments:
-    grouped = buckets_of(parts)
-    places = torch.zeros(sum(s.length for s in parts), dtype=torch.long)
-    offset = 0
-    for bucket in grouped:
-        width = max(s.length for s in bucket)
-        for row, s in enumerate(bucket):
-            places[s.start : s.start + s.length] = torch.arange(s.length) + offset + row * width
-        offset += len(bucket) * width
-    return PaddedSegments(tuple(index_bucket(bucket, device) for bucket in grouped), places.to(device))
+    return Bucket(queries, keys, query_positions, key_positions, has_prefix=len(before) > 0), inside
 
 
 def shared_prompts(prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> SharedPrompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,3 +39,4 @@ def trainer(recipe: Path, assignments: Sequence[str]) -> AlignmentTrainer:
 def quietly_on_one_thread() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
+    gc.freeze()  # Otherwise each model's end walks through all libraries: 7 of a small run's 45 seconds.
