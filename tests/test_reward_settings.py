@@ -309,7 +309,9 @@ def test_responses_to_one_prompt_meet_wherever_they_are(folder: Path, capsys: py
     ("row", "arguments", "error", "message"),
     [
         ({"prompt": "p"}, {}, DataError, r"row 0 has no `prompt` .* found prompt"),
-        ({"prompt": [], "response": "a"}, {}, DataError, "row 0 has no `prompt`"),
+        ({"note": "p", "response": "a"}, {}, DataError, "row 0 has no `prompt`"),
+        ({"prompt": "p", "responses": ["a", None]}, {}, DataError, "row 0 has no `prompt`"),
+        ({"prompt": "p", "response": "a", "input": "b"}, {}, DataError, "column `input` holds text"),
         ({"prompt": "p", "responses": "abc"}, {}, DataError, "row 0 has no `prompt`"),
         ({"prompt": "p", "response": "a"}, {"out": Path("o.csv")}, ConfigError, "must end with .jsonl or .parquet"),
         ({"prompt": "p", "response": "a"}, {"reward": "train"}, ConfigError, "name a trained reward model"),
@@ -323,6 +325,65 @@ def test_what_cannot_be_annotated(
     write_jsonl(folder / "in.jsonl", [row])
     with pytest.raises(error, match=message):
         annotate_file(**({"data": "in.jsonl", "reward": length, "out": folder / "out.jsonl"} | arguments))
+
+
+SYSTEM, ASKED = {"role": "system", "content": "be brief"}, {"role": "user", "content": "say tea"}
+REPLY = {"role": "assistant", "content": "tea"}
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "say "}, {"type": "text", "text": "tea"}]}]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"prompt": "say tea", "response": "tea"}, "say tea", "tea"),
+        ({"prompt": "say tea", "system": "be brief", "response": "tea"}, [SYSTEM, ASKED], [REPLY]),
+        ({"instruction": "say tea", "history": [["a", "b"]], "response": "tea"},
+         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, ASKED], [REPLY]),
+        ({"prompt": PARTS, "response": [{"role": "assistant", "content": [{"type": "text", "text": "tea"}]}]},
+         [ASKED], [REPLY]),
+        ({"prompt": "say tea", "response": [REPLY]}, [ASKED], [REPLY]),
+        ({"prompt": [ASKED], "response": [ASKED, REPLY]}, [ASKED], [REPLY]),
+        ({"conversations": [{"from": "human", "value": "say tea"}], "response": "tea"}, [ASKED], [REPLY]),
+        ({"prompt": "\n\nHuman: say tea\n\nAssistant:", "response": "tea"}, [ASKED], [REPLY]),
+    ],
+)  # fmt: skip
+def test_annotate_reads_prompts_as_a_run_does(row: Any, prompt: Any, completion: Any, folder: Path) -> None:
+    from adaptpo.cli.annotate import annotate_file
+
+    asked: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        asked.extend(zip(prompts, completions, strict=True))
+        return [1.0] * len(completions)
+
+    write_jsonl(folder / "in.jsonl", [row])
+    assert annotate_file("in.jsonl", reward, folder / "out.jsonl") == {"rewards": 1, "without a reward": 0}
+    assert asked == [(prompt, completion)]
+    assert json.loads((folder / "out.jsonl").read_text()) == row | {"reward": 1.0}
+
+
+def test_annotate_reads_a_dialogue_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(folder / "in.jsonl", [{"prompt": "\n\nHuman: say tea\n\nAssistant:", "response": "tea", "reward": 5.0}])
+    options = ("--reward", "python:file_rewards:length", "--out", "out.jsonl")
+    annotate("in.jsonl", *options, "--text-format", "text")
+    assert json.loads((folder / "out.jsonl").read_text())["reward"] == 3.0
+    assert "1 rewards, 0 without a reward, 1 replaced in the column `reward`" in capsys.readouterr().out
+
+
+def test_annotate_reads_responses_of_a_csv_file(folder: Path) -> None:
+    (folder / "in.csv").write_text('prompt,responses\nsay tea,"[\'tea\', ""it\'s tea""]"\n')
+    annotate("in.csv", "--reward", "python:file_rewards:length", "--out", "out.jsonl")
+    assert json.loads((folder / "out.jsonl").read_text())["rewards"] == [3.0, 8.0]
+
+
+def test_parquet_refuses_mixed_columns_before_anything_is_paid_for(folder: Path) -> None:
+    from adaptpo.cli.annotate import annotate_file
+
+    write_jsonl(
+        folder / "in.jsonl", [{"prompt": "p", "response": "a", "n": 1}, {"prompt": "p", "response": "a", "n": "b"}]
+    )
+    with pytest.raises(DataError, match=r"Parquet cannot hold; let --out end with \.jsonl"):
+        annotate_file("in.jsonl", lambda **_: 1 / 0, folder / "out.parquet")
 
 
 # --- the documentation -----------------------------------------------------------------------------------------------

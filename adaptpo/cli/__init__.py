@@ -112,7 +112,7 @@ def run_annotate(options: argparse.Namespace) -> None:
     trusts, reward = options.trust_remote_code, yaml_mapping(options.reward, "--reward")
     if options.no_code:
         refuse_reward_code(reward, trusts)
-    counts = annotate_file(options.data, reward, options.out, options.cache, trusts)
+    counts = annotate_file(options.data, reward, options.out, options.cache, trusts, options.text_format)
     print(f"{options.out}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
@@ -195,6 +195,8 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--out", type=Path, required=True, help="a .jsonl or .parquet file")
     annotate.add_argument("--cache", type=Path, help="folder for paid answers (default: OUT.answers)")
     annotate.add_argument("--trust-remote-code", action="store_true", help="run the Python code of a reward model")
+    dialogues = "how a dialogue in plain text is read (default: messages)"
+    annotate.add_argument("--text-format", choices=("messages", "text"), default="messages", help=dialogues)
     add_no_code(annotate)
     add_stage(commands)
     add_vote(commands)

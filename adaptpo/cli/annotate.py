@@ -13,11 +13,14 @@ from adaptpo.annotation.base import Annotator, Request
 from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.config.reward import reward_parts
 from adaptpo.data import open_rows
-from adaptpo.data.messages import check_unicode, read_text
+from adaptpo.data.conventions import as_turns, has_prompt
+from adaptpo.data.messages import check_unicode, continue_conversation, read_text
+from adaptpo.data.pairs import TextFormat, split_prompt
 from adaptpo.data.problems import RowProblem
-from adaptpo.data.stored import stored_messages
+from adaptpo.data.stored import Unreadable, read_literal
 from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
+from adaptpo.models.loading import first_line
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar
@@ -27,12 +30,21 @@ from adaptpo.types import Prompt, Response, Row, Text
 PROMPTS_AT_ONCE = 64
 MAX_TOKENS = 16384
 """Maximum number of tokens in one forward pass, including padding."""
+NOTHING_TO_RATE = (
+    "row {number} has no `prompt` (text or chat messages) with a `response` or a list of `responses`; found {found}"
+)
 
 
 def annotate_file(
-    data: str, reward: Any, out: Path, cache: Path | None = None, trust_remote_code: bool = False
+    data: str,
+    reward: Any,
+    out: Path,
+    cache: Path | None = None,
+    trust_remote_code: bool = False,
+    text_format: TextFormat = "messages",
 ) -> dict[str, int]:
-    """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage.
+    """Writes the rows of `data` with their rewards to `out`; returns counts and the annotator's usage. Rows are read as
+    a run reads prompts: system texts, histories, parts of content and transcripts included.
 
     Raises ConfigError or DataError for invalid input before anything is computed.
     """
@@ -43,69 +55,84 @@ def annotate_file(
     rows = [dict(row) for row in open_rows(data)]
     check_writable(out, rows)
     left_out: Counter[str] = Counter()
-    requests = [row_requests(row, number, left_out) for number, row in enumerate(rows)]
+    requests = [row_requests(row, number, left_out, text_format) for number, row in enumerate(rows)]
     place = workplace(cache or out.with_name(out.name + ".answers"), trust_remote_code)
     annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
     rewards, usage = all_rewards(annotator, requests)
-    rewards = [found or [None] * responses_in(row) for row, found in zip(rows, rewards, strict=True)]
+    rewards = [found or [None] * len(written_responses(row)) for row, found in zip(rows, rewards, strict=True)]
+    replaced = Counter(f"replaced in the column `{name}`" for name in map(reward_column, rows) if name in rows[0])
     for row, found in zip(rows, rewards, strict=True):
-        row |= {"rewards": found} if "responses" in row else {"reward": found[0]}
+        row |= {reward_column(row): found if "responses" in row else found[0]}
     write_rows(out, rows)
     values = [value for found in rewards for value in found]
     counts = {"rewards": sum(v is not None for v in values), "without a reward": values.count(None)}
-    return counts | {f"rows left out: {reason}": count for reason, count in left_out.items()} | usage
+    return counts | replaced | {f"rows left out: {reason}": count for reason, count in left_out.items()} | usage
+
+
+def reward_column(row: Row) -> str:
+    return "rewards" if "responses" in row else "reward"
 
 
 def check_writable(out: Path, rows: list[Row]) -> None:
     """Raises DataError if the rows hold what Parquet cannot."""
+    if out.suffix != ".parquet":
+        return
     try:
-        check_unicode(rows if out.suffix == ".parquet" else [])
-    except RowProblem as problem:
-        raise DataError(f"a row has {problem}, which Parquet cannot hold; let --out end with .jsonl") from problem
+        check_unicode(rows)
+        as_table(rows)
+    except (RowProblem, pa.ArrowException) as problem:
+        what = f"a row has {problem}" if isinstance(problem, RowProblem) else first_line(problem)
+        raise DataError(f"{what}, which Parquet cannot hold; let --out end with .jsonl") from problem
 
 
 def workplace(cache: Path, trust_remote_code: bool = False) -> Workplace:
     return Workplace(fastest_device(), MAX_TOKENS, cache, trust_remote_code=trust_remote_code)
 
 
-def responses_in(row: Row) -> int:
-    return len(row.get("responses", [None]))
-
-
-def row_requests(row: Row, number: int, left_out: Counter[str]) -> list[Request]:
+def row_requests(row: Row, number: int, left_out: Counter[str], text_format: TextFormat = "messages") -> list[Request]:
     """One request per response; none for a row whose texts cannot be read, which `left_out` counts by its reason.
 
     Raises DataError for a row without prompt or response.
     """
-    prompt, responses = row.get("prompt"), row.get("responses", [row.get("response")])
+    columns = {name: value for name, value in row.items() if name not in ("response", "responses")}
+    if not has_prompt(columns) or None in (written_responses(row) or [None]):
+        raise DataError(NOTHING_TO_RATE.format(number=number, found=", ".join(row) or "nothing"))
     try:
-        prompt, responses = (
-            stored_text(prompt),
-            [*map(stored_text, responses)] if isinstance(responses, list) else responses,
-        )
-        check_unicode([prompt, responses])
+        prompt, responses = read_row(row, columns, text_format)
     except RowProblem as problem:
         left_out[str(problem)] += 1
         return []
-    if not is_text(prompt) or not isinstance(responses, list) or not all(map(is_text, responses)):
-        raise DataError(
-            f"row {number} has no `prompt` (text or chat messages) with a `response` or a list of `responses`; "
-            f"found {', '.join(row) or 'nothing'}"
-        )
-    columns = {name: value for name, value in row.items() if name not in ("prompt", "response", "responses")}
-    asked = Prompt(prompt_number(prompt), prompt, [], columns)
+    asked = Prompt(prompt_number(prompt), prompt, [], {k: v for k, v in columns.items() if k != "prompt"})
     return [(asked, Response(response, [])) for response in responses]
 
 
-def stored_text(value: Any) -> Any:
-    """The messages that a string holds, or the value as it is."""
-    return value if not isinstance(value, str) or stored_messages(value) is None else read_text(value)
+def written_responses(row: Row) -> list[Any]:
+    """The cells with the row's responses; a CSV file holds a list of them as text. Empty if there are none."""
+    if "responses" not in row:
+        return [row.get("response")]
+    found = row["responses"]
+    try:
+        found = read_literal(found) if isinstance(found, str) else found
+    except Unreadable:
+        return []
+    return found if isinstance(found, list) else []
 
 
-def is_text(value: Any) -> bool:
-    messages = isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
-    return isinstance(value, str) or (messages and bool(value))
+def read_row(row: Row, columns: Row, text_format: TextFormat) -> tuple[Text, list[Text]]:
+    """The prompt, as messages if a response has them, and the responses without a prompt that they repeat."""
+    prompt = split_prompt(columns, text_format)
+    responses = [text for written in written_responses(row) if (text := read_text(written)) is not None]
+    check_unicode(responses)
+    if any(isinstance(response, list) for response in responses):
+        prompt = as_turns(prompt, "user")
+    return prompt, [reply_to(prompt, response) for response in responses]
+
+
+def reply_to(prompt: Text, response: Text) -> Text:
+    if isinstance(prompt, str) or isinstance(response, str):
+        return response
+    return continue_conversation(prompt, response)[len(prompt) :]
 
 
 def prompt_number(prompt: Text) -> int:
@@ -142,7 +169,11 @@ def shards(requests: Sequence[Sequence[Request]]) -> Iterator[list[tuple[int, in
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     if path.suffix == ".parquet":
-        names = dict.fromkeys(name for row in rows for name in row)
-        write_table(path, pa.table({name: [row.get(name) for row in rows] for name in names}))
+        write_table(path, as_table(rows))
     else:
         write_text(path, "".join(dump_text(row) + "\n" for row in rows))
+
+
+def as_table(rows: Sequence[Row]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})

@@ -159,9 +159,9 @@ several machines, each with worlds of its own (--first): --known joins the JSON 
 
 
 ANNOTATE_HELP = """\
-Annotate every response in a file with a reward. Rows have `prompt` (text or chat messages) and `response`, or
-`responses`, a list. The output has the same rows with `reward`, or `rewards`; a missing reward is null. Responses to
-the same prompt are compared with one another, even across rows. --reward takes the same values as the key `reward` of a
+Annotate every response in a file with a reward. Rows have a prompt, read as in a run, and `response`, or `responses`, a
+list. The output has the same rows with `reward`, or `rewards`; a missing reward is null. Responses to the same prompt
+are compared with one another, even across rows. --reward takes the same values as the key `reward` of a
 recipe, as YAML; docs/annotation.md lists the annotators. Answers of a judge or server are cached in --cache and not
 requested again.
 
