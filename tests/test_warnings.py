@@ -13,6 +13,7 @@ import pytest
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.choices.learners.base import Schedule
 from adaptpo.choices.method import Method
+from adaptpo.choices.pairing import Online
 from adaptpo.choices.selection import SelectAll
 from adaptpo.choices.weighting import Focal
 from adaptpo.methods import METHODS
@@ -57,6 +58,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
             replace(methods.ppo(), weighting=Focal(2.0)),
             Schedule((9,), 1),
             ["method.weighting has no effect", "from rewards and not pairs"],
+        ),
+        (
+            replace(methods.metaapo(), pairing=Online(8)),
+            Schedule((90,), 1),
+            ["method.weighting has no effect", "its learner never learns"],
         ),
         (replace(methods.dpo(), selection=SelectAll()), Schedule((9,), 1), ["method.selection has no effect"]),
     ],
@@ -119,3 +125,14 @@ def test_a_run_that_learns_says_nothing(policy: str, tmp_path: Path, undrawn: No
     align(policy, tmp_path / "run", methods.metaapo(num_generations=3, update_interval=1))
     assert json.loads((tmp_path / "run" / "warnings.json").read_text()) == {"before_training": []}
     assert 'id="warnings"' not in write_report(tmp_path / "run").read_text()
+
+
+def test_a_template_argument_that_nothing_reads_is_named(policy: str, tmp_path: Path) -> None:
+    settings = SETTINGS | {"num_iterations": 1, "chat_template_kwargs": {"enable_thinking": True, "mesage": 1}}
+    args = AlignmentConfig(output_dir=str(tmp_path / "run"), **settings)
+    AlignmentTrainer(policy, args, methods.simpo(), preference_rows(8)).train()
+    said = json.loads((tmp_path / "run" / "warnings.json").read_text())["before_training"]
+    assert said == [
+        "chat_template_kwargs.enable_thinking has no effect: the policy's chat template never reads it; leave it out",
+        "chat_template_kwargs.mesage has no effect: the policy's chat template never reads it; did you mean messages?",
+    ]

@@ -13,11 +13,11 @@ from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Estimator, Gather, Learner, Schedule, TakenStep
 from adaptpo.choices.learners.pair_features import PairFeature
 from adaptpo.choices.objectives import Objective
-from adaptpo.choices.pairing import Offline, Pairing
+from adaptpo.choices.pairing import Offline, Online, Pairing
 from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
 from adaptpo.choices.reference import Reference
 from adaptpo.choices.selection import Selection, SelectNone
-from adaptpo.choices.weighting import Uniform, Weighting
+from adaptpo.choices.weighting import LearnedBlend, Uniform, Weighting
 from adaptpo.config.numbers import CountOrZero, Positive, Ranged
 from adaptpo.errors import ConfigError
 from adaptpo.types import PairBatch
@@ -123,6 +123,11 @@ class Method(Ranged):
             yield (
                 "method.selection has no effect: the pairing uses no fresh responses; leave it out, or set "
                 "method.pairing to online or offline_and_online"
+            )
+        if isinstance(self.weighting, LearnedBlend) and isinstance(self.pairing, Offline | Online):
+            yield (
+                "method.weighting has no effect, and its learner never learns: each prompt has one pair, which counts "
+                "1; set method.pairing to offline_and_online, or method.weighting to uniform"
             )
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +34,9 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of an assistant's message that hold what it thinks before its words; a template may leave them out, too."""
 THINK_BLOCK, CLOSES_THOUGHTS = "block before </think>", "</think>"
 """Thoughts among the words, which some templates cut."""
+
+
+UNREAD = "chat_template_kwargs.{name} has no effect: the policy's chat template never reads it; {hint}"
 
 
 class TemplateProblem(RowProblem):
@@ -158,6 +162,18 @@ def _continues(
         return render(tokenizer, whole, options).startswith(opened)
     except TemplateProblem:
         return False
+
+
+def unread_options(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> list[str]:
+    """Why each of these arguments has no effect: the chat template does not contain its name."""
+    template: Any = tokenizer.chat_template or ""
+    names = set(re.findall(r"\w+", template if isinstance(template, str) else " ".join(template.values())))
+    return [UNREAD.format(name=name, hint=_close_name(name, names)) for name in options if name not in names]
+
+
+def _close_name(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else "leave it out"
 
 
 def first_line(error: Exception) -> str:

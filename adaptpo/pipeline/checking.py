@@ -6,14 +6,14 @@ from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.check import check_model
 from adaptpo.pipeline.phases.data import prepare_data
 from adaptpo.pipeline.phases.train import refuse_unreachable_head
-from adaptpo.pipeline.preflight import expected_schedule, refuse_impossible, refuse_unfit_data
+from adaptpo.pipeline.preflight import doubts_of, refuse_impossible, refuse_unfit_data
 from adaptpo.run.directory import Summary
 
 
 def check_before_spending(context: Context) -> tuple[Summary, list[str]]:
     """Reads and tokenizes the data, probes model and reward, and compares log-probs with those of separate rows.
 
-    Returns the summary of the data and the reasons why learners may learn little. Raises what a run would raise.
+    Returns the summary of the data and what gives reason to doubt the run. Raises what a run would raise.
     """
     refuse_impossible(context)
     context.method.reset(context.config.seed)
@@ -21,5 +21,4 @@ def check_before_spending(context: Context) -> tuple[Summary, list[str]]:
     refuse_unfit_data(context)
     context.run.phase("check", lambda: check_model(context))
     refuse_unreachable_head(context)
-    doubts = context.method.doubts(expected_schedule(context))
-    return summary, doubts
+    return summary, doubts_of(context)

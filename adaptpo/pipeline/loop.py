@@ -27,13 +27,7 @@ from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
-from adaptpo.pipeline.preflight import (
-    expected_schedule,
-    needs_annotation,
-    reference_doubts,
-    refuse_impossible,
-    refuse_unfit_data,
-)
+from adaptpo.pipeline.preflight import doubts_of, needs_annotation, refuse_impossible, refuse_unfit_data
 from adaptpo.pipeline.trackers import tracking
 from adaptpo.run.damage import unlisted_records
 from adaptpo.run.directory import RunDirectory, Summary, metrics_of
@@ -159,9 +153,8 @@ def run_iteration(context: Context, iteration: int) -> None:
 
 
 def warn(context: Context) -> None:
-    """Prints why learners or the reference may stay as they are, and stores it for the report."""
-    schedule = expected_schedule(context)
-    doubts = [*context.method.doubts(schedule), *reference_doubts(context, schedule)]
+    """Prints what gives reason to doubt the run, and stores it for the report."""
+    doubts = doubts_of(context)
     for doubt in doubts:
         say(f"warning: {doubt}", context.shows)
     context.ranks.on_first(partial(write_json, context.run.path / "warnings.json", {"before_training": doubts}))

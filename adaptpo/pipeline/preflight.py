@@ -15,6 +15,7 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
+from adaptpo.data.templates import unread_options
 from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
 from adaptpo.errors import ConfigError, DataError
@@ -91,6 +92,13 @@ def expected_schedule(context: Context) -> Schedule:
     prompts = [len(context.prompt_ids(iteration)) for iteration in range(context.config.num_iterations)]
     steps = [args.max_steps if args.max_steps > 0 else math.ceil(epochs * math.ceil(n / together)) for n in prompts]
     return Schedule(tuple(steps), epochs if args.max_steps <= 0 else min(steps) * together / max(1, min(prompts)))
+
+
+def doubts_of(context: Context) -> list[str]:
+    """Settings without effect, and reasons why learners or the reference may stay as they are."""
+    schedule = expected_schedule(context)
+    unread = unread_options(context.tokenizer, context.config.chat_template_kwargs)
+    return [*context.method.doubts(schedule), *reference_doubts(context, schedule), *unread]
 
 
 def reference_doubts(context: Context, schedule: Schedule) -> list[str]:

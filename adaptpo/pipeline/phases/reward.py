@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,8 @@ from adaptpo.types import PreferencePair, Prompt
 PHASE = "reward"
 
 
-TOKENS = pa.schema({"chosen_ids": IDS, "rejected_ids": IDS})
-"""The columns that TRL's `RewardTrainer` makes of a data set's texts."""
+TOKENS = pa.schema({"chosen_ids": IDS, "rejected_ids": IDS, "margin": pa.float64()})
+"""The columns that TRL's `RewardTrainer` makes of a data set."""
 
 
 def reward_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -71,9 +72,16 @@ def write_tokens(context: Context, tokenizer: PreTrainedTokenizerBase, path: Pat
 
 def scored_row(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, pair: PreferencePair, options: TemplateOptions
-) -> dict[str, list[int]]:
+) -> dict[str, Any]:
     sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
-    return {name: scored_ids(tokenizer, prompt, response, options) for name, response in sides.items()}
+    ids = {name: scored_ids(tokenizer, prompt, response, options) for name, response in sides.items()}
+    return {**ids, "margin": margin_of(prompt)}
+
+
+def margin_of(prompt: Prompt) -> float:
+    """By how much the rewards of chosen and rejected should differ: the column `margin`, as in TRL; without one, 0."""
+    margin = prompt.columns.get("margin")
+    return float(margin) if isinstance(margin, int | float) and math.isfinite(margin) else 0.0
 
 
 def train_reward_model(context: Context) -> Summary:
