@@ -167,7 +167,8 @@ class AlignmentTrainer:
         with self.open() as context:
             if other is None:
                 return evaluate_now(context)
-            return evaluate_now(replace(context, eval_data=other.mixture()), f"{other.digest()}/")
+            data = f"{other.digest()}-{self.request.max_eval_prompts}/"
+            return evaluate_now(replace(context, eval_data=other.mixture()), data)
 
     @property
     def folder(self) -> Path:

@@ -229,6 +229,22 @@ def test_a_refused_request_has_no_reward_and_the_others_go_on(tmp_path: Path) ->
     assert len(stub.bodies) == 4
 
 
+def test_one_text_too_long_costs_the_others_of_its_request_nothing(tmp_path: Path) -> None:
+    def reply(body: Any, number: int) -> Reply:
+        texts = [item["response"] for item in body["items"]]
+        if any("long" in text for text in texts):
+            return Reply({"error": {"message": "too long"}}, 413)
+        return Reply({"rewards": [float(len(text)) for text in texts]})
+
+    texts = ["a", "too long", "abc", *("b" * n for n in range(1, 20))]
+    with serving(reply) as stub:
+        annotator = RewardServer(access(stub), AnswerStore(tmp_path), {})
+        found = annotator.rewards([request(text) for text in texts])
+        assert found == [1.0, None, 3.0, *map(float, range(1, 20))]
+        assert annotator.take_usage()["refused"] == 1
+    assert sorted(len(body["items"]) for body in stub.bodies) == [*[1] * 16, 6, 16]
+
+
 def test_many_refusals_and_no_answer_end_the_run() -> None:
     with (
         serving(always(Reply({"error": {"message": "unknown field"}}, 400))) as stub,

@@ -14,7 +14,7 @@ import pytest
 from adaptpo.cli import main
 from adaptpo.errors import RunError
 from adaptpo.report import RunData, watch, write_report
-from adaptpo.report.comparing import labelled, setting_rows, step_curves
+from adaptpo.report.comparing import labelled, result_row, setting_rows, step_curves
 from adaptpo.report.verdict import verdict
 from tests.test_report import HELD_OUT, Links, RunWriter, write_run, write_table
 
@@ -187,3 +187,18 @@ def test_watch_refuses_other_folders(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(RunError, match="other things than a run"):
         watch(tmp_path, None)
+
+
+def test_steps_are_counted_whatever_is_logged(tmp_path: Path) -> None:
+    """100 steps of a warm-up and 30 of an iteration that goes on, logged after every tenth."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("method: {name: dpo}\n")
+    phases = {"warmup": {"done": True, "steps": 104}, "iterations/0/train": {"done": False}}
+    (run / "state.json").write_text(json.dumps({"phases": phases}))
+    steps = [("warmup", step) for step in range(10, 101, 10)] + [("iterations/0/train", step) for step in (10, 20, 30)]
+    lines = [{"phase": phase, "iteration": None, "step": step, "time": 0.0, "loss": 0.5} for phase, step in steps]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = RunData.open(run)
+    assert result_row("run", data)["steps"] == "134"
+    assert step_curves({"run": data}, "loss")["run"][0].tolist() == [*range(10, 101, 10), 114, 124, 134]

@@ -219,6 +219,47 @@ def test_a_run_judged_by_comparisons(policy: str, tmp_path: Path, monkeypatch: p
     assert evaluated[0]["win_rate"] == sum((sign + 1) / 2 for sign in longer) / len(longer)
 
 
+def test_a_function_beside_a_judge_sees_the_tokens_of_both_responses(policy: str, tmp_path: Path) -> None:
+    """The initial policy's stored responses have theirs, too: a penalty on length must not spare them."""
+    seen: list[tuple[Any, list[int]]] = []
+
+    def count_tokens(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        seen.extend(zip((said[0]["content"] for said in completions), completion_ids, strict=True))
+        return [float(len(ids)) for ids in completion_ids]
+
+    with serving(by_length) as stub:
+        reward = [judged_by(stub.url, mode="all"), {"function": count_tokens}]
+        start(policy, tmp_path / "run", reward, **RUN)
+    rows = pq.read_table(tmp_path / "run/evaluation/initial.parquet").to_pylist()
+    initial = {(row["response"], tuple(row["response_ids"])) for row in rows}
+    assert initial <= {(text, tuple(ids)) for text, ids in seen}
+    assert all(len(row["response_ids"]) == row["length"] for row in rows) and all(ids for _, ids in seen)
+
+
+def test_a_file_has_no_tokens_for_a_function(folder: Path) -> None:
+    from adaptpo.cli.annotate import annotate_file
+
+    def count_tokens(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids)) for ids in completion_ids]
+
+    write_jsonl(folder / "in.jsonl", [{"prompt": "p", "response": "abc"}])
+    with pytest.raises(AnnotationError, match="missing 1 required positional argument: 'completion_ids'"):
+        annotate_file("in.jsonl", count_tokens, folder / "out.jsonl")
+
+
+def test_usage_of_a_measurement_stays_in_the_metrics(policy: str, tmp_path: Path) -> None:
+    with serving(by_length) as stub:
+        settings = RUN | {"method": "stage_blend", "stage": {"prompts": 4}}
+        start(policy, tmp_path / "run", judged_by(stub.url), **settings)
+    with open_run(tmp_path / "run") as run:
+        lines = [line for line in run.metrics.read() if line["phase"].endswith("/stage")]
+    assert (
+        sum("stage/score" in line for line in lines)
+        == sum(line.get("annotation/requests", 0) > 0 for line in lines)
+        > 0
+    )
+
+
 def test_an_interrupted_run_pays_nothing_twice(policy: str, tmp_path: Path) -> None:
     """It ends as one that was never interrupted, which finds every answer in the cache that both share."""
 

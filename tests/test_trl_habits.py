@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig
@@ -148,6 +149,31 @@ def test_evaluate_on_other_data(trained: Trained) -> None:
     assert other.keys() == same.keys() and other["eval_loss"] != same["eval_loss"]
     files = sorted(path.stem for path in trained.output.folder.parent.glob("evaluation/*.parquet"))
     assert files == []  # Without a reward, nothing is sampled.
+
+
+def test_evaluate_on_more_prompts_of_the_same_data(policy: str, tmp_path: Path) -> None:
+    held_out = preference_rows(6, seed=5)
+    for most in (2, 6):
+        made = trainer(policy, tmp_path / "run", reward_funcs=vowel_reward, max_eval_prompts=most)
+        made.evaluate(held_out)
+    files = (tmp_path / "run/evaluation").rglob("initial.parquet")
+    assert sorted(pq.read_table(file).num_rows for file in files) == [2, 6]
+
+
+def test_a_run_keeps_its_number_of_held_out_prompts(policy: str, tmp_path: Path) -> None:
+    held_out = preference_rows(6, seed=5)
+    trainer(policy, tmp_path / "run", eval_dataset=held_out, max_eval_prompts=2).evaluate()
+    with pytest.raises(RunError, match="max_eval_prompts"):
+        trainer(policy, tmp_path / "run", eval_dataset=held_out, max_eval_prompts=6).evaluate()
+
+
+@pytest.mark.parametrize("changed", ["train_dataset", "eval_dataset"])
+def test_a_run_keeps_how_its_data_are_read(policy: str, tmp_path: Path, changed: str) -> None:
+    data = {"train_dataset": {"path": ROWS}, "eval_dataset": {"path": HELD_OUT}}
+    trainer(policy, tmp_path / "run", **data).evaluate()
+    data[changed] = data[changed] | {"text_format": "messages"}
+    with pytest.raises(RunError, match=r"inputs\.(eval_)?data"):
+        trainer(policy, tmp_path / "run", **data).evaluate()
 
 
 def test_evaluate_needs_data(policy: str, tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ class FunctionAnnotator(Annotator):
     """Calls `f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]` once per shard.
 
     Prompts and completions are texts, or lists of chat messages if the data is conversational (a beginning of the
-    response that the prompt gives belongs to the completion). Every other column of
-    the data set is passed as a keyword with one value per completion. For a method with several `objectives`, the
-    function returns a list of that many floats per completion, and `rewards` is their mean.
+    response that the prompt gives belongs to the completion). `completion_ids` is left out where only texts are known,
+    as in a file. Every other column of the data set is passed as a keyword with one value per completion. For a method
+    with several `objectives`, the function returns a list of that many floats per completion, and `rewards` is their
+    mean.
     """
 
     def __init__(self, function: RewardFunction, num_rewards: int = 0) -> None:
@@ -96,11 +97,9 @@ class FunctionAnnotator(Annotator):
         names = {name for prompt, _ in requests for name in prompt.columns}
         columns = {name: [prompt.columns.get(name) for prompt, _ in requests] for name in sorted(names)}
         asked, answered = zip(*(asked_and_answered(*request) for request in requests), strict=True)
-        own = {
-            "prompts": list(asked),
-            "completions": list(answered),
-            "completion_ids": [response.ids for _, response in requests],
-        }
+        own = {"prompts": list(asked), "completions": list(answered)}
+        if all(response.ids or not response.text for _, response in requests):
+            own["completion_ids"] = [response.ids for _, response in requests]
         try:
             with exits_raised():
                 return self.function(**(columns | own))

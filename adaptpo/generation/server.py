@@ -149,7 +149,8 @@ class ServerGenerator:
         endpoint = Endpoint(access, "/completions", counted, server.revive, self._slots(access))
         bodies = [self._body(server, question, sampling) for question in questions]
         try:
-            endpoint.post(bodies, take, lambda number, problem: problems.append(problem))
+            refused = endpoint.post(bodies, take, lambda number, problem: problems.append(problem))
+            counted["refused"] += len(refused)
         except AnnotationError as error:
             raise GenerationError(str(error)) from error
         finally:

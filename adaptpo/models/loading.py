@@ -97,7 +97,8 @@ def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTok
 def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase, options: Options | None = None) -> frozenset[int]:
     """Ids of the tokens that end a response of the model at `path`."""
     try:
-        generation_config = GenerationConfig.from_pretrained(base_of(path, options) or path)
+        where = {name: value for name, value in shared_options(options).items() if name != "trust_remote_code"}
+        generation_config = GenerationConfig.from_pretrained(base_of(path, options) or path, **where)
     except OSError:  # A model folder without generation_config.json.
         generation_config = None
     return stop_token_ids(tokenizer, generation_config)

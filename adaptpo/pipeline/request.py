@@ -147,6 +147,7 @@ class Request:
         named = {"model": models.initial, "reward": described(models.reward), "method": method}
         named |= {} if models.reference is None else {"ref_model": models.reference}
         named |= {} if self.optimizer is None else {"optimizer": self.optimizer.described}
+        named |= {"max_eval_prompts": self.max_eval_prompts} if self.eval_data else {}
         shared = {"processes": processes} if processes > 1 else {}
         computed = {"adaptpo": __version__, "threads": torch.get_num_threads()}
         return computed | shared | recipe | named | {"inputs": inputs}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from adaptpo.remote.endpoint import Access, Endpoint, UnusableAnswerError
+from adaptpo.errors import AnnotationError
+from adaptpo.remote.endpoint import MANY_REFUSALS, Access, Endpoint, UnusableAnswerError
 from adaptpo.remote.store import AnswerStore, Json, content_key
 from adaptpo.remote.usage import Usage
 
@@ -43,22 +44,29 @@ class Remote:
         found = self._stored(keys)
         open_questions = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
         self.usage["reused"] += len(keys) - len(open_questions)
-        self._ask(list(open_questions), list(open_questions.values()))
+        self._ask(list(open_questions), list(open_questions.values()), self.batch_size)
         found |= self._stored(open_questions)
         return [found.get(key) for key in keys]
 
     def _stored(self, keys: Iterable[str]) -> dict[str, Json]:
         return {key: answer for key, answer in self.store.find(keys).items() if self.is_usable(answer)}
 
-    def _ask(self, keys: Sequence[str], questions: Sequence[Json]) -> None:
-        starts = range(0, len(keys), self.batch_size)
-        batches = [slice(start, start + self.batch_size) for start in starts]
+    def _ask(self, keys: Sequence[str], questions: Sequence[Json], together: int) -> None:
+        """Asks so many questions in a request, and one by one those of a request that the endpoint refuses."""
+        batches = [slice(start, start + together) for start in range(0, len(keys), together)]
 
         def keep(number: int, response: Json) -> None:
             asked = keys[batches[number]]
             self.store.add(dict(zip(asked, self._read(response, len(asked)), strict=True)))
 
-        self.endpoint.post([self.body(questions[batch]) for batch in batches], keep)
+        refused = self.endpoint.post([self.body(questions[batch]) for batch in batches], keep)
+        if together > 1 and refused:
+            again = [place for number in refused for place in range(len(keys))[batches[number]]]
+            self._ask([keys[place] for place in again], [questions[place] for place in again], 1)
+        elif len(refused) == len(batches) >= MANY_REFUSALS:
+            raise AnnotationError(f"{self.address} refused all {len(refused)} requests: {self.endpoint.refusal}")
+        else:
+            self.usage["refused"] += len(refused)
 
     def _read(self, response: Json, count: int) -> list[Json]:
         """Usable answers to so many questions. Raises UnusableAnswerError if there are others."""

@@ -87,24 +87,22 @@ class Endpoint:
         self.refusal = ""
         """The server's message about the last request that it refused."""
 
-    def post(self, bodies: Sequence[Json], take: Take, lose: Lose | None = None) -> None:
+    def post(self, bodies: Sequence[Json], take: Take, lose: Lose | None = None) -> list[int]:
         """Posts every body. `take(number, answer)` receives each answer's JSON as soon as it arrives, and may raise
         UnusableAnswerError to repeat the request.
 
-        A body that the server refuses has no answer and is counted. Raises AnnotationError for permanent failures, and
-        when the attempts are used up; calls in progress are finished first. With `lose`, a body that is refused or
-        whose attempts are used up raises nothing: `lose(number, problem)` is called instead.
+        Returns the numbers of the bodies that the server refused; they have no answer. Raises AnnotationError for
+        permanent failures, and when the attempts are used up; calls in progress are finished first. With `lose`, a body
+        that is refused or whose attempts are used up raises nothing: `lose(number, problem)` is called instead.
         """
-        if bodies:
-            run_in_loop(self._post(bodies, take, lose))
+        return run_in_loop(self._post(bodies, take, lose)) if bodies else []
 
-    async def _post(self, bodies: Sequence[Json], take: Take, lose: Lose | None) -> None:
+    async def _post(self, bodies: Sequence[Json], take: Take, lose: Lose | None) -> list[int]:
         waiting = deque(enumerate(bodies))
-        refused = 0
+        refused: list[int] = []
         async with self._client() as client:
 
             async def work() -> None:
-                nonlocal refused
                 while waiting:
                     try:
                         async with self.slots:
@@ -114,7 +112,7 @@ class Endpoint:
                             await self._answer(client, body, partial(take, number))
                     except Refusal as refusal:
                         self.refusal = str(refusal)
-                        refused += 1
+                        refused.append(number)
                         if lose is not None:
                             lose(number, self.refusal)
                     except Unanswered as problem:
@@ -129,9 +127,7 @@ class Endpoint:
             outcomes = await asyncio.gather(*(work() for _ in range(self.access.concurrency)), return_exceptions=True)
         for failure in filter(None, outcomes):
             raise failure
-        self.usage["refused"] += refused
-        if refused == len(bodies) >= MANY_REFUSALS:
-            raise AnnotationError(f"{self.access.url} refused all {refused} requests: {self.refusal}")
+        return sorted(refused)
 
     def _client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI

@@ -19,6 +19,7 @@ from adaptpo.report.reading import RunData, number
 from adaptpo.report.tables import Table, iteration_counts, ratio
 from adaptpo.report.verdict import verdict
 from adaptpo.run.files import write_text
+from adaptpo.run.history import placed_records, steps_so_far
 
 CURVES = {
     "loss": ("Loss", "loss"),
@@ -72,7 +73,7 @@ def result_row(label: str, run: RunData) -> dict[str, str | None]:
         "length (tokens)": styled(last.value("length/mean"), ",.1f") if last else None,
         "annotated": styled(sum(count.annotated or 0 for count in counts) or None),
         "of the prompts": styled(ratio(generated, prompts), ".0%"),
-        "steps": styled(sum(line.get("phase", "").endswith("/train") for line in run.metrics)),
+        "steps": styled(steps_so_far(run.root)),
         "time": duration(run.seconds()),
         "finished": "yes" if run.phases.get("final", {}).get("done") else "no",
     }
@@ -106,7 +107,7 @@ def comparison_figures(runs: Mapping[str, RunData]) -> list[FigureSpec]:
         for metric, curves in held_out.items()
     ]
     specs += [
-        figure_of(metric, *CURVES[metric], curves, "training step, all phases", "Running means over training steps.")
+        figure_of(metric, *CURVES[metric], curves, "optimizer step, all phases", "Running means over logged steps.")
         for metric, curves in trained.items()
     ]
     return [spec for spec in specs if spec]
@@ -128,11 +129,12 @@ def stage_curves(runs: Mapping[str, RunData], metric: str) -> dict[str, Curve]:
 def step_curves(runs: Mapping[str, RunData], metric: str) -> dict[str, Curve]:
     found = {}
     for label, run in runs.items():
-        values = np.array([value for line in run.metrics if (value := number(line.get(metric))) is not None])
-        if len(values) > 1:
-            width = max(1, len(values) // SMOOTHED)
-            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            found[label] = (np.arange(width, len(values) + 1), smooth)
+        placed = ((place, number(line.get(metric))) for place, line in placed_records(run.root))
+        points = np.array([(place, value) for place, value in placed if value is not None]).reshape(-1, 2)
+        if len(points) > 1:
+            width = max(1, len(points) // SMOOTHED)
+            smooth = np.convolve(points[:, 1], np.ones(width) / width, mode="valid")
+            found[label] = (points[width - 1 :, 0], smooth)
     return found
 
 

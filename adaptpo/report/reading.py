@@ -95,7 +95,11 @@ class RunData:
     def stages(self) -> list[Stage]:
         """Evaluations on the held-out prompts, in order."""
         phases = ((str(line.get("phase")), line) for line in self.metrics)
-        logged = {phase.removeprefix("evaluate/"): line for phase, line in phases if phase.startswith("evaluate/")}
+        logged: dict[str, Row] = {}
+        for phase, line in phases:
+            if phase.startswith("evaluate/"):
+                key = phase.removeprefix("evaluate/")
+                logged[key] = logged.get(key, {}) | line
         kept = {path.stem for path in self.files("evaluation/*.parquet")}
         keys = sorted({*logged, *kept}, key=stage_order)
         return [

@@ -281,6 +281,12 @@ class RunDirectory(Shards):
         for listener in self.listeners:
             listener(where | values)
 
+    def log_anew(self, phase: str, values: Row, iteration: int | None = None) -> None:
+        """Like `log`, in place of what an earlier attempt of the phase logged under these names."""
+        if self.ranks.is_first:
+            self.metrics.discard(lambda r: r["phase"] == phase and not values.keys().isdisjoint(r))
+            self.log_own(phase, values, iteration)
+
     def forget_after(self, phase: str, step: int) -> None:
         """Discards what a phase logged after this step (0: all of it), because it is about to be repeated."""
         if self.ranks.is_first:

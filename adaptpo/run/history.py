@@ -74,7 +74,20 @@ def training_loss(run: Path, phases: Iterable[str]) -> float | None:
 def policy_phases(run: Path) -> dict[str, Row]:
     """The finished phases that train the policy, with what `state.json` has about them."""
     phases = read_state(run)["phases"].items()
-    return {name: facts for name, facts in phases if facts["done"] and (name == "warmup" or name.endswith("/train"))}
+    return {name: facts for name, facts in phases if facts["done"] and trains_policy(name)}
+
+
+def trains_policy(phase: str) -> bool:
+    return phase == "warmup" or phase.endswith("/train")
+
+
+def steps_so_far(run: Path) -> int:
+    """Like `global_step`, with the steps that unfinished phases have logged."""
+    ends: dict[str, int] = {}
+    for record in JsonLines(run / "metrics.jsonl").records():
+        if record["step"] is not None and trains_policy(record["phase"]):
+            ends[record["phase"]] = max(record["step"], ends.get(record["phase"], 0))
+    return sum((ends | {phase: facts.get("steps", 0) for phase, facts in policy_phases(run).items()}).values())
 
 
 def global_step(run: Path) -> int:

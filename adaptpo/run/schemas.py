@@ -130,6 +130,7 @@ EVALUATION_SCHEMA = pa.schema(
         "prompt": pa.string(),
         "chosen": pa.string(),
         "response": pa.string(),
+        "response_ids": IDS,
         "length": pa.int32(),
         "ended": pa.bool_(),
         "reward": pa.float64(),

@@ -98,8 +98,7 @@ def told_by_dataset(context: Context, samples: Sequence[Sample], kept: Counter[s
         share = own["taken"] / max(1, sum(other["taken"] for other in found.values()))
         told = f"  {name}: {own['taken']:,} of {own['rows']:,} rows ({share:.1%} of the mixture), {own['kept']:,} kept"
         say(told, context.shows)
-    context.run.forget_after(PHASE, 0)
-    context.run.log(PHASE, flat(found))
+    context.run.log_anew(PHASE, flat(found))
     return {"datasets": found}
 
 

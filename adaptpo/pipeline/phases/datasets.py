@@ -40,9 +40,7 @@ def count_datasets(context: Context, iteration: int) -> Summary:
         for name, value in zip(owners.names, values.tolist(), strict=True):
             if np.isfinite(value):
                 found[name][key] = round(value, 6) if isinstance(value, float) else value
-    phase = f"{context.folder(iteration)}/{PHASE}"
-    context.run.forget_after(phase, 0)
-    context.run.log(phase, flat(found), iteration)
+    context.run.log_anew(f"{context.folder(iteration)}/{PHASE}", flat(found), iteration)
     return {PHASE: found}
 
 

@@ -115,9 +115,7 @@ def pairs_alone(context: Context, stage: str, items: Sequence[Heldout], logps: P
 
 def logged(context: Context, stage: str, summary: Summary, by_dataset: dict[str, Summary]) -> Summary:
     """The summary, written to the metrics in place of an earlier attempt's."""
-    phase = evaluation_phase(stage)
-    context.run.forget_after(phase, 0)
-    context.run.log(phase, summary | flat(by_dataset))
+    context.run.log_anew(evaluation_phase(stage), summary | flat(by_dataset))
     return summary | ({"datasets": by_dataset} if by_dataset else {})
 
 
@@ -204,8 +202,10 @@ Opponent = tuple[Request, bool]
 
 def initial_responses(context: Context, stage: str, prompts: Sequence[Prompt]) -> list[Opponent]:
     path = context.run.checked(evaluation_file(context, beside(stage, "initial")))
-    rows = read_rows(path, ["response", "ended", "reward"])
-    initial = [(Response(row["response"], [], row["ended"]), row["reward"] is not None) for row in rows]
+    rows = read_rows(path, ["response", "response_ids", "ended", "reward"])
+    initial = [
+        (Response(row["response"], row["response_ids"], row["ended"]), row["reward"] is not None) for row in rows
+    ]
     return [((prompt, response), known) for prompt, (response, known) in zip(prompts, initial, strict=True)]
 
 
@@ -253,6 +253,7 @@ def evaluation_row(item: Heldout, response: Response, reward: float | None, marg
         "prompt": dump_text(prompt.text),
         "chosen": None if pair is None else dump_text(pair.chosen.text),
         "response": response.text,
+        "response_ids": response.ids,
         "length": None if response is NEVER_CAME else len(response.ids),
         "ended": response.ended,
         "reward": reward,

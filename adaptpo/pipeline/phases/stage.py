@@ -20,8 +20,7 @@ def measure_stage(context: Context, iteration: int) -> Summary:
     if context.config.stage.groups > 1 and context.ranks.is_first:
         write_groups(context, subject, tally)
     found = summary(tally)
-    context.run.forget_after(folder, 0)
-    context.run.log(folder, {"stage/score": found["boundary_score"]}, iteration)
+    context.run.log_anew(folder, {"stage/score": found["boundary_score"]}, iteration)
     return found
 
 
