@@ -39,7 +39,7 @@ from adaptpo.plan.decoding import MOST_SEQUENCES, decoding_seconds, sampler_of
 from adaptpo.plan.estimate import make_plan
 from adaptpo.plan.job import AnnotatorFacts, Job
 from adaptpo.plan.machines import read_machine
-from adaptpo.plan.memory import sharded, states, unsharded
+from adaptpo.plan.memory import reward_training, sharded, states, unsharded
 from adaptpo.plan.model import shape_of, shape_of_encoder
 from adaptpo.plan.phases import Phase, phases
 from adaptpo.plan.published import SAMPLING, TRAINING, beside_paper
@@ -250,6 +250,16 @@ def test_mixed_precision_and_several_ranks_take_memory() -> None:
     found = sizes(sharded(mixed, 4))
     assert (found["weights in 4 shares"], found["gradients that accumulate"], found["gathered"]) == (1000, 4000, 2000)
     assert "gradients that accumulate" not in sizes(sharded(job(number_bytes=2), 4))
+
+
+def test_a_reward_model_in_training_takes_memory_by_hand() -> None:
+    """1000 weights in float32, with gradients and two moments, whatever the policy trains."""
+    trains = AnnotatorFacts(SHAPE, trained=True)
+    adapter = job(shape=replace(SHAPE, trained=50), weight_bytes=2, annotator=trains)
+    (alone,) = reward_training(adapter, read_machine("h100x1"))
+    assert alone.gigabytes == 16e-6 and alone.name == "reward model's training, not sharded"
+    assert [line.gigabytes for line in reward_training(adapter, read_machine("h100x8"))] == [16e-6, 2e-6]
+    assert reward_training(job(annotator=AnnotatorFacts(SHAPE)), read_machine("h100x1")) == []
 
 
 def test_choices_say_themselves_what_they_take() -> None:

@@ -503,3 +503,10 @@ def test_without_a_reward_the_remedy_is_named(policy: str) -> None:
         recipe_of(Options(model=policy, data="pairs.jsonl"))
     with pytest.raises(ConfigError, match="'model' is missing"):
         recipe_of(Options(data="pairs.jsonl", reward="train"))
+
+
+def test_the_command_takes_a_judge(folder: Path) -> None:
+    reward = "{judge: gpt-4o-mini, base_url: 'http://127.0.0.1:1/v1'}"
+    recipe = recipe_of(Options(model="policy", data="pairs.jsonl", reward=reward))
+    assert recipe.reward == {"judge": "gpt-4o-mini", "base_url": "http://127.0.0.1:1/v1"}
+    assert recipe_of(Options(model="policy", data="pairs.jsonl", reward="train")).reward == "train"

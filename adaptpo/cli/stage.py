@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptpo.config.evaluation import yaml_mapping
 from adaptpo.config.recipe import Recipe, make_recipe, read_recipe
 from adaptpo.errors import ConfigError
 from adaptpo.methods.stages import boundary_measurement
@@ -59,7 +60,8 @@ def recipe_of(options: Options) -> Recipe:
     folder = options.recipe.parent if options.recipe else Path()
     values["output_dir"] = str(options.out or out_beside(values.get("output_dir")))
     values["generation"] = PAPER_SAMPLING | section(values, "generation")
-    given = {"model": options.model, "reward": options.reward, "data": options.data}
+    reward = None if options.reward is None else yaml_mapping(options.reward, "--reward")
+    given = {"model": options.model, "reward": reward, "data": options.data}
     values |= {name: value for name, value in given.items() if value is not None}
     looks = {"prompts": options.prompts, "precision": options.precision}
     values["stage"] = section(values, "stage") | {name: value for name, value in looks.items() if value is not None}

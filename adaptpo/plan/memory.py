@@ -46,11 +46,23 @@ def memory(job: Job, machine: Machine) -> list[Line]:
     lines = [total("training, not sharded", unsharded(job, machine.count))]
     if machine.count > 1:
         lines.append(total(f"training, sharded over {machine.count}", sharded(job, machine.count)))
+    lines += reward_training(job, machine)
     lines.append(total("passes without gradients", [Part("weights", job.reading_bytes)]))
     if job.annotator.shape is not None:
         size = job.annotator.shape.parameters * job.annotator.number_bytes
         lines.append(total("annotation", [Part(f"weights in {8 * job.annotator.number_bytes} bits", size)]))
     return [*lines, *generation(job, machine)]
+
+
+def reward_training(job: Job, machine: Machine) -> list[Line]:
+    """`reward: train` trains all weights of its model in float32, also where the policy has an adapter."""
+    if not job.annotator.trained or job.annotator.shape is None:
+        return []
+    size, name = 4.0 * job.annotator.shape.parameters, "reward model's training"
+    parts = [Part("weights", size), Part("gradients", size), Part("Adam's two moments", 2 * size)]
+    shares = [Part(f"{part.name} in {machine.count} shares", part.size / machine.count) for part in parts]
+    alone = total(f"{name}, not sharded", parts)
+    return [alone] if machine.count == 1 else [alone, total(f"{name}, sharded over {machine.count}", shares)]
 
 
 def weights(job: Job) -> Part:
