@@ -83,7 +83,8 @@ class TinyTrainer(AlignmentTrainer):
     def __init__(self, model: Any, args: Any, method: Any, train_dataset: Any, **given: Any) -> None:
         small = {"max_prompt_length": 64, "max_tokens_per_batch": 512, "show_progress": False, "num_iterations": 1}
         generation = args.generation.model_copy(update={"max_new_tokens": 4})
-        args = args.model_copy(update=small | {"generation": generation, "warmup_epochs": 0})
+        training = args.training | {"bf16": False, "gradient_accumulation_steps": 1}
+        args = args.model_copy(update=small | {"generation": generation, "warmup_epochs": 0, "training": training})
         reward = given.pop("reward_funcs", None)
         given["reward_funcs"] = reward if callable(reward) else vowel_reward
         super().__init__(Path("policy"), args, method, train_dataset=train_dataset, **given)
@@ -99,8 +100,9 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(adaptpo, "AlignmentTrainer", TinyTrainer, raising=False)
     save_policy(tmp_path / "policy")
     rows = preference_rows(4)
-    write_jsonl(tmp_path / "pairs.jsonl", rows)
-    exec(compile(block.text, str(block), "exec"), {"dataset": rows, "__name__": "docs"})
+    for name in ("pairs", "held_out"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    exec(compile(block.text, str(block), "exec"), {"dataset": rows, "held_out": rows, "__name__": "docs"})
     assert len([path for path in tmp_path.rglob("final") if any(path.iterdir())]) == 1
 
 

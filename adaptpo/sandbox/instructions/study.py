@@ -32,7 +32,9 @@ NOTE = (
     "Each phase takes the optimizer steps of an epoch over all prompts: the warm-up and two iterations, or three "
     "iterations. MetaPO's warm-up is shorter by the pairs that it holds out. The judge trains nothing; the reward is "
     "the grader's, which labels what all rows train on. Boundary score: share of comparisons that fresh responses of "
-    "the policy before training win; below 0.5 it predicts that offline pairs gain more."
+    "the policy before training win; below 0.5 it predicts that offline pairs gain more. The likelihood "
+    "of the chosen response is added to every objective, also to pool KTO's, with weight 1. The meta-learner has an "
+    "update after every fourth step, with a learning rate of 0.02."
 )
 
 
