@@ -32,6 +32,7 @@ from adaptpo.generation.answers import AnswerReader, prompt_text
 from adaptpo.generation.base import Generator, Sampling
 from adaptpo.generation.build import started_server
 from adaptpo.generation.dialects import DIALECTS
+from adaptpo.generation.lease import lease_of
 from adaptpo.generation.process import RunningServer, Server, StartedServer, own_environment
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.server_log import STARTED, cause
@@ -553,6 +554,20 @@ def test_a_running_vllm_takes_the_weights_of_each_iteration(tmp_path: Path) -> N
         out = run_with(tmp_path, by_running(stub, tmp_path), **MOVING)
     taken = [body["kwargs"]["weights_path"] for body in stub.bodies if "method" in body]
     assert taken == [str(tmp_path / "policy"), str(out / "iterations/0/checkpoint")]
+
+
+def test_a_second_run_loads_no_weights_into_a_server_that_answers_the_first(tmp_path: Path) -> None:
+    policy = VllmStub(str(tmp_path / "policy"), chatty_model(TOKENIZER, seed=1), TOKENIZER, loads="weights")
+    settings = {"num_iterations": 1, "held_out": 0, "warmup_epochs": 0}
+    with serving(policy) as stub:
+        first = lease_of(f"{stub.url}/v1")
+        with pytest.raises(GenerationError, match="another run generates with the server at"):
+            run_with(tmp_path, by_running(stub, tmp_path), **settings)
+        assert not stub.bodies
+        first.give_back()
+        shutil.rmtree(tmp_path / "run")
+        run_with(tmp_path, by_running(stub, tmp_path), **settings)
+        lease_of(f"{stub.url}/v1").give_back()
 
 
 @pytest.mark.parametrize(("loads", "said"), [(None, "started without VLLM_SERVER_DEV_MODE=1"), ("nothing", None)])

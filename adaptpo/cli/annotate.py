@@ -18,9 +18,9 @@ from adaptpo.data.messages import check_unicode, continue_conversation, read_tex
 from adaptpo.data.pairs import TextFormat, split_prompt
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.stored import Unreadable, read_literal
+from adaptpo.data.templates import first_line
 from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.loading import first_line
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar

@@ -12,6 +12,7 @@ import torch
 from adaptpo.config.generation import EngineSettings
 from adaptpo.errors import ConfigError
 from adaptpo.generation.dialects import DIALECTS
+from adaptpo.generation.lease import lease_of
 from adaptpo.generation.process import RunningServer, StartedServer, words_of
 from adaptpo.generation.weights import DEVELOPMENT, ReloadError, Weights
 from adaptpo.remote.endpoint import Access, key_from_environment, require_openai
@@ -43,10 +44,14 @@ def shards_at_once(settings: EngineSettings) -> int:
 
 
 def running_server(settings: EngineSettings, policy: str, folder: Callable[[], str]) -> RunningServer:
-    """The server at `base_url`. A vLLM that takes weights while it runs is given those of the policy, in `folder`."""
+    """The server at `base_url`. A vLLM that takes weights while it runs is given those of the policy, in `folder`.
+    Raises GenerationError if another run does that with it now."""
     assert settings.base_url is not None
-    note = load_weights(settings, folder()) if settings.reload and settings.spoken == "vllm" else ""
-    return RunningServer(settings.base_url, settings.served_model or policy, note)
+    model = settings.served_model or policy
+    if not (settings.reload and settings.spoken == "vllm"):
+        return RunningServer(settings.base_url, model)
+    lease = lease_of(settings.base_url.rstrip("/"))
+    return RunningServer(settings.base_url, model, load_weights(settings, folder()), lease)
 
 
 def load_weights(settings: EngineSettings, folder: str) -> str:

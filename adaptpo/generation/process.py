@@ -19,6 +19,7 @@ from typing import IO, Protocol
 from adaptpo.config.secrets import masked_text
 from adaptpo.errors import ConfigError, GenerationError
 from adaptpo.generation import watch
+from adaptpo.generation.lease import Lease
 from adaptpo.generation.server_log import STARTED, cause
 from adaptpo.generation.weights import ReloadError, Weights
 
@@ -63,11 +64,12 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that the run did not start."""
+    """A server that the run did not start; with a `lease`, no other run of the machine loads weights into it."""
 
     url: str
     model: str
     note: str = ""
+    lease: Lease | None = None
 
     def revive(self) -> None:
         """Does nothing: the server's operator restarts it."""
@@ -76,7 +78,9 @@ class RunningServer:
         return False
 
     def rest(self) -> None:
-        """Does nothing: the server keeps running."""
+        """The server keeps running, for other runs too."""
+        if self.lease is not None:
+            self.lease.give_back()
 
     def stop(self) -> None:
         """Does nothing: the server keeps running."""
