@@ -127,6 +127,19 @@ def test_a_run_that_learns_says_nothing(policy: str, tmp_path: Path, undrawn: No
     assert 'id="warnings"' not in write_report(tmp_path / "run").read_text()
 
 
+@pytest.mark.parametrize("repeating", [3, 5])
+def test_responses_that_repeat_their_prompt_are_named(policy: str, tmp_path: Path, repeating: int) -> None:
+    rows = preference_rows(8)
+    for row in rows[:repeating]:
+        for side in ("chosen", "rejected"):
+            answer = f"{row['prompt'][-1]['content']} {row[side][-1]['content']}"
+            row[side] = [{"role": "assistant", "content": answer}]
+    args = AlignmentConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | {"num_iterations": 1}))
+    AlignmentTrainer(policy, args, methods.simpo(), rows).train()
+    said = json.loads((tmp_path / "run" / "warnings.json").read_text())["before_training"]
+    assert [doubt[:44] for doubt in said] == (["5 of 8 pairs have two responses that begin w"] if repeating > 4 else [])
+
+
 def test_a_template_argument_that_nothing_reads_is_named(policy: str, tmp_path: Path) -> None:
     settings = SETTINGS | {"num_iterations": 1, "chat_template_kwargs": {"enable_thinking": True, "mesage": 1}}
     args = AlignmentConfig(output_dir=str(tmp_path / "run"), **settings)

@@ -15,6 +15,7 @@ from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
+from adaptpo.data.repeats import REPEATS, doubts_of_repeats
 from adaptpo.data.templates import unread_options
 from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
@@ -98,7 +99,9 @@ def doubts_of(context: Context) -> list[str]:
     """Settings without effect, and reasons why learners or the reference may stay as they are."""
     schedule = expected_schedule(context)
     unread = unread_options(context.tokenizer, context.config.chat_template_kwargs)
-    return [*context.method.doubts(schedule), *reference_doubts(context, schedule), *unread]
+    data = context.run.state["phases"]["data"]
+    repeats = doubts_of_repeats(data.get(REPEATS, 0), data["kept"])
+    return [*context.method.doubts(schedule), *reference_doubts(context, schedule), *unread, *repeats]
 
 
 def reference_doubts(context: Context, schedule: Schedule) -> list[str]:

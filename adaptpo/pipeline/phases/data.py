@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from adaptpo.data import require_rows
 from adaptpo.data.mixture import Sample
 from adaptpo.data.problems import NO_RESPONSES
+from adaptpo.data.repeats import REPEATS, repeats_prompt
 from adaptpo.errors import ConfigError
 from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import Context
@@ -44,9 +46,16 @@ def prepare_data(context: Context) -> Summary:
     alone = sum(batch["chosen_ids"].null_count for batch in kept.batches())
     counts = {"kept": len(kept) - alone}
     found = {"prompts_alone": alone, "prompts_alone_left_out": left_out.reasons[NO_RESPONSES]}
+    found |= {REPEATS: sum(map(count_repeats, kept.batches()))}
     counts |= {name: number for name, number in found.items() if number}
     summary = counts | {"dropped": left_out.reasons.total(), "truncated": truncated, "reasons": reasons}
     return summary | told_by_dataset(context, samples, kept_of)
+
+
+def count_repeats(batch: pa.RecordBatch) -> int:
+    """The rows of which both responses begin with the words of their prompt."""
+    texts = zip(*(batch[name].to_pylist() for name in ("prompt", "chosen", "rejected")), strict=True)
+    return sum(None not in row and repeats_prompt(*map(json.loads, row)) for row in texts)
 
 
 def announce_streams(context: Context) -> None:
