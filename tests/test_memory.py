@@ -282,7 +282,7 @@ def test_rows_for_the_reward_model_are_mapped_from_a_file(context: Context) -> N
             scored_ids(context.tokenizer, prompt, getattr(pair, side), {}) for prompt, pair in context.offline()
         ]
         for side in ("chosen", "rejected")
-    }
+    } | {"margin": [0.0] * len(rows)}
     assert rows.cache_files
 
 
