@@ -353,6 +353,27 @@ def test_templates_of_other_benchmarks(tmp_path: Path) -> None:
             read_templates(tmp_path / wrong)
 
 
+def test_a_yaml_without_instructions_is_refused(tmp_path: Path) -> None:
+    """Arena-Hard v2.0's own file is such a one."""
+    for system in ("", "system_prompt:\n", "system_prompt: ' '\n", "system_prompt: {}\n", "system_prompt: {a: 1}\n"):
+        (tmp_path / "a.yaml").write_text(f"prompt_template: 'U {{QUESTION}}'\n{system}")
+        with pytest.raises(ConfigError, match=r"no instructions.*system_prompt: \{hard_prompt: TEXT"):
+            read_templates(tmp_path / "a.yaml")
+
+
+def test_each_category_has_its_instructions(tmp_path: Path) -> None:
+    words = tmp_path / "a.yaml"
+    words.write_text("prompt_template: '{QUESTION}: {ANSWER_A}, {ANSWER_B}'\nsystem_prompt: {hard: H, creative: C}\n")
+    with serving(lambda *_: said("[[A=B]]")) as stub:
+        work = Judging(JudgeSettings(judge="j", base_url=f"{stub.url}/v1"), against(2), words, shows=False)
+        judge_folder(EvaluationFolder(arena(tmp_path / "e", 2, "arena_hard_v2")), work)
+        asked = {(body["messages"][0]["content"], body["messages"][1]["content"][:10]) for body in stub.bodies}
+        assert asked == {("C", "question 0"), ("H", "question 1")}
+        words.write_text(words.read_text().replace("creative", "math"))
+        with pytest.raises(ConfigError, match="the templates lack 'creative'; found 'hard', 'math'"):
+            judge_folder(EvaluationFolder(tmp_path / "e"), work)
+
+
 @needs_shared
 def test_published_answers_are_read() -> None:
     old = read_answers(ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz")
@@ -443,6 +464,20 @@ def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) 
     assert ended.value.code == 2
 
 
+def test_other_weights_at_the_same_path_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run was trained on, or its folder overwritten: its answers are another model's."""
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", [{"uid": "0", "prompt": "say tea", "category": "c"}]))
+    model = save_policy(tmp_path / "m", seed=0)
+    generate(model, tmp_path / "e", "arena_hard_v0.1", questions, *SHORT)
+    kept = (tmp_path / "e" / ANSWERS).read_bytes()
+    save_policy(tmp_path / "m", seed=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "generate", "arena_hard_v0.1", "--model", model, "--out", str(tmp_path / "e"),
+              "--questions", str(questions), *SHORT])  # fmt: skip
+    assert ended.value.code == 2 and "holds an evaluation with other weights; name another" in capsys.readouterr().err
+    assert (tmp_path / "e" / ANSWERS).read_bytes() == kept
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("suite", "questions"),
@@ -454,7 +489,7 @@ def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) 
     ],
 )
 def test_published_questions_are_read(suite: str, questions: Path) -> None:
-    work = Generating(SUITES[suite], "m", GenerationSettings(), str(questions))
+    work = Generating(SUITES[suite], "m", GenerationSettings(), "w", str(questions))
     found = read_questions(work)
     assert len(found) == {"arena_hard_v0.1": 500, "arena_hard_v2": 750, "mt_bench": 80, "xstest": 450}[suite]
     assert all(question.turns and question.category for question in found)
@@ -465,7 +500,7 @@ def test_published_questions_are_read(suite: str, questions: Path) -> None:
 def test_replayed_verdicts_give_the_published_numbers(tmp_path: Path) -> None:
     """alpaca-7b's outputs, judged by a server that repeats the published log-probs: order, chain and scores agree."""
     logprobs = {row["instruction"]: row["top_logprobs"] for row in open_rows(annotations("alpaca-7b"))}
-    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), str(BASELINE))
+    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), "w", str(BASELINE))
     ours = read_answers(ALPACA / "alpaca-7b.jsonl.gz")
     path = folder_of(tmp_path / "e", "alpaca_eval_2", read_questions(work), list(ours.answers.values()))
 

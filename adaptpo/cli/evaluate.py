@@ -29,6 +29,7 @@ def run_generate(options: argparse.Namespace) -> None:
     from adaptpo.evaluation.generating import Generating, generate
     from adaptpo.evaluation.presets import protocol
     from adaptpo.evaluation.suites import find_suite
+    from adaptpo.pipeline.inputs import model_digest
 
     quiet_libraries()
     suite = find_suite(options.suite)
@@ -40,6 +41,7 @@ def run_generate(options: argparse.Namespace) -> None:
         suite=suite,
         model=options.model,
         settings=settings,
+        weights=model_digest(options.model),
         questions=options.questions,
         split=options.split,
         limit=options.limit,

@@ -25,12 +25,14 @@ BY_CATEGORY = "by category, as the suite fixes it"
 
 @dataclass(frozen=True)
 class Generating:
-    """What is generated. `questions`: file, folder or hub id, None for the suite's own on the hub; `limit`: at most
-    this many; `split`: of a hub data set; `template_options`: arguments of the chat template."""
+    """What is generated. `weights`: a digest by which other weights at the model's path are noticed; `questions`: file,
+    folder or hub id, None for the suite's own on the hub; `limit`: at most this many; `split`: of a hub data set;
+    `template_options`: arguments of the chat template."""
 
     suite: Suite
     model: str
     settings: GenerationSettings
+    weights: str
     questions: str | None = None
     split: str = "train"
     limit: int | None = None
@@ -76,6 +78,7 @@ def settings_row(work: Generating, questions: Sequence[Question]) -> Row:
         "suite": work.suite.name,
         "preset": work.preset or work.suite.name,
         "model": work.model,
+        "weights": work.weights,
         "decoding": decoding(work, questions),
         "seed": work.seed,
         **({"chat_template_kwargs": dict(work.template_options)} if work.template_options else {}),

@@ -15,7 +15,7 @@ from adaptpo.evaluation.arena_hard.verdicts import Version, label_of, says_nothi
 from adaptpo.evaluation.grouping import by_model, origin_of
 from adaptpo.evaluation.result import Origin, Result
 from adaptpo.evaluation.suite import Ask, Case, Question, Reply, Scoring, Suite
-from adaptpo.evaluation.templates import ONLY, Template, Templates, template_named
+from adaptpo.evaluation.templates import ONLY, Template, Templates, template_of
 from adaptpo.types import Row
 
 INVALID = "without one valid verdict"
@@ -56,7 +56,7 @@ class ArenaHard(Suite):
     def asks(self, case: Case, templates: Templates) -> list[Ask]:
         assert case.baseline is not None
         sides = (case.baseline.turns[0], case.answer.turns[0])
-        template = template_named(templates, ONLY)
+        template = template_of(templates, case.question.category)
         return [
             Ask(case, game, template.messages(places(case.question.turns[0], first, second)))
             for game, (first, second) in enumerate([sides, sides[::-1]])
