@@ -16,6 +16,8 @@ from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import open_rows
 from adaptpo.errors import AnnotationError, ConfigError, DataError, RunError
 from adaptpo.evaluation.answers import Answered, read_answers, read_several
+from adaptpo.evaluation.arena_hard.style import OWN
+from adaptpo.evaluation.arena_hard.suite import INVALID, TWIN_INVALID
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
@@ -97,13 +99,33 @@ def test_arena_hard_from_verdicts_to_a_score(tmp_path: Path) -> None:
     assert [m["role"] for m in stub.bodies[0]["messages"]] == ["system", "user"]
     assert stub.bodies[0]["temperature"] == 0 and stub.bodies[0]["max_tokens"] == 4096
     result = scored(tmp_path / "e")
-    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 12, 0)
+    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 6, 0)
     origin = result.origin
     assert (origin.model, origin.judge, origin.baseline, origin.decoding) == ("ours", "j", "theirs", {"temperature": 0})
     assert result.number("equal style").value > 90
     kept = json.loads((tmp_path / "e" / "result.json").read_text())
-    assert kept["invalid_verdicts"] == {} and kept["numbers"][0]["interval"]["kind"] == "bootstrap over prompts"
+    assert (kept["invalid_verdicts"], kept["battles"]) == ({}, 12)
+    assert kept["numbers"][0]["interval"]["kind"] == "bootstrap over prompts"
     assert any("own words" in warning for warning in result.warnings)
+
+
+def test_both_sides_of_a_game_are_counted_alike(tmp_path: Path) -> None:
+    """The policy's tokenizer knows no word, the baseline's knows all of them; the answers stay as they are."""
+
+    def styles(name: str, ours: int, theirs: int | None) -> list[float]:
+        questions = [Question(str(n), (f"question {n}",)) for n in range(4)]
+        texts = [f"our answer {'word ' * n}" for n in range(4)]
+        answers = [
+            Answer(q.id, (text,), (ours * (n + 1),)) for n, (q, text) in enumerate(zip(questions, texts, strict=True))
+        ]
+        baseline = {q.id: Answer(q.id, (f"their answer {q.id}",), token_len=theirs) for q in questions}
+        path = folder_of(tmp_path / name, "arena_hard_v0.1", questions, answers)
+        judged(path, lambda body, n: said("[[A=B]]" if n % 3 else "[[A>B]]"), Answered("b", baseline), concurrency=1)
+        result = scored(path)
+        assert OWN in result.number("equal style").note and OWN in result.number("style control").note
+        return [result.number(name).value for name in ("equal style", "style control")]
+
+    assert styles("a", 3, 3) == styles("b", 500, 7) == styles("c", 1, None)
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
@@ -174,7 +196,7 @@ def test_odd_verdicts_drop_their_game_and_are_counted(kind: str, tmp_path: Path)
 
     judged(arena(tmp_path / "e"), odd, against(3), concurrency=1)
     result = scored(tmp_path / "e")
-    assert (result.n, dict(result.invalid), result.main.value) == (11, {reason: 1}, 100)
+    assert (result.n, dict(result.invalid), result.main.value) == (5, {reason: 1}, 100)
 
 
 def test_a_request_that_the_server_refuses_is_counted(tmp_path: Path) -> None:
@@ -208,7 +230,7 @@ def test_v2_drops_both_games(tmp_path: Path) -> None:
 
     judged(arena(tmp_path / "e", suite="arena_hard_v2"), odd, against(3), concurrency=1)
     result = scored(tmp_path / "e")
-    assert (result.n, sum(result.invalid.values())) == (8, 1)
+    assert (result.n, dict(result.invalid)) == (4, {INVALID: 1, TWIN_INVALID: 1})
 
 
 def alpaca(path: Path, outputs: list[str]) -> Path:
@@ -379,7 +401,7 @@ def test_published_answers_are_read() -> None:
     old = read_answers(ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz")
     new = read_answers(ARENA / "v2.0_answers_o3-mini-2025-01-31.jsonl.gz")
     assert (old.model, len(old.answers), new.model, len(new.answers)) == ("gpt-4-0314", 500, "o3-mini-2025-01-31", 750)
-    assert all(answer.tokens for answer in [*old.answers.values(), *new.answers.values()])
+    assert all(answer.token_len for answer in [*old.answers.values(), *new.answers.values()])
     assert len(read_answers(MT / "reference_gpt-4.jsonl.gz").answers["101"].turns) == 2
     with pytest.raises(DataError, match="two baselines answer the same question"):
         read_several([ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz"] * 2)

@@ -26,13 +26,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answers to the turns of a question, their lengths in tokens, and whether each ended by itself. A turn
-    that never came is missing."""
+    """A model's answers to the turns of a question, their lengths in its own tokens, and whether each ended by itself.
+    A turn that never came is missing. `token_len`: the length of the first turn as Arena-Hard publishes it, in tokens
+    of a tokenizer of its own."""
 
     id: str
     turns: tuple[str, ...]
     tokens: tuple[int, ...] = ()
     ended: tuple[bool, ...] = ()
+    token_len: int | None = None
 
 
 @dataclass(frozen=True)
