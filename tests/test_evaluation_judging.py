@@ -23,6 +23,7 @@ from adaptpo.evaluation.generating import Generating, conversation, read_questio
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
 from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.presets import PRESETS, protocols
+from adaptpo.evaluation.references import References, read_references
 from adaptpo.evaluation.refusal.score import NO_LABEL
 from adaptpo.evaluation.result import Result
 from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
@@ -294,6 +295,42 @@ def test_mt_bench_shows_both_turns_and_references(tmp_path: Path) -> None:
         judged(folder_of(tmp_path / "f", "mt_bench", bare, [Answer("2", ("one",))]), lambda *_: said("[[1]]"))
 
 
+def with_references(path: Path, references: Path) -> tuple[dict[str, int], list[str]]:
+    """Counts, and what the judge was asked."""
+    with serving(lambda *_: said("[[7]]")) as stub:
+        settings = JudgeSettings(judge="j", base_url=f"{stub.url}/v1", concurrency=1)
+        counts = judge_folder(
+            EvaluationFolder(path), Judging(settings, references=read_references(references), shows=False)
+        )
+    return counts, [body["messages"][1]["content"] for body in stub.bodies]
+
+
+def test_references_match_by_id_or_by_the_questions_text(tmp_path: Path) -> None:
+    """FastChat's answers have ids alone; files of questions have their turns as well, and are no answers."""
+    path = mt_bench(tmp_path / "e")
+    by_id = [{"question_id": 2, "model_id": "gpt-4", "choices": [{"turns": ["FIVE", "SIX"]}]}]
+    asked = {"category": "math", "turns": ["sum?", "second? product?"]}
+    by_text = [
+        {"question_id": 101, "category": "writing", "turns": ["x"]},
+        asked | {"question_id": 7, "reference": ["FIVE", "SIX"]},
+    ]
+    for number, rows in enumerate((by_id, by_text)):
+        counts, asked_for = with_references(path, Path(write_jsonl(tmp_path / f"{number}.jsonl", rows)))
+        assert counts["references matched"] == 1
+        assert ["FIVE" in text for text in asked_for] == [False, False, True, True] and "SIX" in asked_for[3]
+        assert EvaluationFolder(path).judging["references"] == f"{number}.jsonl, for 1 of 2 questions"
+    judged(path, lambda *_: said("[[7]]"))
+    assert EvaluationFolder(path).judging["references"] == "the questions' own"
+
+
+def test_references_of_other_questions_are_refused(tmp_path: Path) -> None:
+    """The hub's ids are hashes, FastChat's are numbers."""
+    rows = [{"question_id": 101, "model_id": "gpt-4", "choices": [{"turns": ["FIVE", "SIX"]}]}]
+    references = Path(write_jsonl(tmp_path / "gpt-4.jsonl", rows))
+    with pytest.raises(DataError, match=r"gpt-4.jsonl has no reference for any of 2 questions.*--questions question"):
+        with_references(mt_bench(tmp_path / "e"), references)
+
+
 @needs_shared
 def test_mt_bench_with_fastchats_words(tmp_path: Path) -> None:
     import gzip
@@ -342,6 +379,53 @@ def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:
         judge_settings({"judge": "j", "temprature": 0})
     with pytest.raises(RunError, match="other model, seed"):
         folder_of(path, "arena_hard_v0.1", [], [], model="another", seed=1)
+
+
+def test_what_is_wrong_leaves_an_earlier_judge_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a judge that fails midway replace it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = arena(tmp_path / "e")
+    judged(path, for_ours, against(3))
+    scored(path)
+
+    def kept() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in path.glob("*.json*")}
+
+    before = kept()
+    (tmp_path / "bad.yaml").write_text("prompt_template: '{QUESTION}'\nsystem_prompt: {math: M}\n")
+    other = JudgeSettings(judge="other", base_url="http://127.0.0.1:9/v1", retries=0)
+    for judging, message in (
+        (Judging(other), "--baseline FILE"),
+        (Judging(other, against(2)), "lacks '2'"),
+        (Judging(other, against(3), tmp_path / "bad.yaml"), "the templates lack"),
+        (Judging(JudgeSettings(judge="other"), against(3)), "OPENAI_API_KEY is not set"),
+        (Judging(other, against(3), references=References("r", {})), "no reference answers; leave --references out"),
+        (Judging(other, against(3)), "start the same command again"),
+    ):
+        with pytest.raises((ConfigError, DataError, AnnotationError), match=message):
+            judge_folder(EvaluationFolder(path), replace(judging, shows=False))
+        assert kept() == before
+
+
+def test_a_baseline_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MT-Bench compares with no baseline; leave --baseline out"):
+        judged(mt_bench(tmp_path / "e"), for_ours, against(3))
+
+
+def test_one_command_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
+    path = arena(tmp_path / "e")
+    refused: list[str] = []
+
+    def judges_again(body: Any, number: int) -> Reply:
+        if number == 0:
+            for second in (lambda: judged(path, for_ours, against(3)), lambda: scored(path)):
+                with pytest.raises(RunError, match=r"another command works on .*e; wait until it has ended") as error:
+                    second()
+                refused.append(str(error.value))
+        return for_ours(body, number)
+
+    judged(path, judges_again, against(3), concurrency=1)
+    assert len(refused) == 2 and scored(path).main.value == 100
 
 
 def test_metaapo_asks_for_a_baseline_and_says_why(tmp_path: Path) -> None:
@@ -451,6 +535,24 @@ def test_both_turns_of_every_question(models: list[str], tmp_path: Path) -> None
     assert other["1"] == answers["1"] and other["0"] != answers["0"]  # Mathematics is greedy, writing is not.
 
 
+def test_the_temperature_of_other_categories_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_policy(tmp_path / "m")
+    rows = [{"question_id": n, "category": name, "turns": ["hi?"]} for n, name in enumerate(["math", "cooking"])]
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", rows))
+    warm = ("--generation", "{max_new_tokens: 8, temperature: 0.9}")
+    generate(model, tmp_path / "a", "mt_bench", questions, *warm)
+    said = capsys.readouterr().err
+    assert "the temperature 0.9 is not used for 1 of 2 questions: MT-Bench fixes that of their categories" in said
+    recorded = EvaluationFolder(tmp_path / "a").settings["decoding"]["temperature"]
+    assert recorded == "by category, as the suite fixes it; 0.9 in other categories"
+    generate(model, tmp_path / "b", "mt_bench", questions, *warm, "--seed", "1")
+    first, second = (EvaluationFolder(tmp_path / name).answers() for name in "ab")
+    assert first["0"] == second["0"] and first["1"] != second["1"]
+    capsys.readouterr()
+    generate(model, tmp_path / "c", "mt_bench", questions, *SHORT)
+    assert "is not used" not in capsys.readouterr().err
+
+
 def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -516,6 +618,24 @@ def test_published_questions_are_read(suite: str, questions: Path) -> None:
     assert len(found) == {"arena_hard_v0.1": 500, "arena_hard_v2": 750, "mt_bench": 80, "xstest": 450}[suite]
     assert all(question.turns and question.category for question in found)
     assert len(read_questions(replace(work, limit=3))) == 3
+
+
+def test_questions_of_the_other_arena_hard_are_refused(tmp_path: Path) -> None:
+    for suite, category, other in (
+        ("arena_hard_v0.1", "hard_prompt", "v2.0"),
+        ("arena_hard_v2", "arena-hard-v0.1", "v0.1"),
+    ):
+        rows = [{"uid": "1", "prompt": "hi", "category": "mine"}, {"uid": "2", "prompt": "ho", "category": category}]
+        questions = write_jsonl(tmp_path / "q.jsonl", rows)
+        with pytest.raises(DataError, match=f"question 1 is of Arena-Hard {other} .*--questions"):
+            read_questions(Generating(SUITES[suite], "m", GenerationSettings(), "w", questions))
+
+
+def test_the_hubs_form_of_arena_hard_is_read() -> None:
+    row = {"question_id": "a", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "hi"}]}
+    assert SUITES["arena_hard_v0.1"].question(row, 0) == Question("a", ("hi",), "arena-hard-v0.1", row)
+    with pytest.raises(DataError, match="`uid` and `prompt`"):
+        SUITES["arena_hard_v0.1"].question(row | {"turns": [{"content": "hi"}, {"content": "ho"}]}, 0)
 
 
 @needs_shared

@@ -58,15 +58,16 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def run_judge(options: argparse.Namespace) -> None:
     from adaptpo.config.evaluation import judge_settings, yaml_mapping
-    from adaptpo.evaluation.answers import read_answers, read_several
+    from adaptpo.evaluation.answers import read_several
     from adaptpo.evaluation.folder import EvaluationFolder
     from adaptpo.evaluation.judging import Judging, judge_folder
+    from adaptpo.evaluation.references import read_references
 
     judging = Judging(
         settings=judge_settings(yaml_mapping(options.judge, "--judge")),
         baseline=read_several(options.baseline) if options.baseline else None,
         template=options.template,
-        references=read_answers(options.references) if options.references else None,
+        references=read_references(options.references) if options.references else None,
     )
     say(options.folder, judge_folder(EvaluationFolder(options.folder), judging))
     print(f"Next: adaptpo eval score {options.folder}")

@@ -82,8 +82,8 @@ class Scoring:
 class Suite(ABC):
     """`title`: how people call it; `hub`: where the questions are, without a file of them; `own_templates`: the judge's
     words where the user names no file; `one_mean`: whether a mean over all its categories means anything;
-    `needs_baseline`: its judge compares; `logprobs`: how many alternatives of the first token the judge is to tell, 0
-    for none; `max_tokens`: of a judgment."""
+    `needs_baseline`: its judge compares; `takes_references`: its judge is shown reference answers; `logprobs`: how many
+    alternatives of the first token the judge is to tell, 0 for none; `max_tokens`: of a judgment."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -91,6 +91,7 @@ class Suite(ABC):
     own_templates: ClassVar[Templates]
     one_mean: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = False
+    takes_references: ClassVar[bool] = False
     logprobs: ClassVar[int] = 0
     max_tokens: ClassVar[int] = 2048
 

@@ -47,6 +47,8 @@ OWN = Template(
 {answer_2}
 </answer_b>""",
 )
+CATEGORIES: dict[Version, tuple[str, ...]] = {"v0.1": ("arena-hard-v0.1",), "v2.0": ("hard_prompt", "creative_writing")}
+"""Of the published questions; your own may have others."""
 CONTINUE = "Go on, and end with your verdict in double brackets."
 
 
@@ -57,9 +59,19 @@ class ArenaHard(Suite):
     needs_baseline: ClassVar[bool] = True
 
     def question(self, row: Row, number: int) -> Question:
-        if row.get("uid") is None or not isinstance(row.get("prompt"), str):
+        key, prompt, category = row.get("uid", row.get("question_id")), prompt_of(row), row.get("category") or ""
+        if key is None or prompt is None:
             raise DataError(f"question {number} holds {', '.join(row)}; Arena-Hard's have `uid` and `prompt`")
-        return Question(str(row["uid"]), (row["prompt"],), row.get("category") or "", row)
+        self.refuse_other_version(category, number)
+        return Question(str(key), (prompt,), category, row)
+
+    def refuse_other_version(self, category: str, number: int) -> None:
+        other = next((version for version, names in CATEGORIES.items() if category in names), self.version)
+        if other != self.version:
+            raise DataError(
+                f"question {number} is of Arena-Hard {other} (category {category}), and its judge, baseline and score "
+                f"are others; take the suite of {other}, or name {self.version}'s question.jsonl with --questions"
+            )
 
     def asks(self, case: Case, templates: Templates) -> list[Ask]:
         assert case.baseline is not None
@@ -125,7 +137,7 @@ class ArenaHard(Suite):
 class ArenaHardV01(ArenaHard):
     name: ClassVar[str] = "arena_hard_v0.1"
     title: ClassVar[str] = "Arena-Hard v0.1"
-    hub: ClassVar[str] = "lmarena-ai/arena-hard-auto"
+    hub: ClassVar[str] = "lmarena-ai/arena-hard-auto-v0.1"
     version: ClassVar[Version] = "v0.1"
     key: ClassVar[str] = "question_id"
     max_tokens: ClassVar[int] = 4096
@@ -148,6 +160,14 @@ class ArenaHardV2(ArenaHard):
     key: ClassVar[str] = "uid"
     one_mean: ClassVar[bool] = False
     max_tokens: ClassVar[int] = 16000
+
+
+def prompt_of(row: Row) -> str | None:
+    """The prompt of a question. v0.1 on the hub has `turns` of one."""
+    turns = row.get("turns")
+    prompt = row.get("prompt", turns[0] if isinstance(turns, list) and len(turns) == 1 else None)
+    text = prompt.get("content") if isinstance(prompt, dict) else prompt
+    return text if isinstance(text, str) else None
 
 
 def places(question: str, first: str, second: str) -> dict[str, str]:
