@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import ttest_rel
 
 from adaptpo.cli import main
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.evaluation.cases import write_cases
 from adaptpo.evaluation.comparing import compare
-from adaptpo.evaluation.folder import EvaluationFolder
+from adaptpo.evaluation.folder import JUDGING, EvaluationFolder
 from adaptpo.evaluation.intervals import bootstrap_mean, clustered_mean
 from adaptpo.evaluation.result import Number, PromptScore, Result
 from adaptpo.evaluation.suite import Answer, Question
 from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks, task_manager
+from adaptpo.evaluation.words import show_comparison
+from adaptpo.run.files import write_json
 from tests.runs import start
 from tests.tiny import save_policy, write_jsonl
 
@@ -35,7 +38,10 @@ def scored(path: Path, values: list[float], suite: str = "arena_hard_v0.1", **se
         [Answer(q.id, tuple(texts.get(int(q.id), f"{path.name} {q.id}") for _ in turns)) for q in questions]
     )
     scores = [PromptScore(q.id, value, q.category) for q, value in zip(questions, values, strict=True)]
-    numbers = [Number("score", float(np.mean(values))), Number("equal style", 1.0)]
+    main = "win rate" if suite == "alpaca_eval_2" else "score"
+    numbers = [Number(main, float(np.mean(values))), Number("equal style", 1.0)]
+    if suite == "alpaca_eval_2":
+        numbers = [Number("length-controlled win rate", 1.0), *numbers]
     folder.keep_result(Result(suite, folder.origin(), len(values), {}, numbers, scores))
     return path
 
@@ -67,7 +73,7 @@ def test_seeds_get_mean_deviation_and_a_paired_test(tmp_path: Path) -> None:
     expected = ttest_rel([m + g for m, g in zip(means, gains, strict=True)], means).pvalue
     assert found.differences[0].test == pytest.approx(expected)
     with pytest.raises(ConfigError, match="the same seed"):
-        compare([f"old={old[0]},{old[0]}", str(new[0])])
+        compare([f"old={old[0]},{scored(tmp_path / 'copy', [1.0], model='a0')}", str(new[0])])
 
 
 def test_what_else_differs_is_said(tmp_path: Path) -> None:
@@ -81,6 +87,56 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
         compare([str(first)])
     with pytest.raises(ConfigError, match="different suites"):
         compare([str(first), str(scored(tmp_path / "c", [1.0], "mt_bench"))])
+
+
+def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
+    a = scored(tmp_path / "a" / "mt", [1.0, 2.0], model="a")
+    b = scored(tmp_path / "b" / "mt", [2.0, 4.0], model="b", decoding={"temperature": 1})
+    found = compare([str(a), str(b)])
+    assert [cells[0].mean for cells in found.cells.values()] == [1.5, 3] and list(found.cells) == ["a/mt", "b/mt"]
+    assert found.differences[0].name == "b/mt" and found.warnings[0].startswith("a/mt and b/mt differ in decoding")
+    assert list(compare([f"old={a}", f"{b}"]).cells) == ["old", "b/mt"]
+    for twice in ([str(a), str(a)], [f"x={a}", str(a)], [f"x={a}", f"y={a}/../mt"]):
+        with pytest.raises(ConfigError, match=r"a/mt is named twice; name different"):
+            compare(twice)
+    with pytest.raises(ConfigError, match="two entries are named x; give each a name of its own"):
+        compare([f"x={a}", f"x={b}"])
+
+
+def test_what_the_judge_and_the_template_were_told_is_compared(tmp_path: Path) -> None:
+    first = scored(tmp_path / "a", [1.0, 2.0], chat_template_kwargs={"enable_thinking": False})
+    other = scored(tmp_path / "b", [1.0, 2.0])
+    for path, tokens in ((first, 16), (other, 512)):
+        write_json(path / JUDGING, {"judge": "j", "options": {"max_tokens": tokens}})
+    warnings = compare([str(first), str(other)]).warnings
+    assert "a and b differ in the judge's options: {'max_tokens': 16} and {'max_tokens': 512}" in warnings
+    assert "a and b differ in chat_template_kwargs: {'enable_thinking': False} and {}" in warnings
+
+
+def test_the_number_whose_differences_are_measured_is_named(tmp_path: Path) -> None:
+    """A length-controlled rate is no mean over prompts: the differences are those of the plain rate."""
+    folders = [str(scored(tmp_path / name, [50.0, n], "alpaca_eval_2")) for name, n in (("a", 10.0), ("b", 30.0))]
+    found = compare(folders)
+    assert found.columns == ("length-controlled win rate", "win rate")
+    assert found.row()["measured"] == "win rate" and found.differences[0].value == pytest.approx(10)
+    shown = Console(width=200, record=True)
+    show_comparison(found, shown)
+    assert "difference in win rate" in shown.export_text()
+
+
+def test_seeds_are_paired_by_seed(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    base, gains = [generator.uniform(0, 90, 20) for _ in range(3)], [2.0, 3.0, 4.5]
+    old = [str(scored(tmp_path / f"a{n}", list(values), seed=n)) for n, values in enumerate(base)]
+    new = [str(scored(tmp_path / f"b{n}", list(base[n] + gains[n]), seed=n)) for n in range(3)]
+    straight = compare([f"old={','.join(old)}", f"new={','.join(new)}"])
+    crossed = compare([f"old={','.join(old)}", f"new={','.join(reversed(new))}"])
+    assert crossed.differences[0].test == pytest.approx(straight.differences[0].test)
+    assert straight.warnings == crossed.warnings == []
+    other = [str(scored(tmp_path / f"c{n}", list(base[n] + gains[n]), seed=9)) for n in range(3)]
+    found = compare([f"old={','.join(old)}", f"new={','.join(other)}"])
+    assert found.differences[0].test == pytest.approx(straight.differences[0].test)
+    assert "in the order in which they are named" in found.warnings[0]
 
 
 def test_no_mean_over_safe_and_unsafe_prompts(tmp_path: Path) -> None:

@@ -92,7 +92,14 @@ def cell_text(cell: Cell | None) -> str:
 def difference_table(found: Comparison) -> Table:
     first = next(iter(found.cells))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in (f"minus {first}", "prompts of", "n", "difference", "95 % interval", "t-test over seeds"):
+    for title in (
+        f"minus {first}",
+        "prompts of",
+        "n",
+        f"difference in {found.measured}",
+        "95 % interval",
+        "t-test over seeds",
+    ):
         table.add_column(title)
     for one in found.differences:
         low_high = f"{one.interval.low:+.2f} to {one.interval.high:+.2f}"
