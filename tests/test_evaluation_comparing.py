@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from scipy.stats import ttest_rel
 
@@ -19,11 +22,12 @@ from adaptpo.evaluation.folder import JUDGING, EvaluationFolder
 from adaptpo.evaluation.intervals import bootstrap_mean, clustered_mean
 from adaptpo.evaluation.result import Number, PromptScore, Result
 from adaptpo.evaluation.suite import Answer, Question
-from adaptpo.evaluation.tasks import SHOTS, Tasks, run_tasks, task_manager
+from adaptpo.evaluation.tasks import SHOTS, Tasks, loaded, run_tasks, task_manager
 from adaptpo.evaluation.words import show_comparison
+from adaptpo.models.loading import load_causal_lm
 from adaptpo.run.files import write_json
 from tests.runs import start
-from tests.tiny import save_policy, write_jsonl
+from tests.tiny import byte_tokenizer, save_policy, write_jsonl
 
 
 def scored(path: Path, values: list[float], suite: str = "arena_hard_v0.1", **settings: Any) -> Path:
@@ -178,7 +182,7 @@ def test_a_clustered_bootstrap_sees_what_a_plain_one_does_not() -> None:
 # lm-eval
 
 TASK = """\
-task: local_choice
+task: {name}
 dataset_path: json
 dataset_kwargs:
   data_files: {{test: {data}}}
@@ -187,7 +191,7 @@ output_type: multiple_choice
 doc_to_text: "Say {{{{word}}}}: "
 doc_to_choice: ["red", "blue"]
 doc_to_target: label
-num_fewshot: 0
+num_fewshot: {shots}
 metric_list:
   - metric: acc
   - metric: acc_norm
@@ -196,13 +200,14 @@ metric_list:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task of eight documents, which needs no network."""
+    """A folder with tasks of eight documents, which need no network."""
     pytest.importorskip("lm_eval", reason="needs adaptpo[eval]")
     folder = tmp_path_factory.mktemp("lm-eval") / "tasks"
     folder.mkdir()
     rows = [{"word": word, "label": number % 2} for number, word in enumerate(["red", "blue"] * 4)]
     data = write_jsonl(folder.parent / "data.jsonl", rows)
-    (folder / "local_choice.yaml").write_text(TASK.format(data=data))
+    for name, shots in (("local_choice", 0), ("local_shots", 1)):
+        (folder / f"{name}.yaml").write_text(TASK.format(data=data, name=name, shots=shots))
     return folder
 
 
@@ -225,6 +230,56 @@ def test_a_local_task_on_the_model_of_a_run(
     ]  # fmt: skip
     assert all(0 <= row["value"] <= 1 and row["interval"][0] <= row["value"] for row in rows)
     assert json.loads((tmp_path / "tasks.json").read_text())["results"] == rows
+
+
+def test_the_chat_template_is_applied_where_it_is_asked_for(
+    tasks: Path, manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every prompt that the model gets, with the template and without; the examples are turns of their own."""
+    from lm_eval.models.huggingface import HFLM
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("adaptpo.evaluation.tasks.task_manager", lambda _: manager)
+    seen: list[str] = []
+    kept = HFLM.loglikelihood
+    monkeypatch.setattr(
+        HFLM,
+        "loglikelihood",
+        lambda self, asked, **kw: seen.extend(a.args[0] for a in asked) or kept(self, asked, **kw),
+    )
+    plain = Tasks(save_policy(tmp_path / "m"), ("local_shots",), tasks)
+    rows = run_tasks(plain, tmp_path / "plain.json")
+    assert not any("<|user|>" in text for text in seen) and [row["apply_chat_template"] for row in rows] == [False] * 2
+    assert "has a chat template, and it is not applied" in capsys.readouterr().err
+    seen.clear()
+    rows = run_tasks(replace(plain, apply_chat_template=True), tmp_path / "chat.json")
+    assert seen and all(text.count("<|user|>") == 2 and text.endswith("<|assistant|>") for text in seen)
+    assert [row["apply_chat_template"] for row in rows] == [True] * 2
+    assert json.loads((tmp_path / "chat.json").read_text())["apply_chat_template"] is True
+    assert "not applied" not in capsys.readouterr().err
+    bare = replace(plain, model=save_policy(tmp_path / "bare", chat=False), apply_chat_template=True)
+    with pytest.raises(ConfigError, match="has no chat template; leave --apply-chat-template out"):
+        run_tasks(bare)
+
+
+def test_an_adapter_is_evaluated_on_its_model(
+    tasks: Path, manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run with `peft` leaves it in `final/`: as good as the model with the adapter merged, and not as the base."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("adaptpo.evaluation.tasks.task_manager", lambda _: manager)
+    base = save_policy(tmp_path / "base")
+    model = get_peft_model(load_causal_lm(base, {}), LoraConfig(r=4, target_modules=["q_proj", "down_proj"],
+                           init_lora_weights=False, task_type="CAUSAL_LM"))  # fmt: skip
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    byte_tokenizer().save_pretrained(tmp_path / "merged")
+    adapter, merged = (loaded(Tasks(str(tmp_path / name))).model for name in ("adapter", "merged"))
+    ids = torch.arange(8)[None]
+    assert torch.allclose(adapter(ids).logits, merged(ids).logits, atol=1e-5)
+    assert not torch.allclose(adapter(ids).logits, load_causal_lm(base, {})(ids).logits, atol=1e-3)
+    rows = run_tasks(Tasks(str(tmp_path / "adapter"), ("local_choice",), tasks))
+    assert {row["model"] for row in rows} == {str(tmp_path / "adapter")}
 
 
 def test_unknown_tasks_and_folders_are_named(

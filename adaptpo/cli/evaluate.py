@@ -122,7 +122,15 @@ def run_tasks(options: argparse.Namespace) -> None:
     from adaptpo.evaluation.words import show_tasks
 
     quiet_libraries()
-    tasks = Tasks(options.model, tuple(options.tasks), options.include, options.limit, options.batch_size, options.seed)
+    tasks = Tasks(
+        model=options.model,
+        names=tuple(options.tasks),
+        include=options.include,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        apply_chat_template=options.apply_chat_template,
+    )
     rows = run_tasks(tasks, options.out)
     if options.json:
         print(as_json(rows))
@@ -213,6 +221,9 @@ def add_tasks(actions: argparse._SubParsersAction) -> None:
     tasks.add_argument("--tasks", nargs="+", default=[], help="names of lm-eval (default: the papers' six)")
     tasks.add_argument("--include", type=Path, metavar="DIR", help="folder of task files of your own")
     tasks.add_argument("--limit", type=int, help="at most this many documents a task")
+    tasks.add_argument(
+        "--apply-chat-template", action="store_true", help="ask the model as a chat (default: plain text)"
+    )
     tasks.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     tasks.add_argument("--seed", type=int, default=0, help="of the few-shot examples (default: 0)")
     tasks.add_argument("--out", type=Path, help="a .json file for the results")
