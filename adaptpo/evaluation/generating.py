@@ -53,7 +53,8 @@ def generate(folder: EvaluationFolder, work: Generating) -> dict[str, int]:
     policy.check()
     with folder.locked():
         folder.start(settings_row(work, questions), questions)
-        caution(unused_temperature(work, questions), bool(unused_temperature(work, questions)))
+        unused = unused_temperature(work, questions)
+        caution(unused, bool(unused))
         answered = folder.answers()
         waiting = [question for question in questions if question.id not in answered]
         try:

@@ -104,6 +104,7 @@ class ArenaHard(Suite):
         fought = {model: self.fought(own, scoring) for model, own in by_model(rows, ("model", "model_b"), None).items()}
         pool = [battle for one in fought.values() for battle in one.battles]
         files = answer_files(scoring, pool)
+        styles = styled(files) if files else None
         groups = {str(row[self.key]): row["category"] for row in rows if row.get("category")}
         wanted = by_model(rows, ("model", "model_b"), scoring.model)
         return [
@@ -112,7 +113,7 @@ class ArenaHard(Suite):
                 self.version,
                 origin_of(own, scoring.origin, model, baseline="baseline" if "games" in own[0] else "model_a"),
                 pool,
-                styled(files) if files else None,
+                styles,
                 groups,
             )
             for model, own in wanted.items()
