@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adaptpo.data import open_rows
 from adaptpo.errors import DataError
+from adaptpo.evaluation.answers import answer_of, answer_row
 from adaptpo.evaluation.arena_hard.battles import (
     Battle,
     battles_of_games,
@@ -19,7 +21,16 @@ from adaptpo.evaluation.arena_hard.battles import (
     published_battles,
     score,
 )
-from adaptpo.evaluation.arena_hard.style import Style, controlled, equal_style, logistic_weights, style_of
+from adaptpo.evaluation.arena_hard.score import NO_STYLE
+from adaptpo.evaluation.arena_hard.style import (
+    PUBLISHED,
+    Style,
+    controlled,
+    equal_style,
+    logistic_weights,
+    pieces,
+    style_of,
+)
 from adaptpo.evaluation.arena_hard.verdicts import Verdict, label_of, says_nothing, verdict_of
 from adaptpo.evaluation.scoring import score_path
 from adaptpo.evaluation.suite import Scoring
@@ -82,6 +93,44 @@ def test_style_control_depends_on_the_pool() -> None:
     assert result.number("style control").value == pytest.approx(together)
     assert "gpt-3.5-turbo-0125, gpt-4-0613" in result.warnings[0]
     assert result.origin.baseline == "gpt-4-0314"
+    assert PUBLISHED in result.number("equal style").note
+    assert result.n == 1000  # Two games a prompt, of which 1,244 battles come by their weights.
+    (bare,) = score_path(BATTLES, Scoring(model="gpt-4-0613"))
+    assert "equal style" not in [number.name for number in bare.numbers] and bare.warnings == [NO_STYLE]
+
+
+@needs_shared
+def test_own_count_of_tokens_gives_nearly_the_published_style() -> None:
+    texts = {model: {row["question_id"]: row["content"] for row in open_rows(path(model))} for model in MODELS}
+    own = {
+        model: {key: style_of(text, pieces(text)) for key, text in answers.items()} for model, answers in texts.items()
+    }
+    for model in MODELS[1:]:
+        assert equal_style(battles(model), own)[model] == pytest.approx(
+            equal_style(battles(model), styles())[model], abs=0.3
+        )
+        pool = [*battles("gpt-4-0613"), *battles("gpt-3.5-turbo-0125")]
+        assert controlled(pool, own)[model] == pytest.approx(controlled(pool, styles())[model], abs=0.2)
+
+
+def test_pieces_of_a_text() -> None:
+    assert pieces("Two words, 12345!!\n\nsnake_case") == 2 + 1 + 2 + 1 + 1 + 3
+    assert pieces("東京です") == 4 and pieces(" ") == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": [{"turns": [{"content": "a", "token_len": 7}]}]},
+        {"choices": [{"turns": [{"content": "a"}]}], "conv_metadata": {"token_len": 7}},
+        {"messages": [{"role": "assistant", "content": {"answer": "a"}}], "metadata": {"token_len": 7}},
+        {"content": "a", "token_len": 7},
+    ],
+)
+def test_every_place_of_the_published_count_is_read(row: dict[str, Any]) -> None:
+    answer = answer_of(row | {"question_id": "0", "model_id": "m"}, "file")
+    assert (answer.turns, answer.token_len, answer.tokens) == (("a",), 7, ())
+    assert answer_of(answer_row(answer, "m"), "file") == answer
 
 
 @needs_shared
@@ -140,7 +189,7 @@ def test_a_judgment_file_of_each_version(tmp_path) -> None:
         tmp_path / "new.jsonl", [*rows, new | {"uid": "9", "category": "math", "games": [games[0], {"score": None}]}]
     )
     (result,) = score_path(tmp_path / "new.jsonl", Scoring())
-    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 8, 1)
+    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 4, 2)
     assert result.main.interval is not None and result.main.interval.level == 0.9
     assert [number.name for number in result.numbers[2:]] == ["coding", "math"]
 

@@ -16,11 +16,14 @@ from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import open_rows
 from adaptpo.errors import AnnotationError, ConfigError, DataError, RunError
 from adaptpo.evaluation.answers import Answered, read_answers, read_several
+from adaptpo.evaluation.arena_hard.style import OWN
+from adaptpo.evaluation.arena_hard.suite import INVALID, TWIN_INVALID
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
 from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.presets import PRESETS, protocols
+from adaptpo.evaluation.references import References, read_references
 from adaptpo.evaluation.refusal.score import NO_LABEL
 from adaptpo.evaluation.result import Result
 from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
@@ -97,13 +100,33 @@ def test_arena_hard_from_verdicts_to_a_score(tmp_path: Path) -> None:
     assert [m["role"] for m in stub.bodies[0]["messages"]] == ["system", "user"]
     assert stub.bodies[0]["temperature"] == 0 and stub.bodies[0]["max_tokens"] == 4096
     result = scored(tmp_path / "e")
-    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 12, 0)
+    assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 6, 0)
     origin = result.origin
     assert (origin.model, origin.judge, origin.baseline, origin.decoding) == ("ours", "j", "theirs", {"temperature": 0})
     assert result.number("equal style").value > 90
     kept = json.loads((tmp_path / "e" / "result.json").read_text())
-    assert kept["invalid_verdicts"] == {} and kept["numbers"][0]["interval"]["kind"] == "bootstrap over prompts"
+    assert (kept["invalid_verdicts"], kept["battles"]) == ({}, 12)
+    assert kept["numbers"][0]["interval"]["kind"] == "bootstrap over prompts"
     assert any("own words" in warning for warning in result.warnings)
+
+
+def test_both_sides_of_a_game_are_counted_alike(tmp_path: Path) -> None:
+    """The policy's tokenizer knows no word, the baseline's knows all of them; the answers stay as they are."""
+
+    def styles(name: str, ours: int, theirs: int | None) -> list[float]:
+        questions = [Question(str(n), (f"question {n}",)) for n in range(4)]
+        texts = [f"our answer {'word ' * n}" for n in range(4)]
+        answers = [
+            Answer(q.id, (text,), (ours * (n + 1),)) for n, (q, text) in enumerate(zip(questions, texts, strict=True))
+        ]
+        baseline = {q.id: Answer(q.id, (f"their answer {q.id}",), token_len=theirs) for q in questions}
+        path = folder_of(tmp_path / name, "arena_hard_v0.1", questions, answers)
+        judged(path, lambda body, n: said("[[A=B]]" if n % 3 else "[[A>B]]"), Answered("b", baseline), concurrency=1)
+        result = scored(path)
+        assert OWN in result.number("equal style").note and OWN in result.number("style control").note
+        return [result.number(name).value for name in ("equal style", "style control")]
+
+    assert styles("a", 3, 3) == styles("b", 500, 7) == styles("c", 1, None)
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
@@ -174,7 +197,7 @@ def test_odd_verdicts_drop_their_game_and_are_counted(kind: str, tmp_path: Path)
 
     judged(arena(tmp_path / "e"), odd, against(3), concurrency=1)
     result = scored(tmp_path / "e")
-    assert (result.n, dict(result.invalid), result.main.value) == (11, {reason: 1}, 100)
+    assert (result.n, dict(result.invalid), result.main.value) == (5, {reason: 1}, 100)
 
 
 def test_a_request_that_the_server_refuses_is_counted(tmp_path: Path) -> None:
@@ -208,7 +231,7 @@ def test_v2_drops_both_games(tmp_path: Path) -> None:
 
     judged(arena(tmp_path / "e", suite="arena_hard_v2"), odd, against(3), concurrency=1)
     result = scored(tmp_path / "e")
-    assert (result.n, sum(result.invalid.values())) == (8, 1)
+    assert (result.n, dict(result.invalid)) == (4, {INVALID: 1, TWIN_INVALID: 1})
 
 
 def alpaca(path: Path, outputs: list[str]) -> Path:
@@ -272,6 +295,42 @@ def test_mt_bench_shows_both_turns_and_references(tmp_path: Path) -> None:
         judged(folder_of(tmp_path / "f", "mt_bench", bare, [Answer("2", ("one",))]), lambda *_: said("[[1]]"))
 
 
+def with_references(path: Path, references: Path) -> tuple[dict[str, int], list[str]]:
+    """Counts, and what the judge was asked."""
+    with serving(lambda *_: said("[[7]]")) as stub:
+        settings = JudgeSettings(judge="j", base_url=f"{stub.url}/v1", concurrency=1)
+        counts = judge_folder(
+            EvaluationFolder(path), Judging(settings, references=read_references(references), shows=False)
+        )
+    return counts, [body["messages"][1]["content"] for body in stub.bodies]
+
+
+def test_references_match_by_id_or_by_the_questions_text(tmp_path: Path) -> None:
+    """FastChat's answers have ids alone; files of questions have their turns as well, and are no answers."""
+    path = mt_bench(tmp_path / "e")
+    by_id = [{"question_id": 2, "model_id": "gpt-4", "choices": [{"turns": ["FIVE", "SIX"]}]}]
+    asked = {"category": "math", "turns": ["sum?", "second? product?"]}
+    by_text = [
+        {"question_id": 101, "category": "writing", "turns": ["x"]},
+        asked | {"question_id": 7, "reference": ["FIVE", "SIX"]},
+    ]
+    for number, rows in enumerate((by_id, by_text)):
+        counts, asked_for = with_references(path, Path(write_jsonl(tmp_path / f"{number}.jsonl", rows)))
+        assert counts["references matched"] == 1
+        assert ["FIVE" in text for text in asked_for] == [False, False, True, True] and "SIX" in asked_for[3]
+        assert EvaluationFolder(path).judging["references"] == f"{number}.jsonl, for 1 of 2 questions"
+    judged(path, lambda *_: said("[[7]]"))
+    assert EvaluationFolder(path).judging["references"] == "the questions' own"
+
+
+def test_references_of_other_questions_are_refused(tmp_path: Path) -> None:
+    """The hub's ids are hashes, FastChat's are numbers."""
+    rows = [{"question_id": 101, "model_id": "gpt-4", "choices": [{"turns": ["FIVE", "SIX"]}]}]
+    references = Path(write_jsonl(tmp_path / "gpt-4.jsonl", rows))
+    with pytest.raises(DataError, match=r"gpt-4.jsonl has no reference for any of 2 questions.*--questions question"):
+        with_references(mt_bench(tmp_path / "e"), references)
+
+
 @needs_shared
 def test_mt_bench_with_fastchats_words(tmp_path: Path) -> None:
     import gzip
@@ -322,6 +381,53 @@ def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:
         folder_of(path, "arena_hard_v0.1", [], [], model="another", seed=1)
 
 
+def test_what_is_wrong_leaves_an_earlier_judge_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a judge that fails midway replace it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = arena(tmp_path / "e")
+    judged(path, for_ours, against(3))
+    scored(path)
+
+    def kept() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in path.glob("*.json*")}
+
+    before = kept()
+    (tmp_path / "bad.yaml").write_text("prompt_template: '{QUESTION}'\nsystem_prompt: {math: M}\n")
+    other = JudgeSettings(judge="other", base_url="http://127.0.0.1:9/v1", retries=0)
+    for judging, message in (
+        (Judging(other), "--baseline FILE"),
+        (Judging(other, against(2)), "lacks '2'"),
+        (Judging(other, against(3), tmp_path / "bad.yaml"), "the templates lack"),
+        (Judging(JudgeSettings(judge="other"), against(3)), "OPENAI_API_KEY is not set"),
+        (Judging(other, against(3), references=References("r", {})), "no reference answers; leave --references out"),
+        (Judging(other, against(3)), "start the same command again"),
+    ):
+        with pytest.raises((ConfigError, DataError, AnnotationError), match=message):
+            judge_folder(EvaluationFolder(path), replace(judging, shows=False))
+        assert kept() == before
+
+
+def test_a_baseline_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MT-Bench compares with no baseline; leave --baseline out"):
+        judged(mt_bench(tmp_path / "e"), for_ours, against(3))
+
+
+def test_one_command_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
+    path = arena(tmp_path / "e")
+    refused: list[str] = []
+
+    def judges_again(body: Any, number: int) -> Reply:
+        if number == 0:
+            for second in (lambda: judged(path, for_ours, against(3)), lambda: scored(path)):
+                with pytest.raises(RunError, match=r"another command works on .*e; wait until it has ended") as error:
+                    second()
+                refused.append(str(error.value))
+        return for_ours(body, number)
+
+    judged(path, judges_again, against(3), concurrency=1)
+    assert len(refused) == 2 and scored(path).main.value == 100
+
+
 def test_metaapo_asks_for_a_baseline_and_says_why(tmp_path: Path) -> None:
     questions = [Question("0", ("question 0",))]
     path = folder_of(tmp_path / "e", "arena_hard_v0.1", questions, [Answer("0", ("our answer",))], preset="metaapo")
@@ -353,12 +459,33 @@ def test_templates_of_other_benchmarks(tmp_path: Path) -> None:
             read_templates(tmp_path / wrong)
 
 
+def test_a_yaml_without_instructions_is_refused(tmp_path: Path) -> None:
+    """Arena-Hard v2.0's own file is such a one."""
+    for system in ("", "system_prompt:\n", "system_prompt: ' '\n", "system_prompt: {}\n", "system_prompt: {a: 1}\n"):
+        (tmp_path / "a.yaml").write_text(f"prompt_template: 'U {{QUESTION}}'\n{system}")
+        with pytest.raises(ConfigError, match=r"no instructions.*system_prompt: \{hard_prompt: TEXT"):
+            read_templates(tmp_path / "a.yaml")
+
+
+def test_each_category_has_its_instructions(tmp_path: Path) -> None:
+    words = tmp_path / "a.yaml"
+    words.write_text("prompt_template: '{QUESTION}: {ANSWER_A}, {ANSWER_B}'\nsystem_prompt: {hard: H, creative: C}\n")
+    with serving(lambda *_: said("[[A=B]]")) as stub:
+        work = Judging(JudgeSettings(judge="j", base_url=f"{stub.url}/v1"), against(2), words, shows=False)
+        judge_folder(EvaluationFolder(arena(tmp_path / "e", 2, "arena_hard_v2")), work)
+        asked = {(body["messages"][0]["content"], body["messages"][1]["content"][:10]) for body in stub.bodies}
+        assert asked == {("C", "question 0"), ("H", "question 1")}
+        words.write_text(words.read_text().replace("creative", "math"))
+        with pytest.raises(ConfigError, match="the templates lack 'creative'; found 'hard', 'math'"):
+            judge_folder(EvaluationFolder(tmp_path / "e"), work)
+
+
 @needs_shared
 def test_published_answers_are_read() -> None:
     old = read_answers(ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz")
     new = read_answers(ARENA / "v2.0_answers_o3-mini-2025-01-31.jsonl.gz")
     assert (old.model, len(old.answers), new.model, len(new.answers)) == ("gpt-4-0314", 500, "o3-mini-2025-01-31", 750)
-    assert all(answer.tokens for answer in [*old.answers.values(), *new.answers.values()])
+    assert all(answer.token_len for answer in [*old.answers.values(), *new.answers.values()])
     assert len(read_answers(MT / "reference_gpt-4.jsonl.gz").answers["101"].turns) == 2
     with pytest.raises(DataError, match="two baselines answer the same question"):
         read_several([ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz"] * 2)
@@ -408,6 +535,24 @@ def test_both_turns_of_every_question(models: list[str], tmp_path: Path) -> None
     assert other["1"] == answers["1"] and other["0"] != answers["0"]  # Mathematics is greedy, writing is not.
 
 
+def test_the_temperature_of_other_categories_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_policy(tmp_path / "m")
+    rows = [{"question_id": n, "category": name, "turns": ["hi?"]} for n, name in enumerate(["math", "cooking"])]
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", rows))
+    warm = ("--generation", "{max_new_tokens: 8, temperature: 0.9}")
+    generate(model, tmp_path / "a", "mt_bench", questions, *warm)
+    said = capsys.readouterr().err
+    assert "the temperature 0.9 is not used for 1 of 2 questions: MT-Bench fixes that of their categories" in said
+    recorded = EvaluationFolder(tmp_path / "a").settings["decoding"]["temperature"]
+    assert recorded == "by category, as the suite fixes it; 0.9 in other categories"
+    generate(model, tmp_path / "b", "mt_bench", questions, *warm, "--seed", "1")
+    first, second = (EvaluationFolder(tmp_path / name).answers() for name in "ab")
+    assert first["0"] == second["0"] and first["1"] != second["1"]
+    capsys.readouterr()
+    generate(model, tmp_path / "c", "mt_bench", questions, *SHORT)
+    assert "is not used" not in capsys.readouterr().err
+
+
 def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -443,6 +588,20 @@ def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) 
     assert ended.value.code == 2
 
 
+def test_other_weights_at_the_same_path_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run was trained on, or its folder overwritten: its answers are another model's."""
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", [{"uid": "0", "prompt": "say tea", "category": "c"}]))
+    model = save_policy(tmp_path / "m", seed=0)
+    generate(model, tmp_path / "e", "arena_hard_v0.1", questions, *SHORT)
+    kept = (tmp_path / "e" / ANSWERS).read_bytes()
+    save_policy(tmp_path / "m", seed=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "generate", "arena_hard_v0.1", "--model", model, "--out", str(tmp_path / "e"),
+              "--questions", str(questions), *SHORT])  # fmt: skip
+    assert ended.value.code == 2 and "holds an evaluation with other weights; name another" in capsys.readouterr().err
+    assert (tmp_path / "e" / ANSWERS).read_bytes() == kept
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("suite", "questions"),
@@ -454,18 +613,36 @@ def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) 
     ],
 )
 def test_published_questions_are_read(suite: str, questions: Path) -> None:
-    work = Generating(SUITES[suite], "m", GenerationSettings(), str(questions))
+    work = Generating(SUITES[suite], "m", GenerationSettings(), "w", str(questions))
     found = read_questions(work)
     assert len(found) == {"arena_hard_v0.1": 500, "arena_hard_v2": 750, "mt_bench": 80, "xstest": 450}[suite]
     assert all(question.turns and question.category for question in found)
     assert len(read_questions(replace(work, limit=3))) == 3
 
 
+def test_questions_of_the_other_arena_hard_are_refused(tmp_path: Path) -> None:
+    for suite, category, other in (
+        ("arena_hard_v0.1", "hard_prompt", "v2.0"),
+        ("arena_hard_v2", "arena-hard-v0.1", "v0.1"),
+    ):
+        rows = [{"uid": "1", "prompt": "hi", "category": "mine"}, {"uid": "2", "prompt": "ho", "category": category}]
+        questions = write_jsonl(tmp_path / "q.jsonl", rows)
+        with pytest.raises(DataError, match=f"question 1 is of Arena-Hard {other} .*--questions"):
+            read_questions(Generating(SUITES[suite], "m", GenerationSettings(), "w", questions))
+
+
+def test_the_hubs_form_of_arena_hard_is_read() -> None:
+    row = {"question_id": "a", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "hi"}]}
+    assert SUITES["arena_hard_v0.1"].question(row, 0) == Question("a", ("hi",), "arena-hard-v0.1", row)
+    with pytest.raises(DataError, match="`uid` and `prompt`"):
+        SUITES["arena_hard_v0.1"].question(row | {"turns": [{"content": "hi"}, {"content": "ho"}]}, 0)
+
+
 @needs_shared
 def test_replayed_verdicts_give_the_published_numbers(tmp_path: Path) -> None:
     """alpaca-7b's outputs, judged by a server that repeats the published log-probs: order, chain and scores agree."""
     logprobs = {row["instruction"]: row["top_logprobs"] for row in open_rows(annotations("alpaca-7b"))}
-    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), str(BASELINE))
+    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), "w", str(BASELINE))
     ours = read_answers(ALPACA / "alpaca-7b.jsonl.gz")
     path = folder_of(tmp_path / "e", "alpaca_eval_2", read_questions(work), list(ours.answers.values()))
 

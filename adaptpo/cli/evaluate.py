@@ -29,6 +29,7 @@ def run_generate(options: argparse.Namespace) -> None:
     from adaptpo.evaluation.generating import Generating, generate
     from adaptpo.evaluation.presets import protocol
     from adaptpo.evaluation.suites import find_suite
+    from adaptpo.pipeline.inputs import model_digest
 
     quiet_libraries()
     suite = find_suite(options.suite)
@@ -40,6 +41,7 @@ def run_generate(options: argparse.Namespace) -> None:
         suite=suite,
         model=options.model,
         settings=settings,
+        weights=model_digest(options.model),
         questions=options.questions,
         split=options.split,
         limit=options.limit,
@@ -56,15 +58,16 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def run_judge(options: argparse.Namespace) -> None:
     from adaptpo.config.evaluation import judge_settings, yaml_mapping
-    from adaptpo.evaluation.answers import read_answers, read_several
+    from adaptpo.evaluation.answers import read_several
     from adaptpo.evaluation.folder import EvaluationFolder
     from adaptpo.evaluation.judging import Judging, judge_folder
+    from adaptpo.evaluation.references import read_references
 
     judging = Judging(
         settings=judge_settings(yaml_mapping(options.judge, "--judge")),
         baseline=read_several(options.baseline) if options.baseline else None,
         template=options.template,
-        references=read_answers(options.references) if options.references else None,
+        references=read_references(options.references) if options.references else None,
     )
     say(options.folder, judge_folder(EvaluationFolder(options.folder), judging))
     print(f"Next: adaptpo eval score {options.folder}")
@@ -119,7 +122,15 @@ def run_tasks(options: argparse.Namespace) -> None:
     from adaptpo.evaluation.words import show_tasks
 
     quiet_libraries()
-    tasks = Tasks(options.model, tuple(options.tasks), options.include, options.limit, options.batch_size, options.seed)
+    tasks = Tasks(
+        model=options.model,
+        names=tuple(options.tasks),
+        include=options.include,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        apply_chat_template=options.apply_chat_template,
+    )
     rows = run_tasks(tasks, options.out)
     if options.json:
         print(as_json(rows))
@@ -210,6 +221,9 @@ def add_tasks(actions: argparse._SubParsersAction) -> None:
     tasks.add_argument("--tasks", nargs="+", default=[], help="names of lm-eval (default: the papers' six)")
     tasks.add_argument("--include", type=Path, metavar="DIR", help="folder of task files of your own")
     tasks.add_argument("--limit", type=int, help="at most this many documents a task")
+    tasks.add_argument(
+        "--apply-chat-template", action="store_true", help="ask the model as a chat (default: plain text)"
+    )
     tasks.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     tasks.add_argument("--seed", type=int, default=0, help="of the few-shot examples (default: 0)")
     tasks.add_argument("--out", type=Path, help="a .json file for the results")

@@ -254,7 +254,8 @@ paired bootstrap over prompts. A=DIR,DIR,... names the seeds of one method: then
 EVAL_TASKS_HELP = """\
 Run tasks of lm-eval on a model: gsm8k_cot (8-shot), mmlu (5), arc_challenge (25), eq_bench, truthfulqa_mc2 and ifeval,
 or those that you name. They fetch their data from the hub; --include takes a folder of task files that name local data.
+Prompts are plain text; --apply-chat-template asks a chat model as a chat, and the results record which it was.
 
-  adaptpo eval tasks --model runs/example/final --out tasks.json
+  adaptpo eval tasks --model runs/example/final --apply-chat-template --out tasks.json
   adaptpo eval tasks --model runs/example/final --include my_tasks --tasks my_task
 """

@@ -57,7 +57,9 @@ def answer_of(row: Row, place: str) -> Answer:
             f"{place}: no answer (it holds {', '.join(row)}); accepted are files of `adaptpo eval generate`, "
             "AlpacaEval's outputs, Arena-Hard's and FastChat's model_answer"
         )
-    return Answer(str(key), tuple(turns), token_counts(row), tuple(row.get("ended") or ()))
+    return Answer(
+        str(key), tuple(turns), tuple(row.get("tokens") or ()), tuple(row.get("ended") or ()), published_count(row)
+    )
 
 
 def turns_of(row: Row) -> list[str] | None:
@@ -81,9 +83,12 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def token_counts(row: Row) -> tuple[int, ...]:
-    counts = row.get("tokens") or [row.get("token_len") or (row.get("metadata") or {}).get("token_len")]
-    return tuple(count for count in counts if count is not None)
+def published_count(row: Row) -> int | None:
+    """Arena-Hard's `token_len`, wherever one of its versions writes it."""
+    first_turn = row["choices"][0]["turns"][0] if row.get("choices") else None
+    places = (row, row.get("metadata"), row.get("conv_metadata"), first_turn)
+    counts = [place.get("token_len") for place in places if isinstance(place, dict)]
+    return next((int(count) for count in counts if count is not None), None)
 
 
 def answer_row(answer: Answer, model: str) -> Row:
@@ -94,4 +99,5 @@ def answer_row(answer: Answer, model: str) -> Row:
         "turns": list(answer.turns),
         "tokens": list(answer.tokens),
         "ended": list(answer.ended),
+        **({} if answer.token_len is None else {"token_len": answer.token_len}),
     }

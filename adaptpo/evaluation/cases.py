@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptpo.errors import DataError
-from adaptpo.evaluation.comparing import Entry, Run, read_entry
+from adaptpo.evaluation.comparing import Entry, Run, read_entries
 from adaptpo.evaluation.folder import EvaluationFolder
 from adaptpo.evaluation.refusal.detector import refuses
 from adaptpo.evaluation.suite import Answer, Question
@@ -64,7 +64,7 @@ def write_cases(arguments: Sequence[str], out: Path, count: int = 8, seed: int =
 
     Raises DataError where the runs answered no question in common.
     """
-    entries = [read_entry(argument) for argument in arguments]
+    entries = read_entries(arguments)
     sides = [side_of(entry) for entry in entries]
     folder = EvaluationFolder(sides[0].run.path)
     keys = [question.id for question in folder.questions() if all(shown(side, question.id) for side in sides)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from adaptpo.errors import RunError
 from adaptpo.evaluation.answers import Answered, answer_row, answers_of
 from adaptpo.evaluation.result import Origin, PromptScore, Result
 from adaptpo.evaluation.suite import Answer, Case, Question
+from adaptpo.run.file_locks import unlockable
 from adaptpo.run.files import JsonLines, write_json, write_text
 from adaptpo.types import Row
 
 SETTINGS, QUESTIONS, ANSWERS, BASELINE = "evaluation.json", "questions.jsonl", "answers.jsonl", "baseline.jsonl"
 JUDGING, JUDGMENTS, PAID, RESULT, SCORES = "judging.json", "judgments.jsonl", "paid", "result.json", "scores.jsonl"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,21 @@ class EvaluationFolder:
         if not self.exists:
             raise RunError(f"{self.path} is no evaluation; start with `adaptpo eval generate SUITE --out {self.path}`")
         return self
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other commands out. Raises RunError while one works here, or where the file system gives no locks."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another command works on {self.path}; wait until it has ended, or use another folder"
+                ) from error
+            except OSError as error:
+                raise unlockable(self.path, f"gives no locks ({error.strerror})") from error
+            yield
 
     @property
     def settings(self) -> Row:
@@ -65,9 +84,9 @@ class EvaluationFolder:
     def baseline(self) -> dict[str, Answer]:
         return {answer.id: answer for answer in answers_of(self.lines(BASELINE), str(self.path / BASELINE))}
 
-    def cases(self) -> list[Case]:
-        """The questions that have an answer."""
-        answers, baseline = self.answers(), self.baseline()
+    def cases(self, baseline: Mapping[str, Answer] | None = None) -> list[Case]:
+        """The questions that have an answer, with the folder's baseline or another one."""
+        answers, baseline = self.answers(), self.baseline() if baseline is None else baseline
         return [
             Case(question, answers[question.id], baseline.get(question.id))
             for question in self.questions()
@@ -77,9 +96,14 @@ class EvaluationFolder:
     def lines(self, name: str) -> list[Row]:
         return JsonLines(self.path / name).read()
 
-    def origin(self) -> Origin:
-        judging = read_json(self.path / JUDGING) if (self.path / JUDGING).exists() else {}
-        settings = self.settings
+    @property
+    def judging(self) -> Row:
+        """How the answers were judged; empty where no judge was asked."""
+        return read_json(self.path / JUDGING) if (self.path / JUDGING).exists() else {}
+
+    def origin(self, judging: Row | None = None) -> Origin:
+        """Of the folder's verdicts, or of those that another `judging` gives."""
+        settings, judging = self.settings, self.judging if judging is None else judging
         return Origin(
             model=settings["model"],
             judge=judging.get("judge", "none"),

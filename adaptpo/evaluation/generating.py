@@ -15,7 +15,7 @@ from adaptpo.errors import DataError
 from adaptpo.evaluation.folder import EvaluationFolder
 from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.suite import Answer, Question, Suite
-from adaptpo.run.progress import progress_bar
+from adaptpo.run.progress import caution, progress_bar
 from adaptpo.seeds import seed_for
 from adaptpo.types import Message, Response, Row
 
@@ -25,12 +25,14 @@ BY_CATEGORY = "by category, as the suite fixes it"
 
 @dataclass(frozen=True)
 class Generating:
-    """What is generated. `questions`: file, folder or hub id, None for the suite's own on the hub; `limit`: at most
-    this many; `split`: of a hub data set; `template_options`: arguments of the chat template."""
+    """What is generated. `weights`: a digest by which other weights at the model's path are noticed; `questions`: file,
+    folder or hub id, None for the suite's own on the hub; `limit`: at most this many; `split`: of a hub data set;
+    `template_options`: arguments of the chat template."""
 
     suite: Suite
     model: str
     settings: GenerationSettings
+    weights: str
     questions: str | None = None
     split: str = "train"
     limit: int | None = None
@@ -43,20 +45,34 @@ class Generating:
 def generate(folder: EvaluationFolder, work: Generating) -> dict[str, int]:
     """Answer every question that has no answer yet; returns counts.
 
-    Raises DataError for unreadable questions, RunError where the folder holds another evaluation, and what the engine
-    raises; the same command then resumes.
+    Raises DataError for unreadable questions, RunError where the folder holds another evaluation or another command
+    works on it, and what the engine raises; the same command then resumes.
     """
     questions = read_questions(work)
     policy = Policy(work.model, work.settings, folder.path / "server.log", work.template_options)
     policy.check()
-    folder.start(settings_row(work, questions), questions)
-    answered = folder.answers()
-    waiting = [question for question in questions if question.id not in answered]
-    try:
-        answer_all(folder, work, policy, waiting)
-    finally:
-        policy.close()
-    return counts(questions, folder.answers())
+    with folder.locked():
+        folder.start(settings_row(work, questions), questions)
+        unused = unused_temperature(work, questions)
+        caution(unused, bool(unused))
+        answered = folder.answers()
+        waiting = [question for question in questions if question.id not in answered]
+        try:
+            answer_all(folder, work, policy, waiting)
+        finally:
+            policy.close()
+        return counts(questions, folder.answers())
+
+
+def unused_temperature(work: Generating, questions: Sequence[Question]) -> str:
+    """What to say where the suite fixes the temperature and the user named another one; empty otherwise."""
+    fixed = sum(work.suite.temperature(question) is not None for question in questions)
+    if not fixed or "temperature" not in work.settings.model_fields_set:
+        return ""
+    return (
+        f"the temperature {work.settings.temperature:g} is not used for {fixed} of {len(questions)} questions: "
+        f"{work.suite.title} fixes that of their categories"
+    )
 
 
 def read_questions(work: Generating) -> list[Question]:
@@ -76,6 +92,7 @@ def settings_row(work: Generating, questions: Sequence[Question]) -> Row:
         "suite": work.suite.name,
         "preset": work.preset or work.suite.name,
         "model": work.model,
+        "weights": work.weights,
         "decoding": decoding(work, questions),
         "seed": work.seed,
         **({"chat_template_kwargs": dict(work.template_options)} if work.template_options else {}),
@@ -85,14 +102,20 @@ def settings_row(work: Generating, questions: Sequence[Question]) -> Row:
 
 def decoding(work: Generating, questions: Sequence[Question]) -> dict[str, Any]:
     settings = work.settings
-    fixed = any(work.suite.temperature(question) is not None for question in questions)
     return {
-        "temperature": BY_CATEGORY if fixed else settings.temperature,
+        "temperature": temperature_said(work, questions),
         "top_p": settings.top_p,
         "top_k": settings.top_k,
         "max_new_tokens": settings.max_new_tokens,
         "engine": settings.engine,
     }
+
+
+def temperature_said(work: Generating, questions: Sequence[Question]) -> float | str:
+    fixed = [work.suite.temperature(question) is not None for question in questions]
+    if not any(fixed):
+        return work.settings.temperature
+    return BY_CATEGORY if all(fixed) else f"{BY_CATEGORY}; {work.settings.temperature:g} in other categories"
 
 
 def answer_all(folder: EvaluationFolder, work: Generating, policy: Policy, waiting: Sequence[Question]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from adaptpo.errors import AnnotationError, ConfigError, DataError
 from adaptpo.evaluation.answers import Answered
 from adaptpo.evaluation.folder import JUDGING, JUDGMENTS, PAID, RESULT, SCORES, EvaluationFolder, write_lines
 from adaptpo.evaluation.presets import protocol
+from adaptpo.evaluation.references import References, matched, with_references
 from adaptpo.evaluation.suite import Ask, Case, Reply, Suite
 from adaptpo.evaluation.suites import find_suite
 from adaptpo.evaluation.templates import OWN, Templates, fingerprint, read_templates
@@ -30,56 +31,88 @@ REFUSED, CUT, EMPTY = "refused by the judge's server", "judgment cut off", "empt
 @dataclass(frozen=True)
 class Judging:
     """How an evaluation is judged. `template`: a file with the judge's words, None for our own; `references`: answers
-    that a judge may compare with, by question."""
+    that a judge may compare with."""
 
     settings: JudgeSettings
     baseline: Answered | None = None
     template: Path | None = None
-    references: Answered | None = None
+    references: References | None = None
     shows: bool = field(default=True, compare=False)
 
 
 def judge_folder(folder: EvaluationFolder, judging: Judging) -> dict[str, int]:
     """Write the verdicts on every answer to `judgments.jsonl`; returns what was asked and what it took.
 
-    Raises ConfigError or DataError for what is wrong before anything is asked, AnnotationError where the judge cannot
-    be reached; the same command then resumes.
+    Earlier verdicts stay until these are complete. Raises ConfigError or DataError for what is wrong before anything is
+    asked, RunError while another command works on the folder, AnnotationError where the judge cannot be reached; the
+    same command then resumes.
     """
     suite = find_suite(folder.require().settings["suite"])
     templates = suite.own_templates if judging.template is None else read_templates(judging.template)
-    keep_settings(folder, suite, judging, templates)
-    cases = [with_references(case, judging.references) for case in folder.cases()]
-    check_baseline(suite, cases)
-    chat = chat_of(judging.settings, suite, AnswerStore(folder.path / PAID))
-    origin = folder.origin()
-    found = judged(suite, chat, cases, templates, judging.shows)
-    rows = [row for case, asks, replies in found for row in suite.judgment_rows(case, asks, replies, origin)]
-    write_lines(folder.path / JUDGMENTS, rows)
-    return {"answers": len(cases), "judgments": len(rows), **chat.usage}
+    refuse_missing_or_unused(folder, suite, judging)
+    with folder.locked():
+        cases = cases_of(folder, suite, judging)
+        asks = [suite.asks(case, templates) for case in cases]
+        chat = chat_of(judging.settings, suite, AnswerStore(folder.path / PAID))
+        settings = judging_row(suite, judging, templates, cases)
+        found = judged(suite, chat, list(zip(cases, asks, strict=True)), judging.shows)
+        origin = folder.origin(settings)
+        rows = [row for case, several, replies in found for row in suite.judgment_rows(case, several, replies, origin)]
+        keep(folder, judging, settings, rows)
+    return {"answers": len(cases), **count_of_references(judging, cases), "judgments": len(rows), **chat.usage}
 
 
-def keep_settings(folder: EvaluationFolder, suite: Suite, judging: Judging, templates: Templates) -> None:
-    """Raises ConfigError where the suite compares and there is no baseline."""
+def refuse_missing_or_unused(folder: EvaluationFolder, suite: Suite, judging: Judging) -> None:
+    """Raises ConfigError where the suite compares and there is no baseline, or for a file that it would not read."""
     if suite.needs_baseline and judging.baseline is None:
         wanted = protocol(folder.settings["preset"], suite.name)
         remedy = wanted.note if wanted.baseline is None else f"the preset's is {wanted.baseline}"
         raise ConfigError(f"{suite.title} compares with a baseline; name its answers with --baseline FILE; {remedy}")
-    for stale in (JUDGMENTS, SCORES, RESULT):  # They may be of another judge; what was paid for is kept elsewhere.
+    if judging.baseline is not None and not suite.needs_baseline:
+        raise ConfigError(f"{suite.title} compares with no baseline; leave --baseline out")
+    if judging.references is not None and not suite.takes_references:
+        raise ConfigError(f"{suite.title} has no reference answers; leave --references out")
+
+
+def cases_of(folder: EvaluationFolder, suite: Suite, judging: Judging) -> list[Case]:
+    """With the baseline and the references that were named. Raises DataError where they are of other questions."""
+    cases = folder.cases(judging.baseline.answers if judging.baseline else {})
+    check_baseline(suite, cases)
+    if judging.references is None:
+        return cases
+    matched(cases, judging.references)
+    return [with_references(case, judging.references) for case in cases]
+
+
+def count_of_references(judging: Judging, cases: Sequence[Case]) -> dict[str, int]:
+    return {"references matched": matched(cases, judging.references)} if judging.references else {}
+
+
+def keep(folder: EvaluationFolder, judging: Judging, settings: Row, rows: Sequence[Row]) -> None:
+    """Replaces an earlier judge's verdicts, and what came of them, by these; what was paid for is kept elsewhere."""
+    for stale in (JUDGMENTS, SCORES, RESULT):
         (folder.path / stale).unlink(missing_ok=True)
-    if judging.baseline is not None and suite.needs_baseline:
+    if judging.baseline is not None:
         folder.keep_baseline(judging.baseline)
-    write_json(folder.path / JUDGING, judging_row(suite, judging, templates))
+    write_json(folder.path / JUDGING, settings)
+    write_lines(folder.path / JUDGMENTS, rows)
 
 
-def judging_row(suite: Suite, judging: Judging, templates: Templates) -> Row:
+def judging_row(suite: Suite, judging: Judging, templates: Templates, cases: Sequence[Case]) -> Row:
     words = OWN if judging.template is None else judging.template.name
-    baseline = judging.baseline.model if judging.baseline and suite.needs_baseline else "none"
     return {
         "judge": judging.settings.judge,
-        "baseline": baseline,
+        "baseline": judging.baseline.model if judging.baseline else "none",
         "template": f"{words} ({fingerprint(templates)})",
+        **({"references": said_references(judging, cases)} if suite.takes_references else {}),
         "options": request_options(judging.settings, suite),
     }
+
+
+def said_references(judging: Judging, cases: Sequence[Case]) -> str:
+    if judging.references is None:
+        return "the questions' own"
+    return f"{judging.references.name}, for {matched(cases, judging.references)} of {len(cases)} questions"
 
 
 def check_baseline(suite: Suite, cases: Sequence[Case]) -> None:
@@ -89,13 +122,6 @@ def check_baseline(suite: Suite, cases: Sequence[Case]) -> None:
             f"the baseline answers {len(cases) - len(missing)} of {len(cases)} questions; it lacks "
             f"{missing[0][:60]!r}. Name a file with all of them (Arena-Hard v2.0 has one baseline for each category)"
         )
-
-
-def with_references(case: Case, references: Answered | None) -> Case:
-    if references is None or case.question.id not in references.answers:
-        return case
-    columns = case.question.columns | {"reference_answer": list(references.answers[case.question.id].turns)}
-    return replace(case, question=replace(case.question, columns=columns))
 
 
 def chat_of(settings: JudgeSettings, suite: Suite, store: AnswerStore) -> Chat:
@@ -121,14 +147,13 @@ def request_options(settings: JudgeSettings, suite: Suite) -> dict[str, Any]:
 Judged = tuple[Case, list[Ask], list[Reply]]
 
 
-def judged(suite: Suite, chat: Chat, cases: Sequence[Case], templates: Templates, shows: bool) -> Iterator[Judged]:
+def judged(suite: Suite, chat: Chat, asked: Sequence[tuple[Case, list[Ask]]], shows: bool) -> Iterator[Judged]:
     """Each case with what was asked and answered. Raises AnnotationError where the judge refuses every request."""
-    with progress_bar("judge", len(cases), "answer", visible=shows) as bar:
-        for start in range(0, len(cases), CASES_AT_ONCE):
-            group = cases[start : start + CASES_AT_ONCE]
-            asks = [suite.asks(case, templates) for case in group]
-            replies = iter(answered(suite, chat, [ask for several in asks for ask in several]))
-            for case, several in zip(group, asks, strict=True):
+    with progress_bar("judge", len(asked), "answer", visible=shows) as bar:
+        for start in range(0, len(asked), CASES_AT_ONCE):
+            group = asked[start : start + CASES_AT_ONCE]
+            replies = iter(answered(suite, chat, [ask for _, several in group for ask in several]))
+            for case, several in group:
                 yield case, several, [next(replies) for _ in several]
             bar.update(len(group))
 

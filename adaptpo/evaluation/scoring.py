@@ -29,7 +29,8 @@ def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[R
     """
     folder = EvaluationFolder(path)
     if folder.exists:
-        return [score_folder(folder, scoring)]
+        with folder.locked():
+            return [score_folder(folder, scoring)]
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; name a folder of `adaptpo eval`, or a file of verdicts")
     if path.is_dir() and not any(is_data_file(file) for file in path.iterdir()):

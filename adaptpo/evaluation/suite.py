@@ -26,13 +26,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answers to the turns of a question, their lengths in tokens, and whether each ended by itself. A turn
-    that never came is missing."""
+    """A model's answers to the turns of a question, their lengths in its own tokens, and whether each ended by itself.
+    A turn that never came is missing. `token_len`: the length of the first turn as Arena-Hard publishes it, in tokens
+    of a tokenizer of its own."""
 
     id: str
     turns: tuple[str, ...]
     tokens: tuple[int, ...] = ()
     ended: tuple[bool, ...] = ()
+    token_len: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,18 @@ class Scoring:
 class Suite(ABC):
     """`title`: how people call it; `hub`: where the questions are, without a file of them; `own_templates`: the judge's
     words where the user names no file; `one_mean`: whether a mean over all its categories means anything;
-    `needs_baseline`: its judge compares; `logprobs`: how many alternatives of the first token the judge is to tell, 0
-    for none; `max_tokens`: of a judgment."""
+    `prompt_number`: the number that is a mean of the prompts' scores; `needs_baseline`: its judge compares;
+    `takes_references`: its judge is shown reference answers; `logprobs`: how many alternatives of the first token the
+    judge is to tell, 0 for none; `max_tokens`: of a judgment."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     hub: ClassVar[str]
     own_templates: ClassVar[Templates]
     one_mean: ClassVar[bool] = True
+    prompt_number: ClassVar[str] = "score"
     needs_baseline: ClassVar[bool] = False
+    takes_references: ClassVar[bool] = False
     logprobs: ClassVar[int] = 0
     max_tokens: ClassVar[int] = 2048
 

@@ -19,6 +19,10 @@ from adaptpo.types import Message
 OWN = "adaptpo's own words"
 ONLY = ""
 """The name of a suite's template where it has one alone."""
+NO_SYSTEM = (
+    "no `system_prompt`, so that the judge would get no instructions; Arena-Hard v2.0 keeps its own in its code, one "
+    "for each category: add them, as `system_prompt: {hard_prompt: TEXT, creative_writing: TEXT}`, or one text for all"
+)
 CHAT_PART = re.compile(r"<\|im_start\|>(system|user)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 
@@ -64,9 +68,13 @@ def from_lines(path: Path) -> Templates:
 
 
 def from_yaml(path: Path) -> Templates:
+    """`system_prompt` is a text, or one for each category of questions."""
     values: Any = read_yaml(path.read_text("utf-8"))
-    user = values["prompt_template"]
-    return {ONLY: Template(values.get("system_prompt") or "", user if isinstance(user, str) else "".join(user))}
+    user, system = values["prompt_template"], values.get("system_prompt")
+    texts = system if isinstance(system, dict) else {ONLY: system}
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts.values()):
+        raise ConfigError(f"{path}: {NO_SYSTEM}")
+    return {str(name): Template(text, user if isinstance(user, str) else "".join(user)) for name, text in texts.items()}
 
 
 def from_chat_text(path: Path) -> Templates:
@@ -81,6 +89,11 @@ def fingerprint(templates: Templates) -> str:
     """Twelve digits that tell templates apart."""
     text = repr(sorted((name, one.system, one.user) for name, one in templates.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def template_of(templates: Templates, category: str) -> Template:
+    """That of a category of questions, or the only one. Raises ConfigError where there is neither."""
+    return template_named(templates, ONLY if ONLY in templates else category)
 
 
 def template_named(templates: Templates, name: str) -> Template:

@@ -11,6 +11,7 @@ from rich.table import Table
 from adaptpo.evaluation.comparing import Cell, Comparison
 from adaptpo.evaluation.intervals import Interval
 from adaptpo.evaluation.result import Number, Result
+from adaptpo.evaluation.tasks import CHAT_TEMPLATE
 from adaptpo.types import Row
 
 PIPED_WIDTH = 160
@@ -92,7 +93,14 @@ def cell_text(cell: Cell | None) -> str:
 def difference_table(found: Comparison) -> Table:
     first = next(iter(found.cells))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in (f"minus {first}", "prompts of", "n", "difference", "95 % interval", "t-test over seeds"):
+    for title in (
+        f"minus {first}",
+        "prompts of",
+        "n",
+        f"difference in {found.measured}",
+        "95 % interval",
+        "t-test over seeds",
+    ):
         table.add_column(title)
     for one in found.differences:
         low_high = f"{one.interval.low:+.2f} to {one.interval.high:+.2f}"
@@ -105,10 +113,11 @@ def difference_table(found: Comparison) -> Table:
 def show_tasks(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print what lm-eval found."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("task", "shots", "metric", "value", "95 % interval", "n"):
+    for title in ("task", "shots", "chat template", "metric", "value", "95 % interval", "n"):
         table.add_column(title)
     for row in rows:
         low_high = "-" if row["interval"] is None else f"{row['interval'][0]:.4g} to {row['interval'][1]:.4g}"
         shots = "-" if row["shots"] is None else str(row["shots"])
-        table.add_row(row["task"], shots, row["metric"], f"{row['value']:.4g}", low_high, str(row["n"]))
+        chat = "applied" if row[CHAT_TEMPLATE] else "-"
+        table.add_row(row["task"], shots, chat, row["metric"], f"{row['value']:.4g}", low_high, str(row["n"]))
     (console or terminal()).print(table)

@@ -46,6 +46,7 @@ class AlpacaEval(Suite):
     title: ClassVar[str] = "AlpacaEval 2"
     hub: ClassVar[str] = "tatsu-lab/alpaca_eval"
     own_templates: ClassVar[Templates] = {ONLY: OWN}
+    prompt_number: ClassVar[str] = "win rate"
     needs_baseline: ClassVar[bool] = True
     logprobs: ClassVar[int] = 5
     max_tokens: ClassVar[int] = 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +27,26 @@ class Battle:
     outcome: float
 
 
+@dataclass(frozen=True)
+class Fought:
+    """The battles of one model; `games`: how many they come from; `invalid`: games that give none, by reason."""
+
+    battles: Sequence[Battle]
+    games: int
+    invalid: Mapping[str, int]
+
+
+def counted(games: Sequence[Verdict | None], version: Version) -> Sequence[Verdict | None]:
+    """The games of a prompt, None for each that does not count: in v0.1 an invalid one, in v2.0 also the other one."""
+    return [None] * len(games) if version == "v2.0" and None in games else games
+
+
 def battles_of_games(
     prompt: str, model: str, baseline: str, games: Sequence[Verdict | None], version: Version
 ) -> list[Battle]:
-    """Of the two games of a prompt: in the first the baseline is A, in the second the model. An invalid verdict drops
-    its game in v0.1, and both in v2.0."""
-    if version == "v2.0" and None in games:
-        return []
-    for_model = [game and (game.swapped() if number == 0 else game) for number, game in enumerate(games)]
+    """Of the two games of a prompt: in the first the baseline is A, in the second the model."""
+    kept = counted(games, version)
+    for_model = [game and (game.swapped() if number == 0 else game) for number, game in enumerate(kept)]
     outcomes = [outcome for game in for_model if game for outcome in game.battles()]
     return [Battle(prompt, model, baseline, outcome) for outcome in outcomes]
 
@@ -41,6 +54,13 @@ def battles_of_games(
 def published_battles(rows: Iterable[Row]) -> list[Battle]:
     """Rows of `model_a` (the baseline), `model_b` and `winner`, repeated by their weight, as Arena-Hard writes them."""
     return [Battle(row["question_id"], row["model_b"], row["model_a"], OF_WINNER[row["winner"]]) for row in rows]
+
+
+def published_games(battles: Sequence[Battle]) -> int:
+    """How many games such battles come from. A prompt has two, and each counts once or three times: an odd number of
+    battles is of one game."""
+    by_prompt = Counter((battle.model, battle.prompt) for battle in battles)
+    return sum(1 if count % 2 else 2 for count in by_prompt.values())
 
 
 def outcomes(battles: Sequence[Battle]) -> Floats:

@@ -10,43 +10,45 @@ from adaptpo.errors import DataError
 from adaptpo.evaluation.arena_hard import style
 from adaptpo.evaluation.arena_hard.battles import (
     Battle,
+    Fought,
     interval_over_battles,
     interval_over_prompts,
     score,
 )
-from adaptpo.evaluation.arena_hard.style import Styles
+from adaptpo.evaluation.arena_hard.style import Styled
 from adaptpo.evaluation.arena_hard.verdicts import Version
 from adaptpo.evaluation.result import Number, Origin, PromptScore, Result
 
 POOL = "style control belongs to its pool of models ({}); never compare it with a score of another pool"
+NO_STYLE = "no equal style and no style control: name the answers of every model and of the baseline with --answers"
 
 
 def score_battles(
-    battles: Sequence[Battle],
+    fought: Fought,
     version: Version,
     origin: Origin,
-    invalid: Mapping[str, int],
     pool: Sequence[Battle] = (),
-    styles: Styles | None = None,
+    styled: Styled | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> Result:
-    """Of one model. `pool`: battles of all models that style control is to know; `styles`: of their answers; `groups`:
-    the category of each prompt, each of which gets its own number.
+    """Of one model. `pool`: battles of all models that style control is to know; `styled`: their answers; `groups`: the
+    category of each prompt, each of which gets its own number.
 
     Raises DataError where no battle is left.
     """
+    battles = fought.battles
     if not battles:
         raise DataError("no battle has a valid verdict; look at the judge's answers in judgments.jsonl")
     groups = groups or {}
-    styled = [] if styles is None else style_numbers(battles, pool or battles, styles)
+    of_style = [] if styled is None else style_numbers(battles, pool or battles, styled)
     return Result(
         suite=f"Arena-Hard {version}",
         origin=origin,
-        n=len(battles),
-        invalid=invalid,
-        numbers=[*main_numbers(battles, version), *styled, *by_group(battles, version, groups)],
+        n=fought.games,
+        invalid=fought.invalid,
+        numbers=[*main_numbers(battles, version), *of_style, *by_group(battles, version, groups)],
         scores=prompt_scores(battles, groups),
-        warnings=[] if styles is None else [POOL.format(", ".join(style.models_of(pool or battles)))],
+        warnings=[NO_STYLE if styled is None else POOL.format(", ".join(style.models_of(pool or battles)))],
         details={"battles": len(battles), "prompts": len({battle.prompt for battle in battles})},
     )
 
@@ -59,13 +61,12 @@ def main_numbers(battles: Sequence[Battle], version: Version) -> list[Number]:
     ]
 
 
-def style_numbers(battles: Sequence[Battle], pool: Sequence[Battle], styles: Styles) -> list[Number]:
-    model = battles[0].model
+def style_numbers(battles: Sequence[Battle], pool: Sequence[Battle], styled: Styled) -> list[Number]:
+    equal = style.equal_style(battles, styled.styles)[battles[0].model]
+    controlled = style.controlled(pool, styled.styles)[battles[0].model]
     return [
-        Number(
-            "equal style", style.equal_style(battles, styles)[model], note="this model alone, differences uncentred"
-        ),
-        Number("style control", style.controlled(pool, styles)[model], note="differences centred over the pool"),
+        Number("equal style", equal, note=f"this model alone, differences uncentred; {styled.counted}"),
+        Number("style control", controlled, note=f"differences centred over the pool; {styled.counted}"),
     ]
 
 

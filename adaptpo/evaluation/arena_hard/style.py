@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptpo.errors import ConfigError, DataError
+from adaptpo.evaluation.answers import Answered
 from adaptpo.evaluation.arena_hard.battles import Battle, outcomes
 from adaptpo.evaluation.intervals import Floats
 
@@ -23,6 +24,9 @@ MARKS = {
     "lists": [re.compile(r"^\s*\d+\.\s", re.MULTILINE), re.compile(r"^\s*[-*+]\s", re.MULTILINE)],
     "bold": [re.compile(r"\*\*[^*\n]+\*\*"), re.compile(r"__[^_\n]+__")],
 }
+PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d{1,3}|[^\s\w]+|_+|\n+")
+"""A letter of the scripts that write no spaces, a word, up to three digits, a run of marks or of line breaks."""
+PUBLISHED, OWN = "tokens as published (`token_len`)", "tokens counted here, as words and marks"
 FEATURES = ("tokens", *MARKS)
 NEEDED = "style control needs scikit-learn: pip install 'adaptpo[eval]'"
 
@@ -44,6 +48,37 @@ class Style:
 
 Styles = Mapping[str, Mapping[str, Style]]
 """By model, then by prompt."""
+
+
+@dataclass(frozen=True)
+class Styled:
+    """`counted` says how the tokens of all answers were counted."""
+
+    styles: Styles
+    counted: str
+
+
+def styled(files: Sequence[Answered]) -> Styled:
+    """The styles of all answers, with their tokens counted alike: as published, or all of them anew where one is not.
+
+    Two tokenizers would make one side longer, whatever it wrote.
+    """
+    published = all(answer.token_len is not None for file in files for answer in file.answers.values())
+    styles = {file.model: file_styles(file, published) for file in files}
+    return Styled(styles, PUBLISHED if published else OWN)
+
+
+def file_styles(file: Answered, published: bool) -> dict[str, Style]:
+    texts = {key: (answer.turns[0], answer.token_len) for key, answer in file.answers.items()}
+    return {
+        key: style_of(text, count if published and count is not None else pieces(text))
+        for key, (text, count) in texts.items()
+    }
+
+
+def pieces(text: str) -> int:
+    """A count of tokens that needs no model's tokenizer, and is the same whoever wrote the text."""
+    return sum(1 for _ in PIECE.finditer(text))
 
 
 def style_of(text: str, tokens: int) -> Style:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from adaptpo.errors import DataError
 from adaptpo.evaluation.answers import Answered, read_answers
-from adaptpo.evaluation.arena_hard.battles import Battle, battles_of_games, published_battles
+from adaptpo.evaluation.arena_hard.battles import (
+    Battle,
+    Fought,
+    battles_of_games,
+    counted,
+    published_battles,
+    published_games,
+)
 from adaptpo.evaluation.arena_hard.score import score_battles
-from adaptpo.evaluation.arena_hard.style import Style, style_of
+from adaptpo.evaluation.arena_hard.style import styled
 from adaptpo.evaluation.arena_hard.verdicts import Version, label_of, says_nothing, verdict_of
 from adaptpo.evaluation.grouping import by_model, origin_of
 from adaptpo.evaluation.result import Origin, Result
 from adaptpo.evaluation.suite import Ask, Case, Question, Reply, Scoring, Suite
-from adaptpo.evaluation.templates import ONLY, Template, Templates, template_named
+from adaptpo.evaluation.templates import ONLY, Template, Templates, template_of
 from adaptpo.types import Row
 
 INVALID = "without one valid verdict"
+TWIN_INVALID = "dropped with the other game of the prompt"
 OWN = Template(
     "You judge two answers, A and B, to the same prompt of a user. Before you look at them, work out an answer of your "
     "own. Then compare both with it and with each other: are they correct, do they help, do they stay with what was "
@@ -39,6 +47,8 @@ OWN = Template(
 {answer_2}
 </answer_b>""",
 )
+CATEGORIES: dict[Version, tuple[str, ...]] = {"v0.1": ("arena-hard-v0.1",), "v2.0": ("hard_prompt", "creative_writing")}
+"""Of the published questions; your own may have others."""
 CONTINUE = "Go on, and end with your verdict in double brackets."
 
 
@@ -49,14 +59,24 @@ class ArenaHard(Suite):
     needs_baseline: ClassVar[bool] = True
 
     def question(self, row: Row, number: int) -> Question:
-        if row.get("uid") is None or not isinstance(row.get("prompt"), str):
+        key, prompt, category = row.get("uid", row.get("question_id")), prompt_of(row), row.get("category") or ""
+        if key is None or prompt is None:
             raise DataError(f"question {number} holds {', '.join(row)}; Arena-Hard's have `uid` and `prompt`")
-        return Question(str(row["uid"]), (row["prompt"],), row.get("category") or "", row)
+        self.refuse_other_version(category, number)
+        return Question(str(key), (prompt,), category, row)
+
+    def refuse_other_version(self, category: str, number: int) -> None:
+        other = next((version for version, names in CATEGORIES.items() if category in names), self.version)
+        if other != self.version:
+            raise DataError(
+                f"question {number} is of Arena-Hard {other} (category {category}), and its judge, baseline and score "
+                f"are others; take the suite of {other}, or name {self.version}'s question.jsonl with --questions"
+            )
 
     def asks(self, case: Case, templates: Templates) -> list[Ask]:
         assert case.baseline is not None
         sides = (case.baseline.turns[0], case.answer.turns[0])
-        template = template_named(templates, ONLY)
+        template = template_of(templates, case.question.category)
         return [
             Ask(case, game, template.messages(places(case.question.turns[0], first, second)))
             for game, (first, second) in enumerate([sides, sides[::-1]])
@@ -81,19 +101,17 @@ class ArenaHard(Suite):
         return isinstance(row.get("games"), list) and self.key in row
 
     def score(self, rows: Sequence[Row], scoring: Scoring) -> list[Result]:
-        battles = {
-            model: self.battles(own, scoring) for model, own in by_model(rows, ("model", "model_b"), None).items()
-        }
-        pool = [battle for several, _ in battles.values() for battle in several]
-        styles = styles_of(scoring, pool)
+        fought = {model: self.fought(own, scoring) for model, own in by_model(rows, ("model", "model_b"), None).items()}
+        pool = [battle for one in fought.values() for battle in one.battles]
+        files = answer_files(scoring, pool)
+        styles = styled(files) if files else None
         groups = {str(row[self.key]): row["category"] for row in rows if row.get("category")}
         wanted = by_model(rows, ("model", "model_b"), scoring.model)
         return [
             score_battles(
-                battles[model][0],
+                fought[model],
                 self.version,
                 origin_of(own, scoring.origin, model, baseline="baseline" if "games" in own[0] else "model_a"),
-                battles[model][1],
                 pool,
                 styles,
                 groups,
@@ -101,23 +119,26 @@ class ArenaHard(Suite):
             for model, own in wanted.items()
         ]
 
-    def battles(self, rows: Sequence[Row], scoring: Scoring) -> tuple[list[Battle], Counter[str]]:
-        """Of one model, and the invalid games by reason."""
+    def fought(self, rows: Sequence[Row], scoring: Scoring) -> Fought:
+        """By one model."""
         found: list[Battle] = []
-        invalid: Counter[str] = Counter()
+        valid, invalid = 0, Counter[str]()
         for row in rows:
             games = [verdict_of(game_label(game, self.version), self.version) for game in row["games"]]
             problems = [game.get("problem") or INVALID for game in row["games"]]
             invalid.update(problem for game, problem in zip(games, problems, strict=True) if game is None)
+            kept = sum(game is not None for game in counted(games, self.version))
+            valid += kept
+            invalid.update({TWIN_INVALID: sum(game is not None for game in games) - kept})
             names = (str(row["model"]), str(row.get("baseline") or scoring.origin.baseline))
             found += battles_of_games(str(row[self.key]), *names, games, self.version)
-        return found, invalid
+        return Fought(found, valid, +invalid)
 
 
 class ArenaHardV01(ArenaHard):
     name: ClassVar[str] = "arena_hard_v0.1"
     title: ClassVar[str] = "Arena-Hard v0.1"
-    hub: ClassVar[str] = "lmarena-ai/arena-hard-auto"
+    hub: ClassVar[str] = "lmarena-ai/arena-hard-auto-v0.1"
     version: ClassVar[Version] = "v0.1"
     key: ClassVar[str] = "question_id"
     max_tokens: ClassVar[int] = 4096
@@ -125,10 +146,11 @@ class ArenaHardV01(ArenaHard):
     def fits(self, row: Row) -> bool:
         return super().fits(row) or {"model_a", "model_b", "winner"} <= row.keys()
 
-    def battles(self, rows: Sequence[Row], scoring: Scoring) -> tuple[list[Battle], Counter[str]]:
-        if "winner" in rows[0]:
-            return published_battles(rows), Counter()
-        return super().battles(rows, scoring)
+    def fought(self, rows: Sequence[Row], scoring: Scoring) -> Fought:
+        if "winner" not in rows[0]:
+            return super().fought(rows, scoring)
+        battles = published_battles(rows)
+        return Fought(battles, published_games(battles), {})
 
 
 class ArenaHardV2(ArenaHard):
@@ -139,6 +161,14 @@ class ArenaHardV2(ArenaHard):
     key: ClassVar[str] = "uid"
     one_mean: ClassVar[bool] = False
     max_tokens: ClassVar[int] = 16000
+
+
+def prompt_of(row: Row) -> str | None:
+    """The prompt of a question. v0.1 on the hub has `turns` of one."""
+    turns = row.get("turns")
+    prompt = row.get("prompt", turns[0] if isinstance(turns, list) and len(turns) == 1 else None)
+    text = prompt.get("content") if isinstance(prompt, dict) else prompt
+    return text if isinstance(text, str) else None
 
 
 def places(question: str, first: str, second: str) -> dict[str, str]:
@@ -156,23 +186,13 @@ def game_label(game: Row | None, version: Version) -> str | None:
     return label_of(text, version) if isinstance(text, str) else game.get("score")
 
 
-def styles_of(scoring: Scoring, battles: Iterable[Battle]) -> dict[str, dict[str, Style]] | None:
-    """Of all answers that the user names or that lie in the folder; None without them."""
+def answer_files(scoring: Scoring, battles: Sequence[Battle]) -> list[Answered]:
+    """The answers that the user names or that lie in the folder, by the models' names in the battles."""
     if scoring.answers:
-        return {file.model: file_styles(file) for file in map(read_answers, scoring.answers)}
+        return [read_answers(path) for path in scoring.answers]
     both = [(case.answer, case.baseline) for case in scoring.cases if case.baseline]
-    if not both or any(not (answer.tokens and baseline.tokens) for answer, baseline in both):
-        return None
-    answers = {battle.model: {answer.id: answer for answer, _ in both} for battle in battles}
+    if not both:
+        return []
+    models = {battle.model: {answer.id: answer for answer, _ in both} for battle in battles}
     baselines = {battle.baseline: {baseline.id: baseline for _, baseline in both} for battle in battles}
-    return {name: file_styles(Answered(name, found)) for name, found in (answers | baselines).items()}
-
-
-def file_styles(file: Answered) -> dict[str, Style]:
-    """Raises DataError for an answer whose tokens nobody counted."""
-    uncounted = [key for key, answer in file.answers.items() if not answer.tokens]
-    if uncounted:
-        raise DataError(
-            f"{len(uncounted)} answers of {file.model} have no count of tokens (`token_len`); style control needs it"
-        )
-    return {key: style_of(answer.turns[0], answer.tokens[0]) for key, answer in file.answers.items()}
+    return [Answered(name, found) for name, found in (models | baselines).items()]

@@ -36,6 +36,7 @@ class XSTest(Suite):
     hub: ClassVar[str] = "Paul/XSTest"
     own_templates: ClassVar[Templates] = {ONLY: OWN}
     one_mean: ClassVar[bool] = False
+    prompt_number: ClassVar[str] = "prompts refused"
     max_tokens: ClassVar[int] = 512
 
     def question(self, row: Row, number: int) -> Question:
