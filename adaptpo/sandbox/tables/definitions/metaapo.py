@@ -163,6 +163,11 @@ ANNOTATORS: tuple[Annotator, ...] = (
         (MetaAPO("5", 48.11, 40.09), MetaAPO("5", 50.19, 50.37, 59.4), MetaAPO("5", 49.11, 50.56)),
     ),
 )
+BESIDE_ANNOTATORS = (
+    ("DPO", ("method.name=dpo",), 1.0),
+    ("pool KTO (ours)", (*own_objective("pool_kto", "kto"), "generation.num_generations=2"), 1.0),
+)
+"""Methods without figures in the paper: one that no annotator misleads, and ours."""
 ANNOTATED_METHODS = (
     ("Online DPO", ("method.name=online_dpo",), 1.0),
     ("MetaAPO", ("method.name=metaapo",), 1.0),
@@ -171,7 +176,10 @@ ANNOTATED_METHODS = (
 REWARD_ROWS = tuple(
     Row(label, (*settings, *reward), world, group, (figure,) if figure else (), epochs=epochs)
     for group, reward, world, figures in ANNOTATORS
-    for (label, settings, epochs), figure in zip(ANNOTATED_METHODS, figures, strict=True)
+    for (label, settings, epochs), figure in (
+        *((method, None) for method in BESIDE_ANNOTATORS),
+        *zip(ANNOTATED_METHODS, figures, strict=True),
+    )
 )
 
 TABLES: dict[str, Table] = {
