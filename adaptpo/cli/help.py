@@ -143,6 +143,7 @@ annotated and time, beside the paper's figures if it has any. NAME is one of
   stages              which data policies of different strength gain from, and what the boundary score predicted
   stages-slic         the same with SLiC-HF
   stages-beta         the same with beta 0.3, 1 and 3
+  stages-recipe       the same with the paper's beta and learning rate
   stages-relabelled   the same with the reward model's labels on the offline pairs
   stages-candidates   pairs of three kinds, to tell diversity from quality
   stages-gentle       the same with a quarter of the learning rate

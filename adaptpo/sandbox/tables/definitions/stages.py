@@ -39,6 +39,8 @@ TABLE_5 = {
     AFTER_ON: "0.71 / 0.19 | 0.60 / 0.98 | 0.35 / 1.54",
 }
 BETAS = (0.3, 1.0, 3.0)
+PAPERS_BETA = "method.objective={name: dpo, beta: 0.01}"
+PAPERS_RATE = "training.learning_rate=5.0e-7"
 STAGES_NOTE = (
     "PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and the "
     "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a "
@@ -117,6 +119,14 @@ TABLES: dict[str, Table] = {
         tuple(row for beta in BETAS for row in beta_rows(beta)),
         PC_OFF,
         f"The sandbox's own beta is 0.3; the paper trains with 0.01 and a learning rate of 5e-7. {STAGES_NOTE}",
+        view=StageView(MODELS),
+    ),
+    "stages-recipe": Table(
+        "Alignment stages with the paper's settings",
+        (*stage_rows((PAPERS_BETA,), ", beta 0.01"), *stage_rows((PAPERS_BETA, PAPERS_RATE), ", beta 0.01, rate 5e-7")),
+        PC_OFF,
+        f"The paper's beta is 0.01 and its learning rate 5e-7, for models of 3 to 8B parameters; the sandbox's is 2e-4. "
+        f"{STAGES_NOTE}",
         view=StageView(MODELS),
     ),
     "stages-relabelled": Table(
