@@ -125,8 +125,8 @@ TABLES: dict[str, Table] = {
         "Alignment stages with the paper's settings",
         (*stage_rows((PAPERS_BETA,), ", beta 0.01"), *stage_rows((PAPERS_BETA, PAPERS_RATE), ", beta 0.01, rate 5e-7")),
         PC_OFF,
-        f"The paper's beta is 0.01 and its learning rate 5e-7, for models of 3 to 8B parameters; the sandbox's is 2e-4. "
-        f"{STAGES_NOTE}",
+        "The paper's beta is 0.01 and its learning rate 5e-7, for models of 3 to 8B parameters; the sandbox's learning "
+        f"rate is 2e-4. {STAGES_NOTE}",
         view=StageView(MODELS),
     ),
     "stages-relabelled": Table(
