@@ -21,7 +21,7 @@ from adaptpo.distributed.launch import is_first_process
 from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
-from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.context import MAX_EVAL_PROMPTS, Context
 from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.given import (
     callback_of,
@@ -82,7 +82,7 @@ class AlignmentTrainer:
         eval_dataset: Any = None,
         processing_class: Any = None,
         reward_processing_class: Any = None,
-        max_eval_prompts: int = 256,
+        max_eval_prompts: int = MAX_EVAL_PROMPTS,
         peft_config: Any = None,
         ref_model: Any = None,
         callbacks: Any = None,
@@ -124,7 +124,7 @@ class AlignmentTrainer:
             train_dataset=recipe.data,
             reward_funcs=recipe.reward,
             eval_dataset=recipe.eval_data,
-            max_eval_prompts=recipe.eval_data.max_prompts if recipe.eval_data else 256,
+            max_eval_prompts=recipe.eval_data.max_prompts if recipe.eval_data else MAX_EVAL_PROMPTS,
             ref_model=recipe.ref_model,
         )
 

@@ -461,10 +461,12 @@ def test_templates_of_other_benchmarks(tmp_path: Path) -> None:
 
 def test_a_yaml_without_instructions_is_refused(tmp_path: Path) -> None:
     """Arena-Hard v2.0's own file is such a one."""
-    for system in ("", "system_prompt:\n", "system_prompt: ' '\n", "system_prompt: {}\n", "system_prompt: {a: 1}\n"):
+    for system in ("", "system_prompt:\n", "system_prompt: {}\n", "system_prompt: {a: 1}\n"):
         (tmp_path / "a.yaml").write_text(f"prompt_template: 'U {{QUESTION}}'\n{system}")
         with pytest.raises(ConfigError, match=r"no instructions.*system_prompt: \{hard_prompt: TEXT"):
             read_templates(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("prompt_template: 'Judge this. {QUESTION}'\nsystem_prompt: ''\n")
+    assert [one.system for one in read_templates(tmp_path / "a.yaml").values()] == [""]
 
 
 def test_each_category_has_its_instructions(tmp_path: Path) -> None:

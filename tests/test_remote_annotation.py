@@ -245,6 +245,23 @@ def test_one_text_too_long_costs_the_others_of_its_request_nothing(tmp_path: Pat
     assert sorted(len(body["items"]) for body in stub.bodies) == [*[1] * 16, 6, 16]
 
 
+def test_many_texts_too_long_do_not_end_a_run_that_gets_other_answers(tmp_path: Path) -> None:
+    def reply(body: Any, number: int) -> Reply:
+        texts = [item["response"] for item in body["items"]]
+        if any("long" in text for text in texts):
+            return Reply({"error": {"message": "too long"}}, 413)
+        return Reply({"rewards": [1.0] * len(texts)})
+
+    requests = [request(f"too long {number}") for number in range(16)] + [request("ab")]
+    with serving(reply) as stub:
+        for _ in range(2):  # The second time, all but those are in the store.
+            annotator = RewardServer(access(stub), AnswerStore(tmp_path), {})
+            assert annotator.rewards(requests) == [None] * 16 + [1.0]
+            assert annotator.take_usage()["refused"] == 16
+        with pytest.raises(AnnotationError, match="refused all 16 requests"):
+            RewardServer(access(stub), AnswerStore(tmp_path), {}).rewards(requests[:16])
+
+
 def test_many_refusals_and_no_answer_end_the_run() -> None:
     with (
         serving(always(Reply({"error": {"message": "unknown field"}}, 400))) as stub,

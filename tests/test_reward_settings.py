@@ -352,7 +352,7 @@ def test_responses_to_one_prompt_meet_wherever_they_are(folder: Path, capsys: py
         ({"prompt": "p"}, {}, DataError, r"row 0 has no `prompt` .* found prompt"),
         ({"note": "p", "response": "a"}, {}, DataError, "row 0 has no `prompt`"),
         ({"prompt": "p", "responses": ["a", None]}, {}, DataError, "row 0 has no `prompt`"),
-        ({"prompt": "p", "response": "a", "input": "b"}, {}, DataError, "column `input` holds text"),
+        ({"prompt": "p", "response": "a", "input": "b"}, {}, DataError, "column `input` holds text.*rename the column"),
         ({"prompt": "p", "responses": "abc"}, {}, DataError, "row 0 has no `prompt`"),
         ({"prompt": "p", "response": "a"}, {"out": Path("o.csv")}, ConfigError, "must end with .jsonl or .parquet"),
         ({"prompt": "p", "response": "a"}, {"reward": "train"}, ConfigError, "name a trained reward model"),
@@ -386,6 +386,11 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "say "}, {"type":
         ({"prompt": [ASKED], "response": [ASKED, REPLY]}, [ASKED], [REPLY]),
         ({"conversations": [{"from": "human", "value": "say tea"}], "response": "tea"}, [ASKED], [REPLY]),
         ({"prompt": "\n\nHuman: say tea\n\nAssistant:", "response": "tea"}, [ASKED], [REPLY]),
+        ({"prompt": "\n\nHuman: say tea\n\nAssistant:", "response": "\n\nHuman: say tea\n\nAssistant: tea"},
+         [ASKED], [REPLY]),
+        ({"prompt": "say tea", "system": "be brief", "response": [ASKED, REPLY]}, [SYSTEM, ASKED], [REPLY]),
+        ({"prompt": [SYSTEM, ASKED], "response": [SYSTEM, ASKED, REPLY]}, [SYSTEM, ASKED], [REPLY]),
+        ({"prompt": "say tea", "response": "tea", "chosen": True, "rejected": 0}, "say tea", "tea"),
     ],
 )  # fmt: skip
 def test_annotate_reads_prompts_as_a_run_does(row: Any, prompt: Any, completion: Any, folder: Path) -> None:
@@ -409,6 +414,12 @@ def test_annotate_reads_a_dialogue_as_text(folder: Path, capsys: pytest.CaptureF
     annotate("in.jsonl", *options, "--text-format", "text")
     assert json.loads((folder / "out.jsonl").read_text())["reward"] == 3.0
     assert "1 rewards, 0 without a reward, 1 replaced in the column `reward`" in capsys.readouterr().out
+
+
+def test_a_row_without_responses_has_no_rewards(folder: Path) -> None:
+    write_jsonl(folder / "in.jsonl", [{"prompt": "p", "responses": []}, {"prompt": "p", "responses": ["ab"]}])
+    annotate("in.jsonl", "--reward", "python:file_rewards:length", "--out", "out.jsonl")
+    assert [json.loads(line)["rewards"] for line in (folder / "out.jsonl").read_text().splitlines()] == [[], [2.0]]
 
 
 def test_annotate_reads_responses_of_a_csv_file(folder: Path) -> None:

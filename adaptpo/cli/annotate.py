@@ -14,11 +14,12 @@ from adaptpo.annotation.build import Workplace, build_annotator
 from adaptpo.config.reward import reward_parts
 from adaptpo.data import open_rows
 from adaptpo.data.conventions import as_turns, has_prompt
-from adaptpo.data.messages import check_unicode, continue_conversation, read_text
+from adaptpo.data.messages import check_unicode, read_text, shared_length
 from adaptpo.data.pairs import TextFormat, split_prompt
-from adaptpo.data.problems import RowProblem
+from adaptpo.data.problems import NO_SHARED_PROMPT, RowProblem
 from adaptpo.data.stored import Unreadable, read_literal
 from adaptpo.data.templates import first_line
+from adaptpo.data.transcripts import is_transcript
 from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.remote.store import content_key
@@ -30,6 +31,12 @@ from adaptpo.types import Prompt, Response, Row, Text
 PROMPTS_AT_ONCE = 64
 MAX_TOKENS = 16384
 """Maximum number of tokens in one forward pass, including padding."""
+ANSWERS = ("response", "responses", "chosen", "rejected", "rejected_response", "rejected_messages")
+"""Columns that hold no part of the prompt."""
+NO_RECIPE = (
+    "`adaptpo annotate` reads no recipe: rename the column in the file, or, if the text is a dialogue, leave out "
+    "--text-format text."
+)
 NOTHING_TO_RATE = (
     "row {number} has no `prompt` (text or chat messages) with a `response` or a list of `responses`; found {found}"
 )
@@ -60,8 +67,8 @@ def annotate_file(
     annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
     rewards, usage = all_rewards(annotator, requests)
-    rewards = [found or [None] * len(written_responses(row)) for row, found in zip(rows, rewards, strict=True)]
-    replaced = Counter(f"replaced in the column `{name}`" for name in map(reward_column, rows) if name in rows[0])
+    rewards = [found or [None] * len(written_responses(row) or []) for row, found in zip(rows, rewards, strict=True)]
+    replaced = Counter(f"replaced in the column `{name}`" for row in rows if (name := reward_column(row)) in row)
     for row, found in zip(rows, rewards, strict=True):
         row |= {reward_column(row): found if "responses" in row else found[0]}
     write_rows(out, rows)
@@ -93,46 +100,56 @@ def workplace(cache: Path, trust_remote_code: bool = False) -> Workplace:
 def row_requests(row: Row, number: int, left_out: Counter[str], text_format: TextFormat = "messages") -> list[Request]:
     """One request per response; none for a row whose texts cannot be read, which `left_out` counts by its reason.
 
-    Raises DataError for a row without prompt or response.
+    Raises DataError for a row without prompt or response, and for one whose prompt may miss a part.
     """
-    columns = {name: value for name, value in row.items() if name not in ("response", "responses")}
-    if not has_prompt(columns) or None in (written_responses(row) or [None]):
+    asking, written = {name: value for name, value in row.items() if name not in ANSWERS}, written_responses(row)
+    if not has_prompt(asking) or written is None or None in written:
         raise DataError(NOTHING_TO_RATE.format(number=number, found=", ".join(row) or "nothing"))
     try:
-        prompt, responses = read_row(row, columns, text_format)
+        prompt, responses = read_row(asking, written, text_format)
     except RowProblem as problem:
         left_out[str(problem)] += 1
         return []
-    asked = Prompt(prompt_number(prompt), prompt, [], {k: v for k, v in columns.items() if k != "prompt"})
+    except DataError as error:
+        raise DataError(f"row {number}: {error} {NO_RECIPE}") from error
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "response", "responses")}
+    asked = Prompt(prompt_number(prompt), prompt, [], columns)
     return [(asked, Response(response, [])) for response in responses]
 
 
-def written_responses(row: Row) -> list[Any]:
-    """The cells with the row's responses; a CSV file holds a list of them as text. Empty if there are none."""
+def written_responses(row: Row) -> list[Any] | None:
+    """The cells with the row's responses; a CSV file holds a list of them as text. None if there is no such list."""
     if "responses" not in row:
         return [row.get("response")]
     found = row["responses"]
     try:
         found = read_literal(found) if isinstance(found, str) else found
     except Unreadable:
-        return []
-    return found if isinstance(found, list) else []
+        return None
+    return found if isinstance(found, list) else None
 
 
-def read_row(row: Row, columns: Row, text_format: TextFormat) -> tuple[Text, list[Text]]:
+def read_row(asking: Row, written: Sequence[Any], text_format: TextFormat) -> tuple[Text, list[Text]]:
     """The prompt, as messages if a response has them, and the responses without a prompt that they repeat."""
-    prompt = split_prompt(columns, text_format)
-    responses = [text for written in written_responses(row) if (text := read_text(written)) is not None]
+    prompt = split_prompt(asking, text_format)
+    responses = [text for cell in written if (text := read_text(cell)) is not None]
     check_unicode(responses)
     if any(isinstance(response, list) for response in responses):
         prompt = as_turns(prompt, "user")
-    return prompt, [reply_to(prompt, response) for response in responses]
+    return prompt, [reply_to(prompt, response, asking.get("prompt")) for response in responses]
 
 
-def reply_to(prompt: Text, response: Text) -> Text:
-    if isinstance(prompt, str) or isinstance(response, str):
-        return response
-    return continue_conversation(prompt, response)[len(prompt) :]
+def reply_to(prompt: Text, response: Text, written: Any) -> Text:
+    """The response without the dialogue in plain text, or the last turns of the prompt, that it begins with."""
+    if isinstance(response, str):
+        repeats = isinstance(written, str) and is_transcript(written) and response.startswith(written)
+        return response.removeprefix(written).strip() if repeats else response
+    assert not isinstance(prompt, str)
+    tails = (prompt[start:] for start in range(len(prompt)))
+    repeated = next((len(tail) for tail in tails if shared_length(tail, response) == len(tail)), 0)
+    if response[repeated : repeated + 1] and response[repeated]["role"] == "assistant":
+        return response[repeated:]
+    raise RowProblem(NO_SHARED_PROMPT)
 
 
 def prompt_number(prompt: Text) -> int:

@@ -85,7 +85,7 @@ def text_of(value: Any) -> str:
 
 def published_count(row: Row) -> int | None:
     """Arena-Hard's `token_len`, wherever one of its versions writes it."""
-    first_turn = row["choices"][0]["turns"][0] if row.get("choices") else None
+    first_turn = next(iter(row["choices"][0].get("turns") or ()), None) if row.get("choices") else None
     places = (row, row.get("metadata"), row.get("conv_metadata"), first_turn)
     counts = [place.get("token_len") for place in places if isinstance(place, dict)]
     return next((int(count) for count in counts if count is not None), None)

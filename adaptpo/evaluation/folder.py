@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adaptpo.errors import RunError
 from adaptpo.evaluation.answers import Answered, answer_row, answers_of
@@ -40,8 +40,7 @@ class EvaluationFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other commands out. Raises RunError while one works here, or where the file system gives no locks."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as file:
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -52,6 +51,13 @@ class EvaluationFolder:
                 raise unlockable(self.path, f"gives no locks ({error.strerror})") from error
             yield
 
+    def _lock_file(self) -> IO[str]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / LOCK).open("a")
+        except OSError as error:
+            raise RunError(f"cannot write in {self.path} ({error.strerror}); choose a folder that you own") from error
+
     @property
     def settings(self) -> Row:
         return read_json(self.path / SETTINGS)
@@ -60,9 +66,10 @@ class EvaluationFolder:
         """Write down what is evaluated. Raises RunError where the folder holds answers of another evaluation."""
         if self.exists and (kept := self.settings) != settings:
             changed = sorted(name for name in kept.keys() | settings if kept.get(name) != settings.get(name))
-            raise RunError(
-                f"{self.path} holds an evaluation with other {', '.join(changed)}; name another --out, or delete it"
-            )
+            if changed != ["weights"] or "weights" in kept:  # Earlier versions kept none.
+                raise RunError(
+                    f"{self.path} holds an evaluation with other {', '.join(changed)}; name another --out, or delete it"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         write_lines(self.path / QUESTIONS, [question_row(question) for question in questions])
         write_json(self.path / SETTINGS, settings)

@@ -26,12 +26,13 @@ class References:
     by_turns: Mapping[Turns, Turns] = field(default_factory=dict)
 
     def of(self, question: Question) -> Turns | None:
-        return self.by_id.get(question.id) or self.by_turns.get(question.turns)
+        return self.by_turns.get(question.turns) or self.by_id.get(question.id)
 
 
 def reference_in(row: Row) -> Turns:
     """The reference in a question's own columns; empty where it has none."""
-    return tuple(next((row[name] for name in COLUMNS if row.get(name)), ()))
+    found = next((row[name] for name in COLUMNS if row.get(name)), ())
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def read_references(path: Path | str) -> References:
@@ -49,7 +50,8 @@ def key_of(row: Row) -> str:
 
 
 def turns_of(row: Row) -> Turns:
-    return tuple(row.get("turns") or row.get("prompt") or ())
+    found = row.get("turns") or row.get("prompt") or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def matched(cases: Sequence[Case], references: References) -> int:

@@ -21,7 +21,8 @@ ONLY = ""
 """The name of a suite's template where it has one alone."""
 NO_SYSTEM = (
     "no `system_prompt`, so that the judge would get no instructions; Arena-Hard v2.0 keeps its own in its code, one "
-    "for each category: add them, as `system_prompt: {hard_prompt: TEXT, creative_writing: TEXT}`, or one text for all"
+    "for each category: add them, as `system_prompt: {hard_prompt: TEXT, creative_writing: TEXT}`, or one text for all, "
+    "or `system_prompt: ''` where prompt_template has them"
 )
 CHAT_PART = re.compile(r"<\|im_start\|>(system|user)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
@@ -72,7 +73,7 @@ def from_yaml(path: Path) -> Templates:
     values: Any = read_yaml(path.read_text("utf-8"))
     user, system = values["prompt_template"], values.get("system_prompt")
     texts = system if isinstance(system, dict) else {ONLY: system}
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts.values()):
+    if not texts or not all(isinstance(text, str) for text in texts.values()):
         raise ConfigError(f"{path}: {NO_SYSTEM}")
     return {str(name): Template(text, user if isinstance(user, str) else "".join(user)) for name, text in texts.items()}
 

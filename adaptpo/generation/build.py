@@ -51,7 +51,11 @@ def running_server(settings: EngineSettings, policy: str, folder: Callable[[], s
     if not (settings.reload and settings.spoken == "vllm"):
         return RunningServer(settings.base_url, model)
     lease = lease_of(settings.base_url.rstrip("/"))
-    return RunningServer(settings.base_url, model, load_weights(settings, folder()), lease)
+    try:
+        return RunningServer(settings.base_url, model, load_weights(settings, folder()), lease)
+    except BaseException:
+        lease.give_back()
+        raise
 
 
 def load_weights(settings: EngineSettings, folder: str) -> str:

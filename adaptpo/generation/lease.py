@@ -15,8 +15,8 @@ from adaptpo.remote.store import content_key
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to load weights into a server; it ends with `give_back`, or with the process. Processes of one machine
-    respect it."""
+    """The right to load weights into a server; it ends with `give_back`, or with the process. A user's processes
+    on one machine respect it."""
 
     file: IO[bytes]
 

@@ -71,6 +71,7 @@ Placed = TypeVar("Placed", bound=nn.Module)
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 SCRATCH = "scratch"
+MAX_EVAL_PROMPTS = 256
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Context(StoredPrompts):
     reward: str | RewardFunction | dict[str, Any] | list[Any] | None
     data: Mixture
     eval_data: Mixture | None = None
-    max_eval_prompts: int = 256
+    max_eval_prompts: int = MAX_EVAL_PROMPTS
     tokenizer_folder: str | None = None
     """The folder or hub id of the tokenizer, if it is not the initial model's."""
     reference_model: str | None = None

@@ -53,7 +53,6 @@ class DataInput:
         content = fingerprint(self.content, given.split, given.name)
         plain = combined(content | ({"columns": repr(sorted(given.columns.items()))} if given.columns else {}))
         limiting = {"filter", "max_rows", "weight", *(["streaming"] if given.max_rows else [])}
-        limiting |= {"text_format"} if given.text_format != "auto" else set()
         limits = given.model_dump(mode="json", include=limiting, exclude_none=True)
         return content_key([plain, limits])[:16] if limits else plain
 

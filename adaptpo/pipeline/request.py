@@ -20,7 +20,7 @@ from adaptpo.distributed.executor import executor_of
 from adaptpo.distributed.ranks import ALONE, Ranks, join_ranks
 from adaptpo.distributed.repeatable import repeatable
 from adaptpo.errors import ConfigError
-from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.context import MAX_EVAL_PROMPTS, Context
 from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.inputs import (
     as_folder,
@@ -147,10 +147,20 @@ class Request:
         named = {"model": models.initial, "reward": described(models.reward), "method": method}
         named |= {} if models.reference is None else {"ref_model": models.reference}
         named |= {} if self.optimizer is None else {"optimizer": self.optimizer.described}
-        named |= {"max_eval_prompts": self.max_eval_prompts} if self.eval_data else {}
+        named |= {} if "eval_data" in recipe else self._how_data_are_read()
         shared = {"processes": processes} if processes > 1 else {}
         computed = {"adaptpo": __version__, "threads": torch.get_num_threads()}
         return computed | shared | recipe | named | {"inputs": inputs}
+
+    def _how_data_are_read(self) -> dict[str, Any]:
+        """Settings of the data that a recipe names among its keys, where they are not the usual ones."""
+        sources = {"data": self.data, "eval_data": self.eval_data}
+        formats = {
+            name: [one.settings.text_format for one in data.sets.values()] for name, data in sources.items() if data
+        }
+        unusual = {f"{name}.text_format": found for name, found in formats.items() if {*found} != {"auto"}}
+        others = self.eval_data is not None and self.max_eval_prompts != MAX_EVAL_PROMPTS
+        return unusual | ({"max_eval_prompts": self.max_eval_prompts} if others else {})
 
     def _context(self, run: RunDirectory, models: Models) -> Context:
         return Context(

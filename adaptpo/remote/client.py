@@ -44,15 +44,19 @@ class Remote:
         found = self._stored(keys)
         open_questions = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
         self.usage["reused"] += len(keys) - len(open_questions)
-        self._ask(list(open_questions), list(open_questions.values()), self.batch_size)
+        refused = self._refused(list(open_questions), list(open_questions.values()), self.batch_size)
+        self.usage["refused"] += len(refused)
         found |= self._stored(open_questions)
+        if len(refused) >= MANY_REFUSALS and not found:
+            raise AnnotationError(f"{self.address} refused all {len(refused)} requests: {self.endpoint.refusal}")
         return [found.get(key) for key in keys]
 
     def _stored(self, keys: Iterable[str]) -> dict[str, Json]:
         return {key: answer for key, answer in self.store.find(keys).items() if self.is_usable(answer)}
 
-    def _ask(self, keys: Sequence[str], questions: Sequence[Json], together: int) -> None:
-        """Asks so many questions in a request, and one by one those of a request that the endpoint refuses."""
+    def _refused(self, keys: Sequence[str], questions: Sequence[Json], together: int) -> list[str]:
+        """Asks so many questions in a request, and one by one those of a request that the endpoint refuses. Returns the
+        keys of those that it refuses alone."""
         batches = [slice(start, start + together) for start in range(0, len(keys), together)]
 
         def keep(number: int, response: Json) -> None:
@@ -60,13 +64,10 @@ class Remote:
             self.store.add(dict(zip(asked, self._read(response, len(asked)), strict=True)))
 
         refused = self.endpoint.post([self.body(questions[batch]) for batch in batches], keep)
-        if together > 1 and refused:
-            again = [place for number in refused for place in range(len(keys))[batches[number]]]
-            self._ask([keys[place] for place in again], [questions[place] for place in again], 1)
-        elif len(refused) == len(batches) >= MANY_REFUSALS:
-            raise AnnotationError(f"{self.address} refused all {len(refused)} requests: {self.endpoint.refusal}")
-        else:
-            self.usage["refused"] += len(refused)
+        if together == 1:
+            return [keys[number] for number in refused]
+        again = [place for number in refused for place in range(len(keys))[batches[number]]]
+        return self._refused([keys[place] for place in again], [questions[place] for place in again], 1)
 
     def _read(self, response: Json, count: int) -> list[Json]:
         """Usable answers to so many questions. Raises UnusableAnswerError if there are others."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import torch
 
 from adaptpo.annotation.base import Request
@@ -202,11 +203,12 @@ Opponent = tuple[Request, bool]
 
 def initial_responses(context: Context, stage: str, prompts: Sequence[Prompt]) -> list[Opponent]:
     path = context.run.checked(evaluation_file(context, beside(stage, "initial")))
-    rows = read_rows(path, ["response", "response_ids", "ended", "reward"])
-    initial = [
-        (Response(row["response"], row["response_ids"], row["ended"]), row["reward"] is not None) for row in rows
+    wanted = ["response", "response_ids", "ended", "reward"]  # Earlier versions kept no ids.
+    rows = read_rows(path, [name for name in wanted if name in pq.read_schema(path).names])
+    initial = [(Response(row["response"], row.get("response_ids") or [], row["ended"]), row["reward"]) for row in rows]
+    return [
+        ((prompt, response), reward is not None) for prompt, (response, reward) in zip(prompts, initial, strict=True)
     ]
-    return [((prompt, response), known) for prompt, (response, known) in zip(prompts, initial, strict=True)]
 
 
 def own_rewards(
