@@ -21,7 +21,7 @@ ONLY = ""
 """The name of a suite's template where it has one alone."""
 NO_SYSTEM = (
     "no `system_prompt`, so that the judge would get no instructions; Arena-Hard v2.0 keeps its own in its code, one "
-    "for each category: add them, as `system_prompt: {hard_prompt: TEXT, creative_writing: TEXT}`, or one text for all, "
+    "for each category: add them, as `system_prompt: {hard_prompt: TEXT, creative_writing: TEXT}`, or one for all, "
     "or `system_prompt: ''` where prompt_template has them"
 )
 CHAT_PART = re.compile(r"<\|im_start\|>(system|user)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
