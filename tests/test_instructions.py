@@ -169,6 +169,13 @@ def test_rows_have_equal_steps(material: Material, task: Path) -> None:
     assert (halves["Online DPO"], halves["MetaAPO"], halves["Online DPO, half the annotations"]) == (4, 4, 2)
 
 
+def test_accumulated_batches_are_one_step(material: Material, task: Path) -> None:
+    """Eight prompts, two of them in a pass and three passes in a step: two steps in each phase."""
+    settings = ("training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=3")
+    world = InstructionsWorld(material, settings)
+    assert "training.max_steps=2" in world.assignments(task / "recipe.yaml", ROWS[0])
+
+
 # The world of the tables
 
 FAST = ("generation.max_new_tokens=4", "peft.r=2", "training.use_cpu=true", "training.per_device_train_batch_size=3")
@@ -310,6 +317,17 @@ def test_a_study_from_end_to_end(material: Material, tmp_path: Path, capsys: pyt
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert record() == found
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_demo_shows_the_answers_before_and_after(tmp_path: Path) -> None:
+    answers = {"initial": ("old", "older"), "iteration-0": ("new", "newer")}
+    evaluations = {
+        stage: [{"prompt": json.dumps([{"role": "user", "content": f"ask {n}"}]), "response": text}]
+        for stage, texts in answers.items()
+        for n, text in enumerate(texts[:1])
+    }
+    run = evaluated_run(tmp_path / "run", evaluations)
+    assert demo.first_answers(run) == [{"prompt": "ask 0", "before": "old", "after": "new"}]
 
 
 def test_the_demo_shows_the_first_held_out_answers(

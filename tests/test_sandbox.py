@@ -46,7 +46,7 @@ from adaptpo.sandbox.world import (
     true_reward,
     user,
 )
-from adaptpo.sandbox.writers import leave_topic, run_on, scramble, writers
+from adaptpo.sandbox.writers import Writer, leave_topic, run_on, scramble, writers
 from adaptpo.types import Dropped
 
 PROMPT = "please list few fruits for friends in plain style today"  # 3 items, opener "here", separator ","
@@ -105,6 +105,17 @@ def test_better_writers_earn_more_and_style_matters() -> None:
     means = [fmean(true_reward(prompts, [w.respond(p, rng) for p in prompts])) for w in writers((0.2, 0.5, 0.8), rng)]
     assert means[0] + 0.1 < means[1] < means[2] - 0.1
     assert {reward_terms(PROMPT, f"{opener} apple .").opener for opener in OPENERS.values()} == {0.0, 1.0}
+
+
+def test_a_writers_responses_vary_in_quality_around_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Writer, "respond_with", lambda self, quality, task, rng: str(seen.append(quality)))
+    for quality, low, high in ((0.5, 0.35, 0.65), (0.95, 0.8, 1.0), (0.05, 0.0, 0.2)):
+        rng = random.Random(0)
+        for _ in range(2000):
+            Writer("w", quality, "well", {}).respond(PROMPT, rng)
+        assert (min(seen), max(seen)) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+        seen.clear()
 
 
 def offline_rows(world: WorldSettings, prompts: list[str]) -> list[dict[str, Any]]:
@@ -275,6 +286,7 @@ def test_samples_depend_on_the_seed_alone(world: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert one == same != other
     assert [len(responses) for responses in one] == [2, 2, 2]
+    assert len({tuple(responses) for responses in one}) > 1  # Also where the same prompt is asked again.
 
 
 def test_world_reads_as_preference_data_without_loss(world: Path) -> None:

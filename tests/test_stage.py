@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.stages import stage_blend, two_stage
-from adaptpo.pipeline.boundary_measure import Contest, compared, looks
+from adaptpo.pipeline.boundary_measure import Contest, Subject, compared, draw, looks
 from adaptpo.remote.usage import Usage
 from adaptpo.run.files import read_rows
 from adaptpo.stage.diagnostics import CandidateFacts, describe, intra_diversity
@@ -428,6 +429,20 @@ def test_looks_come_after_whole_shards() -> None:
     assert list(looks(1000, settings, 64)) == [1000]
     assert list(looks(700, settings.model_copy(update={"precision": 0.1}), 64)) == [256, 512, 700]
     assert list(looks(256, settings.model_copy(update={"precision": 0.1}), 64)) == [256]
+
+
+def test_prompts_are_drawn_from_all() -> None:
+    """Four of eighteen prompts, other ones with another seed, and with more the same first."""
+
+    def drawn(name: str, seed: int, prompts: int) -> list[int]:
+        context = SimpleNamespace(
+            config=AlignmentConfig(output_dir="run", seed=seed, stage={"prompts": prompts}), pairs_of=list
+        )
+        return draw(context, Subject(name, "policy", range(5, 23)))  # type: ignore[arg-type]
+
+    few, more, other = drawn("a", 0, 4), drawn("a", 0, 9), drawn("a", 1, 4)
+    assert few == more[:4] and len(set(more)) == 9 and set(more) <= set(range(5, 23))
+    assert few != other != sorted(other) and set(more) != set(range(5, 14))
 
 
 REWARDS = """

@@ -444,6 +444,17 @@ def test_processes_start_afresh_where_there_is_a_gpu(tmp_path: Path, monkeypatch
     assert finished.error is None and (tmp_path / "made").is_dir()
 
 
+def test_a_run_is_measured_by_its_own_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world's policy answers for the state before training, a run's final one for the run."""
+    asked: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(SandboxWorld, "sample", lambda self, policy, out, responses: asked.append((policy, responses)))
+    world = SandboxWorld(WorldSettings(prompts=32))
+    world.respond(tmp_path, tmp_path / "runs" / world.name / "dpo-0")
+    kept = tmp_path / "responses" / world.name / "dpo-0.json"
+    assert asked == [(tmp_path / "runs" / world.name / "dpo-0" / "final", kept)]
+    assert world.responses(tmp_path, None) != kept
+
+
 # From end to end
 
 TINY = {"heldout": 12, "sft_epochs": 1, "reward_epochs": 1}

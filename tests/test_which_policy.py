@@ -5,7 +5,7 @@ Each is computed again from the checkpoints of a finished run, and shown to diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method
 from adaptpo.choices.selection import SelectAll
+from adaptpo.data.tokenization import tokenize_prompt
 from adaptpo.generation.base import Sampling
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.methods import METHODS
@@ -26,7 +27,7 @@ from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.files import read_rows
 from adaptpo.run.schemas import read_offline
 from adaptpo.seeds import seed_for
-from adaptpo.types import PairLogps
+from adaptpo.types import PairLogps, Prompt, Response
 from tests.runs import SETTINGS
 from tests.tiny import preference_rows, save_policy, vowel_reward
 
@@ -41,12 +42,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_policy(tmp_path_factory.mktemp("policy"))
 
 
-def align(policy: str, out: Path, method: Method, **settings: Any) -> Path:
+def align(policy: str, out: Path, method: Method, eval_data: Any = None, **settings: Any) -> Path:
     AlignmentTrainer(
         model=policy,
         args=AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 1, "training": STRONG} | settings)),
         method=method,
         train_dataset=preference_rows(16),
+        eval_dataset=eval_data,
         reward_funcs=vowel_reward,
     ).train()
     return out
@@ -70,14 +72,22 @@ def shards(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in read_rows(path)]
 
 
-def samples(path: str, initial: str, items: Sequence[PromptedPair], count: int, *place: int | str) -> list[list[int]]:
-    """What this policy answers with the run's seeds."""
+def answered(
+    path: str, initial: str, prompts: Sequence[Prompt], count: int, seed: Callable[[int], int]
+) -> list[Response]:
+    """What this policy answers, given the seed of each prompt."""
     tokenizer = load_tokenizer(initial)
     sampling = Sampling(1.0, 1.0, 0, SETTINGS["generation"]["max_new_tokens"], stop_ids_of(initial, tokenizer))
     engine = TransformersGenerator(load_causal_lm(path, {}), tokenizer, sampling, batch_size=4)
-    seeds = [seed_for(0, "generate", *place, prompt.id) for prompt, _ in items]
-    answers = engine.generate([prompt for prompt, _ in items], count, seeds)
-    return [response.ids for own in answers for response in own]
+    answers = engine.generate(prompts, count, [seed(prompt.id) for prompt in prompts])
+    return [response for own in answers for response in own]
+
+
+def samples(path: str, initial: str, items: Sequence[PromptedPair], count: int, *place: int | str) -> list[list[int]]:
+    """What this policy answers with the run's seeds."""
+    prompts = [prompt for prompt, _ in items]
+    found = answered(path, initial, prompts, count, lambda id_: seed_for(0, "generate", *place, id_))
+    return [response.ids for response in found]
 
 
 def fit(found: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[str]:
@@ -133,6 +143,23 @@ def test_the_policy_that_starts_an_iteration_is_measured(policy: str, tmp_path: 
     items = offline(out, dict.fromkeys(row["prompt_id"] for row in rows))
     made = {name: samples(path, policy, items, 2, "iterations/1/stage") for name, path in policies(policy, out).items()}
     assert [name for name, own in made.items() if own == [row["ids"] for row in rows]] == ["start"]
+
+
+def test_each_evaluation_samples_the_policy_of_its_stage_anew_for_every_prompt(policy: str, tmp_path: Path) -> None:
+    """The seeds differ by prompt and are the same at every stage."""
+    held_out = preference_rows(6, seed=9)
+    out = align(policy, tmp_path / "run", METHODS["dpo"](), eval_data=held_out)
+    made = policies(policy, out)
+    del made["warmup"]
+    tokenizer = load_tokenizer(policy)
+    prompts = [Prompt(n, row["prompt"], tokenize_prompt(tokenizer, row["prompt"])) for n, row in enumerate(held_out)]
+    for stage, name in {"initial": "initial", "iteration-0": "start", "iteration-1": "end"}.items():
+        found = [row["response"] for row in read_rows(out / f"evaluation/{stage}.parquet")]
+        answers = {
+            each: answered(path, policy, prompts, 1, lambda id_: seed_for(0, "evaluate", id_))
+            for each, path in made.items()
+        }
+        assert [each for each, own in answers.items() if [a.text for a in own] == found] == [name]
 
 
 def test_selm_ranks_each_response_by_its_own_reward(policy: str, tmp_path: Path) -> None:
