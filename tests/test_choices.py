@@ -38,8 +38,8 @@ from adaptpo.choices.selection import (
     SelectUncertain,
 )
 from adaptpo.choices.weighting import DataWeight, Focal, LabelDegrees, LearnedBlend, RewardDifference, Uniform
+from adaptpo.data.pair_numbers import data_weight
 from adaptpo.errors import ConfigError, TrainingError
-from adaptpo.models.collate import data_weight
 from adaptpo.pipeline.phases.select import drawn
 from adaptpo.seeds import seed_for, uniform_for
 from adaptpo.types import MIXED, OFFLINE, ONLINE, PairBatch, PreferencePair, Response

@@ -146,6 +146,11 @@ class Method(Ranged):
         asked = [choice.needs_stage(iteration) for choice in choices]
         return any(asked) or any(learner.needs_stage(iteration) for learner in self.learners())
 
+    def annotates(self, iterations: int) -> bool:
+        """Whether a run of so many iterations needs rewards before any evaluation."""
+        measures = any(map(self.needs_stage, range(iterations)))
+        return self.pairing.num_generations > 0 or measures or "reward_gap" in self.filter.needs
+
     def at(self, now: Iteration) -> Method:
         """The method for an iteration, with the same learner objects."""
         return replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from adaptpo.data.pair_numbers import data_weight
 from adaptpo.models.packing import PADDED, ResponseGroup, RowPacking, token_batches
 from adaptpo.models.shared_prompt.layout import positions, shared_prompts
 from adaptpo.types import SOURCES, PairBatch, PairLogps, PreferencePair, PromptGroup, Response
@@ -184,16 +184,6 @@ def pair_facts(members: Sequence[tuple[int, PromptGroup, PreferencePair]]) -> Pa
         data_weight=torch.tensor([data_weight(group.prompt.columns) or 0.0 for group in groups]),
         features={name: torch.tensor([group.features[name] for group in groups]) for name in groups[0].features},
     )
-
-
-def data_weight(columns: dict[str, Any]) -> float | None:
-    """The column `weight` of a row: 1 if the row has none, None unless it is a finite number of at least 0."""
-    value = columns.get("weight", 1.0)
-    try:
-        valid = isinstance(value, int | float) and math.isfinite(value) and value >= 0
-    except OverflowError:  # An integer that no float holds.
-        return None
-    return float(value) if valid else None
 
 
 @dataclass(frozen=True)

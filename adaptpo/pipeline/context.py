@@ -190,6 +190,17 @@ class Context(StoredPrompts):
         return self.method.warmup_epochs if chosen is None else chosen
 
     @property
+    def annotates(self) -> bool:
+        """Whether the run needs rewards, to train or to evaluate."""
+        evaluates = self.eval_data is not None and self.reward is not None
+        return evaluates or self.method.annotates(self.config.num_iterations)
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether the run trains a reward model of its own."""
+        return self.reward == "train" and self.annotates
+
+    @property
     def num_train_epochs(self) -> float:
         """Epochs of an iteration's training on pairs."""
         return float(self.config.training.get("num_train_epochs", self.method.num_train_epochs))
@@ -267,7 +278,7 @@ class Context(StoredPrompts):
     @cached_property
     def reader(self) -> Reader:
         """How the run's rows are read and tokenized."""
-        return Reader.of(self.config, self.initial, self.tokenizer, self.method)
+        return Reader.of(self.config, self.initial, self.tokenizer, self.method, self.trains_reward)
 
     @cached_property
     def sampling(self) -> Sampling:

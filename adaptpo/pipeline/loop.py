@@ -27,7 +27,7 @@ from adaptpo.pipeline.phases.reference import keep_initial_reference
 from adaptpo.pipeline.phases.reward import train_reward_model
 from adaptpo.pipeline.phases.stage import measure_stage
 from adaptpo.pipeline.phases.train import refuse_unreachable_head, warm_up
-from adaptpo.pipeline.preflight import doubts_of, needs_annotation, refuse_impossible, refuse_unfit_data
+from adaptpo.pipeline.preflight import doubts_of, refuse_impossible, refuse_unfit_data
 from adaptpo.pipeline.trackers import tracking
 from adaptpo.run.damage import unlisted_records
 from adaptpo.run.directory import RunDirectory, Summary, metrics_of
@@ -122,7 +122,7 @@ def prepare(context: Context) -> None:
     context.ranks.on_first(partial(refuse_unfit_data, context))
     do_once(context, "check", partial(check_model, context))
     refuse_unreachable_head(context)
-    if context.reward == "train" and needs_annotation(context):
+    if context.trains_reward:
         do(context, "reward", partial(train_reward_model, context))
         remove_training_folder(context, "reward")
     if context.method.needs_reference and context.has_pairs and uses_offline_pairs(context):

@@ -30,18 +30,11 @@ from adaptpo.run.progress import caution, say
 from adaptpo.training.optimizer_rules import check_optimizer
 
 
-def needs_annotation(context: Context) -> bool:
-    fresh = context.method.pairing.num_generations > 0
-    measures = any(context.method.needs_stage(iteration) for iteration in range(context.config.num_iterations))
-    evaluates = context.eval_data is not None and context.reward is not None
-    return fresh or measures or evaluates or "reward_gap" in context.method.filter.needs
-
-
 def refuse_impossible(context: Context) -> None:
     """Raises an error for what would otherwise fail hours later."""
     check_ranks(context)
     check_executor(context)
-    if context.reward is None and needs_annotation(context):
+    if context.reward is None and context.annotates:
         raise ConfigError(
             f"method '{context.method.name}' annotates fresh responses, but the run has no reward; "
             "set `reward` to a reward model, to `train`, or to python:module:function"
@@ -276,7 +269,7 @@ def check_reference(context: Context) -> None:
 def check_lengths(context: Context, model_config: Any) -> None:
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     needed = context.config.max_prompt_length + context.config.generation.max_new_tokens
-    if positions is not None and needed > positions and needs_annotation(context):
+    if positions is not None and needed > positions and context.annotates:
         raise ConfigError(
             f"max_prompt_length plus generation.max_new_tokens is {needed} tokens, but the model has {positions} "
             "positions; lower one of them"
@@ -285,8 +278,8 @@ def check_lengths(context: Context, model_config: Any) -> None:
 
 def check_reward(context: Context) -> None:
     """Loads the annotator once and probes it, so that a wrong one fails before any work is done."""
-    trained_later = context.reward == "train" and not context.reward_folder.exists()
-    if context.reward is not None and needs_annotation(context) and not trained_later:
+    trained_later = context.trains_reward and not context.reward_folder.exists()
+    if context.reward is not None and context.annotates and not trained_later:
         context.annotator().probe()
 
 
@@ -296,8 +289,7 @@ def refuse_unfit_data(context: Context) -> None:
         refuse_without_pairs(context.method, context.config, context.reward)
         if context.method.warmup_epochs:
             say("no row has an offline pair: the run has no warm-up, which would train on them", context.shows)
-    trains_reward = context.reward == "train" and needs_annotation(context)
-    if trains_reward or context.method.trainer.trains_on == "groups":
+    if context.trains_reward or context.method.trainer.trains_on == "groups":
         refuse_mixed_formats(context.offline_rows)
 
 

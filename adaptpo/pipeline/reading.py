@@ -13,6 +13,7 @@ from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.data.examples import Numbered, PromptExample, read_pairs, read_pairs_and_prompts, read_pairs_or_prompts
 from adaptpo.data.limits import PROMPT_TOO_LONG
 from adaptpo.data.mixture import Sample, alternated
+from adaptpo.data.pair_numbers import number_problem
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.rendered import with_words_rendered
@@ -20,7 +21,6 @@ from adaptpo.data.templates import options_of
 from adaptpo.data.tokenization import TokenizedPair, prompt_tokens, tokenize_pair
 from adaptpo.data.unpaired import how_to_pair
 from adaptpo.errors import DataError
-from adaptpo.models.collate import data_weight
 from adaptpo.models.loading import read_config, stop_ids_of, text_mode_of
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
 
@@ -32,8 +32,9 @@ Item = tuple[Prompt, PreferencePair | None]
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and tokenizes rows within a run's limits. `max_length` lies within the model's positions. With
-    `needs_weight`, rows without a valid column `weight` are left out; with `takes_prompts`, a row may have no pair."""
+    """Reads and tokenizes rows within a run's limits. `max_length` lies within the model's positions. Rows whose
+    `needed_numbers`, the columns `weight` and `margin`, are invalid are left out; with `takes_prompts`, a row may have
+    no pair."""
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
@@ -41,15 +42,23 @@ class Reader:
     max_completion_length: int | None = None
     max_length: int | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
-    needs_weight: bool = False
+    needed_numbers: tuple[str, ...] = ()
     takes_prompts: bool = False
     takes_unpaired: bool = False
     all_turns: bool = False
     method: str = ""
 
     @classmethod
-    def of(cls, config: AlignmentConfig, model: str, tokenizer: PreTrainedTokenizerBase, method: Method) -> Reader:
+    def of(
+        cls,
+        config: AlignmentConfig,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        method: Method,
+        trains_reward: bool = False,
+    ) -> Reader:
         """The reader of a run with these settings and this method, which starts from this model."""
+        needed = {"weight": method.weighting.needs_data_weight, "margin": trains_reward}
         return cls(
             tokenizer=tokenizer,
             stop_ids=stop_ids_of(model, tokenizer, config.options_of(model)),
@@ -57,7 +66,7 @@ class Reader:
             max_completion_length=config.max_completion_length,
             max_length=max_length_of(config, model),
             template_options=config.chat_template_kwargs,
-            needs_weight=method.weighting.needs_data_weight,
+            needed_numbers=tuple(name for name, is_needed in needed.items() if is_needed),
             takes_prompts=method.takes_prompts,
             takes_unpaired=method.takes_unpaired,
             all_turns=config.trained_turns == "all",
@@ -98,7 +107,7 @@ class Reader:
         if not comparable and not held_out:
             way = how_to_pair(example.columns, example.prompt)
             raise DataError(f"method '{self.method}' cannot train on row {example.row}: {way}")
-        if self.needs_weight and (problem := weight_problem(example)):
+        if problem := number_problem(example.columns, self.needed_numbers):
             return Dropped(example.row, problem)
         limits, options = (self.max_prompt_length, self.max_completion_length), self.template_options
         lengths = (*limits, self.stop_ids, options, self.max_length, self.all_turns)
@@ -130,9 +139,3 @@ def max_length_of(config: AlignmentConfig, model: str) -> int | None:
     """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
     positions = getattr(read_config(model, config.options_of(model)).get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (config.max_length, positions) if limit is not None), default=None)
-
-
-def weight_problem(example: Example) -> str | None:
-    if "weight" not in example.columns:
-        return "no column 'weight', which the method uses as weights"
-    return None if data_weight(example.columns) is not None else "weight is not a finite number of 0 or more"

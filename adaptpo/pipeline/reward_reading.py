@@ -16,7 +16,6 @@ from adaptpo.data.rendered import TemplateProbes, left_out
 from adaptpo.data.templates import TemplateOptions, options_of
 from adaptpo.models.loading import stored_tokenizer
 from adaptpo.pipeline.context import Context
-from adaptpo.pipeline.preflight import needs_annotation
 from adaptpo.run.progress import say
 from adaptpo.types import Prompt
 
@@ -38,7 +37,7 @@ class RewardReading:
     @classmethod
     def of(cls, context: Context) -> RewardReading:
         """Has no readers if the run needs no reward model, or trains one, which has the policy's template."""
-        if context.reward in (None, "train") or not needs_annotation(context):
+        if context.reward in (None, "train") or not context.annotates:
             return cls([])
         options = {"trust_remote_code": context.config.trusts_code}
         parts = [part for part in reward_parts(context.reward) if isinstance(part, ModelReward)]

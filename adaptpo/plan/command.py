@@ -47,7 +47,8 @@ def read_job(recipe: Recipe, options: Options = Options()) -> Job:
     """Reads configurations, tokenizer and data; loads no model. Raises an AdaptpoError that names the remedy."""
     loading = recipe.load_options
     method, config = build_method(recipe), read_config(recipe.model, loading)
-    reader = Reader.of(recipe, recipe.model, load_tokenizer(recipe.model, loading), method)
+    annotator = annotator_facts(recipe, method)
+    reader = Reader.of(recipe, recipe.model, load_tokenizer(recipe.model, loading), method, annotator.trained)
     data = measure_data(reader, mixture_of(recipe.data), recipe.seed, options.sample)
     if not data.has_pairs:
         refuse_without_pairs(method, recipe, recipe.reward)
@@ -62,7 +63,7 @@ def read_job(recipe: Recipe, options: Options = Options()) -> Job:
         shape=shape_of(config, recipe.peft, recipe.trusts_code),
         data=data,
         fresh=fresh,
-        annotator=annotator_facts(recipe, method),
+        annotator=annotator,
         share=options.share,
         eval_prompts=held_out,
         eval_pairs=with_pairs,
@@ -97,7 +98,7 @@ def annotator_facts(recipe: Recipe, method: Method) -> AnnotatorFacts:
     if recipe.reward is None:
         return AnnotatorFacts()
     if recipe.reward == "train":
-        needed = method.pairing.num_generations > 0 or recipe.eval_data is not None
+        needed = recipe.eval_data is not None or method.annotates(recipe.num_iterations)
         return AnnotatorFacts(annotator_shape(recipe.model, recipe.load_options), trained=needed)
     parts = reward_parts(recipe.reward)
     models = [part for part in parts if part.holds_model]

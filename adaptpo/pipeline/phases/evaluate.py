@@ -70,7 +70,7 @@ def heldout(context: Context, stage: str) -> list[Heldout]:
     assert context.eval_data is not None
     kept: list[Heldout] = []
     dropped: list[Row] = []
-    reward, reader = RewardReading.of(context), replace(context.reader, needs_weight=False)
+    reward, reader = RewardReading.of(context), replace(context.reader, needed_numbers=())
     samples = context.eval_data.samples(context.config.seed)
     for dataset, example in reader.examples(samples, held_out=True):
         item = example if isinstance(example, Dropped) else reader.tokenized(len(kept), example, held_out=True)

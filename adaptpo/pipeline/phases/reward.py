@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from adaptpo.annotation.reward_model import scored_ids
+from adaptpo.data.pair_numbers import data_margin
 from adaptpo.data.templates import TemplateOptions
 from adaptpo.distributed.quiet import turn_off_telemetry
 from adaptpo.errors import TrainingError
@@ -75,13 +75,7 @@ def scored_row(
 ) -> dict[str, Any]:
     sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
     ids = {name: scored_ids(tokenizer, prompt, response, options) for name, response in sides.items()}
-    return {**ids, "margin": margin_of(prompt)}
-
-
-def margin_of(prompt: Prompt) -> float:
-    """By how much the rewards of chosen and rejected should differ: the column `margin`, as in TRL; without one, 0."""
-    margin = prompt.columns.get("margin")
-    return float(margin) if isinstance(margin, int | float) and math.isfinite(margin) else 0.0
+    return {**ids, "margin": data_margin(prompt.columns)}
 
 
 def train_reward_model(context: Context) -> Summary:
