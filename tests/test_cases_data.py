@@ -402,6 +402,27 @@ def test_text_beside_the_prompt_is_never_left_out_silently(name: str, row: dict[
     assert parts(row | {name: None})
 
 
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("earlier", [[user("who is king?"), *CAT[0]], [{"role": "system", "content": "be brief"}]])
+def test_turns_before_the_prompt_are_never_left_out_silently(name: str, earlier: list[dict[str, str]]) -> None:
+    row = {"prompt": "and now?", name: [*earlier, user("and now?"), *CAT[0]], **RESPONSES}
+    said = refusal(row)
+    assert f"the column `{name}` holds turns that come before the prompt" in said
+    assert f"{{other_{name}: {name}}}" in said and "{last_turn: prompt}" in said
+    rest = {key: value for key, value in row.items() if key != "prompt"} | {"last_turn": "and now?"}
+    assert parts(rest | {name: [*earlier, user("and now?")]})[0] == [*earlier, user("and now?")]
+
+
+def test_a_conversation_that_goes_on_after_the_prompt_is_no_part_of_it() -> None:
+    """UltraChat's rows have the first turn as prompt beside the whole dialogue."""
+    dialogue = [user("who is king?"), *CAT[0], user("and now?"), *CAT[1]]
+    plain = {"prompt": "who is king?", **RESPONSES}
+    assert parts(plain | {"messages": dialogue}) == parts(plain)
+    assert parts(plain | {"messages": [{"neither": 1}]}) == parts(plain)
+    whole = {"prompt": dialogue[:3], **RESPONSES}
+    assert parts(whole | {"messages": dialogue}) == parts(whole)
+
+
 def test_two_system_texts_and_a_malformed_history_leave_the_row_out() -> None:
     assert reason({**CATS[0], "prompt": [system("a"), user("q")], "system": "b"}) == problems.TWO_SYSTEM_TEXTS
     for history in ([["one"]], [["u", "a", "b"]], {"u": "a"}, [[1, 2]]):

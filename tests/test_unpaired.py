@@ -13,6 +13,7 @@ import torch
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
 from adaptpo.choices.objectives import KTO
 from adaptpo.data import iter_examples
+from adaptpo.data.problems import NO_VERDICT
 from adaptpo.errors import DataError
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.logps import pair_logps
@@ -62,16 +63,20 @@ def test_rows_are_read_like_pairs(row: dict[str, Any], label: Any, prompt: Any, 
 
 
 @pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "p", "completion": "c", "label": "spam"},
-        {"prompt": "p", "completion": "c", "label": 3},
-        {"prompt": "p", "completion": "c"},
-    ],
+    ("columns", "named"),
+    [({"label": "true"}, "`label` (here 'true') says"), ({"kto_tag": 3}, "`kto_tag` (here 3) says"), ({}, None)],
 )
-def test_a_response_without_a_verdict_is_refused(row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="one response only"):
-        list(iter_examples([row]))
+def test_a_response_without_a_verdict_is_refused(columns: dict[str, Any], named: str | None) -> None:
+    with pytest.raises(DataError, match="one response only") as refused:
+        list(iter_examples([{"prompt": "p", "completion": "c"} | columns]))
+    said = str(refused.value)
+    assert named in said if named else "write it as true" not in said
+
+
+@pytest.mark.parametrize("label", [None, "true", 0.5])
+def test_a_later_response_without_a_verdict_is_left_out(label: Any) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": value} for value in (True, label)]
+    assert list(iter_examples(rows))[1] == Dropped(1, NO_VERDICT)
 
 
 def test_a_label_beside_a_pair_is_a_column() -> None:

@@ -9,6 +9,7 @@ from adaptpo.data.conventions import has_prompt, is_preference_row, read_columns
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.stored import is_message
 from adaptpo.data.transcripts import is_transcript
+from adaptpo.data.unpaired import unread_verdict
 from adaptpo.errors import DataError
 from adaptpo.types import Row
 
@@ -33,6 +34,10 @@ ONE_RESPONSE = (
     "each row has one response only (data for supervised fine-tuning), and a run learns from pairs: add a second, "
     "worse response to the same prompt and name the two `chosen` and `rejected`. As `eval_data`, the prompts alone are "
     "enough."
+)
+VERDICT = (
+    " If `{name}` (here {value!r:.60}) says whether the response is good, write it as true or false, or as 1 or 0: "
+    "kto, apo_zero and bco_pair train on such rows."
 )
 SEVERAL_RESPONSES = (
     "each row has several responses in `{name}`, and a run learns from pairs: write the best one into `chosen` and the "
@@ -92,7 +97,9 @@ def _refuse_without_pairs(row: Row) -> None:
         raise DataError(f"{SEVERAL_RESPONSES.format(name=several)} Found {_names(row)}.")
     response = next((name for name in SINGLE_RESPONSES if name in row), None)
     if response and "text" not in row:
-        raise DataError(f"{ONE_RESPONSE} Found {_names(row)}.")
+        verdict = unread_verdict(row)
+        told = VERDICT.format(name=verdict, value=row[verdict]) if verdict else ""
+        raise DataError(f"{ONE_RESPONSE}{told} Found {_names(row)}.")
     if has_prompt(row) and not {"chosen", "rejected"} & row.keys():
         raise DataError(f"{NO_RESPONSES} Found {_names(row)}.")
 

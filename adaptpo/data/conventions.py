@@ -158,7 +158,27 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
     for name in PARTS:
         if not _says(found, _text_of(row, name)):
             raise DataError(_unused(name))
+    if name := _conversation_before(found, row):
+        raise DataError(EARLIER_TURNS.format(name=name))
     return found
+
+
+def _conversation_before(prompt: Text, row: Row) -> str | None:
+    """The column of a conversation in which turns come before the row's own prompt that the prompt lacks."""
+    asked = words_of(as_turns(prompt, "user")[-1]).strip()
+    for name in CONVERSATIONS if row.get("prompt") else ():
+        texts = _spoken_in(row.get(name))
+        if asked in texts and not all(_says(prompt, text) for text in texts[: texts.index(asked)]):
+            return name
+    return None
+
+
+def _spoken_in(conversation: Any) -> list[str]:
+    try:
+        turns = read_text(conversation) if _may_be_messages(conversation) else None
+    except RowProblem:  # A column that nothing reads may hold anything.
+        return []
+    return [words_of(turn).strip() for turn in turns] if isinstance(turns, list) else []
 
 
 def _is_chat(row: Row) -> bool:
@@ -229,6 +249,12 @@ NEEDS_CHAT = (
     "a column `system`, `history` or `tools` makes a conversation, but this run reads plain text: the tokenizer has no "
     "chat template, data.text_format is `text`, or no column is the prompt. Use an instruction-tuned model's "
     "tokenizer, set tokenizer.chat_template, or write these texts into a column `prompt` and remove theirs."
+)
+
+EARLIER_TURNS = (
+    "the column `{name}` holds turns that come before the prompt, and `prompt` lacks them. If they belong to it, give "
+    "`prompt` another name, for instance by data.columns: {{last_turn: prompt}}: then `{name}` is the prompt. If they "
+    "do not, give `{name}` another name, for instance by data.columns: {{other_{name}: {name}}}."
 )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from adaptpo.data.columns import check_preference_columns, check_prompt_columns
 from adaptpo.data.conventions import SPEAK_OF_A_CHAT, is_preference_row, is_prompt_alone
 from adaptpo.data.pairs import TextFormat, split_pair, split_prompt
-from adaptpo.data.problems import NO_RESPONSES, RowProblem
+from adaptpo.data.problems import NO_RESPONSES, NO_VERDICT, RowProblem
 from adaptpo.data.shapes import plain_row
 from adaptpo.data.source import DataSource, describe, open_rows
-from adaptpo.data.unpaired import absent_side
+from adaptpo.data.unpaired import absent_side, unread_verdict
 from adaptpo.errors import DataError
 from adaptpo.types import Dropped, PreferenceExample, Row, Text
 
@@ -162,7 +162,7 @@ def _prompt_of(example: PreferenceExample) -> PromptExample:
 
 def _parse_row(number: int, row: Row, text_format: TextFormat) -> PreferenceExample | Dropped:
     if is_prompt_alone(row):
-        return Dropped(number, NO_RESPONSES)
+        return Dropped(number, NO_VERDICT if unread_verdict(row) else NO_RESPONSES)
     try:
         prompt, chosen, rejected = split_pair(row, text_format)
     except RowProblem as problem:

@@ -8,6 +8,7 @@ class RowProblem(Exception):  # noqa: N818 - never reaches the user: it becomes 
 
 
 NO_RESPONSES = "a prompt alone, and this method trains on pairs of the data"
+NO_VERDICT = "a response whose verdict (`label` or `kto_tag`) is neither true or false nor 1 or 0"
 EMPTY_CHOSEN = "empty chosen response"
 EMPTY_REJECTED = "empty rejected response"
 NOT_TEXT = "not text: a response or prompt is neither a string nor a list of messages"

@@ -23,6 +23,13 @@ def is_unpaired_row(row: Row) -> bool:
     return PAIRED.isdisjoint(row) and _named(row, RESPONSES) is not None and _verdict(row) is not None
 
 
+def unread_verdict(row: Row) -> str | None:
+    """The column that should say whether the row's one response is good and says neither, if there is one."""
+    name = _named(row, VERDICTS)
+    alone = PAIRED.isdisjoint(row) and _named(row, RESPONSES) is not None
+    return name if alone and name is not None and _verdict(row) is None else None
+
+
 def absent_side(row: Row) -> Side | None:
     """The side of a pair that an unpaired row lacks; None for every other row."""
     if not is_unpaired_row(row):
