@@ -158,8 +158,8 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
     for name in PARTS:
         if not _says(found, _text_of(row, name)):
             raise DataError(_unused(name))
-    if name := _conversation_before(found, row):
-        raise DataError(EARLIER_TURNS.format(name=name))
+    if conversation := _conversation_before(found, row):
+        raise DataError(EARLIER_TURNS.format(name=conversation))
     return found
 
 
