@@ -29,6 +29,10 @@ class RunError(AdaptpoError):
     """A run directory cannot be used: it belongs to another run, is locked, or its inputs changed."""
 
 
+class OtherRunError(RunError):
+    """A run directory holds a run with other settings or inputs."""
+
+
 class MachineError(RunError):
     """Memory, accelerator, descriptors or disk failed; the run can be resumed once they are there again."""
 

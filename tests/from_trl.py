@@ -23,6 +23,7 @@ HEADING = "| field | of | adaptpo |\n|---|---|---|\n"
 OF_ALL = {field.name for field in fields(TrainingArguments)}
 KINDS = {"DPO": DPOConfig, "online DPO": OnlineDPOConfig, "reward": RewardConfig}
 NOT_DEFAULT: dict[str, Any] = {"bf16": True, "report_to": "wandb", "push_to_hub": True, "use_vllm": True}
+NOT_DEFAULT |= {"chat_template_path": "other.jinja", "eos_token": "<end>", "pad_token": "<pad>"}
 """Values for fields whose default asks for nothing."""
 
 

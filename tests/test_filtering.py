@@ -25,7 +25,8 @@ from adaptpo.choices.filters import (
 from adaptpo.choices.objectives import KTO
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
-from adaptpo.run.files import read_rows
+from adaptpo.run.files import JsonLines, read_rows
+from adaptpo.run.state import read_state
 from tests.runs import SETTINGS, assert_same_run
 from tests.test_methods import align, build, weights
 from tests.tiny import save_policy
@@ -106,6 +107,24 @@ def test_runs_train_on_what_was_kept(name: str, kept: int, policy: str, tmp_path
     assert set(trained) <= {row["prompt_id"] for row in rows if row["kept"]}
     assert len(trained) == kept - without_pair
     assert (tmp_path / "run" / "dropped.jsonl").read_text().count("left out by the filter") == 12 - kept
+
+
+def test_a_filter_by_rewards_annotates_both_responses(policy: str, tmp_path: Path) -> None:
+    for name, cost in (("bees", 24), ("selective_dpo", None)):
+        align(policy, tmp_path / name, build(name), rows=12, num_iterations=1)
+        assert read_state(tmp_path / name)["phases"]["filter"].get("annotated") == cost
+
+
+def test_the_models_of_a_filter_train_for_one_epoch(policy: str, tmp_path: Path) -> None:
+    """Each half has 6 pairs in batches of 4, however long an iteration is."""
+    training = SETTINGS["training"] | {"num_train_epochs": 3}
+    align(policy, tmp_path / "run", build("selective_dpo"), rows=12, num_iterations=1, training=training)
+    steps = [
+        record["step"]
+        for record in JsonLines(tmp_path / "run" / "metrics.jsonl").records()
+        if record["phase"] == "filter/half-0" and "step" in record
+    ]
+    assert max(steps) == 2
 
 
 def pairs_of(run: Path, part: int) -> list[dict[str, Any]]:

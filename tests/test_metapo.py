@@ -553,6 +553,20 @@ def test_learner_descends_the_gradient_through_its_weights() -> None:
     assert (learner.updates, learner.metrics()["temporal/goal"]) == (1, 0.25)
 
 
+def test_entropy_spreads_the_weights() -> None:
+    """Where the goal does not care, a step with the entropy term makes weights more equal, and none without it."""
+    before = after = None
+    for entropy in (1.0, 0.0):
+        learner = TemporalLearner(FeatureSet(("margin",)), entropy=entropy, learning_rate=0.1, cadence=Cadence(2))
+        with_weights_of_margins(learner)
+        batch = at_weights([0.2, 3.0])
+        before = learner.weight(batch)
+        learner.learn_ahead(KnownStep([(batch, before)], torch.zeros(2)), identity)
+        after = learner.weight(batch)
+        grew = (weight_entropy(after) - weight_entropy(before)).item()
+        assert grew > 0.01 if entropy else grew == 0
+
+
 def test_learner_counts_steps() -> None:
     learner = TemporalLearner(cadence=Cadence(2))
     due = []

@@ -33,6 +33,7 @@ from adaptpo.training.ppo import (
     value_losses,
     whiten,
 )
+from adaptpo.training.ppo_trainer import PPOTrainer
 from adaptpo.training.rollouts import (
     RatedPrompt,
     RolloutCollator,
@@ -149,6 +150,47 @@ def test_returns_are_advantages_before_whitening_plus_values() -> None:
     assert_close(tokens.returns, rewards[:, None] * tokens.mask)
     assert_close(tokens.advantages[tokens.mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     assert_close(tokens.advantages[tokens.mask].std(correction=0), torch.tensor(1.0))
+
+
+def returns(ended: bool = True, value: float = 0.0, **settings: float) -> list[float]:
+    """Those of a response of two tokens and reward 1, whose policy and reference differ by 0.5 and -1 nats. `value`:
+    the critic's before the second token."""
+    rated = [RatedPrompt(Prompt(0, "", [1]), [0], [Response("", [1, 2], ended)], [1.0])]
+    plain = {"kl_coef": 0.0, "gamma": 1.0, "gae_lambda": 1.0} | settings
+    tokens = ppo_tokens(rated, [[-1.0, -2.0]], [[-1.5, -1.0]], [[0.0, value]], PPO(**plain))
+    return [round(value, 5) for value in tokens.returns[0].tolist()]
+
+
+def test_returns_of_an_iteration_by_hand() -> None:
+    """KL is paid where the policy is above its reference, gamma discounts, lambda mixes in the critic, a cut costs."""
+    assert returns() == [1.0, 1.0]
+    assert returns(kl_coef=0.1) == [1.0 + 0.1 - 0.05, 1.0 + 0.1]
+    assert returns(gamma=0.5) == [0.5, 1.0]
+    assert returns(value=2.0, gae_lambda=0.5) == [2.0 - 0.5, 1.0]
+    assert returns(value=2.0, gamma=0.5) == [0.5 * (2.0 - 1.0), 1.0]
+    assert returns(ended=False, cut_penalty=3.0) == [-2.0, -2.0] and returns(cut_penalty=3.0) == [1.0, 1.0]
+
+
+def test_the_critic_alone_has_the_critics_learning_rate(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    policy = tiny_model(tokenizer)
+    for own, expected in ((None, 0.01), (0.5, 0.5)):
+        model = ActorCritic(policy, Critic(tiny_model(tokenizer, seed=3)))
+        args = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, report_to="none")
+        trainer = PPOTrainer(
+            model=model,
+            args=args,
+            groups=[],
+            tokenizer=tokenizer,
+            method=methods.ppo(),
+            settings=PPO(critic_learning_rate=own),
+            log=print,
+        )
+        groups = trainer.create_optimizer().param_groups
+        rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+        critic = {rates[id(weight)] for weight in model.critic.parameters() if id(weight) in rates}
+        actor = {rates[id(weight)] for weight in model.policy.parameters() if id(weight) in rates}
+        assert (actor, critic) == ({1e-3}, {expected})
 
 
 def critic_with_a_head() -> Critic:

@@ -22,6 +22,7 @@ from adaptpo.data import iter_examples, open_rows
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import AnnotationError, ConfigError, RunError
 from adaptpo.methods.build import build_method
+from adaptpo.sandbox import candidates
 from adaptpo.sandbox.build import build
 from adaptpo.sandbox.candidates import KINDS, OTHER_POLICY, RELABELLED, write_candidates
 from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, learned_rewards, share
@@ -265,6 +266,23 @@ def test_pairs_of_other_kinds_have_the_labels_of_the_reward_model(world: Path) -
     written = {text for pair in given for text in pair}
     own = [text for pair in texts[OTHER_POLICY] for text in pair]
     assert len(own) > 10 and len(set(own) & written) < len(own) / 4
+
+
+def test_the_other_policy_learns_from_the_best_writer(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With that writer's habits, which are not those of the writer that the world's policy imitates, and better."""
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(prompts: Any, author: Writer, settings: Any, rng: Any, *qualities: Any) -> Any:
+        asked.append((author.name, author.filler, *qualities))
+        raise StopIteration
+
+    monkeypatch.setattr(candidates, "sft_rows", noted)
+    settings = WorldSettings(**json.loads((world / "world.json").read_text()))
+    with pytest.raises(StopIteration):
+        candidates.other_responses(world, settings, [PROMPT])
+    authors = writers(settings.writer_qualities, random.Random(f"adaptpo sandbox {settings.seed}"))
+    assert asked == [(authors[-1].name, authors[-1].filler, (0.6, 0.9))]
+    assert authors[-1].filler != authors[0].filler and settings.sft_qualities_of(PROMPT)[1] < 0.9
 
 
 def test_world_loads_as_ordinary_models(world: Path) -> None:

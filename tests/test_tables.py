@@ -22,6 +22,7 @@ from adaptpo.errors import ConfigError, RunError
 from adaptpo.methods import METHODS
 from adaptpo.report import RunData
 from adaptpo.run.files import JsonLines, write_json
+from adaptpo.run.state import read_state, write_state
 from adaptpo.sandbox.build import write_recipe
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of
@@ -48,6 +49,8 @@ from adaptpo.sandbox.tables.statistics import (
 from adaptpo.sandbox.tables.summary import summarize
 from adaptpo.sandbox.tables.table import Table, asked_rows, find_table, unavailable
 from adaptpo.sandbox.tables.text import COLUMNS, before_training, grid
+from adaptpo.sandbox.tables.work import open_policy
+from tests.tiny import preference_rows, save_policy, write_jsonl
 
 WORLD = SandboxWorld(WorldSettings())
 SMALL = SandboxWorld(WorldSettings(prompts=64))
@@ -453,6 +456,24 @@ def test_a_run_is_measured_by_its_own_policy(tmp_path: Path, monkeypatch: pytest
     kept = tmp_path / "responses" / world.name / "dpo-0.json"
     assert asked == [(tmp_path / "runs" / world.name / "dpo-0" / "final", kept)]
     assert world.responses(tmp_path, None) != kept
+
+
+def test_an_opening_that_another_row_has_begun_begins_again(tmp_path: Path) -> None:
+    """Rows of one opening differ in what comes later. One of them was ended while it made the opening."""
+    policy = save_policy(tmp_path / "policy")
+    data = write_jsonl(tmp_path / "data.jsonl", preference_rows(12))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"{{model: {policy}, data: {data}, reward: 'python:tests.tiny:vowel_reward', output_dir: {tmp_path}/opening, "
+        f"warmup_epochs: 1, num_iterations: 1, max_prompt_length: 64, generation: {{max_new_tokens: 4}}, "
+        "training: {use_cpu: true, max_steps: 1}}"
+    )
+    open_policy(recipe, ("method.name=metaapo",))
+    write_state(tmp_path / "opening", read_state(tmp_path / "opening") | {"opened": False})
+    for _ in range(2):
+        open_policy(recipe, ("method.name=online_dpo",))
+        state = read_state(tmp_path / "opening")
+        assert state["opened"] and state["phases"]["warmup"]["done"]
 
 
 # From end to end

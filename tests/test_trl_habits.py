@@ -20,6 +20,7 @@ from trl import DPOConfig, DPOTrainer
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.errors import AdaptpoError, ConfigError, MachineError, RunError
 from adaptpo.run.files import JsonLines, read_rows
+from adaptpo.training.own_optimizer import OwnOptimizer
 from tests.runs import weights
 from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
 
@@ -260,6 +261,39 @@ def test_an_optimizer_gives_its_class_and_settings(policy: str, tmp_path: Path) 
     one_weights, other_weights = load_file(tmp_path / "object" / last), load_file(tmp_path / "named" / last)
     assert all(torch.equal(one_weights[name], other_weights[name]) for name in one_weights)
     assert "optimizer: torch.optim.sgd.SGD(" in (tmp_path / "object" / "config.yaml").read_text()
+
+
+class Scaled(torch.optim.AdamW):
+    def __init__(self, params: Any, scale: float = 1.0, **others: Any) -> None:
+        super().__init__(params, **others)
+        self.scale = scale
+
+
+class Renamed(torch.optim.AdamW):
+    def __init__(self, params: Any, rate: float = 1e-3) -> None:
+        super().__init__(params, lr=rate)
+
+
+class Hidden(torch.optim.SGD):
+    def __init__(self, params: Any, **others: Any) -> None:
+        super().__init__(params, lr=others.get("speed", 1e-3))
+
+
+def over_one(kind: Any, **settings: Any) -> torch.optim.Optimizer:
+    return kind([torch.nn.Parameter(torch.zeros(1))], **settings)
+
+
+def test_an_optimizer_is_made_again_with_all_of_its_arguments() -> None:
+    own = OwnOptimizer.like(over_one(Scaled, scale=7.0, lr=0.5, weight_decay=0.3))
+    again = own.over([torch.nn.Parameter(torch.zeros(2))])
+    assert (again.scale, again.defaults["lr"], again.defaults["weight_decay"]) == (7.0, 0.5, 0.3)
+    assert "scale=7.0" in own.described
+
+
+@pytest.mark.parametrize("optimizer", [over_one(Renamed, rate=0.5), over_one(Hidden, speed=0.5)])
+def test_an_optimizer_that_hides_its_arguments_is_refused(optimizer: torch.optim.Optimizer) -> None:
+    with pytest.raises(ConfigError, match=r"does not say .*in `defaults` or as attributes"):
+        OwnOptimizer.like(optimizer)
 
 
 def two_groups() -> torch.optim.Optimizer:

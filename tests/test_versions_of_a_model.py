@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.methods import METHODS
+from adaptpo.models.adapters import adapter_shapes, base_of
+from adaptpo.models.loading import load_causal_lm, load_policy, load_tokenizer, read_config
+from adaptpo.models.merging import merged_policy
 from tests.runs import SETTINGS, weights
-from tests.tiny import preference_rows, save_policy, vowel_reward
+from tests.tiny import byte_tokenizer, preference_rows, save_policy, vowel_reward
 
 METHODS_BY_REFERENCE = {
     "metaapo": {"num_generations": 2},
@@ -22,17 +27,22 @@ METHODS_BY_REFERENCE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of the same kind: one at the top, and another one below it."""
+    """A model below, and another one at the top with other layers and another chat template."""
     folder = tmp_path_factory.mktemp("models")
-    save_policy(folder, num_hidden_layers=1, seed=0)
+    save_policy(folder, num_hidden_layers=2, seed=0)
     save_policy(folder / "sub", num_hidden_layers=1, seed=1)
+    top = byte_tokenizer()
+    top.chat_template = "{{ messages[-1].content }}"
+    top.save_pretrained(folder)
     return folder
 
 
-def final_weights(out: Path, model: Path, method: str, arguments: dict[str, Any], **settings: Any) -> Any:
+def final_weights(
+    out: Path, model: Path, method: str, arguments: dict[str, Any], reward: Any = vowel_reward, **settings: Any
+) -> Any:
     args = AlignmentConfig(output_dir=str(out), **(SETTINGS | settings))
     built = METHODS[method](**arguments)
-    trainer = AlignmentTrainer(str(model), args, built, preference_rows(12), reward_funcs=vowel_reward)
+    trainer = AlignmentTrainer(str(model), args, built, preference_rows(12), reward_funcs=reward)
     return weights(Path(trainer.train()))
 
 
@@ -45,3 +55,43 @@ def test_a_run_from_a_subfolder_is_a_run_from_that_folder(method: str, folder: P
     direct = final_weights(tmp_path / "direct", folder / "sub", method, arguments)
     assert named.keys() == direct.keys()
     assert all(torch.equal(named[name], direct[name]) for name in direct)
+
+
+def test_a_reward_model_is_trained_from_the_subfolder(folder: Path, tmp_path: Path) -> None:
+    settings = {"num_iterations": 1, "reward_training": {"per_device_train_batch_size": 4}}
+    named = tmp_path / "named"
+    options = {"subfolder": "sub"}
+    final_weights(named, folder, "online_dpo", {"num_generations": 2}, "train", model_init_kwargs=options, **settings)
+    final_weights(tmp_path / "direct", folder / "sub", "online_dpo", {"num_generations": 2}, "train", **settings)
+    one, other = (weights(tmp_path / name / "reward" / "model") for name in ("named", "direct"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_subfolder_may_be_all_there_is(folder: Path, tmp_path: Path) -> None:
+    """Nothing lies at the top; or the tokenizer alone, which then is that of the model below."""
+    shutil.copytree(folder / "sub", tmp_path / "alone" / "sub")
+    assert read_config(str(tmp_path / "alone"), {"subfolder": "sub"}).num_hidden_layers == 1
+    tokenizer = load_tokenizer(str(tmp_path / "alone"), {"subfolder": "sub"})
+    for path in (tmp_path / "alone" / "sub").glob("*token*"):
+        path.rename(tmp_path / "alone" / path.name)
+    for path in (tmp_path / "alone" / "sub").glob("chat_template*"):
+        path.rename(tmp_path / "alone" / path.name)
+    assert load_tokenizer(str(tmp_path / "alone"), {"subfolder": "sub"}).chat_template == tokenizer.chat_template
+
+
+def test_an_adapter_may_lie_in_a_subfolder(folder: Path, tmp_path: Path) -> None:
+    base = load_causal_lm(str(folder / "sub"), {})
+    adapted = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapters" / "one")
+    byte_tokenizer().save_pretrained(tmp_path / "adapters" / "one")
+    path, options = str(tmp_path / "adapters"), {"subfolder": "one"}
+    assert base_of(path, options) == str(folder / "sub") and base_of(path) is None
+    found = merged_policy(path, options).state_dict()
+    expected = merged_policy(str(tmp_path / "adapters" / "one"), {}).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert adapter_shapes(path, options) == adapter_shapes(str(tmp_path / "adapters" / "one"))
+
+
+def test_an_adapter_names_the_revision_of_its_model(folder: Path) -> None:
+    policy = load_policy(str(folder / "sub"), str(folder / "sub"), {"r": 2}, {"revision": "v2"}, 0)
+    assert policy.peft_config["default"].revision == "v2"

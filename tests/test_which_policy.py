@@ -31,10 +31,11 @@ from adaptpo.types import PairLogps, Prompt, Response
 from tests.runs import SETTINGS
 from tests.tiny import preference_rows, save_policy, vowel_reward
 
-K = 3
+K, SEED = 3, 5
 CPU = TrainingArguments(use_cpu=True)
 STRONG = SETTINGS["training"] | {"learning_rate": 1e-2}
 """So that the policies of a run differ by more than rounding."""
+USUAL = {"seed": SEED, "warmup_epochs": 1, "training": STRONG}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def align(policy: str, out: Path, method: Method, eval_data: Any = None, **settings: Any) -> Path:
     AlignmentTrainer(
         model=policy,
-        args=AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 1, "training": STRONG} | settings)),
+        args=AlignmentConfig(
+            output_dir=str(out), **(SETTINGS | {"seed": SEED, "warmup_epochs": 1, "training": STRONG} | settings)
+        ),
         method=method,
         train_dataset=preference_rows(16),
         eval_dataset=eval_data,
@@ -86,7 +89,7 @@ def answered(
 def samples(path: str, initial: str, items: Sequence[PromptedPair], count: int, *place: int | str) -> list[list[int]]:
     """What this policy answers with the run's seeds."""
     prompts = [prompt for prompt, _ in items]
-    found = answered(path, initial, prompts, count, lambda id_: seed_for(0, "generate", *place, id_))
+    found = answered(path, initial, prompts, count, lambda id_: seed_for(SEED, "generate", *place, id_))
     return [response.ids for response in found]
 
 
@@ -156,7 +159,7 @@ def test_each_evaluation_samples_the_policy_of_its_stage_anew_for_every_prompt(p
     for stage, name in {"initial": "initial", "iteration-0": "start", "iteration-1": "end"}.items():
         found = [row["response"] for row in read_rows(out / f"evaluation/{stage}.parquet")]
         answers = {
-            each: answered(path, policy, prompts, 1, lambda id_: seed_for(0, "evaluate", id_))
+            each: answered(path, policy, prompts, 1, lambda id_: seed_for(SEED, "evaluate", id_))
             for each, path in made.items()
         }
         assert [each for each, own in answers.items() if [a.text for a in own] == found] == [name]

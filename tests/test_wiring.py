@@ -4,6 +4,7 @@ like-named values they read."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -19,13 +20,18 @@ from transformers import TrainingArguments
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.choices.learners.pair_features import standardize
+from adaptpo.choices.learners.trust import ConstantTrust
+from adaptpo.choices.objectives import SimPO
 from adaptpo.choices.selection import SelectAll
+from adaptpo.choices.weighting import LearnedBlend
 from adaptpo.config.recipe import load_recipe
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
+from adaptpo.models.collate import GroupCollator
 from adaptpo.models.inference import evaluate_pairs
 from adaptpo.models.loading import load_causal_lm
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.phases import features, grpo, select
 from adaptpo.pipeline.phases import filter as filtering
 from adaptpo.pipeline.phases import train as training
@@ -46,9 +52,13 @@ from adaptpo.sandbox.tables.definitions import TABLES
 from adaptpo.sandbox.tables.measure import Boundary
 from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
 from adaptpo.sandbox.tables.stage_view import parts_text
-from adaptpo.types import Prompt
+from adaptpo.sandbox.world import FILLERS
+from adaptpo.training.preference_trainer import PreferenceTrainer
+from adaptpo.training.step import preference_step, reward_values
+from adaptpo.types import PairLogps, Prompt
+from tests.groups import random_groups
 from tests.runs import SETTINGS
-from tests.tiny import preference_rows, save_policy, vowel_reward
+from tests.tiny import byte_tokenizer, preference_rows, save_policy, tiny_model, vowel_reward
 
 # The task on a real model and the sandbox's worlds
 
@@ -98,6 +108,9 @@ def test_worlds_of_other_seeds_have_other_prompts(tmp_path: Path, monkeypatch: p
             for name in ("train", "heldout")
         ]
         assert {prompt for prompt, _ in seen[-1][0]} == set(files[0])
+        seconds = (answer.split()[1:2] for _, answers in seen[-1][0] for answer in answers)
+        fillers = Counter(word for words in seconds for word in words if word in FILLERS)
+        assert fillers.most_common(1)[0][0] == FILLERS[0], "the policy imitates the writer that `other_near` takes"
         prompts.append(set(files[0]) | set(files[1]))
     assert len(prompts[0] & prompts[1]) < 10
 
@@ -134,6 +147,48 @@ def test_rows_of_a_table_take_equal_steps(name: str, tmp_path: Path) -> None:
         assert steps is not None, row.label
         totals[row.label] = warmup + settings.num_iterations * steps
     assert max(totals.values()) <= 1.12 * min(totals.values()), totals
+
+
+def test_the_oracle_trains_on_the_right_labels_alone(tmp_path: Path) -> None:
+    write_recipe(tmp_path, WorldSettings())
+    (oracle,) = {row.settings for row in TABLES["metapo-noise"].rows if row.label.startswith("oracle")}
+    recipe = load_recipe(tmp_path / "recipe.yaml", oracle)
+    rows = [{"flipped": wrong, "prompt": "p"} for wrong in (False, True)]
+    (read,) = DataInputs.of(recipe.data.model_copy(update={"path": rows})).mixture().samples(0)
+    assert [number for number, _ in read.numbered()] == [0]
+
+
+def test_only_labels_of_held_out_pairs_vary_where_the_table_says_so(tmp_path: Path) -> None:
+    write_recipe(tmp_path, WorldSettings())
+    shares = []
+    for row in TABLES["metapo-held-out"].rows:
+        world = replace(WorldSettings(), **row.world)
+        shares.append(world.last_flipped)
+        assert world.flipped == 0.1
+        assert build_method(load_recipe(tmp_path / "recipe.yaml", row.settings)).validation.split == "last"
+    assert shares == [0.0, 0.1, 0.2, 0.4]
+
+
+# Metrics
+
+
+def test_accuracy_and_margin_by_hand() -> None:
+    """SimPO's rewards are 2 * the mean log-prob: -2 and -6, then -6 and -2."""
+    pairs = PairLogps(
+        chosen=torch.tensor([-2.0, -6.0]), rejected=torch.tensor([-12.0, -2.0]), chosen_tokens=torch.tensor([2, 2]),
+        rejected_tokens=torch.tensor([4, 2]), reference_chosen=torch.zeros(2), reference_rejected=torch.zeros(2),
+    )  # fmt: skip
+    values = reward_values(SimPO(beta=2.0, gamma=0.0), pairs)
+    assert values["rewards/accuracies"].tolist() == [1.0, 0.0]
+    assert values["rewards/margins"].tolist() == [4.0, -4.0]
+
+
+def test_logged_weights_have_the_name_of_their_source() -> None:
+    method = METHODS["metaapo_simpo"]()
+    blend = replace(method, weighting=LearnedBlend(ConstantTrust(0.7)))
+    model = tiny_model(byte_tokenizer())
+    found = preference_step(model, GroupCollator(0)(random_groups(4)), blend, 4).metrics
+    assert found["weight/offline"] == (pytest.approx(0.7), 4) and found["weight/online"] == (pytest.approx(0.3), 4)
 
 
 # Rewards and filters
@@ -204,6 +259,42 @@ def test_held_out_pairs_stay_out_of_the_warm_up_and_have_the_iterations_referenc
     assert read_state(out)["phases"]["warmup"]["prompts"] == 20 - len(held)
     kept = [row["prompt_id"] for row in shards(out / "iterations/0/reference") if row["source"] == "offline"]
     assert held and kept == held
+
+
+def test_held_out_pairs_are_drawn_by_difficulty_and_seed(policy: str, tmp_path: Path) -> None:
+    """The difficulty is the initial model's mean log-prob of rejected minus that of chosen."""
+    out = align(policy, tmp_path / "run", METHODS["metapo"](validation_share=0.3), 12, seed=4, num_iterations=1)
+    kept = {row["prompt_id"]: row for row in shards(out / "reference")}
+    offline = [read_offline(row)[1] for row in MappedRows(out / "data" / "offline.arrow").read(range(12))]
+    hardness = [
+        kept[n]["rejected"] / len(pair.rejected.ids) - kept[n]["chosen"] / len(pair.chosen.ids)
+        for n, pair in enumerate(offline)
+    ]
+    chosen = METHODS["metapo"](validation_share=0.3).validation.choose(torch.tensor(hardness, dtype=torch.float64), 4)
+    found = {row["prompt_id"]: row["difficulty"] for row in read_rows(out / "data" / "validation.parquet")}
+    assert found == pytest.approx({n: hardness[n] for n in chosen})
+
+
+def test_each_update_draws_its_held_out_pairs() -> None:
+    """Of 8 held-out prompts, 4 for a step that trains on 4."""
+    groups = random_groups(8)
+    shared = SimpleNamespace(share=list)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(seed=0, per_device_train_batch_size=4, device=torch.device("cpu")),
+        method=METHODS["metapo"](validation_share=0.3),
+        validation=groups,
+        ranks=shared,
+        collator=SimpleNamespace(batches=lambda some: [{"prompt_id": [group.prompt.id for group in some]}]),
+        with_references=list,
+        fillers=lambda count: [],
+    )
+    drawn = []
+    for step in range(6):
+        trainer.state = SimpleNamespace(global_step=step)
+        batches = PreferenceTrainer.validation_batches(trainer, 4)  # type: ignore[arg-type]
+        drawn.append([id_ for batch in batches for id_ in batch["prompt_id"]])
+    assert all(len(set(ids)) == 4 for ids in drawn)
+    assert len({tuple(sorted(ids)) for ids in drawn}) > 3
 
 
 # Methods
@@ -362,7 +453,9 @@ def test_responses_of_grpo_differ_by_step_and_its_reference_is_the_chosen_one(mo
     )
     for iteration, step, number in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
         grpo.sample(context, iteration, {number: Prompt(number, "", [1])}, None, step, [number] * 2)
-    assert len(set(seen)) == 4
+    context.config.seed = 1
+    grpo.sample(context, 0, {0: Prompt(0, "", [1])}, None, 0, [0] * 2)
+    assert len(set(seen)) == 5
     for chosen, expected in (("initial", "first"), ("previous", "start 1")):
         context.reference_choice, model = chosen, SimpleNamespace(config=SimpleNamespace())
         grpo.choose_reference(context, 1, model)

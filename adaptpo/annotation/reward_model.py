@@ -94,7 +94,7 @@ def adapted_classifier(path: str, options: Options) -> nn.Module:
     heads = {name: shape for name, shape in shapes if set(HEADS) & set(name.split(".")) and "lora_" not in name}
     labels = next((shape[0] for name, shape in heads.items() if name.endswith(LABELS)), None)
     own = base_options(settings, options) | ({} if labels is None else {"num_labels": labels})
-    return merged(load_classifier(base, own, HEADS if heads else ()), path)
+    return merged(load_classifier(base, own, HEADS if heads else ()), path, options)
 
 
 def stored_pad_id(model: Any, tokenizer: PreTrainedTokenizerBase, is_adapter: bool = False) -> int | None:

@@ -57,6 +57,8 @@ OWNED_TRAINING_ARGUMENTS = {
     "dataloader_drop_last": "leave it out; a run trains on every prompt, and its last batch may be smaller",
     "logging_nan_inf_filter": "leave it out; a loss that is not finite ends the run",
     "neftune_noise_alpha": "leave it out; the reference has no noise on its embeddings, so the policy has none",
+    "enable_jit_checkpoint": "leave it out; a run that is ended resumes from its last checkpoint (training.save_steps)",
+    "save_on_each_node": "leave it out; all machines share output_dir, and the first process saves",
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), LAUNCHED),
     "skip_memory_metrics": "leave it out; no memory is measured in a run",
     "use_cache": "leave it out; a forward pass of training keeps no cache",
@@ -72,6 +74,16 @@ OWNED_TRAINING_ARGUMENTS = {
     "every iteration ends with an evaluation on eval_data, in the precision of training",
 )
 """Fields of `TrainingArguments` that the run sets itself, or that nothing would read, with what to set instead."""
+
+NEEDS_EVALUATIONS = "it needs evaluations between optimizer steps, and a run evaluates after an iteration"
+UNUSABLE_VALUES = {
+    "train_sampling_strategy": {"group_by_length": "set random or sequential; batches are sorted by length"},
+    "save_strategy": {"best": f"set steps, epoch or no; {NEEDS_EVALUATIONS}"},
+    "lr_scheduler_type": dict.fromkeys(
+        ("reduce_lr_on_plateau", "greedy"), f"set another schedule, such as cosine; {NEEDS_EVALUATIONS}"
+    ),
+}
+"""Values of `TrainingArguments` that no run can follow, with what to set instead."""
 
 RANGES: dict[str, Any] = {
     # transformers.TrainingArguments
@@ -157,6 +169,12 @@ def refuse_other_adapters(values: dict[str, Any]) -> None:
     kind = values.get("task_type")
     if kind not in (None, "CAUSAL_LM"):
         raise ConfigError(f"peft.task_type is {kind}, and a policy is a causal language model; leave it out")
+    start = str(values.get("init_lora_weights"))
+    if start.startswith("pissa_niter") or start in ("eva", "corda", "lora_ga"):
+        raise ConfigError(
+            f"peft.init_lora_weights is {start}, which depends on chance or on data, so an adapter that is loaded "
+            "again would lie on other weights; set true, gaussian, orthogonal, olora or pissa"
+        )
     if values.get("inference_mode"):
         raise ConfigError("peft.inference_mode freezes the adapter, and nothing would be trained; leave it out")
 
@@ -165,6 +183,10 @@ def refuse_owned(section: str, values: dict[str, Any]) -> None:
     for name, remedy in OWNED_TRAINING_ARGUMENTS.items():
         if name in values:
             raise ConfigError(f"{section}.{name} is not taken from a recipe: {remedy}")
+    for name, unusable in UNUSABLE_VALUES.items():
+        value = str(getattr(values.get(name), "value", values.get(name)))
+        if value in unusable:
+            raise ConfigError(f"{section}.{name} is {value}: {unusable[value]}")
 
 
 def refuse_out_of_range(section: str, values: dict[str, Any]) -> None:
@@ -177,7 +199,11 @@ def refuse_out_of_range(section: str, values: dict[str, Any]) -> None:
             check_number(f"{section}.{name}", value, TypeAdapter(RANGES[name]))
 
 
+OF_THE_POLICY = "leave it out; the reward model is trained and read with the policy's tokenizer and chat template"
 OF_THE_WHOLE_RUN = {
+    **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), OF_THE_POLICY),
+    "model_init_kwargs": "set model_init_kwargs of the recipe",
+    "trust_remote_code": "set trust_remote_code of the recipe",
     "report_to": "set training.report_to; its trackers follow the whole run",
     "run_name": "set training.run_name; its trackers follow the whole run",
     "push_to_hub": "training.push_to_hub pushes the aligned model; push the folder reward/model of the run yourself",
@@ -186,5 +212,5 @@ OF_THE_WHOLE_RUN = {
 
 def refuse_shared(values: dict[str, Any]) -> None:
     for name, remedy in OF_THE_WHOLE_RUN.items():
-        if name in values and values[name] not in ("none", False):
+        if values.get(name) not in ("none", False, None):
             raise ConfigError(f"reward_training.{name} is not taken from a recipe: {remedy}")

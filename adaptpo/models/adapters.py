@@ -20,6 +20,8 @@ NOT_FOUND = "missing adapter keys"
 REFUSED = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
+WHERE = ("revision", "subfolder", *HUB_ARGUMENTS)
+"""The arguments of `from_pretrained` that say where the files of an adapter lie."""
 
 
 def is_adapter(path: str) -> bool:
@@ -28,13 +30,18 @@ def is_adapter(path: str) -> bool:
 
 def adapter_file(path: str, options: dict[str, Any] | None = None) -> str | None:
     """The `adapter_config.json` of a folder or hub id; None if it holds a whole model, or cannot be reached."""
+    known = where(options)
     if Path(path).exists():
-        return str(Path(path) / "adapter_config.json") if is_adapter(path) else None
-    known = {name: value for name, value in (options or {}).items() if name in (*HUB_ARGUMENTS, "revision")}
+        folder = Path(path) / known.get("subfolder", "")
+        return str(folder / "adapter_config.json") if is_adapter(str(folder)) else None
     try:
         return find_adapter_config_file(path, **known)
     except (OSError, ValueError):  # Neither a folder nor a valid id: loading it says so.
         return None
+
+
+def where(options: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if name in WHERE and value is not None}
 
 
 def adapter_settings(path: str, options: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -82,12 +89,13 @@ def refuse_other_task(path: str, settings: dict[str, Any], task: str, remedy: st
         raise ModelError(f"the adapter at '{path}' was trained for {found}, not for {task}; {remedy}")
 
 
-def merged(model: nn.Module, path: str) -> nn.Module:
-    """`model` with the adapter at `path` merged into its weights. Raises ModelError if that is not possible."""
+def merged(model: nn.Module, path: str, options: dict[str, Any] | None = None) -> nn.Module:
+    """`model` with the adapter at `path` merged into its weights; `options` say where its files lie, as for a model.
+    Raises ModelError if that is not possible."""
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, path)
+            adapted = PeftModel.from_pretrained(model, path, **where(options))
     except REFUSED as error:
         raise not_mergeable(path, str(error).strip().split("\n")[0]) from error
     if lost := next((str(warning.message) for warning in said if NOT_FOUND in str(warning.message)), None):
@@ -114,8 +122,8 @@ def not_mergeable(path: str, reason: str) -> ModelError:
 
 def adapter_shapes(path: str, options: dict[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
     """The shapes of the adapter's own weights, by name. Raises ModelError if they cannot be read."""
-    known = {name: value for name, value in (options or {}).items() if name in HUB_ARGUMENTS}
     try:
-        return {name: tuple(weight.shape) for name, weight in load_peft_weights(path, device="cpu", **known).items()}
+        found = load_peft_weights(path, device="cpu", **where(options))
+        return {name: tuple(weight.shape) for name, weight in found.items()}
     except REFUSED as error:
         raise ModelError(f"cannot read the adapter at '{path}': {error}; save it again with save_pretrained") from error

@@ -27,7 +27,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.tokenization import stop_token_ids
 from adaptpo.errors import ConfigError, ModelError
-from adaptpo.models.adapters import adapter_shapes, base_of, is_adapter
+from adaptpo.models.adapters import WHERE, adapter_shapes, base_of, is_adapter
 from adaptpo.models.shared_prompt.attention import base_model
 
 # A question on standard input would wait for ever in a batch job; with 0, transformers raises an error instead.
@@ -40,7 +40,7 @@ LOAD_ERRORS = (
     *(SyntaxError, SafetensorError),
 )
 """What transformers raises for a folder, an id or arguments that do not fit, and a model's own code for itself."""
-WHERE_AND_WHOSE = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+WHERE_AND_WHOSE = (*WHERE, "trust_remote_code", "code_revision")
 """The arguments of `from_pretrained` that hold for the configuration and the tokenizer of a model too."""
 OF_A_LAYER = re.compile(r"^(?!score|classifier|lm_head).*\.\d+\.")
 """Names of weights that a model of every kind has."""
@@ -81,11 +81,13 @@ def load_tokenizer(path: str, options: Options | None = None) -> PreTrainedToken
 
 
 def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer as it is stored; that of an adapter's model if the adapter has none. Raises like
-    `load_tokenizer`."""
+    """Loads a tokenizer as it is stored: that of an adapter's model if the adapter has none, and the one at the top if
+    the `subfolder` has none. Raises like `load_tokenizer`."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **shared_options(options))
     except LOAD_ERRORS as error:
+        if (options or {}).get("subfolder"):
+            return stored_tokenizer(path, {**(options or {}), "subfolder": ""})
         if base := base_of(path, options):
             return stored_tokenizer(base, options)
         raise cannot_load("a tokenizer", path, error, "Save its tokenizer into its folder.", options) from error
@@ -233,7 +235,7 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, lora_config(peft))
+            return get_peft_model(model, lora_config(peft), revision=options.get("revision"))
         except ValueError as error:
             raise ConfigError(f"peft: {first_line(error)}") from error
 

@@ -29,7 +29,7 @@ def merged_policy(path: str, options: Options) -> nn.Module:
     inner = base_options(settings, options)
     model: Any = merged_policy(base, inner) if base_of(base, inner) else load_causal_lm(base, inner)
     fit_tokens(model, load_tokenizer(path, options))
-    return merged(model, path)
+    return merged(model, path, options)
 
 
 def fit_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

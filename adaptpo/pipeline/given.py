@@ -79,6 +79,10 @@ def callback_of(given: Any) -> TrainerCallback:
     return given
 
 
+OF_AN_OPTIMIZER = ("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+"""Fields of `TrainingArguments` that are an optimizer's settings."""
+
+
 def optimizer_of(given: Any, settings: AlignmentConfig) -> OwnOptimizer | None:
     """The user's optimizer; None for `(None, None)`. Raises ConfigError for a scheduler, and for settings beside it."""
     if given is None:
@@ -96,7 +100,7 @@ def optimizer_of(given: Any, settings: AlignmentConfig) -> OwnOptimizer | None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizers holds a {type(optimizer).__name__}; give a torch.optim.Optimizer, or None")
     own = OwnOptimizer.like(optimizer)
-    doubled = [name for name in ("optim", "learning_rate", "weight_decay") if name in settings.training]
+    doubled = [name for name in OF_AN_OPTIMIZER if name in settings.training]
     if doubled:
         raise ConfigError(f"optimizers has settings of its own; leave out training.{', training.'.join(doubled)}")
     return own

@@ -11,7 +11,7 @@ import yaml
 from adaptpo.config.executor import ExecutorSettings
 from adaptpo.config.secrets import masked
 from adaptpo.config.strict_yaml import read_yaml
-from adaptpo.errors import RunError
+from adaptpo.errors import OtherRunError, RunError
 
 NOT_COMPARED = frozenset(
     {
@@ -95,7 +95,7 @@ def compared(config: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     if lines := differences(compared(stored), compared(wanted)):
-        raise RunError(
+        raise OtherRunError(
             f"{path} holds a different run:\n{lines}\n"
             "Start with the run's own settings and inputs to resume it, or choose another output_dir."
         )

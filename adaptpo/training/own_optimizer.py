@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,16 +24,23 @@ class OwnOptimizer:
 
     @classmethod
     def like(cls, optimizer: Optimizer) -> OwnOptimizer:
-        """That of an optimizer over any parameters. Raises ConfigError if these have several groups of settings."""
+        """That of an optimizer over any parameters. Raises ConfigError if these have several groups of settings, or if
+        the optimizer does not keep its arguments, so that it cannot be made again."""
         (first, *others) = optimizer.param_groups
-        taken = inspect.signature(type(optimizer).__init__).parameters
-        settings = {name: value for name, value in optimizer.defaults.items() if name in taken}
-        if others or any(first.get(name) != value for name, value in settings.items()):
+        settings = arguments_of(optimizer)
+        if others or any(first.get(name) != value for name, value in optimizer.defaults.items()):
             raise ConfigError(
                 "optimizers: every phase trains a policy of its own, so parameter groups with settings of their own "
                 "cannot be carried over; give one group, or set training.optim, learning_rate and weight_decay"
             )
-        return cls(type(optimizer), settings)
+        own = cls(type(optimizer), settings)
+        try:
+            again = own.over([nn.Parameter(torch.zeros(1))]).defaults
+        except (TypeError, ValueError) as error:
+            raise not_made_again(optimizer, f"which arguments make it ({error})") from error
+        if again != optimizer.defaults:
+            raise not_made_again(optimizer, "its settings")
+        return own
 
     def over(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return self.kind([parameter for parameter in parameters if parameter.requires_grad], **self.settings)
@@ -41,3 +50,31 @@ class OwnOptimizer:
         """Its name and settings as a run records them."""
         settings = ", ".join(f"{name}={value!r}" for name, value in sorted(self.settings.items()))
         return f"{self.kind.__module__}.{self.kind.__qualname__}({settings})"
+
+
+def arguments_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The arguments that the optimizer was made with, beside the parameters: it keeps them as its defaults, or as
+    attributes of the same names. Raises ConfigError if it does neither."""
+    found = {}
+    for name in argument_names(type(optimizer)):
+        if name not in optimizer.defaults and not hasattr(optimizer, name):
+            raise not_made_again(optimizer, f"its argument {name}")
+        found[name] = optimizer.defaults[name] if name in optimizer.defaults else getattr(optimizer, name)
+    return found
+
+
+def argument_names(kind: type) -> Iterator[str]:
+    """The names of the arguments of a class beside the parameters; `**others` go to the class that it extends."""
+    for own in (one for one in kind.__mro__ if "__init__" in vars(one)):
+        _, _, *taken = inspect.signature(own.__init__).parameters.values()  # type: ignore[misc]
+        yield from (each.name for each in taken if each.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL))
+        if not any(each.kind is Parameter.VAR_KEYWORD for each in taken):
+            return
+
+
+def not_made_again(optimizer: Optimizer, lost: str) -> ConfigError:
+    return ConfigError(
+        f"optimizers: every phase makes the optimizer again for its own policy, and {type(optimizer).__name__} does "
+        f"not say {lost}; let it keep its arguments in `defaults` or as attributes of their names, or set "
+        "training.optim"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -101,16 +102,10 @@ class MetaLearner(Trust):
         self.reset(seed=0)
 
     def __repr__(self) -> str:
-        shown: dict[str, Any] = {"learning_rate": self.learning_rate, "update_interval": self.update_interval}
-        defaults: dict[str, Any] = {
-            "layers": 2,
-            "features": ("score",),
-            "frozen": False,
-            "drift": None,
-            "pair_features": (),
-            "stage_start": False,
-        }
-        shown |= {name: getattr(self, name) for name, usual in defaults.items() if getattr(self, name) != usual}
+        parameters = inspect.signature(MetaLearner).parameters
+        settings = {name: (getattr(self, name), parameters[name].default) for name in parameters}
+        always = ("learning_rate", "update_interval")
+        shown = {name: own for name, (own, usual) in settings.items() if name in always or own != usual}
         shown |= {"trained": True} if self.trained else {}  # The weights' path may change; see `external_inputs`.
         return f"MetaLearner({', '.join(f'{name}={value}' for name, value in shown.items())})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from adaptpo.config.recipe import load_recipe
 from adaptpo.distributed.quiet import quiet_libraries
+from adaptpo.errors import OtherRunError
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.world import World
 from adaptpo.trainer import AlignmentTrainer
@@ -27,8 +29,14 @@ def align_policy(recipe: Path, assignments: Sequence[str], world: World, out: Pa
 
 
 def open_policy(recipe: Path, assignments: Sequence[str]) -> None:
-    """Runs everything before the first iteration, for the runs that share it."""
-    trainer(recipe, assignments).prepare()
+    """Runs everything before the first iteration, for the runs that share it. What another of them has begun, and did
+    not finish, begins again."""
+    try:
+        trainer(recipe, assignments).prepare()
+    except OtherRunError:
+        again = trainer(recipe, assignments)
+        shutil.rmtree(again.args.output_dir)
+        again.prepare()
 
 
 def trainer(recipe: Path, assignments: Sequence[str]) -> AlignmentTrainer:
