@@ -20,6 +20,8 @@ from adaptpo.errors import RunError
 from adaptpo.run import files
 from adaptpo.run.directory import RunDirectory, open_run
 from adaptpo.run.files import JsonLines, read_rows, whole_file, whole_folder, write_json, write_table, write_text
+from adaptpo.run.identity import flatten
+from adaptpo.run.state import read_state
 
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.is_char_device(), reason="the system has no /dev/full")
@@ -503,6 +505,31 @@ def test_logging_may_change_where_training_was_empty(swapped: bool, path: Path) 
     first, second = configs[::-1] if swapped else configs
     claim(path, first)
     assert claim(path, second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_tokens_per_batch": 4096},
+        {"generation": {"memory_gb": 2.0}},
+        {"training__gradient_checkpointing": True},
+        {"training__activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {"training__dataloader_num_workers": 2, "reward_training": {"ddp_timeout": 60}},
+    ],
+    ids=str,
+)
+def test_what_only_takes_less_memory_may_change_and_is_told(
+    changes: dict[str, Any], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedies of a full memory. Runs do not share an opening across them."""
+    claim(path, CONFIG)
+    now = flatten(changed(**changes))
+    told = {key: value for key, value in now.items() if flatten(CONFIG).get(key) != value}
+    assert claim(path, changed(**changes)) and told
+    assert read_state(path)["changed"] == told
+    said = capsys.readouterr().err
+    assert all(f"{key} is {value} from here on" in " ".join(said.split()) for key, value in told.items())
+    assert claim(path, CONFIG) and read_state(path)["changed"] == {}
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ from adaptpo.errors import ConfigError, DataError, ModelError, RunError
 from adaptpo.run.checked_files import RECORDS
 from adaptpo.run.file_locks import SHARED_FOLDER, problem_of_shared_lock, unlockable
 from adaptpo.run.files import JsonLines, write_text
-from adaptpo.run.identity import plain, refuse_other_run, stored_config
+from adaptpo.run.identity import flatten, plain, refuse_other_run, rounding_changes, stored_config
 from adaptpo.run.left_out import LeftOut
 from adaptpo.run.machine import machine_faults
 from adaptpo.run.manifest import MISSING, checksum, checksum_of
+from adaptpo.run.progress import caution
 from adaptpo.run.shards import Shards
 from adaptpo.run.state import dependents, log_digests, write_state
 from adaptpo.types import Row
@@ -163,12 +164,21 @@ class RunDirectory(Shards):
         if not self.config_path.exists():
             self._refuse_strangers()
         elif self._holds_work():
-            refuse_other_run(self.path, self.stored_config, plain(config))
+            self._resume(plain(config))
             return True
         shutil.rmtree(self.path / "snapshots", ignore_errors=True)
         write_text(self.config_path, text)
         write_state(self.path, self.state | {"config": checksum(self.config_path)})
         return False
+
+    def _resume(self, wanted: dict[str, Any]) -> None:
+        refuse_other_run(self.path, self.stored_config, wanted)
+        changed = rounding_changes(self.stored_config, wanted)
+        if changed != self.state.get("changed", {}):
+            write_state(self.path, self.state | {"changed": changed})
+        for key, value in changed.items():
+            before = flatten(self.stored_config).get(key)
+            caution(f"{key} is {value} from here on, and was {before}: results may differ by rounding", True)
 
     @property
     def stored_config(self) -> dict[str, Any]:

@@ -41,6 +41,16 @@ NOT_COMPARED = frozenset(
 `training` stands for an empty section; the keys of a section that has any are compared one by one.
 """
 
+OF_THE_MACHINE = ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache_steps", "ddp_timeout")
+OF_THE_LOADER = ("num_workers", "prefetch_factor", "persistent_workers", "pin_memory")
+ROUNDING = frozenset(
+    {"max_tokens_per_batch", "generation.memory_gb", "generation.batch_size"}
+    | {f"{section}.{name}" for section in ("training", "reward_training") for name in OF_THE_MACHINE}
+    | {f"{section}.dataloader_{name}" for section in ("training", "reward_training") for name in OF_THE_LOADER}
+)
+"""Keys that say how much memory is taken for the same numbers, which differ at most by rounding. They may change when a
+run is resumed, which says so, and not between runs that share an opening."""
+
 PLACE_OF_A_SET = re.compile(r"(eval_)?data\.sets\..*\.path")
 """The key of the place of one of several data sets, which may change like that of one alone."""
 
@@ -80,10 +90,21 @@ def is_compared(key: str) -> bool:
     return key not in NOT_COMPARED and not PLACE_OF_A_SET.fullmatch(key)
 
 
+def rounds(key: str) -> bool:
+    """Whether the key, or the section that it is in, changes a result by no more than rounding."""
+    return key.removesuffix("_kwargs") in ROUNDING or key.partition("_kwargs.")[0] in ROUNDING
+
+
+def rounding_changes(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The values that another attempt has for keys that change a result by no more than rounding."""
+    before, now = ({key: value for key, value in flatten(each).items() if rounds(key)} for each in (stored, wanted))
+    return {key: now.get(key) for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)}
+
+
 def compared(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that identify a run, flat. Batch size, accumulation passes and processes count only as a product:
     the batch of an optimizer step."""
-    settings = {key: value for key, value in flatten(config).items() if is_compared(key)}
+    settings = {key: value for key, value in flatten(config).items() if is_compared(key) and not rounds(key)}
     processes = settings.pop("processes", 1)
     sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)
     for section in sections:

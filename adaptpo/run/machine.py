@@ -28,11 +28,11 @@ WORDS = {
     "disk": re.compile(r"Input/output error|Stale file handle"),
 }
 SAID = {
-    "accelerator memory": "the accelerator's memory is used up. Lower max_tokens_per_batch (the result is the same), "
-    "set training.gradient_checkpointing, or set peft; in a phase that generates, lower generation.memory_gb or "
-    "batch_size",
+    "accelerator memory": "the accelerator's memory is used up. Lower max_tokens_per_batch or set "
+    "training.activation_checkpointing; in a phase that generates, lower generation.memory_gb or batch_size. None of "
+    "these changes the result by more than rounding",
     "accelerator": "the accelerator failed. If it happens again, test the device",
-    "memory": "the machine's memory is used up. Lower max_tokens_per_batch or shard_size, or end other processes",
+    "memory": "the machine's memory is used up. Lower max_tokens_per_batch, or end other processes",
     "peer": "another process of this run ended, or the network between them failed; its own message says why",
     "killed": "a data loader's process was killed, probably for its memory. Lower training.dataloader_num_workers",
     "full": "the disk is full: free some space. Nothing half-written counts as done",
