@@ -100,6 +100,17 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     assert capsys.readouterr().err.count("memory failed (the server went away); the run continues without it") == 1
 
 
+def test_a_tracker_that_fails_at_the_end_does_not_end_the_run(
+    policy: str, memory: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server went away")
+
+    monkeypatch.setattr(Memory, "on_train_end", fail)
+    assert (Path(trainer(policy, tmp_path / "tea", "memory").train()) / "model.safetensors").exists()
+    assert "memory failed (the server went away)" in capsys.readouterr().err
+
+
 def test_a_tracker_that_does_not_start_is_refused_before_the_first_phase(
     policy: str, memory: list[tuple[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.errors import AdaptpoError, ConfigError, MachineError, RunError
+from adaptpo.pipeline.arguments import optimizer_of
 from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.training.own_optimizer import OwnOptimizer
 from tests.runs import weights
@@ -288,6 +289,32 @@ def test_an_optimizer_is_made_again_with_all_of_its_arguments() -> None:
     again = own.over([torch.nn.Parameter(torch.zeros(2))])
     assert (again.scale, again.defaults["lr"], again.defaults["weight_decay"]) == (7.0, 0.5, 0.3)
     assert "scale=7.0" in own.described
+
+
+class Averaged(torch.optim.SGD):
+    """As a schedule-free optimizer: the weights to use are others than those that it trains."""
+
+    def train(self) -> None:
+        for group in self.param_groups:
+            group["average"] = False
+
+    def eval(self) -> None:
+        for weight in self.param_groups[0]["params"]:
+            weight.data.fill_(0.5)
+
+
+def test_a_schedule_free_optimizer_leaves_its_average(policy: str, tmp_path: Path) -> None:
+    given = (over_one(Averaged, lr=0.1), None)
+    one = {"num_iterations": 1, "training": {"per_device_train_batch_size": 2}}
+    trainer(policy, tmp_path / "run", one, optimizers=given).train()
+    found = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert all((weight == 0.5).all() for weight in found.values())
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "apollo_adamw_layerwise", "lomo", "adalomo"])
+def test_optimizers_that_act_within_the_backward_pass_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.optim is {name}, which changes weights within .*adamw_torch"):
+        optimizer_of(TrainingArguments(output_dir=str(tmp_path), optim=name, use_cpu=True))
 
 
 @pytest.mark.parametrize("optimizer", [over_one(Renamed, rate=0.5), over_one(Hidden, speed=0.5)])

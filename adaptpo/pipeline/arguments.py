@@ -13,6 +13,8 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from adaptpo.errors import ConfigError
 from adaptpo.models.loading import first_line
 
+OF_LAYERS = ("galore", "apollo", "lomo", "adalomo")
+"""Beginnings of the names of optimizers that a run cannot use."""
 ANOTHER_VALUE = 0.123456
 STEPS = 10
 """Any number of steps: a schedule fails for all or none."""
@@ -21,13 +23,19 @@ STEPS = 10
 def optimizer_of(args: TrainingArguments) -> tuple[type, dict[str, Any]]:
     """The class and the settings of the optimizer. Raises ConfigError if its package is missing, or if `optim_args` has
     a setting that it does not read: transformers would ignore it."""
+    name = str(getattr(args.optim, "value", args.optim))
+    if name.startswith(OF_LAYERS):
+        raise ConfigError(
+            f"training.optim is {name}, which changes weights within the backward pass or layer by layer, and a run "
+            "makes several passes for a step; set another one, such as adamw_torch, or peft"
+        )
     try:
         found = Trainer.get_optimizer_cls_and_kwargs(args)
         unread = [part for part in _parts(args) if _is_unread(args, part, found)]
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training.optim: {first_line(error)}") from error
     if unread:
-        name, read_not = getattr(args.optim, "value", args.optim), ", ".join(part.strip() for part in unread)
+        read_not = ", ".join(part.strip() for part in unread)
         raise ConfigError(
             f"training.optim_args: the optimizer {name} reads no {read_not}; leave it out, or set the field of "
             "`training` that it means, such as adam_beta1"
@@ -80,9 +88,8 @@ def refuse_unread(given: Mapping[str, Any], args: TrainingArguments) -> None:
     hub = [name for name in ("hub_model_id", "hub_private_repo", "hub_revision") if given.get(name) is not None]
     if hub and not given.get("push_to_hub"):
         raise ConfigError(f"training.{hub[0]} says where to push, and push_to_hub is not set; set it, or leave it out")
-    name = str(getattr(args.optim, "value", args.optim))
-    if given.get("optim_target_modules") and not name.startswith(("galore", "apollo")):
-        raise ConfigError(f"training.optim_target_modules is for GaLore and APOLLO, and optim is {name}; leave it out")
+    if given.get("optim_target_modules"):
+        raise ConfigError("training.optim_target_modules: it is for GaLore and APOLLO, which a run cannot use; drop it")
     if args.accelerator_config.split_batches:
         raise ConfigError(
             "training.accelerator_config.split_batches is not read, because per_device_train_batch_size counts the "

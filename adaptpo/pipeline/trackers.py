@@ -75,16 +75,19 @@ class Trackers:
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if record["iteration"] is not None:
             numbers["iteration"] = record["iteration"]
+        self._tell("on_log", logs=numbers)
+
+    def close(self) -> None:
+        self._tell("on_train_end")
+
+    def _tell(self, event: str, **values: Any) -> None:
         for callback in list(self.callbacks):
+            given = {name: dict(value) for name, value in values.items()}
             try:
-                callback.on_log(self.args, self.state(), self.control, logs=dict(numbers), model=None)
+                getattr(callback, event)(self.args, self.state(), self.control, model=None, **given)
             except Exception as error:  # noqa: BLE001 (a tracker's failure, of whatever kind, must not end the run)
                 self.callbacks.remove(callback)
                 caution(f"{tracker_name(callback)} failed ({first_line(error)}); the run continues without it", True)
-
-    def close(self) -> None:
-        for callback in self.callbacks:
-            callback.on_train_end(self.args, self.state(), self.control, model=None)
 
 
 def tracker_name(callback: TrainerCallback) -> str:

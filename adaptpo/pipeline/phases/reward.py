@@ -35,7 +35,7 @@ from adaptpo.models.loading import (
     shared_options,
 )
 from adaptpo.pipeline.context import Context, on_one_device
-from adaptpo.pipeline.phases.train import own_folder, resumed
+from adaptpo.pipeline.phases.train import own_folder, recomputes_activations, resumed, take_average
 from adaptpo.run.arrow_rows import BATCH
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors, whole_file
@@ -88,6 +88,7 @@ def train_reward_model(context: Context) -> Summary:
     context.run.forget_after(PHASE, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(context.reward_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    take_average(trainer.optimizer)
     with own_folder(context, f"{PHASE}/model") as folder:
         trainer.save_model(str(folder))
     pairs = len(trainer.train_dataset)
@@ -144,15 +145,18 @@ def reward_arguments(context: Context) -> Any:
         "learning_rate": 1e-5,
         "logging_steps": 1,
         "report_to": "none",
-        "gradient_checkpointing": bool(context.config.training.get("gradient_checkpointing", False)),
+        "gradient_checkpointing": recomputes_activations(context.inference_arguments),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": context.config.training.get("use_cpu", False),
         "bf16": reading_dtype(context.inference_arguments.device) is torch.bfloat16,
         "disable_dropout": context.config.disable_dropout,
         "max_length": None if limit is None else limit + 64,  # Room for what the chat template adds after a response.
     }
+    own = context.config.reward_training
+    if "activation_checkpointing" in own:  # The newer of two names, of which one is given.
+        del settings["gradient_checkpointing"]
     args = RewardConfig(
-        **settings | context.config.reward_training,
+        **settings | own,
         output_dir=str(context.run.path / PHASE / "training"),
         seed=seed_for(context.config.seed, PHASE) % 2**31,
         disable_tqdm=True,

@@ -268,6 +268,13 @@ def train_phase(trainer: GroupTrainer, run: RunDirectory, phase: str, pair_log: 
     trainer.forget_after(step)
     with disk_errors(Path(trainer.args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    take_average(trainer.optimizer)
+
+
+def take_average(optimizer: Any) -> None:
+    """Sets the weights to those that the optimizer means to be used: a schedule-free one trains others."""
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()
 
 
 def resumed(run: RunDirectory, folder: Path, logs: Logs) -> Path | None:
