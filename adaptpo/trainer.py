@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -37,7 +36,7 @@ from adaptpo.pipeline.given import (
     refuse_strangers,
     with_adapter,
 )
-from adaptpo.pipeline.hub import Repository, push, repository_of
+from adaptpo.pipeline.hub import Repository, copy_model, push, repository_of
 from adaptpo.pipeline.loop import align, evaluate_now, run_opening
 from adaptpo.pipeline.outcome import AlignmentOutput, load_newest, outcome, run_state, tokenizer_of_run
 from adaptpo.pipeline.request import Request
@@ -208,10 +207,11 @@ class AlignmentTrainer:
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Copies the aligned model with its tokenizer and card to `output_dir`. None leaves it where it is: `final/` of
-        the run's folder. Raises RunError before `train` has finished."""
+        the run's folder. Raises RunError before `train` has finished, and where `output_dir` holds files of another
+        model, which would be loaded instead."""
         folder = self.folder
         if is_first_process() and output_dir is not None and Path(output_dir).absolute() != folder.absolute():
-            shutil.copytree(folder, output_dir, dirs_exist_ok=True)
+            copy_model(folder, Path(output_dir))
 
     def push_to_hub(
         self,

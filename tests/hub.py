@@ -63,7 +63,11 @@ class Handler(BaseHTTPRequestHandler):
         if "/auth-check/write" in self.path:
             allowed = self.role == "write" and name.startswith(f"{USER}/")
             return self.answer(200 if allowed else 403, None if allowed else {"error": "You have no write permission"})
-        return self.answer(200, {"id": name, "sha": "0" * 40, "siblings": []})
+        if "/tree/" in self.path:
+            files = self.hub.files.get(name, {}).items()
+            return self.answer(200, [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files])
+        private = self.hub.repositories[name]
+        return self.answer(200, {"id": name, "sha": "0" * 40, "private": private, "siblings": []})
 
     def do_POST(self) -> None:
         self.hub.requests.append(f"POST {self.path}")
@@ -110,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "header":
                 self.hub.commits.append(value["summary"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":

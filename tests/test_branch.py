@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from adaptpo.errors import RunError
+from adaptpo.remote.store import AnswerStore, content_key
+from adaptpo.run.branch import copy
 from adaptpo.run.files import JsonLines
 from adaptpo.run.state import read_state
 from tests.runs import assert_same_run, run_in_process, start
@@ -56,6 +58,22 @@ def test_a_branch_that_was_killed_goes_on(folders: Folders, tmp_path: Path) -> N
     assert run_in_process("start:iterations/0/train", **settings) == -9
     assert run_in_process(None, **settings) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "branch")
+
+
+def test_paid_answers_are_copied_while_their_run_writes(tmp_path: Path) -> None:
+    """The log of an open database has answers that its file lacks, and a copy made in between is none."""
+    source = tmp_path / "source" / "annotation_cache"
+    store = AnswerStore(source)
+    answers = {content_key(number): {"reward": number} for number in range(200)}
+    store.add(answers)
+    assert list(source.glob("*-wal"))
+    copy(source, tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["answers.sqlite"]
+    assert AnswerStore(tmp_path / "copy").find(answers) == answers
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "answers.sqlite").write_bytes(b"no database" * 200)
+    with pytest.raises(RunError, match=r"bad/answers\.sqlite cannot be copied .*adaptpo verify"):
+        copy(tmp_path / "bad", tmp_path / "other")
 
 
 def test_another_opening_is_refused(folders: Folders, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def trainer(policy: str, out: Path, **training: Any) -> AlignmentTrainer:
-    settings: dict[str, Any] = {"num_iterations": 1, "max_prompt_length": 64, "show_progress": False}
+def trainer(policy: str, out: Path, peft: Any = None, **training: Any) -> AlignmentTrainer:
+    settings: dict[str, Any] = {"num_iterations": 1, "max_prompt_length": 64, "show_progress": False, "peft": peft}
     args = AlignmentConfig(output_dir=str(out), training={"push_to_hub": True, **training}, **settings)
     return AlignmentTrainer(policy, args, "dpo", preference_rows(4))
 
@@ -97,6 +97,46 @@ def test_push_to_hub_of_the_trainer(policy: str, hub: Hub, tmp_path: Path) -> No
     assert hub.commits == ["Second thoughts"] and hub.repositories == {"ann/tea": True}
     with pytest.raises(AdaptpoError, match="write permission"):
         made.push_to_hub(token="hf_reader")
+
+
+def test_weights_of_an_earlier_model_go(policy: str, hub: Hub, tmp_path: Path) -> None:
+    """A whole model beside the adapter of an earlier one, or shards beside whole weights, would be loaded wrong."""
+    hub.repositories["ann/tea"] = False
+    old = ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "notes.md")
+    hub.files["ann/tea"] = dict.fromkeys(old, b"old")
+    final = trainer(policy, tmp_path / "tea").train().folder
+    own = {path.name for path in final.iterdir() if path.name != ".cache"}
+    assert set(hub.files["ann/tea"]) == own | {"notes.md"}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(policy: str, hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["ann/tea"] = False
+    with pytest.raises(ConfigError, match=r"'ann/tea' exists and is public.*change its visibility"):
+        trainer(policy, tmp_path / "tea", hub_private_repo=True).train()
+    assert not hub.commits
+
+
+def test_an_adapter_of_a_local_model_is_not_pushed(policy: str, hub: Hub, tmp_path: Path) -> None:
+    made = trainer(policy, tmp_path / "tea", peft={"r": 2})
+    with pytest.raises(ConfigError, match=r"a folder of this machine here .*give the hub id"):
+        made.train()
+    made = trainer(policy, tmp_path / "tea", peft={"r": 2}, push_to_hub=False)
+    made.train()
+    with pytest.raises(RunError, match=r"a folder of this machine here"):
+        made.push_to_hub()
+    assert not hub.commits
+
+
+def test_a_copy_stands_alone(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = trainer(policy, tmp_path / "tea", peft={"r": 2}, push_to_hub=False)
+    made.train()
+    made.save_model(tmp_path / "copy")
+    made.save_model(tmp_path / "copy")
+    assert f"needs its model in {policy}" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").touch()
+    with pytest.raises(RunError, match=r"holds model\.safetensors of another model"):
+        made.save_model(tmp_path / "other")
 
 
 def test_a_token_does_not_belong_in_a_recipe() -> None:

@@ -92,6 +92,17 @@ def test_an_adapter_may_lie_in_a_subfolder(folder: Path, tmp_path: Path) -> None
     assert adapter_shapes(path, options) == adapter_shapes(str(tmp_path / "adapters" / "one"))
 
 
+def test_another_reference_does_not_lie_where_the_model_does(folder: Path, tmp_path: Path) -> None:
+    other = save_policy(tmp_path / "other", num_hidden_layers=1, seed=3)
+    settings = {"num_iterations": 1, "model_init_kwargs": {"subfolder": "sub"}}
+    args = AlignmentConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | settings))
+    AlignmentTrainer(str(folder), args, METHODS["dpo"](), preference_rows(12), ref_model=other).train()
+    direct = AlignmentConfig(output_dir=str(tmp_path / "direct"), **(SETTINGS | {"num_iterations": 1}))
+    AlignmentTrainer(str(folder / "sub"), direct, METHODS["dpo"](), preference_rows(12), ref_model=other).train()
+    one, two = (weights(tmp_path / name / "final") for name in ("run", "direct"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_an_adapter_names_the_revision_of_its_model(folder: Path) -> None:
     policy = load_policy(str(folder / "sub"), str(folder / "sub"), {"r": 2}, {"revision": "v2"}, 0)
     assert policy.peft_config["default"].revision == "v2"

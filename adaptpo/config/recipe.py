@@ -218,7 +218,12 @@ class AlignmentConfig(Settings):
         """The arguments of `from_pretrained` for the given model, a reference, or a folder that the run wrote, which
         holds one model at its top."""
         own = Path(path).absolute().is_relative_to(Path(self.output_dir).absolute())
-        return {name: value for name, value in self.load_options.items() if not own or name not in TEXTS_OF_LOADING}
+        return without_place(self.load_options) if own else self.load_options
+
+
+def without_place(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `from_pretrained` but those that say which of a repository's models the given one is."""
+    return {name: value for name, value in options.items() if name not in TEXTS_OF_LOADING}
 
 
 class RecipeGenerationSettings(GenerationSettings):

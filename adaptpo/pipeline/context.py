@@ -24,7 +24,7 @@ from adaptpo.annotation.function import RewardFunction
 from adaptpo.choices.iteration import Iteration, StageReading
 from adaptpo.choices.method import Method
 from adaptpo.choices.reference import Reference, Synced
-from adaptpo.config.recipe import AlignmentConfig, SyncedReference
+from adaptpo.config.recipe import AlignmentConfig, SyncedReference, without_place
 from adaptpo.config.reward import RewardPart, reward_parts
 from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.launch import converts_weights
@@ -335,9 +335,15 @@ class Context(StoredPrompts):
         placed = self._placed(model)
         return keep_weights(placed, self.compute_dtype) if self.is_mixed and converts_weights() else placed
 
+    def given_options(self, path: str) -> dict[str, Any]:
+        """The arguments of `from_pretrained` for one of the run's models; `revision` and the like are not a
+        `ref_model`'s."""
+        options = self.config.options_of(path)
+        return without_place(options) if path == self.reference_model != self.initial else options
+
     def options_of(self, path: str) -> dict[str, Any]:
-        """The arguments of `from_pretrained` for one of the run's models."""
-        return onto(self.inference_arguments.device, self.config.options_of(path))
+        """`given_options`, and the device."""
+        return onto(self.inference_arguments.device, self.given_options(path))
 
     def _load_policy(self, path: str) -> nn.Module:
         self.run.checked(Path(path))

@@ -1,7 +1,9 @@
-"""Pushes the aligned model to the hub: checked before anything is spent, and done as the run's last phase."""
+"""Gives the aligned model away: pushed to the hub as the run's last phase, which is checked before anything is spent,
+or copied to a folder."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
 from adaptpo.errors import ConfigError, RunError
+from adaptpo.models.adapters import base_of
 from adaptpo.run.progress import say
 
 REMEDIES = {
@@ -32,6 +35,25 @@ class Repository:
     private: bool | None = None
     revision: str | None = None
     token: str | None = None
+
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "adapter_config.json")
+"""The files of a model that `from_pretrained` looks for."""
+
+
+def local_base(folder: Path) -> str | None:
+    """The folder of the model that the adapter in `folder` belongs to; None for a whole model, and for a hub id."""
+    base = base_of(str(folder))
+    return base if base is not None and Path(base).exists() else None
+
+
+def refuse_local_base(base: str | None) -> None:
+    """Raises ConfigError for an adapter whose model nobody else can load."""
+    if base is not None:
+        raise ConfigError(
+            f"an adapter is of use only with its model, which is a folder of this machine here ({base}): give the hub "
+            "id as `model`, train without peft, or merge the adapter and push the whole model yourself"
+        )
 
 
 def repository_of(training: dict[str, Any], output_dir: Path) -> Repository:
@@ -68,18 +90,29 @@ def check_repository(repository: Repository) -> str:
         api.whoami()
         name = api.create_repo(repository.name, private=repository.private, exist_ok=True).repo_id
         api.auth_check(name, write=True)
+        if repository.private and api.repo_info(name).private is False:
+            raise ConfigError(
+                f"'{name}' exists and is public, and it was to be private: change its visibility on the hub, name "
+                "another repository in training.hub_model_id, or leave hub_private_repo out"
+            )
         if repository.revision is not None:
             api.create_branch(name, branch=repository.revision, exist_ok=True)
     return name
 
 
 def push(folder: Path, repository: Repository, message: str) -> str:
-    """Uploads the folder and returns the address of the commit. Raises RunError; the folder is as it was."""
+    """Uploads the folder in place of a model that the repository holds, and returns the address of the commit. Raises
+    RunError; the folder is as it was."""
     try:
+        refuse_local_base(local_base(folder))
         name = check_repository(repository)
         with hub_errors(f"cannot push to '{name}'"):
             commit = HfApi(token=repository.token).upload_folder(
-                repo_id=name, folder_path=folder, commit_message=message, revision=repository.revision
+                repo_id=name,
+                folder_path=folder,
+                commit_message=message,
+                revision=repository.revision,
+                delete_patterns=list(WEIGHTS),  # Those of an earlier model would be loaded instead.
             )
     except ConfigError as error:
         raise RunError(f"{error}. The model is in {folder}; the same command, started again, pushes it") from error
@@ -90,3 +123,17 @@ def push_final(folder: Path, repository: Repository, shows: bool) -> dict[str, s
     url = push(folder, repository, "End of training")
     say(f"pushed to {url}", shows)
     return {"url": url}
+
+
+def copy_model(folder: Path, target: Path) -> None:
+    """Copies the aligned model. Raises RunError if `target` holds files of another model."""
+    own = {file.name for file in folder.iterdir()}
+    others = {file.name for pattern in WEIGHTS for file in target.glob(pattern)} - own
+    if others:
+        raise RunError(
+            f"{target} holds {', '.join(sorted(others))} of another model, which would be loaded instead; remove it, "
+            "or choose another folder"
+        )
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    if base := local_base(target):
+        say(f"{target} holds an adapter, which needs its model in {base}: keep that folder, or merge them", True)

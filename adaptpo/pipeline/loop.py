@@ -12,7 +12,7 @@ from adaptpo.errors import RunError
 from adaptpo.models.loading import check_loads
 from adaptpo.pipeline.by_dataset import flat
 from adaptpo.pipeline.context import SCRATCH, Context
-from adaptpo.pipeline.hub import Repository, check_repository, push_final, repository_of
+from adaptpo.pipeline.hub import Repository, check_repository, push_final, refuse_local_base, repository_of
 from adaptpo.pipeline.iteration import Work, iteration_phases
 from adaptpo.pipeline.model_card import model_card
 from adaptpo.pipeline.phases.check import check_model
@@ -78,6 +78,8 @@ def check(context: Context) -> None:
     """Raises an error for what would otherwise fail hours later."""
     context.ranks.on_first(partial(refuse_impossible, context))
     if context.config.training.get("push_to_hub"):
+        adapts = context.config.peft is not None
+        refuse_local_base(context.initial if adapts and Path(context.initial).exists() else None)
         context.ranks.on_first(partial(check_repository, hub_repository(context)))
 
 

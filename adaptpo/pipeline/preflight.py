@@ -256,7 +256,7 @@ def check_reference(context: Context) -> None:
             f"method '{context.method.name}' with peft takes the model below the adapter as its reference; leave "
             "ref_model out, or train without peft"
         )
-    options = context.config.options_of(path)
+    options = context.given_options(path)
     config = read_config(path, options)
     check_tokenizer_fits(context.tokenizer, config)
     if load_tokenizer(path, options).get_vocab() != context.tokenizer.get_vocab():

@@ -7,7 +7,9 @@ are used later. A comparison of methods needs it only once.
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from adaptpo.run.state import log_digests, read_state, write_state
 
 LATER_SETTINGS = frozenset({"reference", "generation.num_generations", "warmup_epochs"})
 LATER_SECTIONS = ("meta.", "method.", "stage.", "reference.")
+DATABASE = ".sqlite"
 OWN_FILES = frozenset(
     {
         "config.yaml",
@@ -37,6 +40,9 @@ OWN_FILES = frozenset(
         "final",
         "trackers.json",
         "tensorboard",
+        "report",
+        "served",
+        "servers",
     }
 )
 
@@ -115,11 +121,26 @@ def in_opening(phase: str) -> bool:
 def copy(source: Path, target: Path) -> None:
     if source.is_dir():
         with whole_folder(target) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=of_iterations)
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=not_copied, copy_function=copy_file)
     else:
         with whole_file(target) as temporary:
             shutil.copyfile(source, temporary)
 
 
-def of_iterations(_: str, names: list[str]) -> Iterator[str]:
-    return (name for name in names if name.startswith("iteration-"))
+def not_copied(_: str, names: list[str]) -> Iterator[str]:
+    """Files of iterations, and those that SQLite keeps beside an open database."""
+    beside = (f"{DATABASE}-wal", f"{DATABASE}-shm")
+    return (name for name in names if name.startswith("iteration-") or name.endswith(beside))
+
+
+def copy_file(source: str, target: str) -> str:
+    """Copies a file; a database as it is at one moment, because the run that owns it may be writing."""
+    if not source.endswith(DATABASE):
+        return shutil.copy2(source, target)
+    try:
+        with closing(sqlite3.connect(source)) as given, closing(sqlite3.connect(target)) as taken:
+            given.backup(taken)
+            taken.execute("PRAGMA journal_mode = DELETE")  # Otherwise a part of it lies in files beside it.
+    except sqlite3.Error as error:
+        raise RunError(f"branch_of: {source} cannot be copied ({error}); see `adaptpo verify` of its run") from error
+    return target
