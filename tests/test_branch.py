@@ -76,6 +76,14 @@ def test_paid_answers_are_copied_while_their_run_writes(tmp_path: Path) -> None:
         copy(tmp_path / "bad", tmp_path / "other")
 
 
+def test_evaluations_of_iterations_are_not_copied(tmp_path: Path) -> None:
+    for name in ("iteration-0", "iteration-1", "initial", "warmup", "iteration-2"):
+        (tmp_path / "evaluation").mkdir(exist_ok=True)
+        (tmp_path / "evaluation" / f"{name}.parquet").touch()
+    copy(tmp_path / "evaluation", tmp_path / "copy")
+    assert {path.stem for path in (tmp_path / "copy").iterdir()} == {"initial", "warmup"}
+
+
 def test_another_opening_is_refused(folders: Folders, tmp_path: Path) -> None:
     policy, folder = folders
     with pytest.raises(RunError, match=r"(?s)started with different settings.*method.objective: .DPO.*SimPO"):

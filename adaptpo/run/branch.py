@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,10 @@ def copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def not_copied(_: str, names: list[str]) -> Iterator[str]:
+def not_copied(_: str, names: list[str]) -> set[str]:
     """Files of iterations, and those that SQLite keeps beside an open database."""
     beside = (f"{DATABASE}-wal", f"{DATABASE}-shm")
-    return (name for name in names if name.startswith("iteration-") or name.endswith(beside))
+    return {name for name in names if name.startswith("iteration-") or name.endswith(beside)}
 
 
 def copy_file(source: str, target: str) -> str:
@@ -140,7 +139,6 @@ def copy_file(source: str, target: str) -> str:
     try:
         with closing(sqlite3.connect(source)) as given, closing(sqlite3.connect(target)) as taken:
             given.backup(taken)
-            taken.execute("PRAGMA journal_mode = DELETE")  # Otherwise a part of it lies in files beside it.
     except sqlite3.Error as error:
         raise RunError(f"branch_of: {source} cannot be copied ({error}); see `adaptpo verify` of its run") from error
     return target
