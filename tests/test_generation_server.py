@@ -243,6 +243,15 @@ def test_another_policy_is_noticed(model: torch.nn.Module) -> None:
     assert "the policy's own most likely answer begins" in problem and f"serve the folder {POLICY}" in problem
 
 
+def test_a_server_whose_answers_cannot_be_compared_is_not_trusted(model: torch.nn.Module) -> None:
+    def reply(body: Any, number: int) -> Reply:
+        said = {"index": 0, "text": "?", "token_ids": [100_000], "prompt_token_ids": body["prompt"]}
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
+        return Reply({"choices": [said | {"finish_reason": "length"}], "usage": usage})
+
+    assert "answers could be compared, because their tokens" in refused(reply, model)
+
+
 @dataclass
 class Restarting:
     """A started server that was asked to take the policy's weights, and has them after a restart."""

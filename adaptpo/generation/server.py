@@ -110,9 +110,11 @@ class ServerGenerator:
     def _disagreement(self, server: Server, expected: Sequence[Expected]) -> str | None:
         questions = self._questions([one.prompt for one in expected], 1, [0] * len(expected))
         answers = self._ask(server, questions, greedily(self.sampling))
-        both = ((expected[question.place], found) for question, found in zip(questions, answers, strict=True))
-        problems = (disagreement(ours, found[0]) for ours, found in both if found)
-        return next(filter(None, problems), None)
+        places = zip(questions, answers, strict=True)
+        both = [(expected[question.place], found[0]) for question, found in places if found]
+        if not both:
+            return f"none of {len(questions)} answers could be compared, because their tokens are not the tokenizer's"
+        return next(filter(None, (disagreement(ours, theirs) for ours, theirs in both)), None)
 
     def _questions(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[Question]:
         """One question per prompt if the server gives several responses at once, otherwise one per response. Prompts
