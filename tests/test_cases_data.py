@@ -409,8 +409,15 @@ def test_turns_before_the_prompt_are_never_left_out_silently(name: str, earlier:
     said = refusal(row)
     assert f"the column `{name}` holds turns that come before the prompt" in said
     assert f"{{other_{name}: {name}}}" in said and "{last_turn: prompt}" in said
+    assert parts(row | {"prompt": [*earlier, user("and now?")]})[0] == [*earlier, user("and now?")]
     rest = {key: value for key, value in row.items() if key != "prompt"} | {"last_turn": "and now?"}
     assert parts(rest | {name: [*earlier, user("and now?")]})[0] == [*earlier, user("and now?")]
+
+
+def test_a_prompt_that_is_said_twice_is_the_last_turn() -> None:
+    dialogue = [user("go on"), *CAT[0], user("more?"), *CAT[1], user("go  on")]
+    for turns in (dialogue, [*dialogue, *CAT[0]]):
+        assert "turns that come before" in refusal({"prompt": "go on", "messages": turns, **RESPONSES})
 
 
 def test_a_conversation_that_goes_on_after_the_prompt_is_no_part_of_it() -> None:

@@ -102,11 +102,12 @@ def test_push_to_hub_of_the_trainer(policy: str, hub: Hub, tmp_path: Path) -> No
 def test_weights_of_an_earlier_model_go(policy: str, hub: Hub, tmp_path: Path) -> None:
     """A whole model beside the adapter of an earlier one, or shards beside whole weights, would be loaded wrong."""
     hub.repositories["ann/tea"] = False
-    old = ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "notes.md")
-    hub.files["ann/tea"] = dict.fromkeys(old, b"old")
+    kept = {"notes.md", "other/model.safetensors", "data.bin", "training_args.bin"}
+    gone = {"adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"}
+    hub.files["ann/tea"] = dict.fromkeys(kept | gone, b"old")
     final = trainer(policy, tmp_path / "tea").train().folder
     own = {path.name for path in final.iterdir() if path.name != ".cache"}
-    assert set(hub.files["ann/tea"]) == own | {"notes.md"}
+    assert set(hub.files["ann/tea"]) == own | kept
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(policy: str, hub: Hub, tmp_path: Path) -> None:
@@ -118,11 +119,11 @@ def test_a_public_repository_is_not_taken_for_a_private_one(policy: str, hub: Hu
 
 def test_an_adapter_of_a_local_model_is_not_pushed(policy: str, hub: Hub, tmp_path: Path) -> None:
     made = trainer(policy, tmp_path / "tea", peft={"r": 2})
-    with pytest.raises(ConfigError, match=r"a folder of this machine here .*give the hub id"):
+    with pytest.raises(ConfigError, match=r"a folder of this machine here .*hub id"):
         made.train()
     made = trainer(policy, tmp_path / "tea", peft={"r": 2}, push_to_hub=False)
     made.train()
-    with pytest.raises(RunError, match=r"a folder of this machine here"):
+    with pytest.raises(ConfigError, match=r"a folder of this machine here"):
         made.push_to_hub()
     assert not hub.commits
 
@@ -134,6 +135,7 @@ def test_a_copy_stands_alone(policy: str, tmp_path: Path, capsys: pytest.Capture
     made.save_model(tmp_path / "copy")
     assert f"needs its model in {policy}" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "training_args.bin").touch()
     (tmp_path / "other" / "model.safetensors").touch()
     with pytest.raises(RunError, match=r"holds model\.safetensors of another model"):
         made.save_model(tmp_path / "other")

@@ -532,6 +532,18 @@ def test_what_only_takes_less_memory_may_change_and_is_told(
     assert claim(path, CONFIG) and read_state(path)["changed"] == {}
 
 
+def test_an_empty_section_may_get_what_takes_less_memory(path: Path) -> None:
+    claim(path, changed(reward="train", reward_training={}))
+    assert claim(path, changed(reward="train", reward_training={"activation_checkpointing": True}))
+
+
+def test_with_dropout_other_passes_are_another_run(path: Path) -> None:
+    """They draw other dropout."""
+    claim(path, changed(disable_dropout=False, max_tokens_per_batch=8192))
+    with pytest.raises(RunError, match="max_tokens_per_batch: 8192 in the run, 4096 now"):
+        claim(path, changed(disable_dropout=False, max_tokens_per_batch=4096))
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

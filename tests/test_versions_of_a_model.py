@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from adaptpo import AlignmentConfig, AlignmentTrainer
+from adaptpo import AlignmentConfig, AlignmentTrainer, Method
 from adaptpo.methods import METHODS
 from adaptpo.models.adapters import adapter_shapes, base_of
 from adaptpo.models.loading import load_causal_lm, load_policy, load_tokenizer, read_config
@@ -89,16 +89,22 @@ def test_an_adapter_may_lie_in_a_subfolder(folder: Path, tmp_path: Path) -> None
     found = merged_policy(path, options).state_dict()
     expected = merged_policy(str(tmp_path / "adapters" / "one"), {}).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for file in (tmp_path / "adapters" / "one").glob("*token*"):
+        file.unlink()
+    assert read_config(path, options).num_hidden_layers == 1
+    assert load_tokenizer(path, options).chat_template == load_tokenizer(str(folder / "sub")).chat_template
     assert adapter_shapes(path, options) == adapter_shapes(str(tmp_path / "adapters" / "one"))
 
 
-def test_another_reference_does_not_lie_where_the_model_does(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [METHODS["dpo"](), METHODS["grpo"](num_generations=2)], ids=lambda m: m.name)
+def test_another_reference_does_not_lie_where_the_model_does(method: Method, folder: Path, tmp_path: Path) -> None:
     other = save_policy(tmp_path / "other", num_hidden_layers=1, seed=3)
+    given: dict[str, Any] = {"ref_model": other, "reward_funcs": vowel_reward}
     settings = {"num_iterations": 1, "model_init_kwargs": {"subfolder": "sub"}}
     args = AlignmentConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | settings))
-    AlignmentTrainer(str(folder), args, METHODS["dpo"](), preference_rows(12), ref_model=other).train()
+    AlignmentTrainer(str(folder), args, method, preference_rows(12), **given).train()
     direct = AlignmentConfig(output_dir=str(tmp_path / "direct"), **(SETTINGS | {"num_iterations": 1}))
-    AlignmentTrainer(str(folder / "sub"), direct, METHODS["dpo"](), preference_rows(12), ref_model=other).train()
+    AlignmentTrainer(str(folder / "sub"), direct, method, preference_rows(12), **given).train()
     one, two = (weights(tmp_path / name / "final") for name in ("run", "direct"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

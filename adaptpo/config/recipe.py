@@ -172,6 +172,10 @@ class AlignmentConfig(Settings):
         refuse_owned("training", values)
         check_names("training", values, TrainingArguments)
         check_types("training", values, TrainingArguments)
+        if values.get("train_sampling_strategy") == "group_by_length":
+            raise ConfigError(
+                "training.train_sampling_strategy: set random or sequential; batches are sorted by length"
+            )
         return values
 
     @field_validator("reward_training")

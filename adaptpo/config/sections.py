@@ -77,7 +77,6 @@ OWNED_TRAINING_ARGUMENTS = {
 
 NEEDS_EVALUATIONS = "it needs evaluations between optimizer steps, and a run evaluates after an iteration"
 UNUSABLE_VALUES = {
-    "train_sampling_strategy": {"group_by_length": "set random or sequential; batches are sorted by length"},
     "save_strategy": {"best": f"set steps, epoch or no; {NEEDS_EVALUATIONS}"},
     "lr_scheduler_type": dict.fromkeys(
         ("reduce_lr_on_plateau", "greedy"), f"set another schedule, such as cosine; {NEEDS_EVALUATIONS}"
@@ -212,5 +211,5 @@ OF_THE_WHOLE_RUN = {
 
 def refuse_shared(values: dict[str, Any]) -> None:
     for name, remedy in OF_THE_WHOLE_RUN.items():
-        if values.get(name) not in ("none", False, None):
+        if values.get(name) not in ("none", False, None, {}):
             raise ConfigError(f"reward_training.{name} is not taken from a recipe: {remedy}")

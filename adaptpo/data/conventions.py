@@ -165,10 +165,12 @@ def in_context(prompt: Text, row: Row, is_text: bool) -> Text:
 
 def _conversation_before(prompt: Text, row: Row) -> str | None:
     """The column of a conversation in which turns come before the row's own prompt that the prompt lacks."""
-    asked = words_of(as_turns(prompt, "user")[-1]).strip()
+    asked = " ".join(words_of(as_turns(prompt, "user")[-1]).split())
     for name in CONVERSATIONS if row.get("prompt") else ():
         texts = _spoken_in(row.get(name))
-        if asked in texts and not all(_says(prompt, text) for text in texts[: texts.index(asked)]):
+        ends = next((end for end in (len(texts) - 1, len(texts) - 2) if end >= 0 and texts[end] == asked), None)
+        place = texts.index(asked) if ends is None and asked in texts else ends or 0
+        if not all(_says(prompt, text) for text in texts[:place]):
             return name
     return None
 
@@ -178,7 +180,7 @@ def _spoken_in(conversation: Any) -> list[str]:
         turns = read_text(conversation) if _may_be_messages(conversation) else None
     except RowProblem:  # A column that nothing reads may hold anything.
         return []
-    return [words_of(turn).strip() for turn in turns] if isinstance(turns, list) else []
+    return [" ".join(words_of(turn).split()) for turn in turns] if isinstance(turns, list) else []
 
 
 def _is_chat(row: Row) -> bool:
@@ -252,9 +254,9 @@ NEEDS_CHAT = (
 )
 
 EARLIER_TURNS = (
-    "the column `{name}` holds turns that come before the prompt, and `prompt` lacks them. If they belong to it, give "
-    "`prompt` another name, for instance by data.columns: {{last_turn: prompt}}: then `{name}` is the prompt. If they "
-    "do not, give `{name}` another name, for instance by data.columns: {{other_{name}: {name}}}."
+    "the column `{name}` holds turns that come before the prompt, and `prompt` lacks them. If they belong to it, write "
+    "them into `prompt` too, as messages; where `{name}` ends with the prompt, data.columns: {{last_turn: prompt}} "
+    "does it. If they do not, give `{name}` another name, for instance by data.columns: {{other_{name}: {name}}}."
 )
 
 

@@ -66,8 +66,9 @@ def base_of(path: str, options: dict[str, Any] | None = None) -> str | None:
         raise ModelError(
             f"the adapter at '{path}' does not name its model; set base_model_name_or_path in its adapter_config.json"
         )
-    if not Path(base).exists() and (Path(path) / base).exists():
-        return str(Path(path) / base)
+    beside = Path(path) / where(options).get("subfolder", "") / base
+    if not Path(base).exists() and beside.exists():
+        return str(beside)
     if not Path(base).exists() and not HUB_ID.fullmatch(base):
         raise ModelError(
             f"the adapter at '{path}' was trained on '{base}', which is not there; correct base_model_name_or_path in "

@@ -27,7 +27,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from adaptpo.data.pairs import TextFormat
 from adaptpo.data.tokenization import stop_token_ids
 from adaptpo.errors import ConfigError, ModelError
-from adaptpo.models.adapters import WHERE, adapter_shapes, base_of, is_adapter
+from adaptpo.models.adapters import WHERE, adapter_settings, adapter_shapes, base_of, base_options, is_adapter
 from adaptpo.models.shared_prompt.attention import base_model
 
 # A question on standard input would wait for ever in a batch job; with 0, transformers raises an error instead.
@@ -64,10 +64,17 @@ def shared_options(options: Options | None) -> Options:
     return {"trust_remote_code": False} | found  # None would ask on standard input.
 
 
+def whole_model(path: str, options: Options | None) -> tuple[str, Options]:
+    """The place of a whole model, with its arguments of `from_pretrained`: this one, or that of the adapter here."""
+    settings, given = adapter_settings(path, options), options or {}
+    return (path, given) if settings is None else (base_of(path, options) or "", base_options(settings, given))
+
+
 def read_config(path: str, options: Options | None = None) -> PretrainedConfig:
     """The configuration of a model, or of the model that an adapter was trained on. Raises ModelError."""
     try:
-        return AutoConfig.from_pretrained(base_of(path, options) or path, **shared_options(options))
+        place, own = whole_model(path, options)
+        return AutoConfig.from_pretrained(place, **shared_options(own))
     except LOAD_ERRORS as error:
         raise cannot_load("a configuration", path, error, HAS_NO_MODEL, options) from error
 
@@ -86,10 +93,11 @@ def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTok
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **shared_options(options))
     except LOAD_ERRORS as error:
-        if (options or {}).get("subfolder"):
-            return stored_tokenizer(path, {**(options or {}), "subfolder": ""})
-        if base := base_of(path, options):
-            return stored_tokenizer(base, options)
+        base, own = whole_model(path, options)
+        if base != path:
+            return stored_tokenizer(base, own)
+        if own.get("subfolder"):
+            return stored_tokenizer(path, own | {"subfolder": ""})
         raise cannot_load("a tokenizer", path, error, "Save its tokenizer into its folder.", options) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of '{path}' has no end-of-sequence token; set its eos_token")
@@ -99,8 +107,9 @@ def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTok
 def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase, options: Options | None = None) -> frozenset[int]:
     """Ids of the tokens that end a response of the model at `path`."""
     try:
-        where = {name: value for name, value in shared_options(options).items() if name != "trust_remote_code"}
-        generation_config = GenerationConfig.from_pretrained(base_of(path, options) or path, **where)
+        place, own = whole_model(path, options)
+        where = {name: value for name, value in shared_options(own).items() if name != "trust_remote_code"}
+        generation_config = GenerationConfig.from_pretrained(place, **where)
     except OSError:  # A model folder without generation_config.json.
         generation_config = None
     return stop_token_ids(tokenizer, generation_config)

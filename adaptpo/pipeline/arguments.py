@@ -26,8 +26,8 @@ def optimizer_of(args: TrainingArguments) -> tuple[type, dict[str, Any]]:
     name = str(getattr(args.optim, "value", args.optim))
     if name.startswith(OF_LAYERS):
         raise ConfigError(
-            f"training.optim is {name}, which changes weights within the backward pass or layer by layer, and a run "
-            "makes several passes for a step; set another one, such as adamw_torch, or peft"
+            f"training.optim is {name}, which a run cannot use: it needs the model before there is one, or changes "
+            "weights within the backward pass; set another one, such as adamw_torch, or peft"
         )
     try:
         found = Trainer.get_optimizer_cls_and_kwargs(args)

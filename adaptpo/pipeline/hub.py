@@ -3,6 +3,7 @@ or copied to a folder."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
 from adaptpo.errors import ConfigError, RunError
-from adaptpo.models.adapters import base_of
+from adaptpo.models.adapters import adapter_settings
 from adaptpo.run.progress import say
 
 REMEDIES = {
@@ -37,22 +38,22 @@ class Repository:
     token: str | None = None
 
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "adapter_config.json")
-"""The files of a model that `from_pretrained` looks for."""
+WEIGHTS = re.compile(r"(adapter_)?(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json")
+"""The names of a model's files that `from_pretrained` looks for."""
 
 
 def local_base(folder: Path) -> str | None:
     """The folder of the model that the adapter in `folder` belongs to; None for a whole model, and for a hub id."""
-    base = base_of(str(folder))
-    return base if base is not None and Path(base).exists() else None
+    base = (adapter_settings(str(folder)) or {}).get("base_model_name_or_path")
+    return base if base and (Path(base).is_absolute() or Path(base).exists()) else None
 
 
 def refuse_local_base(base: str | None) -> None:
     """Raises ConfigError for an adapter whose model nobody else can load."""
     if base is not None:
         raise ConfigError(
-            f"an adapter is of use only with its model, which is a folder of this machine here ({base}): give the hub "
-            "id as `model`, train without peft, or merge the adapter and push the whole model yourself"
+            f"an adapter is of use only with its model, which is a folder of this machine here ({base}): give a whole "
+            "model's hub id as `model`, train without peft, or merge the adapter and push the whole model yourself"
         )
 
 
@@ -101,18 +102,19 @@ def check_repository(repository: Repository) -> str:
 
 
 def push(folder: Path, repository: Repository, message: str) -> str:
-    """Uploads the folder in place of a model that the repository holds, and returns the address of the commit. Raises
-    RunError; the folder is as it was."""
+    """Uploads the folder in place of the model at the top of the repository, and returns the address of the commit.
+    Raises RunError, or ConfigError for an adapter of a local model; the folder is as it was."""
+    refuse_local_base(local_base(folder))
     try:
-        refuse_local_base(local_base(folder))
-        name = check_repository(repository)
+        name, api = check_repository(repository), HfApi(token=repository.token)
         with hub_errors(f"cannot push to '{name}'"):
-            commit = HfApi(token=repository.token).upload_folder(
+            found = api.list_repo_files(name, revision=repository.revision)
+            commit = api.upload_folder(
                 repo_id=name,
                 folder_path=folder,
                 commit_message=message,
                 revision=repository.revision,
-                delete_patterns=list(WEIGHTS),  # Those of an earlier model would be loaded instead.
+                delete_patterns=list(filter(WEIGHTS.fullmatch, found)),  # An earlier model would be loaded instead.
             )
     except ConfigError as error:
         raise RunError(f"{error}. The model is in {folder}; the same command, started again, pushes it") from error
@@ -128,7 +130,8 @@ def push_final(folder: Path, repository: Repository, shows: bool) -> dict[str, s
 def copy_model(folder: Path, target: Path) -> None:
     """Copies the aligned model. Raises RunError if `target` holds files of another model."""
     own = {file.name for file in folder.iterdir()}
-    others = {file.name for pattern in WEIGHTS for file in target.glob(pattern)} - own
+    there = {file.name for file in target.iterdir()} if target.is_dir() else set()
+    others = set(filter(WEIGHTS.fullmatch, there)) - own
     if others:
         raise RunError(
             f"{target} holds {', '.join(sorted(others))} of another model, which would be loaded instead; remove it, "

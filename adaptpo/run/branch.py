@@ -6,6 +6,7 @@ are used later. A comparison of methods needs it only once.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -135,6 +136,8 @@ def not_copied(_: str, names: list[str]) -> set[str]:
 def copy_file(source: str, target: str) -> str:
     """Copies a file; a database as it is at one moment, because the run that owns it may be writing."""
     if not source.endswith(DATABASE):
+        return shutil.copy2(source, target)
+    if not os.access(Path(source).parent, os.W_OK):  # Nobody writes it, and SQLite could not open it.
         return shutil.copy2(source, target)
     try:
         with closing(sqlite3.connect(source)) as given, closing(sqlite3.connect(target)) as taken:

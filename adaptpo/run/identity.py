@@ -25,7 +25,7 @@ NOT_COMPARED = frozenset(
         "show_progress",
         "annotation_cache",
     }
-    | {"adaptpo", "threads", "training", "method.opening.takes_prompts"}
+    | {"adaptpo", "threads", "training", "reward_training", "method.opening.takes_prompts"}
     | {f"executor.{name}" for name in ExecutorSettings.model_fields}
     | {f"generation.{name}" for name in ("base_url", "command", "served_model", "api_key_env", "arguments")}
     | {f"generation.{name}" for name in ("program", "reload")}
@@ -38,7 +38,7 @@ NOT_COMPARED = frozenset(
 )
 """Keys that may change between attempts: where inputs lie and what is shown. The content of inputs is compared by hash.
 
-`training` stands for an empty section; the keys of a section that has any are compared one by one.
+`training` and `reward_training` stand for an empty section; the keys of a section that has any are compared one by one.
 """
 
 OF_THE_MACHINE = ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache_steps", "ddp_timeout")
@@ -104,7 +104,10 @@ def rounding_changes(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str
 def compared(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that identify a run, flat. Batch size, accumulation passes and processes count only as a product:
     the batch of an optimizer step."""
-    settings = {key: value for key, value in flatten(config).items() if is_compared(key) and not rounds(key)}
+    drops_out = config.get("disable_dropout") is False  # Then other passes draw other dropout.
+    settings = {
+        key: value for key, value in flatten(config).items() if is_compared(key) and (drops_out or not rounds(key))
+    }
     processes = settings.pop("processes", 1)
     sections = ("training", "reward_training") if config.get("reward") == "train" else ("training",)
     for section in sections:

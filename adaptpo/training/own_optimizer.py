@@ -28,17 +28,18 @@ class OwnOptimizer:
         the optimizer does not keep its arguments, so that it cannot be made again."""
         (first, *others) = optimizer.param_groups
         settings = arguments_of(optimizer)
-        if others or any(first.get(name) != value for name, value in optimizer.defaults.items()):
+        known = optimizer.defaults.keys() & settings.keys()
+        if others or any(first.get(name) != optimizer.defaults[name] for name in known):
             raise ConfigError(
                 "optimizers: every phase trains a policy of its own, so parameter groups with settings of their own "
                 "cannot be carried over; give one group, or set training.optim, learning_rate and weight_decay"
             )
         own = cls(type(optimizer), settings)
         try:
-            again = own.over([nn.Parameter(torch.zeros(1))]).defaults
+            again = own.over([nn.Parameter(torch.zeros(1, 1))]).defaults
         except (TypeError, ValueError) as error:
             raise not_made_again(optimizer, f"which arguments make it ({error})") from error
-        if again != optimizer.defaults:
+        if any(again.get(name) != optimizer.defaults[name] for name in known):
             raise not_made_again(optimizer, "its settings")
         return own
 
@@ -48,8 +49,13 @@ class OwnOptimizer:
     @property
     def described(self) -> str:
         """Its name and settings as a run records them."""
-        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(self.settings.items()))
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in sorted(self.settings.items()))
         return f"{self.kind.__module__}.{self.kind.__qualname__}({settings})"
+
+
+def shown(value: Any) -> str:
+    """The value in words that are the same in every process."""
+    return getattr(value, "__qualname__", repr(value))
 
 
 def arguments_of(optimizer: Optimizer) -> dict[str, Any]:

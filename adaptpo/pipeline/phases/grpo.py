@@ -20,7 +20,14 @@ from adaptpo.errors import TrainingError
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import sampler
 from adaptpo.pipeline.phases.select import selected_ids
-from adaptpo.pipeline.phases.train import own_folder, phase_callbacks, prepared, recomputes_activations, resumed
+from adaptpo.pipeline.phases.train import (
+    own_folder,
+    phase_callbacks,
+    prepared,
+    recomputes_activations,
+    resumed,
+    take_average,
+)
 from adaptpo.run.directory import Summary
 from adaptpo.run.files import disk_errors
 from adaptpo.run.schemas import ANNOTATIONS_SCHEMA, RESPONSES_SCHEMA, table
@@ -95,7 +102,9 @@ def trl_arguments(context: Context, iteration: int, settings: GroupPolicyGradien
 
 def reference_options(context: Context) -> dict[str, Any] | None:
     """How TRL loads the reference, which are the arguments of `from_pretrained`; None leaves all to TRL."""
-    own = {} if context.reference_choice == "previous" else context.config.model_init_kwargs
+    is_previous = context.reference_choice == "previous"
+    given = {} if is_previous else context.given_options(context.first_reference)
+    own = {name: value for name, value in given.items() if name in context.config.model_init_kwargs}
     return own | reference_place(context.inference_arguments.device) or None
 
 
@@ -142,6 +151,7 @@ def train_with_trl(
     context.run.forget_after(phase, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    take_average(trainer.optimizer)
     return int(trainer.state.global_step)
 
 

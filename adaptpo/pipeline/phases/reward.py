@@ -75,7 +75,7 @@ def scored_row(
 ) -> dict[str, Any]:
     sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
     ids = {name: scored_ids(tokenizer, prompt, response, options) for name, response in sides.items()}
-    return {**ids, "margin": data_margin(prompt.columns)}
+    return {**ids, "margin": data_margin(prompt.columns) or 0.0}
 
 
 def train_reward_model(context: Context) -> Summary:

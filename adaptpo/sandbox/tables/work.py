@@ -12,6 +12,7 @@ import torch
 from adaptpo.config.recipe import load_recipe
 from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import OtherRunError
+from adaptpo.run.state import read_state
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.world import World
 from adaptpo.trainer import AlignmentTrainer
@@ -35,6 +36,8 @@ def open_policy(recipe: Path, assignments: Sequence[str]) -> None:
         trainer(recipe, assignments).prepare()
     except OtherRunError:
         again = trainer(recipe, assignments)
+        if read_state(Path(again.args.output_dir)).get("opened"):
+            return  # Another table has finished it meanwhile.
         shutil.rmtree(again.args.output_dir)
         again.prepare()
 
