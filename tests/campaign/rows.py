@@ -86,7 +86,7 @@ def row(rng: random.Random) -> dict[str, Any]:
 def context_for(weighted: bool) -> Any:
     """What `tokenized_rows` reads of a run."""
     tokenizer = byte_tokenizer()
-    reader = Reader(tokenizer, stop_token_ids(tokenizer), 400, 200, 512, needs_weight=weighted)
+    reader = Reader(tokenizer, stop_token_ids(tokenizer), 400, 200, 512, needed_numbers=("weight",) if weighted else ())
     return SimpleNamespace(reader=reader, reward=None, eval_data=None, shows=False)
 
 
