@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptpo.sandbox.candidates import OTHER_POLICY, RELABELLED
+from adaptpo.sandbox.tables.definitions.metaapo import EQUAL_STEPS
 from adaptpo.sandbox.tables.row import Row
 from adaptpo.sandbox.tables.stage_view import PC_OFF, PC_ON, StageView
 from adaptpo.sandbox.tables.table import Table
@@ -88,15 +89,17 @@ def beta_rows(beta: float) -> tuple[Row, ...]:
 
 
 def method_rows(group: str, world: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Methods at equal steps: the one without a warm-up sees each prompt twice instead."""
     named: tuple[tuple[str, Settings], ...] = (
         ("Online DPO", ("method.name=online_dpo",)),
         ("MetaAPO", ("method.name=metaapo",)),
         ("two stages", ("method.name=two_stage",)),
-        ("two stages, no warm-up", ("method.name=two_stage", "warmup_epochs=0")),
         ("blend by stage", ("method.name=stage_blend",)),
         ("MetaAPO from the stage", ("method.name=metaapo_stage",)),
     )
-    return tuple(Row(label, settings, world, group) for label, settings in named)
+    rows = (Row(label, settings, world, group, epochs=1.0) for label, settings in named)
+    no_warmup = ("method.name=two_stage", "warmup_epochs=0")
+    return (*rows, Row("two stages, no warm-up", no_warmup, world, group, epochs=2.0))
 
 
 TABLES: dict[str, Table] = {
@@ -158,8 +161,8 @@ TABLES: dict[str, Table] = {
         "Methods that act on the stage",
         (*method_rows(SFT, {}), *method_rows(LITTLE_SFT, LITTLE)),
         "Online DPO",
-        "A measurement's prompts count as annotated, in addition to those that a method then generates for; its time "
-        "is only in the overall time. All methods use the world's sampling and 8 responses, and a warm-up of one epoch "
-        "unless the label says otherwise.",
+        f"{EQUAL_STEPS} A measurement's prompts count as annotated, in addition to those that a method then generates "
+        "for; its time is only in the overall time. All methods use the world's sampling and 8 responses, and a warm-up "
+        "of one epoch; without it, each iteration has two.",
     ),
 }
