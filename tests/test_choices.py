@@ -252,7 +252,8 @@ def test_data_weight_is_the_column() -> None:
 @pytest.mark.parametrize(
     ("columns", "weight"),
     [({}, 1.0), ({"weight": 2}, 2.0), ({"weight": 0.0}, 0.0), ({"weight": "high"}, None), ({"weight": -1}, None),
-     ({"weight": float("nan")}, None), ({"weight": None}, None)],
+     ({"weight": float("nan")}, None), ({"weight": None}, None), ({"weight": "0.5"}, 0.5), ({"weight": "nan"}, None),
+     ({"weight": "-1"}, None)],
 )  # fmt: skip
 def test_weights_of_rows(columns: dict[str, Any], weight: float | None) -> None:
     assert data_weight(columns) == weight

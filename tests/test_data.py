@@ -384,6 +384,9 @@ def test_saved_and_in_memory_datasets(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list(ROWS)
     both = datasets.DatasetDict(train=data, test=data.select([1]))
     data.save_to_disk(str(tmp_path / "one"))
+    assert list(open_rows(data.with_format(None, columns=["prompt"]))) == [{"prompt": row["prompt"]} for row in ROWS]
+    with pytest.raises(DataError, match="apply the function with map"):
+        open_rows(data.with_transform(lambda rows: rows))
     both.save_to_disk(str(tmp_path / "two"))
     assert list(open_rows(data)) == list(open_rows(data.with_format("numpy"))) == ROWS
     assert list(open_rows(data.to_iterable_dataset())) == ROWS
@@ -440,6 +443,8 @@ def test_missing_splits_name_the_available_ones(tmp_path: Path) -> None:
         ("d.json", "[1]", "item 0: found a JSON int"),
         ("d.csv", "a,b\n1,2\n1,2,3\n", "line 3: the number of fields"),
         ("d.csv", "a,b\n1\n", "line 2: the number of fields"),
+        ("d.csv", 'a,b\n1,"2\n3,4\n', "unexpected end of data"),
+        ("d.csv", 'a,b\n1,"2', "unexpected end of data"),
         ("d.parquet", "no parquet", "not a readable .parquet file"),
         ("d.jsonl.gz", "no gzip", "not a readable .jsonl.gz file"),
         ("d.txt", "x", "accepted endings: .jsonl"),

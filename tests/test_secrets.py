@@ -172,3 +172,14 @@ def test_a_server_that_shows_its_arguments_leaves_no_key_in_its_log(tmp_path: Pa
         server.start()
     assert "Planted" not in str(caught.value) and "Planted" not in (tmp_path / "log.txt").read_text()
     assert "arguments:" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_password_that_is_a_word_changes_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DB_PASSWORD=postgres must not rewrite each response that speaks of postgres."""
+    for word in ("postgres", "Password", "not-needed", "SWORDFISH"):
+        remember(word)
+        JsonLines(tmp_path / "a.jsonl").append({"response": f"Type {word}."})
+        assert masked_text(f"refused {word}") == f"refused {MASK}"
+    answers = [row["response"] for row in JsonLines(tmp_path / "a.jsonl").read()]
+    assert answers == ["Type postgres.", "Type Password.", "Type not-needed.", "Type SWORDFISH."]
+    assert masked("postgres", "password") == MASK

@@ -42,7 +42,7 @@ def example(row: dict[str, Any]) -> PreferenceExample:
     return found
 
 
-@pytest.mark.parametrize("label", [True, False, 1, 0])
+@pytest.mark.parametrize("label", [True, False, 1, 0, "True", "false", "1", "0"])
 @pytest.mark.parametrize(
     ("row", "prompt", "response"),
     [
@@ -57,14 +57,15 @@ def example(row: dict[str, Any]) -> PreferenceExample:
     ],
 )  # fmt: skip
 def test_rows_are_read_like_pairs(row: dict[str, Any], label: Any, prompt: Any, response: Any) -> None:
+    good = label in (True, 1, "True", "1")
     found = example(row | {"kto_tag" if "instruction" in row else "label": label})
-    assert (found.prompt, found.chosen if label else found.rejected) == (prompt, response)
-    assert found.absent == ("rejected" if label else "chosen")
+    assert (found.prompt, found.chosen if good else found.rejected) == (prompt, response)
+    assert found.absent == ("rejected" if good else "chosen")
 
 
 @pytest.mark.parametrize(
     ("columns", "named"),
-    [({"label": "true"}, "`label` (here 'true') says"), ({"kto_tag": 3}, "`kto_tag` (here 3) says"), ({}, None)],
+    [({"label": "good"}, "`label` (here 'good') says"), ({"kto_tag": 3}, "`kto_tag` (here 3) says"), ({}, None)],
 )
 def test_a_response_without_a_verdict_is_refused(columns: dict[str, Any], named: str | None) -> None:
     with pytest.raises(DataError, match="one response only") as refused:
@@ -73,7 +74,7 @@ def test_a_response_without_a_verdict_is_refused(columns: dict[str, Any], named:
     assert named in said if named else "write it as true" not in said
 
 
-@pytest.mark.parametrize("label", [None, "true", 0.5])
+@pytest.mark.parametrize("label", [None, "good", 0.5, "nan"])
 def test_a_later_response_without_a_verdict_is_left_out(label: Any) -> None:
     rows = [{"prompt": "p", "completion": "c", "label": value} for value in (True, label)]
     assert list(iter_examples(rows))[1] == Dropped(1, NO_VERDICT)

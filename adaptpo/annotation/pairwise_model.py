@@ -103,7 +103,7 @@ class PairwiseModel:
 
     A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> response [SEP] [CLS] <|candidate2|> response [SEP]`.
     Prompts are cut after `source_tokens`; each candidate may take half of what the prompt leaves of
-    `source_tokens + 2 candidate_tokens`.
+    `source_tokens + 2 candidate_tokens`. `usage` counts the texts that are cut.
     """
 
     def __init__(
@@ -146,7 +146,10 @@ class PairwiseModel:
         return self.tokenizer.convert_tokens_to_ids(token)
 
     def _encode(self, marker: str, text: str, limit: int) -> list[int]:
-        return self.tokenizer(f"{marker}{text}", truncation=True, max_length=limit)["input_ids"]
+        found = self.tokenizer(f"{marker}{text}", truncation=True, max_length=limit)["input_ids"]
+        if len(found) == limit and len(self.tokenizer(f"{marker}{text}", truncation=False)["input_ids"]) > limit:
+            self.usage["texts_read_in_part"] += 1
+        return found
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[PairwiseRow]) -> list[float]:

@@ -49,6 +49,7 @@ def run_plan(options: argparse.Namespace) -> None:
     import json
 
     from adaptpo.distributed.quiet import quiet_libraries
+    from adaptpo.errors import ConfigError
     from adaptpo.plan.against import compare_counts, compare_shares
     from adaptpo.plan.command import Options, read_job
     from adaptpo.plan.estimate import as_json, make_plan
@@ -56,6 +57,8 @@ def run_plan(options: argparse.Namespace) -> None:
     from adaptpo.plan.text import show_comparison, show_plan
     from adaptpo.plan.throughput import read_throughput
 
+    if options.json and options.against is not None:
+        raise ConfigError("--against prints a comparison as a table; leave --json out")
     machine, recipe = read_machine(options.machine), given_recipe(options)
     quiet_libraries()
     measured = None if options.measured is None else read_throughput(options.measured)

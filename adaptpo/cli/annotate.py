@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from adaptpo.data.conventions import as_turns, has_prompt
 from adaptpo.data.messages import check_unicode, read_text, shared_length
 from adaptpo.data.pairs import TextFormat, split_prompt
 from adaptpo.data.problems import NO_SHARED_PROMPT, RowProblem
+from adaptpo.data.rendered import left_out as lost_part
 from adaptpo.data.stored import Unreadable, read_literal
 from adaptpo.data.templates import first_line
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
+from adaptpo.pipeline.reward_reading import RewardReading
 from adaptpo.remote.store import content_key
 from adaptpo.run.files import write_table, write_text
 from adaptpo.run.progress import progress_bar
@@ -63,6 +66,9 @@ def annotate_file(
     check_writable(out, rows)
     left_out: Counter[str] = Counter()
     requests = [row_requests(row, number, left_out, text_format) for number, row in enumerate(rows)]
+    reading = RewardReading.of_parts(reward_parts(reward), trust_remote_code)
+    for prompt, response in chain.from_iterable(requests):
+        reading.look(prompt, response.text)
     place = workplace(cache or out.with_name(out.name + ".answers"), trust_remote_code)
     annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
@@ -74,6 +80,7 @@ def annotate_file(
     write_rows(out, rows)
     values = [value for found in rewards for value in found]
     counts = {"rewards": sum(v is not None for v in values), "without a reward": values.count(None)}
+    counts |= {f"judged in part: {lost_part(what)}": count for what, count in reading.lost.items()}
     return counts | replaced | {f"rows left out: {reason}": count for reason, count in left_out.items()} | usage
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def run_compare(options: argparse.Namespace) -> None:
     else:
         show_comparison(found)
     if options.html is not None:
-        print(f"Cases: {write_cases(options.folders, options.html, options.cases, options.seed)}")
+        print(f"Cases: {write_cases(options.folders, options.html, options.cases, options.seed)}", file=sys.stderr)
 
 
 def run_tasks(options: argparse.Namespace) -> None:

@@ -1,13 +1,14 @@
 """Recognizes keys, by the name under which a value is given and by the form of the value, and keeps them off disk.
 
 Three places use it: settings remember what they are given, whatever a run writes is masked, and so are messages.
+Rows and responses are written too: they lose keys, but no ordinary words.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,9 @@ SPACED = re.compile(r"\s+[\"']?\Z")
 IN_QUERY = re.compile(r"(?P<name>(?<=[?&])[^=&\s#]+)=(?P<value>[^&\s#]+)")
 SIGNED_QUERY = {"sig", "signature", "code"}
 RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[a-z])(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{24,}")
+
+ORDINARY_VALUE = re.compile(r"[A-Za-z]?[a-z]+(?:[-_ ][a-z]+)?|[A-Z]+")
+"""One word or two, such as the password "postgres": rows and responses hold it too, and must stay as they are."""
 
 known: set[str] = set()
 """What this process was given as a key, and masks wherever it would write it."""
@@ -98,19 +102,26 @@ def of_environment() -> frozenset[str]:
 
 
 def without_known(text: str) -> str:
-    """The text without the keys that this process was given, or has in its environment."""
-    for value in sorted(known | of_environment(), key=len, reverse=True):
+    """The text without the keys that this process was given, or has in its environment.
+
+    A key that is an ordinary word stays: the text may be data, and the word no key there.
+    """
+    return _without(text, {value for value in known | of_environment() if not ORDINARY_VALUE.fullmatch(value)})
+
+
+def _without(text: str, values: Collection[str]) -> str:
+    for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
 
 
 def masked_text(text: str) -> str:
-    """The text without known keys, what looks like one, and what stands behind the name of one.
+    """A setting or a message without known keys, what looks like one, and what stands behind the name of one.
 
     >>> masked_text("vllm serve m --api-key abc --max-tokens 5 # sk-0123456789")
     'vllm serve m --api-key (secret) --max-tokens 5 # (secret)'
     """
-    text = IN_ADDRESS.sub(MASK, FORMS.sub(MASK, without_known(text)))
+    text = IN_ADDRESS.sub(MASK, FORMS.sub(MASK, _without(text, known | of_environment())))
     return ASSIGNED.sub(_masked_assignment, IN_QUERY.sub(_masked_query, text))
 
 

@@ -66,6 +66,11 @@ def read_columns(row: Row) -> Columns:
     return Columns(prompt, chosen, rejected, has_prompt(row), own)
 
 
+def parts_beside(row: Row) -> list[str]:
+    """The columns that belong to the prompt beside its own, and are not empty."""
+    return [name for name in (*SYSTEM, *PARTS, "history") if row.get(name)]
+
+
 def has_prompt(row: Row) -> bool:
     return "prompt" in row or prompt_column(row) is not None
 

@@ -30,6 +30,10 @@ STRUCTURED = (
     | {
         "rejected_messages",
         "rejected_response",
+        "completion",
+        "response",
+        "responses",
+        "output",
         "history",
         "tools",
         "chat_template_kwargs",
@@ -199,7 +203,7 @@ def _as_row(value: Any, place: str) -> Row:
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # responses exceed the default of 128 KiB
     with _open_text(path) as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)  # Otherwise an unclosed quote takes in all that follows.
         _check_header(path, reader.fieldnames or [])
         for row in reader:
             if None in row or None in row.values():

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from adaptpo.data.conditions import as_number
+
 NO_WEIGHT = "no column 'weight', which the method uses as weights"
 BAD_WEIGHT = "weight is not a finite number of 0 or more"
 BAD_MARGIN = "margin is not a finite number, and the reward model trains with it (another use needs another name)"
@@ -34,7 +36,9 @@ def number_problem(columns: dict[str, Any], needed: Sequence[str]) -> str | None
 
 
 def _finite(value: Any) -> float | None:
+    """The number, or the one that a text is, as in CSV files."""
     try:
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        number = float(value) if isinstance(value, bool | int | float) else as_number(value)
     except OverflowError:  # An integer that no float holds.
         return None
+    return number if math.isfinite(number) else None

@@ -129,11 +129,28 @@ def _dataset_rows(data: Iterable[Row], split: str, description: str) -> Rows:
         _check_split(split, list(data), description)
         data = data[split]
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
-        data = data.with_format(None)  # a torch or numpy format would turn numbers into tensors
+        data = _plain_rows(data, description)
     size = len(data) if isinstance(data, datasets.Dataset) else None
     streamed = isinstance(data, datasets.IterableDataset)
     told = _told_rows(data) if isinstance(data, datasets.IterableDataset) else None
     return Rows(description, lambda: data, size, is_columnar=True, is_streamed=streamed, told=told)
+
+
+def _plain_rows(
+    data: datasets.Dataset | datasets.IterableDataset, description: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """The columns that the data set shows, as Python values: a torch or numpy format would turn numbers into tensors.
+
+    Raises:
+        DataError: a transform changes the rows as they are read.
+    """
+    if isinstance(data, datasets.IterableDataset):
+        return data.with_format(None)
+    if data.format["type"] == "custom":
+        raise DataError(
+            f"{description}: its set_transform or with_transform would be left out; apply the function with map."
+        )
+    return data.with_format(None).select_columns(data.format["columns"])
 
 
 def _told_rows(data: datasets.IterableDataset) -> int | None:

@@ -6,20 +6,20 @@ Such a row is read like a pair, by the same rules, with a placeholder in the pla
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from adaptpo.data.conversation import words_of
 from adaptpo.data.messages import message, read_text
 from adaptpo.types import Row, Side, Text
 
 VERDICTS = ("label", "kto_tag")
+WRITTEN = {"true": True, "1": True, "false": False, "0": False}
 RESPONSES = ("completion", "response", "output", "messages", "conversations")
 PAIRED = frozenset({"chosen", "rejected", "rejected_response", "rejected_messages"})
 PLACEHOLDERS = ("none", "no response")
 
 
 def is_unpaired_row(row: Row) -> bool:
-    """Whether the row has one response and a verdict: true or false, or 1 or 0."""
+    """Whether the row has one response and a verdict: true or false, or 1 or 0, or one of these as text."""
     return PAIRED.isdisjoint(row) and _named(row, RESPONSES) is not None and _verdict(row) is not None
 
 
@@ -61,11 +61,9 @@ def _placeholder(response: Text | None) -> Text:
 
 def _verdict(row: Row) -> bool | None:
     value = row.get(_named(row, VERDICTS) or "")
-    return bool(value) if _is_verdict(value) else None
-
-
-def _is_verdict(value: Any) -> bool:
-    return isinstance(value, bool | int | float) and value in (0, 1)
+    if isinstance(value, str):  # CSV files have nothing else.
+        return WRITTEN.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def _named(row: Iterable[str], names: Iterable[str]) -> str | None:

@@ -52,20 +52,24 @@ def answers_of(rows: Iterable[Row], place: str) -> list[Answer]:
 def answer_of(row: Row, place: str) -> Answer:
     key = next((row[name] for name in KEYS if row.get(name) is not None), None)
     turns = turns_of(row)
-    if key is None or turns is None:
+    if key is None or turns is None or None in turns:
         raise DataError(
             f"{place}: no answer (it holds {', '.join(row)}); accepted are files of `adaptpo eval generate`, "
             "AlpacaEval's outputs, Arena-Hard's and FastChat's model_answer"
         )
     return Answer(
-        str(key), tuple(turns), tuple(row.get("tokens") or ()), tuple(row.get("ended") or ()), published_count(row)
+        str(key),
+        tuple(map(str, turns)),
+        tuple(row.get("tokens") or ()),
+        tuple(row.get("ended") or ()),
+        published_count(row),
     )
 
 
-def turns_of(row: Row) -> list[str] | None:
+def turns_of(row: Row) -> list[str | None] | None:
     """The texts of an answer, whichever benchmark wrote it."""
     if isinstance(row.get("turns"), list):
-        return row["turns"]
+        return [text_of(turn) for turn in row["turns"]]
     if row.get("choices"):
         return [text_of(turn) for turn in row["choices"][0]["turns"]]
     if row.get("messages"):
@@ -76,11 +80,14 @@ def turns_of(row: Row) -> list[str] | None:
     return None if single is None else [text_of(single)]
 
 
-def text_of(value: Any) -> str:
-    """Arena-Hard v0.1 wraps a turn in `content`, v2.0 in `answer`."""
+def text_of(value: Any) -> str | None:
+    """Arena-Hard v0.1 wraps a turn in `content`, v2.0 in `answer`, and a message may hold its text in parts. An answer
+    that is null is empty; None for anything that is no text."""
     if isinstance(value, dict):
         return text_of(value.get("content", value.get("answer")))
-    return value if isinstance(value, str) else ""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "text" in part for part in value):
+        return "".join(str(part["text"]) for part in value)
+    return "" if value is None else value if isinstance(value, str) else None
 
 
 def published_count(row: Row) -> int | None:

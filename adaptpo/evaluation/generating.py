@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from typing import Any
 
 from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import fingerprint, open_rows
-from adaptpo.data.templates import TemplateOptions
+from adaptpo.data.conventions import parts_beside
+from adaptpo.data.templates import TemplateOptions, unread_options
 from adaptpo.errors import DataError
 from adaptpo.evaluation.folder import EvaluationFolder
 from adaptpo.evaluation.policy import Policy
@@ -54,13 +55,16 @@ def generate(folder: EvaluationFolder, work: Generating) -> dict[str, int]:
     with folder.locked():
         folder.start(settings_row(work, questions), questions)
         unused = unused_temperature(work, questions)
-        caution(unused, bool(unused))
+        for doubt in filter(None, [unused, *unread_options(policy.tokenizer, work.template_options)]):
+            caution(doubt, True)
         answered = folder.answers()
         waiting = [question for question in questions if question.id not in answered]
         try:
             answer_all(folder, work, policy, waiting)
         finally:
             policy.close()
+        too_long = f"{policy.too_long} questions get no answer: the model has no positions for them and max_new_tokens"
+        caution(too_long, bool(policy.too_long))
         return counts(questions, folder.answers())
 
 
@@ -81,6 +85,11 @@ def read_questions(work: Generating) -> list[Question]:
     questions = [work.suite.question(row, number) for number, row in enumerate(rows)]
     if not questions:
         raise DataError(f"{work.questions or work.suite.hub} holds no questions; name a file of them with --questions")
+    if parts := sorted({name for question in questions for name in parts_beside(question.columns)}):
+        raise DataError(
+            f"{work.questions or work.suite.hub} holds {' and '.join(parts)} beside the questions, which the model "
+            "would not see; write everything that it is to read into the question"
+        )
     if len({question.id for question in questions}) < len(questions):
         raise DataError(f"{work.questions}: several questions have the same id; give each its own")
     return questions
@@ -141,8 +150,12 @@ def answers(policy: Policy, questions: Sequence[Question], temperature: float | 
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [q for q in questions if len(q.turns) > turn and len(given[q.id]) == turn]
         prompts = [policy.prompt(number, conversation(q, given[q.id])) for number, q in enumerate(asked)]
+        rooms = [policy.has_room(prompt) for prompt in prompts]
+        asked, prompts = list(compress(asked, rooms)), list(compress(prompts, rooms))
+        policy.too_long += rooms.count(False)
         seeds = [seed_for(seed, "evaluation", question.id, turn) for question in asked]
-        for question, found in zip(asked, generator.generate(prompts, 1, seeds), strict=True):
+        responses = generator.generate(prompts, 1, seeds) if prompts else []
+        for question, found in zip(asked, responses, strict=True):
             given[question.id] += found
     return [answer_of(q, given[q.id]) for q in questions if len(given[q.id]) == len(q.turns)]
 

@@ -24,18 +24,19 @@ from adaptpo.generation.dialects import DIALECTS
 from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
-from adaptpo.models.loading import is_adapter, load_causal_lm, load_tokenizer, stop_ids_of
+from adaptpo.models.loading import is_adapter, load_causal_lm, load_tokenizer, read_config, stop_ids_of
 from adaptpo.remote.usage import Usage
 from adaptpo.types import Message, Prompt
 
 LONGEST_PROMPT = 8192
-"""Tokens that a started server must take beside a response."""
+"""Tokens that a started server takes beside a response, if the model has positions for so many."""
 
 
 @dataclass
 class Policy:
     """`path`: folder or hub id; `log`: where a started server writes; `template_options`: arguments of the chat
-    template. Weights and server are there once they are needed, and until `close`."""
+    template; `too_long`: how many prompts had no room. Weights and server are there once they are needed, and until
+    `close`."""
 
     path: str
     settings: GenerationSettings
@@ -43,15 +44,31 @@ class Policy:
     template_options: TemplateOptions = field(default_factory=dict)
     usage: Usage = field(default_factory=Counter)
     server: Server | None = None
+    too_long: int = 0
 
     def check(self) -> None:
         """Raises ConfigError for what no engine or template could do, before anything is loaded."""
         options_of({}, self.template_options)
+        if self.positions is not None and self.settings.max_new_tokens >= self.positions:
+            raise ConfigError(
+                f"max_new_tokens is {self.settings.max_new_tokens}, and '{self.path}' has {self.positions} positions "
+                "for prompt and response together; lower it with --generation '{max_new_tokens: ...}'"
+            )
         if self.settings.engine == "transformers":
             return
         if is_adapter(self.path):
             raise ConfigError(f"'{self.path}' is an adapter, and servers take whole models; merge it into its model")
         check_server(self.settings, self.settings.top_k)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens of prompt and response the model can read; None if its configuration does not say."""
+        found = getattr(read_config(self.path).get_text_config(), "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether the model has positions for the prompt and the longest response."""
+        return self.positions is None or len(prompt.ids) + self.settings.max_new_tokens <= self.positions
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -108,7 +125,8 @@ class Policy:
             return RunningServer(settings.base_url, settings.served_model or self.path)
         dtype = next(self.model.parameters()).dtype
         self._free_memory()
-        return started_server(settings, self.path, self.log, dtype, LONGEST_PROMPT + settings.max_new_tokens)
+        length = LONGEST_PROMPT + settings.max_new_tokens
+        return started_server(settings, self.path, self.log, dtype, min(length, self.positions or length))
 
     def _free_memory(self) -> None:
         """The server needs the accelerator for itself."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptpo.data import open_rows
 from adaptpo.data.files import is_data_file
-from adaptpo.errors import DataError, RunError
+from adaptpo.errors import ConfigError, DataError, RunError
 from adaptpo.evaluation.answers import KEYS
 from adaptpo.evaluation.folder import JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.presets import protocol
@@ -19,16 +19,26 @@ from adaptpo.evaluation.suites import find_suite, suite_of
 from adaptpo.evaluation.templates import OWN
 from adaptpo.types import Row
 
+OPTIONS = {
+    "baseline": "--baseline",
+    "length_control": "--length-control",
+    "keyed_by": "--key-by",
+    "questions": "--questions",
+    "answers": "--answers",
+}
 UNANSWERED, UNJUDGED = "without an answer", "answered and not judged"
 
 
 def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[Result]:
     """One result a model. A folder of `adaptpo eval generate` keeps its own in `result.json`.
 
-    Raises DataError or RunError where nothing can be scored.
+    Raises DataError or RunError where nothing can be scored, ConfigError for an option that would not be read.
     """
     folder = EvaluationFolder(path)
     if folder.exists:
+        own = folder.settings["suite"]
+        if suite is not None and find_suite(suite).name != own:
+            raise ConfigError(f"{path} is an evaluation of the suite {own}; leave --suite out")
         with folder.locked():
             return [score_folder(folder, scoring)]
     if not path.exists():
@@ -36,11 +46,21 @@ def score_path(path: Path, scoring: Scoring, suite: str | None = None) -> list[R
     if path.is_dir() and not any(is_data_file(file) for file in path.iterdir()):
         raise DataError(f"{path} holds no evaluation; start with `adaptpo eval generate SUITE --out {path}`")
     rows = list(open_rows(path))
-    return (find_suite(suite) if suite else suite_of(rows, str(path))).score(rows, scoring)
+    found = find_suite(suite) if suite else suite_of(rows, str(path))
+    refuse_unread(found, scoring)
+    return found.score(rows, scoring)
+
+
+def refuse_unread(suite: Suite, scoring: Scoring) -> None:
+    """Raises ConfigError for an option that the suite's score would not read."""
+    for name, option in OPTIONS.items():
+        if getattr(scoring, name) != getattr(Scoring(), name) and name not in suite.scored_with:
+            raise ConfigError(f"the score of {suite.title} reads no {option}; leave it out")
 
 
 def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:
     suite = find_suite(folder.settings["suite"])
+    refuse_unread(suite, scoring)
     rows = verdicts(folder, suite)
     (result,) = suite.score(rows, with_folder(folder, scoring))
     complete = with_warnings(folder, with_missing(folder, result, rows))

@@ -83,8 +83,9 @@ class Suite(ABC):
     """`title`: how people call it; `hub`: where the questions are, without a file of them; `own_templates`: the judge's
     words where the user names no file; `one_mean`: whether a mean over all its categories means anything;
     `prompt_number`: the number that is a mean of the prompts' scores; `needs_baseline`: its judge compares;
-    `takes_references`: its judge is shown reference answers; `logprobs`: how many alternatives of the first token the
-    judge is to tell, 0 for none; `max_tokens`: of a judgment."""
+    `takes_references`: its judge is shown reference answers; `scored_with`: the fields of `Scoring` that its score
+    reads beside verdicts and model; `logprobs`: how many alternatives of the first token the judge is to tell, 0 for
+    none; `max_tokens`: of a judgment."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -94,6 +95,7 @@ class Suite(ABC):
     prompt_number: ClassVar[str] = "score"
     needs_baseline: ClassVar[bool] = False
     takes_references: ClassVar[bool] = False
+    scored_with: ClassVar[tuple[str, ...]] = ()
     logprobs: ClassVar[int] = 0
     max_tokens: ClassVar[int] = 2048
 

@@ -157,6 +157,13 @@ def check_reward_tokenizer(given: Any, reward: Any) -> None:
         )
 
 
+def number_of_prompts(most: Any) -> int:
+    """Raises ConfigError unless `max_eval_prompts` is an integer of at least 1."""
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ConfigError(f"max_eval_prompts is {most!r}; give a number of prompts, or leave eval_dataset out")
+    return most
+
+
 def check_held_out(given: Any) -> None:
     """Raises ConfigError for several data sets, of which only one could be meant."""
     if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from adaptpo.annotation.reward_model import scored_text
-from adaptpo.config.reward import ModelReward, reward_parts
+from adaptpo.config.reward import ModelReward, RewardPart, reward_parts
 from adaptpo.data.conversation import joined
 from adaptpo.data.problems import RowProblem
 from adaptpo.data.rendered import TemplateProbes, left_out
@@ -17,7 +17,7 @@ from adaptpo.data.templates import TemplateOptions, options_of
 from adaptpo.models.loading import stored_tokenizer
 from adaptpo.pipeline.context import Context
 from adaptpo.run.progress import say
-from adaptpo.types import Prompt
+from adaptpo.types import Prompt, Text
 
 ANSWER = "an answer"
 Reader = tuple[PreTrainedTokenizerBase, TemplateOptions]
@@ -39,9 +39,13 @@ class RewardReading:
         """Has no readers if the run needs no reward model, or trains one, which has the policy's template."""
         if context.reward in (None, "train") or not context.annotates:
             return cls([])
-        options = {"trust_remote_code": context.config.trusts_code}
-        parts = [part for part in reward_parts(context.reward) if isinstance(part, ModelReward)]
-        return cls([(stored_tokenizer(part.reward_model, options), part.chat_template_kwargs) for part in parts])
+        return cls.of_parts(reward_parts(context.reward), context.config.trusts_code)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[RewardPart], trust_remote_code: bool) -> RewardReading:
+        options = {"trust_remote_code": trust_remote_code}
+        models = [part for part in parts if isinstance(part, ModelReward)]
+        return cls([(stored_tokenizer(part.reward_model, options), part.chat_template_kwargs) for part in models])
 
     def problem(self, prompt: Prompt) -> str | None:
         """Why a reward model cannot read responses to this prompt. Raises ModelError if it cannot read any."""
@@ -55,6 +59,12 @@ class RewardReading:
         except RowProblem as problem:
             return f"the reward model cannot read it: {problem}"
         return None
+
+    def look(self, prompt: Prompt, response: Text) -> None:
+        """Counts what the templates leave out of a prompt with a response to it."""
+        turns = [] if isinstance(response, str) else response
+        for probes in self.probes:
+            self.lost.update(probes.lost(prompt.text, turns, prompt.columns))
 
     def announce(self, shows: bool) -> None:
         """Says what the reward models do not see."""

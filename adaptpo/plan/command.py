@@ -39,6 +39,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.sample < 1:
             raise ConfigError(f"--sample is {self.sample}; tokenize 1 row or more")
+        if self.fresh_tokens is not None and not self.fresh_tokens > 0:
+            raise ConfigError(f"--fresh-tokens is {self.fresh_tokens}; give the mean length of a response, above 0")
         if self.share is not None and not 0 <= self.share <= 1:
             raise ConfigError(f"--share is {self.share}; give a share of the prompts between 0 and 1")
 

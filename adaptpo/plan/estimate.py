@@ -128,6 +128,10 @@ def notes(job: Job, machine: Machine) -> list[str]:
     ]
     if machine.count > 1:
         found.append(f"Work of every phase is divided among {machine.count} accelerators.")
+    if (steps := int(job.config.training.get("max_steps", -1))) > 0:
+        found.append(f"Whole epochs are counted, although training.max_steps ends each iteration after {steps} steps.")
+    if job.config.branch_of is not None:
+        found.append("branch_of: what comes before the first iteration is taken from another run and not counted.")
     if job.number_bytes == 4:
         found.append("The recipe computes in float32; training.bf16 is several times as fast on accelerators.")
     if job.annotator.shape is None and job.method.pairing.num_generations:

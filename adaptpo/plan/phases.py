@@ -42,7 +42,8 @@ class Phase:
 def phases(job: Job) -> list[Phase]:
     """The phases in the order of a run, without those that have no work."""
     iterations = (p for number in range(job.iterations) for part in parts_of(job) for p in iteration(part, number))
-    every = [*(opening(job) if job.has_pairs else ()), *iterations, *evaluation(job)]
+    before = opening(job) if job.has_pairs and job.config.branch_of is None else ()
+    every = [*before, *iterations, *evaluation(job)]
     merged: dict[str, Phase] = {}
     for phase in every:
         merged[phase.name] = together(merged[phase.name], phase) if phase.name in merged else phase
@@ -238,13 +239,15 @@ TRAINING: dict[str, Callable[[Job, int, float], Iterator[Phase]]] = {
 def evaluation(job: Job) -> Iterator[Phase]:
     if not job.eval_prompts:
         return
-    times = 1 + (job.warmup_epochs > 0) + job.iterations
+    before = 0 if job.config.branch_of else 1 + (job.warmup_epochs > 0)
+    times = before + job.iterations
     prompts = float(job.eval_prompts * times)
     yield generation(job, "evaluate: generate", prompts, 1)
     if job.annotator.opponents:
-        yield annotation(job, "evaluate: annotate", prompts - job.eval_prompts, (FRESH, FRESH))
+        compared = times if job.config.branch_of else times - 1
+        yield annotation(job, "evaluate: annotate", float(job.eval_prompts * compared), (FRESH, FRESH))
     else:
         yield annotation(job, "evaluate: annotate", prompts, (FRESH,))
     if job.eval_pairs:
-        reference = job.eval_prompts if job.method.objective.needs_reference else 0
+        reference = job.eval_prompts if job.method.objective.needs_reference and not job.config.branch_of else 0
         yield forward(job, "evaluate: margins", prompts + reference)

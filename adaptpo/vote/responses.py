@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adaptpo.data.conventions import as_turns, in_context, parts_beside
+from adaptpo.data.conversation import spoken
 from adaptpo.data.files import ACCEPTED_SUFFIXES, read_file
 from adaptpo.data.messages import check_prompt, normalize_messages
 from adaptpo.data.problems import EMPTY_PROMPT, NOT_TEXT, RowProblem
@@ -37,7 +39,7 @@ class Side:
 
     def add(self, row: Row) -> None:
         try:
-            prompt, response = dialogue(value_of(row, "prompt")), answer_text(value_of(row, "response"))
+            prompt, response = dialogue(value_of(row, "prompt"), row), answer_text(value_of(row, "response"))
         except RowProblem as problem:
             self.left_out[str(problem)] += 1
             return
@@ -110,14 +112,18 @@ def value_of(row: Row, column: str) -> Any:
     return next((row[name] for name in NAMES[column] if row.get(name) is not None), None)
 
 
-def dialogue(prompt: Any) -> Dialogue:
-    """The turns of a prompt; the same for text and for one user message with this text.
+def dialogue(prompt: Any, row: Row | None = None) -> Dialogue:
+    """The turns of a prompt, after the system text and history of its row; the same for text and for one user message
+    with this text.
 
-    Raises RowProblem for anything that no policy could have answered.
+    Raises RowProblem for anything that no policy could have answered, DataError for a row with a part of the prompt
+    that cannot be shown.
     """
     messages = as_messages(prompt)
     check_prompt(messages)
-    return tuple((message["role"], message["content"].strip()) for message in messages)
+    around = {name: (row or {})[name] for name in parts_beside(row or {})}
+    shown = as_turns(in_context(messages, around, is_text=False), "user")
+    return tuple((message["role"], spoken(message).strip()) for message in shown)
 
 
 def as_messages(prompt: Any) -> list[Message]:
@@ -143,4 +149,4 @@ def answer_text(response: Any) -> str:
 
 
 def contents(messages: Iterable[Message]) -> Iterator[str]:
-    return (message["content"] for message in messages if message["role"] == "assistant")
+    return (spoken(message) for message in messages if message["role"] == "assistant")

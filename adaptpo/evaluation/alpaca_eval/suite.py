@@ -47,6 +47,7 @@ class AlpacaEval(Suite):
     hub: ClassVar[str] = "tatsu-lab/alpaca_eval"
     own_templates: ClassVar[Templates] = {ONLY: OWN}
     prompt_number: ClassVar[str] = "win rate"
+    scored_with: ClassVar[tuple[str, ...]] = ("baseline", "length_control", "keyed_by")
     needs_baseline: ClassVar[bool] = True
     logprobs: ClassVar[int] = 5
     max_tokens: ClassVar[int] = 1

@@ -56,6 +56,7 @@ class ArenaHard(Suite):
     version: ClassVar[Version]
     key: ClassVar[str]
     own_templates: ClassVar[Templates] = {ONLY: OWN}
+    scored_with: ClassVar[tuple[str, ...]] = ("answers",)
     needs_baseline: ClassVar[bool] = True
 
     def question(self, row: Row, number: int) -> Question:
@@ -125,7 +126,7 @@ class ArenaHard(Suite):
         valid, invalid = 0, Counter[str]()
         for row in rows:
             games = [verdict_of(game_label(game, self.version), self.version) for game in row["games"]]
-            problems = [game.get("problem") or INVALID for game in row["games"]]
+            problems = [(game or {}).get("problem") or INVALID for game in row["games"]]
             invalid.update(problem for game, problem in zip(games, problems, strict=True) if game is None)
             kept = sum(game is not None for game in counted(games, self.version))
             valid += kept

@@ -15,6 +15,7 @@ from adaptpo.evaluation.suite import Ask, Case, Question, Reply, Scoring, Suite
 from adaptpo.evaluation.templates import Template, Templates, template_named
 from adaptpo.types import Row
 
+TURNS = 2
 NEED_REFERENCE = ("math", "reasoning", "coding")
 TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
@@ -62,6 +63,7 @@ class MTBench(Suite):
     title: ClassVar[str] = "MT-Bench"
     hub: ClassVar[str] = "HuggingFaceH4/mt_bench_prompts"
     takes_references: ClassVar[bool] = True
+    scored_with: ClassVar[tuple[str, ...]] = ("questions",)
     own_templates: ClassVar[Templates] = {
         "single-v1": Template(SYSTEM, ONE_TURN + ANSWER + RATE),
         "single-math-v1": Template(SYSTEM, ONE_TURN + REFERENCE + ANSWER + CHECK + RATE),
@@ -74,6 +76,10 @@ class MTBench(Suite):
         key = row.get("question_id", row.get("prompt_id"))
         if not isinstance(turns, list) or key is None:
             raise DataError(f"question {number} holds {', '.join(row)}; MT-Bench's have `question_id` and `turns`")
+        if len(turns) > TURNS:
+            raise DataError(
+                f"question {key} has {len(turns)} turns, and MT-Bench's judge rates {TURNS}; cut the others"
+            )
         return Question(str(key), tuple(turns), row.get("category") or "", row)
 
     def temperature(self, question: Question) -> float | None:
@@ -83,7 +89,7 @@ class MTBench(Suite):
         """One a turn that has an answer."""
         return [
             Ask(case, turn, template_named(templates, template_name(case, turn)).messages(places(case)))
-            for turn in range(min(2, len(case.answer.turns)))
+            for turn in range(min(TURNS, len(case.answer.turns)))
         ]
 
     def judgment_rows(self, case: Case, asks: Sequence[Ask], replies: Sequence[Reply], origin: Origin) -> list[Row]:
@@ -113,7 +119,7 @@ class MTBench(Suite):
 
 def template_name(case: Case, turn: int) -> str:
     """FastChat's names."""
-    guided = "-math" if case.question.category in NEED_REFERENCE else ""
+    guided = "-math" if references(case.question) else ""
     return f"single{guided}-v1{'-multi-turn' if turn else ''}"
 
 
@@ -126,11 +132,9 @@ def places(case: Case) -> dict[str, str]:
 
 
 def references(question: Question) -> list[str]:
-    """Of the categories that need them. Raises DataError where they are missing."""
-    if question.category not in NEED_REFERENCE:
-        return []
+    """Those that it has. Raises DataError where its category needs one and it has none."""
     found = reference_in(question.columns)
-    if not found:
+    if not found and question.category in NEED_REFERENCE:
         raise DataError(
             f"question {question.id} ({question.category}) is judged against a reference answer and has none; name "
             "FastChat's reference_answer/gpt-4.jsonl with --references"

@@ -49,8 +49,15 @@ def read_completion(row: Row) -> Completion:
     if human not in (None, *LABELS):
         raise DataError(f"prompt {row['id']} has the label {human!r}; accepted are {', '.join(LABELS)}")
     judged, problem = label_in(row) if "judgment" in row else (None, "")
-    unsafe = str(row["type"]).startswith(UNSAFE_TYPE)
-    return Completion(str(row["id"]), unsafe, row["completion"] or "", human, judged, problem)
+    return Completion(str(row["id"]), is_unsafe(row), row["completion"] or "", human, judged, problem)
+
+
+def is_unsafe(row: Row) -> bool:
+    """As the prompt's `label` says, or its `type` where it has none. Raises DataError for another label."""
+    label = row.get("label") or None
+    if label not in (None, "safe", "unsafe"):
+        raise DataError(f"prompt {row['id']} has the label {label!r}; accepted are safe and unsafe")
+    return str(row["type"]).startswith(UNSAFE_TYPE) if label is None else label == "unsafe"
 
 
 def label_in(row: Row) -> tuple[str | None, str]:

@@ -67,6 +67,7 @@ def completion_row(case: Case, model: str) -> Row:
     return {
         "id": case.question.id,
         "type": case.question.category,
+        **({"label": label} if (label := case.question.columns.get("label")) else {}),
         "prompt": case.question.turns[0],
         "completion": case.answer.turns[0],
         "model": model,

@@ -162,7 +162,7 @@ TABLES: dict[str, Table] = {
         (*method_rows(SFT, {}), *method_rows(LITTLE_SFT, LITTLE)),
         "Online DPO",
         f"{EQUAL_STEPS} A measurement's prompts count as annotated, in addition to those that a method then generates "
-        "for; its time is only in the overall time. All methods use the world's sampling and 8 responses, and a warm-up "
-        "of one epoch; without it, each iteration has two.",
+        "for; its time is only in the overall time. All methods use the world's sampling and 8 responses, and a "
+        "warm-up of one epoch; without it, each iteration has two.",
     ),
 }
