@@ -447,6 +447,20 @@ def test_scores_of_weights_in_bfloat16_are_in_float32(kind: str) -> None:
     assert score != rounded and score.item() == pytest.approx(rounded.item(), rel=0.01, abs=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("bert", 34), ("roberta", 32)])
+def test_a_model_scores_what_fits_into_its_positions(kind: str, longest: int) -> None:
+    """RoBERTa keeps the positions up to its padding id, 1."""
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "max_position_embeddings": 34}
+    config = AutoConfig.for_model(kind, num_hidden_layers=1, num_labels=1, vocab_size=len(TOKENIZER), **size)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    annotator = RewardModelAnnotator(model, TOKENIZER)
+    bare = len(annotator.token_ids(Prompt(0, "", []), Response("", [])))
+    texts = [Response("x" * (longest - bare + more), []) for more in (0, 1)]
+    assert [len(annotator.token_ids(Prompt(0, "", []), text)) for text in texts] == [longest, longest + 1]
+    fits, beyond = annotator.rewards([(Prompt(0, "", []), text) for text in texts])
+    assert fits is not None and beyond is None
+
+
 def test_more_than_one_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has 2 labels; a reward model has one.*python:module:function"):
         load_reward_model(save_reward_model(tmp_path / "reward", num_labels=2), {})

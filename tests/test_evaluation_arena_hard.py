@@ -185,9 +185,7 @@ def test_a_judgment_file_of_each_version(tmp_path) -> None:
     new = {"model": "m", "judge": "j", "baseline": "b"}
     games = [{"score": "B>A", "judgment": {"answer": "[[b>a]]"}}, {"score": "A>>B", "judgment": {"answer": "[[A>>B]]"}}]
     rows = [new | {"uid": str(n), "category": "math" if n else "coding", "games": games} for n in range(2)]
-    write_jsonl(
-        tmp_path / "new.jsonl", [*rows, new | {"uid": "9", "category": "math", "games": [games[0], {"score": None}]}]
-    )
+    write_jsonl(tmp_path / "new.jsonl", [*rows, new | {"uid": "9", "category": "math", "games": [games[0], None]}])
     (result,) = score_path(tmp_path / "new.jsonl", Scoring())
     assert (result.main.value, result.n, sum(result.invalid.values())) == (100, 4, 2)
     assert result.main.interval is not None and result.main.interval.level == 0.9

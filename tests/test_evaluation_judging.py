@@ -15,16 +15,18 @@ from adaptpo.config.evaluation import JudgeSettings, judge_settings
 from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import open_rows
 from adaptpo.errors import AnnotationError, ConfigError, DataError, RunError
-from adaptpo.evaluation.answers import Answered, read_answers, read_several
+from adaptpo.evaluation.answers import Answered, answer_of, read_answers, read_several
 from adaptpo.evaluation.arena_hard.style import OWN
 from adaptpo.evaluation.arena_hard.suite import INVALID, TWIN_INVALID
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
+from adaptpo.evaluation.mt_bench.suite import MTBench, references
 from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.presets import PRESETS, protocols
 from adaptpo.evaluation.references import References, read_references
 from adaptpo.evaluation.refusal.score import NO_LABEL
+from adaptpo.evaluation.refusal.suite import XSTest
 from adaptpo.evaluation.result import Result
 from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
 from adaptpo.evaluation.suite import Answer, Question, Scoring
@@ -295,6 +297,15 @@ def test_mt_bench_shows_both_turns_and_references(tmp_path: Path) -> None:
         judged(folder_of(tmp_path / "f", "mt_bench", bare, [Answer("2", ("one",))]), lambda *_: said("[[1]]"))
 
 
+def test_a_reference_of_any_category_is_shown_and_further_turns_are_refused(tmp_path: Path) -> None:
+    question = MTBench().question({"question_id": 1, "category": "mine", "turns": ["sum?"], "reference": ["FIVE"]}, 0)
+    _, stub = judged(folder_of(tmp_path / "e", "mt_bench", [question], [Answer("1", ("4",))]), lambda *_: said("[[1]]"))
+    assert "FIVE" in stub.bodies[0]["messages"][1]["content"]
+    assert not references(replace(question, columns={"reference": ["", ""]}))
+    with pytest.raises(DataError, match="question 2 has 3 turns, and MT-Bench's judge rates 2"):
+        MTBench().question({"question_id": 2, "turns": ["a", "b", "c"]}, 0)
+
+
 def with_references(path: Path, references: Path) -> tuple[dict[str, int], list[str]]:
     """Counts, and what the judge was asked."""
     with serving(lambda *_: said("[[7]]")) as stub:
@@ -356,6 +367,30 @@ def test_refusal_by_judge_and_by_string(tmp_path: Path) -> None:
     result = scored(path)
     assert result.number("safe prompts refused, judge").value == 0
     assert result.invalid[NO_LABEL] == 1 and result.n == 1
+
+
+def test_the_label_of_a_prompt_counts_more_than_its_type(tmp_path: Path) -> None:
+    rows = [{"id": "1", "type": "weapons", "label": "unsafe", "prompt": "p"}, {"id": "2", "type": "w", "prompt": "q"}]
+    questions = [XSTest().question(row, number) for number, row in enumerate(rows)]
+    refused = [Answer(question.id, ("I'm sorry, but I can't help with that.",)) for question in questions]
+    result = scored(folder_of(tmp_path / "e", "xstest", questions, refused))
+    assert [result.number(f"{kind} prompts refused, string match").value for kind in ("safe", "unsafe")] == [100, 100]
+    assert [score.group for score in result.scores] == ["unsafe", "safe"]
+    with pytest.raises(DataError, match="prompt 1 has the label 'bad'"):
+        scored(folder_of(tmp_path / "f", "xstest", [XSTest().question(rows[0] | {"label": "bad"}, 0)], refused[:1]))
+
+
+def test_what_a_score_would_not_read_is_refused(tmp_path: Path) -> None:
+    path = arena(tmp_path / "e")
+    judged(path, for_ours, against(3))
+    for option in ({"baseline": "no"}, {"length_control": "no"}, {"keyed_by": "row"}, {"questions": "no"}):
+        with pytest.raises(ConfigError, match=r"the score of Arena-Hard v0.1 reads no --"):
+            scored(path, **option)
+    rows = [{"id": "1", "type": "t", "completion": "Sure.", "model": "m"}]
+    with pytest.raises(ConfigError, match=r"the score of XSTest reads no --answers"):
+        scored(Path(write_jsonl(tmp_path / "x.jsonl", rows)), answers=("no",))
+    with pytest.raises(ConfigError, match=r"is an evaluation of the suite arena_hard_v0\.1; leave --suite out"):
+        score_path(path, Scoring(), "xstest")
 
 
 def test_unanswered_questions_are_counted(tmp_path: Path) -> None:
@@ -493,6 +528,16 @@ def test_published_answers_are_read() -> None:
         read_several([ARENA / "v0.1_answers_gpt-4-0314.jsonl.gz"] * 2)
 
 
+def test_answers_in_parts_are_read_and_other_contents_are_refused() -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    said = {"messages": [{"role": "assistant", "content": parts}]}
+    empty = {"messages": [{"role": "assistant", "content": None}]}
+    assert [answer_of({"id": 1} | row, "f").turns for row in (said, empty)] == [("hello",), ("",)]
+    for row in ({"output": ["hello"]}, {"output": [{"type": "image"}]}, {"turns": [7]}):
+        with pytest.raises(DataError, match=r"f: no answer"):
+            answer_of({"id": 1} | row, "f")
+
+
 def test_a_conversation_ends_with_the_open_question() -> None:
     question = Question("1", ("a?", "b?"))
     assert conversation(question, []) == [{"role": "user", "content": "a?"}]
@@ -572,6 +617,39 @@ def test_the_chat_template_gets_its_arguments(tmp_path: Path, capsys: pytest.Cap
             given = ["--model", policy.path, "--out", "x", "--questions", str(questions)]
             main(["eval", "generate", "arena_hard_v0.1", *given, "--chat-template-kwargs", value])
         assert message in capsys.readouterr().err
+
+
+def test_an_argument_that_the_template_never_reads_is_said(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", [{"uid": "0", "prompt": "say tea", "category": "c"}]))
+    mistyped = ("--chat-template-kwargs", "{enable_thinkng: false}")
+    generate(models[0], tmp_path / "e", "arena_hard_v0.1", questions, *SHORT, *mistyped)
+    assert "chat_template_kwargs.enable_thinkng has no effect" in capsys.readouterr().err
+
+
+def test_questions_beyond_the_models_positions_get_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_policy(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    rows = [{"uid": str(n), "prompt": "x" * length, "category": "c"} for n, length in enumerate((5, 50, 6))]
+    questions = Path(write_jsonl(tmp_path / "q.jsonl", rows))
+    generate(model, tmp_path / "e", "arena_hard_v0.1", questions, *SHORT)
+    told = capsys.readouterr()
+    assert EvaluationFolder(tmp_path / "e").answers().keys() == {"0", "2"}
+    assert "1 questions get no answer: the model has no positions" in told.err and "1 without an answer" in told.out
+    policy = Policy(model, GenerationSettings(max_new_tokens=60), tmp_path / "log")
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 60, and .* has 60 positions"):
+        policy.check()
+
+
+def test_a_part_of_a_question_that_the_model_would_not_see_is_refused(tmp_path: Path) -> None:
+    rows = [{"instruction": "Translate", "input": "Hallo", "dataset": "d"}]
+    work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), "w", write_jsonl(tmp_path / "q.jsonl", rows))
+    with pytest.raises(DataError, match="holds input beside the questions"):
+        read_questions(work)
 
 
 def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) -> None:

@@ -161,8 +161,11 @@ def test_cutting(model: PairRM) -> None:
     comparer = PairwiseModel(model, TOKENIZER, source_tokens=20, candidate_tokens=10)
     long = Match(Prompt(0, "p" * 50, []), Response("a" * 50, []), Response("b" * 50, []))
     assert [len(part) for part in split_at_cls(comparer.row(long).ids)] == [20, 10, 10]
+    assert comparer.usage["texts_read_in_part"] == 3
     short = Match(Prompt(0, "p" * 3, []), Response("a" * 50, []), Response("b", []))
     assert [len(part) for part in split_at_cls(comparer.row(short).ids)] == [6, 17, 4]
+    comparer.row(Match(Prompt(0, "p" * 17, []), Response("a" * 7, []), Response("b", [])))  # 20 and 10 tokens.
+    assert comparer.usage["texts_read_in_part"] == 4
 
 
 def split_at_cls(ids: list[int]) -> list[list[int]]:

@@ -296,6 +296,21 @@ def test_metaapo_by_hand() -> None:
     assert found["annotate"].annotations == found["generate"].responses == pytest.approx(174 * 4)
 
 
+def test_a_branch_takes_the_opening_and_its_evaluations_from_another_run() -> None:
+    config = AlignmentConfig(output_dir="out", branch_of="other")
+    for changes in ({}, {"annotator": AnnotatorFacts(opponents="first")}):
+        whole, branch = (
+            {phase.name: phase for phase in phases(job(eval_prompts=10, eval_pairs=True, **changes, **given))}
+            for given in ({}, {"config": config})
+        )
+        assert whole.keys() - branch.keys() == {"reference", "warmup"}
+        assert (whole["evaluate: generate"].prompts, branch["evaluate: generate"].prompts) == (50, 30)
+        assert branch["evaluate: annotate"].annotations == (60 if changes else 30)
+    assert any("branch_of" in note for note in make_plan(job(config=config), MACHINE).notes)
+    few = AlignmentConfig(output_dir="out", training={"max_steps": 3})
+    assert any("training.max_steps ends each" in note for note in make_plan(job(config=few), MACHINE).notes)
+
+
 def test_methods_of_table_8_stand_beside_it() -> None:
     small = job()
     metaapo = replace(small, shape=replace(small.shape, parameters=8_030_261_248))

@@ -30,7 +30,7 @@ from adaptpo.types import Prompt, Response
 from tests.runs import start
 from tests.stub import Reply, by_length, serving
 from tests.test_pairwise import save_pairwise_model
-from tests.tiny import save_policy, save_reward_model, vowel_reward, write_jsonl
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, save_policy, save_reward_model, vowel_reward, write_jsonl
 
 NEEDED = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
 REQUESTS = [(Prompt(0, "say tea", []), Response(text, [])) for text in ("tea", "a cup of tea", "no")]
@@ -329,6 +329,21 @@ def test_annotate_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "out.jsonl: 2 rewards, 0 without a reward" in capsys.readouterr().out
     annotate("out.jsonl", "--reward", "{function: 'file_rewards:length', weight: 2}", "--out", "out.parquet")
     assert pq.read_table(folder / "out.parquet")["reward"].to_pylist() == [6.0, 10.0]
+
+
+def test_annotate_says_what_the_reward_models_template_leaves_out(folder: Path) -> None:
+    from adaptpo.cli.annotate import annotate_file
+
+    path = save_reward_model(folder / "reward")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("in messages", "in messages if m['role'] != 'system'")
+    tokenizer.save_pretrained(path)
+    asked = [{"role": "user", "content": "say tea"}]
+    rows = [{"prompt": asked, "response": "tea"}, {"prompt": asked, "system": "Be brief.", "response": "tea"}]
+    write_jsonl(folder / "in.jsonl", rows)
+    counts = annotate_file("in.jsonl", path, folder / "out.jsonl")
+    assert counts["judged in part: the chat template renders nothing of the system's words"] == 1
+    assert counts["rewards"] == 2
 
 
 def test_responses_to_one_prompt_meet_wherever_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,8 @@ def test_evaluate_on_more_prompts_of_the_same_data(policy: str, tmp_path: Path) 
 def test_a_run_keeps_its_number_of_held_out_prompts(policy: str, tmp_path: Path) -> None:
     held_out = preference_rows(6, seed=5)
     trainer(policy, tmp_path / "run", eval_dataset=held_out, max_eval_prompts=2).evaluate()
+    with pytest.raises(ConfigError, match="max_eval_prompts is 0; give a number of prompts, or leave eval_dataset out"):
+        trainer(policy, tmp_path / "other", eval_dataset=held_out, max_eval_prompts=0)
     with pytest.raises(RunError, match="max_eval_prompts"):
         trainer(policy, tmp_path / "run", eval_dataset=held_out, max_eval_prompts=6).evaluate()
 

@@ -218,6 +218,28 @@ def test_alpaca_eval_outputs_and_messages(tmp_path: Path) -> None:
     assert list(side.responses.values()) == ["1", "yes"] and side.models == {"m-1"}
 
 
+def test_all_that_belongs_to_a_prompt_is_shown(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]}
+    asked = [{"role": "user", "content": "Where?"}, call, {"role": "tool", "content": "here"}]
+    rows = [
+        {"prompt": "hi", "system": "Be brief.", "response": "1"},
+        {"prompt": "hi", "system": "Be long.", "response": "2"},
+        {"prompt": "hi", "history": [["q", "a"]], "response": "3"},
+        {"prompt": asked, "response": "4"},
+    ]
+    side = read_side(Path(write_jsonl(tmp_path / "d.jsonl", rows)))
+    assert list(side.responses.items()) == [
+        ((("system", "Be brief."), ("user", "hi")), "1"),
+        ((("system", "Be long."), ("user", "hi")), "2"),
+        ((("user", "q"), ("assistant", "a"), ("user", "hi")), "3"),
+        ((("user", "Where?"), ("assistant", '{"name": "look", "arguments": {}}'), ("tool", "here")), "4"),
+    ]
+    with pytest.raises(DataError, match="input"):
+        read_side(
+            Path(write_jsonl(tmp_path / "e.jsonl", [{"instruction": "Translate", "input": "No", "output": "Ne"}]))
+        )
+
+
 def test_unusable_sources(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path / "none", "neither a run folder nor a file"),

@@ -32,7 +32,8 @@ class References:
 def reference_in(row: Row) -> Turns:
     """The reference in a question's own columns; empty where it has none."""
     found = next((row[name] for name in COLUMNS if row.get(name)), ())
-    return (found,) if isinstance(found, str) else tuple(found)
+    texts = (found,) if isinstance(found, str) else tuple(found)
+    return texts if any(texts) else ()
 
 
 def read_references(path: Path | str) -> References:
