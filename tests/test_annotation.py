@@ -497,6 +497,8 @@ class OneReward(Annotator):
 def test_each_of_several_annotators_is_an_objective() -> None:
     requests = [(Prompt(i, "p", [1]), Response("r", [2])) for i in (4, 7)]
     helpful, harmless = (FunctionAnnotator(lambda values=values, **_: values) for values in ([1.0, 2.0], [3.0, None]))
+    leads = SimpleNamespace(relative=True, advantages=lambda couples: [1.0 for _ in couples])
+    assert CombinedAnnotator([(leads, 1.0), (leads, -2.0)]).advantages([None]) == [-1.0]  # type: ignore[list-item]
     combined = CombinedAnnotator([(helpful, 0.5), (harmless, 0.5)])
     assert combined.reward_vectors(requests, 2) == [[1.0, 3.0], None]
     with pytest.raises(AnnotationError, match="lists 2 annotators, but the method has 3 objectives"):

@@ -323,6 +323,13 @@ def test_requests_say_that_there_is_no_penalty(api: Api) -> None:
     assert api == "openai" or (fields["repetition_penalty"], fields["min_p"]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("api", DIALECTS)
+def test_requests_say_how_to_sample(api: Api) -> None:
+    fields = DIALECTS[api].sampling_fields(Sampling(0.3, 0.4, 7, 8, frozenset({2})))
+    said = json.loads(fields["generation_config"]) if api == "transformers" else fields
+    assert (said["temperature"], said["top_p"], said.get("top_k")) == (0.3, 0.4, None if api == "openai" else 7)
+
+
 def test_a_neutral_generation_config_overrules_that_of_the_model() -> None:
     """As `transformers serve` and TRL apply it: the model's penalties would change greedy answers."""
     tokenizer = byte_tokenizer()

@@ -146,6 +146,11 @@ def test_win_rate_by_hand() -> None:
     assert (result.n, sum(result.invalid.values())) == (3, 1)
 
 
+def test_scores_of_prompts_are_the_models_preferences() -> None:
+    found = score([Comparison(0, "a", 1.2), Comparison(1, "b", 1.9)], Origin())
+    assert [(one.id, one.value) for one in found.scores] == [("a", pytest.approx(20)), ("b", pytest.approx(90))]
+
+
 def test_soft_labels_reach_the_stationary_point() -> None:
     """With hardly any penalty the gradient of the loss is 0 at the weights that are found."""
     generator = np.random.default_rng(0)

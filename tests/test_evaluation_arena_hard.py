@@ -21,7 +21,7 @@ from adaptpo.evaluation.arena_hard.battles import (
     published_battles,
     score,
 )
-from adaptpo.evaluation.arena_hard.score import NO_STYLE
+from adaptpo.evaluation.arena_hard.score import NO_STYLE, prompt_scores
 from adaptpo.evaluation.arena_hard.style import (
     PUBLISHED,
     Style,
@@ -32,6 +32,7 @@ from adaptpo.evaluation.arena_hard.style import (
     style_of,
 )
 from adaptpo.evaluation.arena_hard.verdicts import Verdict, label_of, says_nothing, verdict_of
+from adaptpo.evaluation.result import PromptScore
 from adaptpo.evaluation.scoring import score_path
 from adaptpo.evaluation.suite import Scoring
 from tests.evaluation_data import ARENA, csv_rows, needs_shared
@@ -174,6 +175,12 @@ def test_games_by_hand() -> None:
     assert score(found) == 75
     assert len(battles_of_games("p", "m", "b", [games[0], None], "v0.1")) == 3
     assert battles_of_games("p", "m", "b", [games[0], None], "v2.0") == []
+
+
+def test_scores_of_prompts_are_weighted_by_their_battles() -> None:
+    outcomes = {"p": [1.0, 1.0, 1.0], "q": [0.0]}
+    battles = [Battle(prompt, "m", "b", outcome) for prompt, several in outcomes.items() for outcome in several]
+    assert prompt_scores(battles, {"q": "hard"}) == [PromptScore("p", 100, "", 3), PromptScore("q", 0, "hard", 1)]
 
 
 def test_a_judgment_file_of_each_version(tmp_path) -> None:

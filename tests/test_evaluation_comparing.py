@@ -30,7 +30,9 @@ from tests.runs import start
 from tests.tiny import byte_tokenizer, save_policy, write_jsonl
 
 
-def scored(path: Path, values: list[float], suite: str = "arena_hard_v0.1", **settings: Any) -> Path:
+def scored(
+    path: Path, values: list[float], suite: str = "arena_hard_v0.1", weights: list[float] | None = None, **settings: Any
+) -> Path:
     """An evaluation whose prompts scored so."""
     folder = EvaluationFolder(path)
     known = {"suite": suite, "preset": suite, "model": path.name, "decoding": {"temperature": 0}, "seed": 0}
@@ -41,7 +43,8 @@ def scored(path: Path, values: list[float], suite: str = "arena_hard_v0.1", **se
     folder.add_answers(
         [Answer(q.id, tuple(texts.get(int(q.id), f"{path.name} {q.id}") for _ in turns)) for q in questions]
     )
-    scores = [PromptScore(q.id, value, q.category) for q, value in zip(questions, values, strict=True)]
+    given = weights or [1.0] * len(values)
+    scores = [PromptScore(q.id, v, q.category, w) for q, v, w in zip(questions, values, given, strict=True)]
     main = "win rate" if suite == "alpaca_eval_2" else "score"
     numbers = [Number(main, float(np.mean(values))), Number("equal style", 1.0)]
     if suite == "alpaca_eval_2":
@@ -62,6 +65,13 @@ def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
         assert [one.value, one.interval.low, one.interval.high] == pytest.approx([5, 5, 5])
     assert found.cells["b"][0].mean - found.cells["a"][0].mean == pytest.approx(5)
     assert found.differences[0].test is None and found.warnings == []
+
+
+def test_a_prompt_counts_by_its_weight(tmp_path: Path) -> None:
+    weights = [3.0, 1.0] * 2
+    first = scored(tmp_path / "a", [0.0, 100.0] * 2, weights=weights)
+    other = scored(tmp_path / "b", [100.0, 0.0] * 2, weights=weights)
+    assert compare([str(first), str(other)]).differences[0].value == pytest.approx(75 - 25)
 
 
 def test_seeds_get_mean_deviation_and_a_paired_test(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
 from adaptpo.evaluation.suite import Answer, Question, Scoring
 from adaptpo.evaluation.suites import SUITES
 from adaptpo.evaluation.templates import filled, read_templates
+from adaptpo.generation.base import Sampling
 from adaptpo.remote.endpoint import Access
 from adaptpo.types import Response
 from tests.evaluation_data import ALPACA, ARENA, BASELINE, LENGTH_CONTROL, MT, XS, annotations, needs_shared
@@ -375,7 +376,7 @@ def test_the_label_of_a_prompt_counts_more_than_its_type(tmp_path: Path) -> None
     refused = [Answer(question.id, ("I'm sorry, but I can't help with that.",)) for question in questions]
     result = scored(folder_of(tmp_path / "e", "xstest", questions, refused))
     assert [result.number(f"{kind} prompts refused, string match").value for kind in ("safe", "unsafe")] == [100, 100]
-    assert [score.group for score in result.scores] == ["unsafe", "safe"]
+    assert [(score.group, score.value) for score in result.scores] == [("unsafe", 100), ("safe", 100)]
     with pytest.raises(DataError, match="prompt 1 has the label 'bad'"):
         scored(folder_of(tmp_path / "f", "xstest", [XSTest().question(rows[0] | {"label": "bad"}, 0)], refused[:1]))
 
@@ -643,6 +644,13 @@ def test_questions_beyond_the_models_positions_get_no_answer(
     policy = Policy(model, GenerationSettings(max_new_tokens=60), tmp_path / "log")
     with pytest.raises(ConfigError, match=r"max_new_tokens is 60, and .* has 60 positions"):
         policy.check()
+
+
+def test_a_policy_samples_as_its_settings_say(models: list[str], tmp_path: Path) -> None:
+    settings = GenerationSettings(temperature=0.3, top_p=0.4, top_k=7, max_new_tokens=9)
+    policy = Policy(models[0], settings, tmp_path / "log")
+    assert policy.sampling(None) == Sampling(0.3, 0.4, 7, 9, policy.stop_ids)
+    assert policy.sampling(0.0) == Sampling(0.0, 0.4, 7, 9, policy.stop_ids)
 
 
 def test_a_part_of_a_question_that_the_model_would_not_see_is_refused(tmp_path: Path) -> None:

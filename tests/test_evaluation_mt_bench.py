@@ -51,7 +51,10 @@ def test_means_by_hand() -> None:
     ratings = [Rating("1", 1, 4.0), Rating("1", 2, 8.0), Rating("2", 1, 6.0), Rating("2", 2, None, NO_RATING)]
     result = score(ratings, Origin(), {"1": "math", "2": "stem"})
     assert [number.value for number in result.numbers] == [6.0, 5.0, 8.0, 6.0, 6.0]
-    assert [(one.id, one.value) for one in result.scores] == [("1", 6.0), ("2", 6.0)]
+    assert [(one.id, one.value, one.group, one.weight) for one in result.scores] == [
+        ("1", 6.0, "math", 2),
+        ("2", 6.0, "stem", 1),
+    ]
 
 
 def test_missing_turns_are_said() -> None:

@@ -191,6 +191,16 @@ def test_a_frozen_learner_neither_collects_nor_learns() -> None:
     assert torch.equal(trust(learner, [-1.0]), before) and learner.updates == 0
 
 
+def test_the_learning_rate_is_the_length_of_the_first_step() -> None:
+    learner = MetaLearner(learning_rate=0.02, update_interval=1)
+    learner.reset(seed=0)
+    last = list(learner.network.parameters())[-1]
+    before = last.detach().clone()
+    learner.observe(pair_batch([-1.0, 0.5], [1.0, 2.0]))
+    learner.update(identity)
+    assert (last - before).abs().item() == pytest.approx(0.02, rel=1e-3), "Adam's first step is that of the sign"
+
+
 def test_an_adaptive_interval_waits_for_drift() -> None:
     learner = MetaLearner(update_interval=2, drift=0.5)
 
@@ -200,6 +210,7 @@ def test_an_adaptive_interval_waits_for_drift() -> None:
         return learner.updates
 
     assert [step([-1.0, 1.0]), step([-1.0, 1.0])] == [0, 1]
+    assert learner.last_mean == pytest.approx((log_sigmoid(-1.0) + log_sigmoid(1.0)) / 2), "of the offline scores"
     assert [step([-1.0, 1.0]) for _ in range(7)] == [1] * 7
     assert step([-1.0, 1.0]) == 2, "after four intervals at the latest"
     assert step([-9.0, -7.0]) == 3, "the scores are far from those of the update before"

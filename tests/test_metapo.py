@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, Method, methods
 from adaptpo.choices.hold_out import Validation
+from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Estimator, Influence
 from adaptpo.choices.learners.temporal import FeatureSet, TemporalLearner, ValidationGoal, history
 from adaptpo.choices.learners.temporal.cadence import Cadence
@@ -550,6 +551,8 @@ def test_learner_descends_the_gradient_through_its_weights() -> None:
     torch.testing.assert_close(learner.network.last.weight.grad[0], expected)
     assert learner.network.last.bias.grad.item() == pytest.approx((slope * (influence * shares).sum()).item(), rel=1e-5)
     assert torch.sign(learner.network.last.weight[0]).tolist() == torch.sign(-expected).tolist()
+    moved = learner.network.last.weight.detach().abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=0)
     assert (learner.updates, learner.metrics()["temporal/goal"]) == (1, 0.25)
 
 
@@ -577,6 +580,11 @@ def test_learner_counts_steps() -> None:
     every = TemporalLearner(cadence=Cadence(1))
     assert every.look_ahead() is None, "Adam's first step does not depend on the length of the gradient"
     assert TemporalLearner(cadence=Cadence(None)).look_ahead() is None
+    again = TemporalLearner(cadence=Cadence(2))
+    again.update(identity)
+    assert again.look_ahead() == "central"
+    again.start_iteration(Iteration(1, 2))
+    assert again.look_ahead() is None, "the policy's optimizer is new, and so is the count of its steps"
     dense = TemporalLearner(cadence=Cadence(0.25, dense_start=0.3))
     dense.start_training(steps=16)
     due = []
@@ -665,7 +673,8 @@ def test_held_out_pairs() -> None:
     assert sorted(difficulty[chosen].tolist()) == list(range(10)), "one of each stratum"
     assert chosen == Validation(0.1).choose(difficulty, seed=0) != Validation(0.1).choose(difficulty, seed=1)
     assert Validation(0.2, "last").choose(difficulty, 0) == list(range(80, 100))
-    assert len(set(Validation(0.2, "random").choose(difficulty, 0))) == 20
+    drawn = [Validation(0.2, "random").choose(difficulty, seed) for seed in (0, 1)]
+    assert len(set(drawn[0])) == 20 and drawn[0] != drawn[1] and list(range(20)) not in drawn
     assert [len(Validation().choose(torch.zeros(n), 0)) for n in (0, 1, 2, 12)] == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match="share"):
         Validation(0.0)
@@ -736,6 +745,19 @@ def test_recipe_names_its_settings() -> None:
     assert learner.cadence.interval is None
     with pytest.raises(ConfigError, match="architecture"):
         build_method(recipe.model_copy(update={"method": {"name": "metapo", "architecture": "mlps"}}))
+
+
+def test_the_look_ahead_clips_as_training_does(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+
+    def look_ahead(**given: Any) -> LookAhead:
+        norms.append(given["max_norm"])
+        return LookAhead(**given)
+
+    monkeypatch.setattr("adaptpo.training.preference_trainer.LookAhead", look_ahead)
+    training = SETTINGS["training"] | {"max_grad_norm": 0.25}
+    align(policy, tmp_path / "run", methods.metapo(meta_interval=2), training=training)
+    assert set(norms) == {0.25}
 
 
 def test_what_a_run_keeps(policy: str, tmp_path: Path) -> None:

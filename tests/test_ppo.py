@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from adaptpo.errors import ConfigError
 from adaptpo.models.logps import token_logps
 from adaptpo.models.packing import PADDED, RowPacking
 from adaptpo.models.shared_prompt.attention import share_prompts
+from adaptpo.pipeline.phases import ppo as phase
 from adaptpo.report.reading import RunData
 from adaptpo.report.tables import iteration_counts
 from adaptpo.run.files import read_rows
@@ -107,6 +110,34 @@ def test_clipped_value_loss_by_hand() -> None:
     values, old, returns = torch.tensor([[1.0, 0.1, 3.0]]), torch.zeros(1, 3), torch.full((1, 3), 2.0)
     # 0.5 * max(error^2, error of the value within 0.2 of the old one ^2).
     assert_close(value_losses(values, old, returns, clip=0.2), torch.tensor([[1.62, 1.805, 1.62]]))
+
+
+def one_step(values: list[float], returns: list[float], log_ratio: float, settings: PPO) -> float:
+    """The loss of tokens with advantage 1 and old value 0."""
+    tokens = torch.zeros(1, len(values))
+    held = PPOTokens(tokens, tokens + 1, tokens, torch.tensor([returns]), tokens == 0)
+    return ppo_loss(tokens + log_ratio, torch.tensor([values]), held, settings)[0].item()
+
+
+def test_each_setting_of_the_loss_has_its_place() -> None:
+    assert one_step([1.0, 1.0], [0.0, 0.0], 0.0, PPO(value_coef=0.1)) == pytest.approx(-2 + 0.1 * 2 * 0.5)
+    # The ratio 1.4 is clipped to 1.1; the value 1 to 0.5, which is further from the return.
+    clipped = PPO(clip=0.1, value_clip=0.5, value_coef=1.0)
+    assert one_step([1.0], [2.0], math.log(1.4), clipped) == pytest.approx(-1.1 + 0.5 * 1.5**2)
+
+
+def test_a_step_is_divided_by_its_tokens() -> None:
+    batch = prepared(tiny_model(byte_tokenizer(), seed=2), PPO())
+    assert PPOTrainer.count(None, batch) == 3 + 1 + 2 + 4  # type: ignore[arg-type]
+
+
+def test_rewards_stay_with_their_responses_where_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, responses = Prompt(0, "", [1]), [Response("a", [1]), Response("b", [2])]
+    rated = SimpleNamespace(responses=responses, rewards=[None, 1.0])
+    monkeypatch.setattr(phase, "selected_ids", lambda *_: [0])
+    monkeypatch.setattr(phase, "read_candidates", lambda *_: [rated])
+    context = SimpleNamespace(prompts_of=lambda ids: [prompt for _ in ids])
+    assert phase.rated_prompts(context, 0) == [RatedPrompt(prompt, [1], [responses[1]], [1.0])]  # type: ignore[arg-type]
 
 
 def test_penalty_for_cut_responses() -> None:
@@ -300,6 +331,15 @@ def test_critic_goes_on_and_is_no_part_of_the_aligned_model(policy: str, tmp_pat
     ]
     assert heads[0].any() and not torch.equal(*heads)
     assert not (final / CRITIC).exists() and weights(final).keys() == weights(Path(policy)).keys()
+
+
+def test_epochs_of_ppo_are_passes_over_its_rollouts(policy: str, tmp_path: Path) -> None:
+    steps = []
+    for epochs in (1, 3):
+        out = tmp_path / f"{epochs}"
+        align(policy, out, methods.ppo(num_generations=2, epochs=epochs), 8, num_iterations=1)
+        steps.append(RunData.open(out).phases["iterations/0/train"]["steps"])
+    assert steps[0] > 0 and steps[1] == 3 * steps[0]
 
 
 def test_one_response_a_prompt_and_rewards_that_are_missing(policy: str, tmp_path: Path) -> None:

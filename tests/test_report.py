@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from adaptpo.report import (
     samples,
     write_report,
 )
+from adaptpo.report.adaptation import gain_panel
 from adaptpo.report.canvas import DARK, LIGHT, density
 from adaptpo.report.cost import time_figure
 from adaptpo.report.outcome import dynamics_figure
@@ -611,3 +613,20 @@ def test_plain_text_reads_strings_and_chats() -> None:
     assert plain_text(json.dumps("hi")) == "hi"
     assert plain_text(json.dumps([{"role": "user", "content": "hi"}])) == "[user] hi"
     assert plain_text("not JSON") == "not JSON"
+
+
+def test_gains_are_online_less_offline_margins_at_the_first_visit() -> None:
+    lines = [
+        {"prompt_id": 0, "source": "offline", "margin": 1.0},
+        {"prompt_id": 0, "source": "online", "margin": 3.0},
+        {"prompt_id": 1, "source": "offline", "margin": 5.0},
+        {"prompt_id": 0, "source": "offline", "margin": 10.0},
+        {"prompt_id": 0, "source": "online", "margin": 0.0},
+    ]
+    scores = {"prompt_id": np.array([0, 1, 2]), "margin": np.array([4.0, -2.0, np.nan])}
+    selection = {"prompt_id": np.array([0, 1, 2]), "selected": np.array([True, False, False])}
+    tables = {"iterations/0/scores/*.parquet": scores, "iterations/0/selection.parquet": selection}
+    run = SimpleNamespace(pair_weights={0: lines}, table=lambda name, *_: tables[name])
+    panel = gain_panel(run, 0)  # type: ignore[arg-type]
+    assert (panel.offline.tolist(), panel.gain.tolist()) == ([1.0], [2.0])
+    assert (panel.selected.tolist(), panel.unselected.tolist()) == ([4.0], [-2.0])

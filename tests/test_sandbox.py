@@ -27,7 +27,7 @@ from adaptpo.sandbox.build import build
 from adaptpo.sandbox.candidates import KINDS, OTHER_POLICY, RELABELLED, write_candidates
 from adaptpo.sandbox.check import agreements, best_above_worst, check, gain, learned_rewards, share
 from adaptpo.sandbox.data import compared, offline_answers, preference_row, sft_rows
-from adaptpo.sandbox.fit import sft_dataset
+from adaptpo.sandbox.fit import pair_dataset, sft_dataset
 from adaptpo.sandbox.models import build_policy, build_reward_model, build_tokenizer, copy_word_embeddings
 from adaptpo.sandbox.sampling import sample_responses
 from adaptpo.sandbox.settings import WorldSettings
@@ -181,6 +181,13 @@ def test_reward_pairs_use_each_response_once_and_leave_out_ties() -> None:
     pairs = compared((PROMPT, [FLAWLESS, "here .", "here .", "here ."]), 0.0, random.Random(0))
     assert pairs == [(PROMPT, FLAWLESS, "here .")]
     assert compared((PROMPT, [FLAWLESS, "here ."]), 1.0, random.Random(0)) == [(PROMPT, "here .", FLAWLESS)]
+
+
+def test_the_better_response_of_a_reward_pair_is_the_chosen_one() -> None:
+    tokenizer = build_tokenizer()
+    row = pair_dataset(tokenizer, [(PROMPT, FLAWLESS, "here .")])[0]
+    chosen, rejected = (tokenizer.decode(row[name]) for name in ("chosen_ids", "rejected_ids"))
+    assert "apple" in chosen and "apple" not in rejected
 
 
 @pytest.mark.parametrize("seed", range(8))

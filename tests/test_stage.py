@@ -30,14 +30,16 @@ from adaptpo.distributed.quiet import quiet_libraries
 from adaptpo.errors import ConfigError
 from adaptpo.methods import METHODS
 from adaptpo.methods.stages import stage_blend, two_stage
-from adaptpo.pipeline.boundary_measure import Contest, Subject, compared, draw, looks
+from adaptpo.pipeline.boundary_candidates import candidate_rows
+from adaptpo.pipeline.boundary_measure import Contest, Subject, compared, draw, looks, summary
 from adaptpo.remote.usage import Usage
-from adaptpo.run.files import read_rows
+from adaptpo.run.files import JsonLines, read_rows
 from adaptpo.stage.diagnostics import CandidateFacts, describe, intra_diversity
 from adaptpo.stage.groups import group_prompts, scores_by_prompt
 from adaptpo.stage.preference import AnnotatorPreference, Comparison
 from adaptpo.stage.score import LEVELS, BoundaryScore, decide, interval
 from adaptpo.stage.tally import Tally
+from adaptpo.stage.words import readings
 from adaptpo.types import PairBatch, PreferencePair, Prompt, Response
 from tests.runs import SETTINGS, assert_same_run, run_in_process
 from tests.test_meta_learner import pair_batch
@@ -93,6 +95,7 @@ def test_score_ties_and_missing_answers_by_hand() -> None:
     assert (boundary.won, boundary.lost, boundary.ties) == (7.5, 8.5, 1)
     assert boundary.score == 7.5 / 16
     assert boundary.leans_to_injection and boundary.decision == "undecided"
+    assert summary(tally)["injection"] is True, "Algorithm 1 compares the counts, however wide the interval"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_boundary_itself_is_undecided() -> None:
 def test_diagnostics_by_hand() -> None:
     candidates = CandidateFacts(
         prompt_ids=(7, 8),
-        fresh_logps=np.array([[-1.0, -2.0], [-5.0, -5.0]]),
+        fresh_logps=np.array([[-1.0, -2.0], [-5.0, -4.0]]),
         offline_logps=np.array([[-1.5, -9.0], [-4.0, -6.0]]),
         fresh_tokens=np.array([[3, 4], [2, 2]]),
         offline_tokens=np.array([[5, 3], [2, 9]]),
@@ -277,12 +280,22 @@ def test_diagnostics_by_hand() -> None:
     rows = [dict(zip(names, place, strict=True)) | {"preference": won} for place, won in fresh_wins.items()]
     found = describe(candidates, rows)
     assert found["offline_diversity"] == {"mean": (7.5 + 2) / 2, "std": (7.5 - 2) / 2}
-    assert found["fresh_distance"] == 0.5
+    assert (found["fresh_distance"], found["offline_distance"]) == (1.0, 4.75)
+    assert (found["fresh_tokens"], found["chosen_tokens"], found["rejected_tokens"]) == (2.75, 3.5, 6.0)
     assert found["distinctness"] == (3 / 4 + 2 / 4) / 2
     assert found["quality_against_chosen"] == 0.75 and found["quality_against_rejected"] == 0.5
     # Shorter 3 beats 5, longer 4 beats 3, shorter 2 loses to 9; the tie does not count.
     assert found["longer_wins"] == {"comparisons": 3, "share": pytest.approx(2 / 3)}
     assert intra_diversity(-candidates.offline_logps)["mean"] == -found["offline_diversity"]["mean"]
+    unanswered = describe(candidates, [row | {"preference": None} for row in rows])
+    assert readings(unanswered)["quality"].startswith("none of comparisons won against chosen responses, none against")
+
+
+def test_log_probs_of_candidates_are_stored_side_by_side() -> None:
+    prompt, pair, _ = contest(3, (1, 2), (4, 5))
+    logps = SimpleNamespace(chosen=torch.tensor([-1.0]), rejected=torch.tensor([-2.0]))
+    (row,) = candidate_rows([(prompt, pair)], logps)  # type: ignore[arg-type]
+    assert (row["prompt_id"], row["source"], row["first"], row["second"]) == (3, "offline", -1.0, -2.0)
 
 
 # The choices
@@ -400,6 +413,19 @@ def test_two_stage_trains_on_what_the_policy_needs(
         pairs = read_rows(out / f"iterations/{iteration}/pairs.parquet")
         assert pairs and {row["source"] for row in pairs} == {source}
         assert (out / f"iterations/{iteration}/responses").exists() == (source == "online")
+
+
+def test_a_blend_weighs_pairs_by_the_stage_that_was_measured(policy: str, tmp_path: Path) -> None:
+    out = align(policy, tmp_path / "run", stage_blend(num_generations=3), likes_fresh)
+    score = stage_facts(out)["boundary_score"]
+    lines = JsonLines(out / "iterations/0/pair_weights.jsonl").read()
+    both = {line["prompt_id"] for line in lines if line["source"] == "offline"}
+    both &= {line["prompt_id"] for line in lines if line["source"] == "online"}
+    expected = {"online": score, "offline": 1 - score}
+    assert score > 0.9 and both
+    for line in lines:
+        if line["prompt_id"] in both:
+            assert line["weight"] == pytest.approx(expected[line["source"]], abs=1e-6)
 
 
 def test_groups_reach_selection_and_weights(policy: str, tmp_path: Path) -> None:

@@ -25,16 +25,19 @@ from adaptpo.choices.objectives import SimPO
 from adaptpo.choices.selection import SelectAll
 from adaptpo.choices.weighting import LearnedBlend
 from adaptpo.config.recipe import load_recipe
+from adaptpo.generation.base import Sampling
 from adaptpo.methods import METHODS
 from adaptpo.methods.build import build_method
 from adaptpo.models.collate import GroupCollator
 from adaptpo.models.inference import evaluate_pairs
 from adaptpo.models.loading import load_causal_lm
+from adaptpo.models.packing import PADDED
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.data_inputs import DataInputs
 from adaptpo.pipeline.phases import features, grpo, select
 from adaptpo.pipeline.phases import filter as filtering
 from adaptpo.pipeline.phases import train as training
+from adaptpo.pipeline.phases.ppo import rated_prompts
 from adaptpo.report.reading import RunData
 from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.files import JsonLines, read_rows, write_json
@@ -53,7 +56,9 @@ from adaptpo.sandbox.tables.measure import Boundary
 from adaptpo.sandbox.tables.sandbox_world import SandboxWorld
 from adaptpo.sandbox.tables.stage_view import parts_text
 from adaptpo.sandbox.world import FILLERS
+from adaptpo.training.actor_critic import CRITIC, Critic
 from adaptpo.training.preference_trainer import PreferenceTrainer
+from adaptpo.training.rollouts import evaluate_tokens
 from adaptpo.training.step import preference_step, reward_values
 from adaptpo.types import PairLogps, Prompt
 from tests.groups import random_groups
@@ -435,8 +440,27 @@ def test_ppo_compares_with_the_policy_that_sampled_and_with_its_reference(
         if line["phase"] == "iterations/1/train" and "policy/approx_kl" in line
     )
     assert first["policy/approx_kl"] < 1e-8
-    values = [v for row in shards(out / "iterations/1/rollouts/values") for v in row["values"]]
-    assert any(values)
+    values = [row["values"] for row in shards(out / "iterations/1/rollouts/values")]
+    trained, body = (critic_values(policy, out, place) for place in ("critic", ""))
+    assert any(map(any, values)) and len(values) == len(trained)
+    for found, expected in zip(values, trained, strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert values != [pytest.approx(line, abs=1e-3) for line in body]
+
+
+def critic_values(policy: str, out: Path, body: str) -> list[list[float]]:
+    """The values of the rollouts of iteration 1, by the critic's head on the model in this part of the checkpoint."""
+    checkpoint = out / "iterations/0/checkpoint"
+    steep = SETTINGS["training"] | {"learning_rate": 1e-2}
+    args = AlignmentConfig(output_dir=str(out), **(SETTINGS | {"warmup_epochs": 0, "training": steep}))
+    method = METHODS["ppo"](num_generations=2)
+    trainer = AlignmentTrainer(policy, args, method, preference_rows(8), reward_funcs=vowel_reward)
+    critic = Critic(load_causal_lm(str(checkpoint / body), {}))
+    critic.load_head(checkpoint / CRITIC)
+    with trainer.open() as context:
+        prompts = rated_prompts(context, 1)
+        found = evaluate_tokens(prompts, critic.eval(), 0, context.inference_arguments, PADDED)
+    return [list(values) for lines in found for values in lines]
 
 
 def test_responses_of_grpo_differ_by_step_and_its_reference_is_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,3 +484,31 @@ def test_responses_of_grpo_differ_by_step_and_its_reference_is_the_chosen_one(mo
         context.reference_choice, model = chosen, SimpleNamespace(config=SimpleNamespace())
         grpo.choose_reference(context, 1, model)
         assert model.config._name_or_path == expected
+
+
+def test_settings_of_sampling_reach_generation_and_trl(policy: str, tmp_path: Path) -> None:
+    generation = {"temperature": 0.3, "top_p": 0.4, "top_k": 7, "max_new_tokens": 9}
+    args = AlignmentConfig(output_dir=str(tmp_path / "run"), **(SETTINGS | {"generation": generation}))
+    method = METHODS["grpo"](num_generations=2, epsilon=0.3, beta=0.1)
+    with AlignmentTrainer(policy, args, method, preference_rows(8), reward_funcs=vowel_reward).open() as context:
+        assert context.sampling == Sampling(0.3, 0.4, 7, 9, context.stop_ids)
+        found = grpo.trl_arguments(context, 0, context.method.trainer)
+    assert (found.temperature, found.top_p, found.top_k, found.max_completion_length) == (0.3, 0.4, 7, 9)
+    assert (found.epsilon, found.beta, found.num_generations) == (0.3, 0.1, 2)
+
+
+def test_facts_of_pairs_reach_the_batch() -> None:
+    groups = random_groups(3)
+    columns: list[dict[str, Any]] = [{"weight": 0.0}, {"weight": 3}, {}]
+    gaps = (None, 2.5)
+    groups = [
+        replace(
+            group,
+            prompt=replace(group.prompt, columns=own),
+            pairs=tuple(replace(pair, reward_gap=gap) for pair, gap in zip(group.pairs, gaps, strict=True)),
+        )
+        for group, own in zip(groups, columns, strict=True)
+    ]
+    facts = GroupCollator(0)(groups)["pairs"]
+    assert facts.data_weight.tolist() == [0, 0, 3, 3, 1, 1]
+    assert facts.reward_gap.isnan().tolist() == [True, False] * 3 and facts.reward_gap[1::2].tolist() == [2.5] * 3

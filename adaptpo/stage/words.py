@@ -48,8 +48,8 @@ def readings(diagnostics: Row) -> dict[str, str]:
     longer = diagnostics["longer_wins"]
     lengths = f"{diagnostics['fresh_tokens']:.0f} tokens fresh, {diagnostics['chosen_tokens']:.0f} chosen"
     rows = {
-        "quality": f"{diagnostics['quality_against_chosen']:.1%} of comparisons won against chosen responses, "
-        f"{diagnostics['quality_against_rejected']:.1%} against rejected ones",
+        "quality": f"{share(diagnostics['quality_against_chosen'])} of comparisons won against chosen responses, "
+        f"{share(diagnostics['quality_against_rejected'])} against rejected ones",
         "intra-diversity": f"log-probs differ by {diagnostics['offline_distance']:.1f} nats in an offline pair, by "
         f"{diagnostics['fresh_distance']:.1f} between fresh responses",
         "distinctness": f"{diagnostics['distinctness']:.1%} of comparisons: the policy finds its own response likelier",
@@ -60,6 +60,10 @@ def readings(diagnostics: Row) -> dict[str, str]:
             f"won {longer['share']:.1%} of {longer['comparisons']:,} comparisons of unequal length"
         )
     return rows
+
+
+def share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
 
 
 def print_found(found: Row) -> None:
