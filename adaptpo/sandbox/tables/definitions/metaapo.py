@@ -83,7 +83,6 @@ ROLLOUT_ROWS = (
 )
 METHOD_ROWS = (*PAIR_ROWS, *ROLLOUT_ROWS, *OWN_ROWS)
 STRONGEST = ("Online DPO", "SELM", "MetaAPO")
-RANDOM_HALF = Row("MetaAPO on a random half of the prompts", ("method.name=metaapo_random",), epochs=1.0)
 SENTENCES = ("method.name=metaapo_semantic", "method.encoder=sentence-transformers/all-MiniLM-L6-v2")
 
 ABLATION_ROWS = equally_long(
@@ -195,7 +194,7 @@ TABLES: dict[str, Table] = {
     ),
     "own": Table(
         "A method of ours against the strongest others",
-        (*OWN_ROWS, *(row for row in PAIR_ROWS if row.label in STRONGEST), RANDOM_HALF),
+        (*OWN_ROWS, *(row for row in PAIR_ROWS if row.label in STRONGEST)),
         "pool KTO (ours)",
         f"{EQUAL_STEPS} The method was chosen on the worlds of seeds 0 and 1.",
     ),
