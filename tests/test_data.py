@@ -385,6 +385,8 @@ def test_saved_and_in_memory_datasets(tmp_path: Path) -> None:
     both = datasets.DatasetDict(train=data, test=data.select([1]))
     data.save_to_disk(str(tmp_path / "one"))
     assert list(open_rows(data.with_format(None, columns=["prompt"]))) == [{"prompt": row["prompt"]} for row in ROWS]
+    everything = data.with_format("numpy", columns=["prompt"], output_all_columns=True)
+    assert list(open_rows(everything)) == ROWS
     with pytest.raises(DataError, match="apply the function with map"):
         open_rows(data.with_transform(lambda rows: rows))
     both.save_to_disk(str(tmp_path / "two"))
@@ -443,8 +445,13 @@ def test_missing_splits_name_the_available_ones(tmp_path: Path) -> None:
         ("d.json", "[1]", "item 0: found a JSON int"),
         ("d.csv", "a,b\n1,2\n1,2,3\n", "line 3: the number of fields"),
         ("d.csv", "a,b\n1\n", "line 2: the number of fields"),
-        ("d.csv", 'a,b\n1,"2\n3,4\n', "unexpected end of data"),
-        ("d.csv", 'a,b\n1,"2', "unexpected end of data"),
+        (
+            "d.csv",
+            'a,b\n1,"2\n3,4\n',
+            r"line 3: a quoted field does not end where the next comma or line does \(unexpected end of data\)",
+        ),
+        ("d.csv", 'a,b\n1,"2', "close each quote"),
+        ("d.csv", 'a,b\n1,"2" x\n', "line 2: a quoted field"),
         ("d.parquet", "no parquet", "not a readable .parquet file"),
         ("d.jsonl.gz", "no gzip", "not a readable .jsonl.gz file"),
         ("d.txt", "x", "accepted endings: .jsonl"),

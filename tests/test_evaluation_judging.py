@@ -21,15 +21,15 @@ from adaptpo.evaluation.arena_hard.suite import INVALID, TWIN_INVALID
 from adaptpo.evaluation.folder import ANSWERS, JUDGMENTS, EvaluationFolder
 from adaptpo.evaluation.generating import Generating, conversation, read_questions
 from adaptpo.evaluation.judging import CUT, EMPTY, REFUSED, Judging, judge_folder
-from adaptpo.evaluation.mt_bench.suite import MTBench, references
+from adaptpo.evaluation.mt_bench.suite import MTBench, references, template_name
 from adaptpo.evaluation.policy import Policy
 from adaptpo.evaluation.presets import PRESETS, protocols
 from adaptpo.evaluation.references import References, read_references
 from adaptpo.evaluation.refusal.score import NO_LABEL
 from adaptpo.evaluation.refusal.suite import XSTest
 from adaptpo.evaluation.result import Result
-from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, score_path
-from adaptpo.evaluation.suite import Answer, Question, Scoring
+from adaptpo.evaluation.scoring import UNANSWERED, UNJUDGED, refuse_unread, score_path
+from adaptpo.evaluation.suite import Answer, Case, Question, Scoring
 from adaptpo.evaluation.suites import SUITES
 from adaptpo.evaluation.templates import filled, read_templates
 from adaptpo.generation.base import Sampling
@@ -303,6 +303,10 @@ def test_a_reference_of_any_category_is_shown_and_further_turns_are_refused(tmp_
     _, stub = judged(folder_of(tmp_path / "e", "mt_bench", [question], [Answer("1", ("4",))]), lambda *_: said("[[1]]"))
     assert "FIVE" in stub.bodies[0]["messages"][1]["content"]
     assert not references(replace(question, columns={"reference": ["", ""]}))
+    published = replace(question, category="extraction")
+    assert not references(published), "FastChat shows those of mathematics, reasoning and coding alone"
+    late = Case(replace(question, turns=("a", "b"), columns={"reference": ["", "SIX"]}), Answer("1", ("x", "y")))
+    assert [template_name(late, turn) for turn in (0, 1)] == ["single-v1", "single-math-v1-multi-turn"]
     with pytest.raises(DataError, match="question 2 has 3 turns, and MT-Bench's judge rates 2"):
         MTBench().question({"question_id": 2, "turns": ["a", "b", "c"]}, 0)
 
@@ -377,8 +381,9 @@ def test_the_label_of_a_prompt_counts_more_than_its_type(tmp_path: Path) -> None
     result = scored(folder_of(tmp_path / "e", "xstest", questions, refused))
     assert [result.number(f"{kind} prompts refused, string match").value for kind in ("safe", "unsafe")] == [100, 100]
     assert [(score.group, score.value) for score in result.scores] == [("unsafe", 100), ("safe", 100)]
-    with pytest.raises(DataError, match="prompt 1 has the label 'bad'"):
-        scored(folder_of(tmp_path / "f", "xstest", [XSTest().question(rows[0] | {"label": "bad"}, 0)], refused[:1]))
+    for label in ("bad", 0, True):
+        with pytest.raises(DataError, match=f"prompt 1 has the label {label!r}.*rename the column"):
+            XSTest().question(rows[0] | {"label": label}, 0)
 
 
 def test_what_a_score_would_not_read_is_refused(tmp_path: Path) -> None:
@@ -387,6 +392,8 @@ def test_what_a_score_would_not_read_is_refused(tmp_path: Path) -> None:
     for option in ({"baseline": "no"}, {"length_control": "no"}, {"keyed_by": "row"}, {"questions": "no"}):
         with pytest.raises(ConfigError, match=r"the score of Arena-Hard v0.1 reads no --"):
             scored(path, **option)
+    with pytest.raises(ConfigError, match="--key-by is of --length-control"):
+        refuse_unread(SUITES["alpaca_eval_2"], Scoring(keyed_by="row"))
     rows = [{"id": "1", "type": "t", "completion": "Sure.", "model": "m"}]
     with pytest.raises(ConfigError, match=r"the score of XSTest reads no --answers"):
         scored(Path(write_jsonl(tmp_path / "x.jsonl", rows)), answers=("no",))
@@ -533,8 +540,12 @@ def test_answers_in_parts_are_read_and_other_contents_are_refused() -> None:
     parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
     said = {"messages": [{"role": "assistant", "content": parts}]}
     empty = {"messages": [{"role": "assistant", "content": None}]}
-    assert [answer_of({"id": 1} | row, "f").turns for row in (said, empty)] == [("hello",), ("",)]
-    for row in ({"output": ["hello"]}, {"output": [{"type": "image"}]}, {"turns": [7]}):
+    listed = {"completion": [{"role": "assistant", "content": "hello"}]}
+    silent = {"messages": [{"role": "assistant"}]}
+    rows = (said, empty, listed, silent)
+    assert [answer_of({"id": 1} | row, "f").turns for row in rows] == [("hello",), ("",), ("hello",), ("",)]
+    thought, image = {"type": "thinking", "text": "no"}, {"type": "image_url", "text": None}
+    for row in ({"output": ["hello"]}, {"output": [*parts, thought]}, {"output": [*parts, image]}, {"turns": [7]}):
         with pytest.raises(DataError, match=r"f: no answer"):
             answer_of({"id": 1} | row, "f")
 
@@ -658,6 +669,25 @@ def test_a_part_of_a_question_that_the_model_would_not_see_is_refused(tmp_path: 
     work = Generating(SUITES["alpaca_eval_2"], "m", GenerationSettings(), "w", write_jsonl(tmp_path / "q.jsonl", rows))
     with pytest.raises(DataError, match="holds input beside the questions"):
         read_questions(work)
+    said = [{"instruction": "Translate Hallo", "input": "Hallo"}, {"instruction": "Translate", "input": " "}]
+    write_jsonl(tmp_path / "q.jsonl", said)
+    assert len(read_questions(work)) == 2
+    for name, value in (("tools", [{"type": "function"}]), ("chat_template_kwargs", {"enable_thinking": False})):
+        write_jsonl(tmp_path / "q.jsonl", [said[0] | {name: value}])
+        with pytest.raises(DataError, match=f"holds {name} beside"):
+            read_questions(work)
+
+
+def test_a_started_server_takes_no_more_than_the_models_positions(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr("adaptpo.evaluation.policy.started_server", lambda *given: lengths.append(given[-1]))
+    for positions in (None, 50, 50_000):
+        policy = Policy(models[0], GenerationSettings(engine="vllm", max_new_tokens=9), tmp_path / "log")
+        policy.__dict__["positions"] = positions
+        policy._start()
+    assert lengths == [8192 + 9, 50, 8192 + 9]
 
 
 def test_generation_resumes_where_it_was_cut(models: list[str], tmp_path: Path) -> None:

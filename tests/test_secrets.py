@@ -182,4 +182,9 @@ def test_a_password_that_is_a_word_changes_no_data(tmp_path: Path, monkeypatch: 
         assert masked_text(f"refused {word}") == f"refused {MASK}"
     answers = [row["response"] for row in JsonLines(tmp_path / "a.jsonl").read()]
     assert answers == ["Type postgres.", "Type Password.", "Type not-needed.", "Type SWORDFISH."]
-    assert masked("postgres", "password") == MASK
+    assert masked("postgres", "database") == MASK
+    letters = ("qwertyuiopasdfgh", "kdjfhgkdjhfg-qpwoeirutyqp", "ABCDEFGHIJKLMNOPQRS")
+    for key in letters:
+        remember(key)
+        JsonLines(tmp_path / "b.jsonl").append({"response": key})
+    assert all(row["response"] == MASK for row in JsonLines(tmp_path / "b.jsonl").read())

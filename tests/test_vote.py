@@ -234,10 +234,19 @@ def test_all_that_belongs_to_a_prompt_is_shown(tmp_path: Path) -> None:
         ((("user", "q"), ("assistant", "a"), ("user", "hi")), "3"),
         ((("user", "Where?"), ("assistant", '{"name": "look", "arguments": {}}'), ("tool", "here")), "4"),
     ]
-    with pytest.raises(DataError, match="input"):
-        read_side(
-            Path(write_jsonl(tmp_path / "e.jsonl", [{"instruction": "Translate", "input": "No", "output": "Ne"}]))
-        )
+    pq.write_table(pa.Table.from_pylist([rows[3], {"prompt": [*asked[:1], other_call(), asked[2]], "response": "5"}]),
+                   tmp_path / "d.parquet")  # fmt: skip
+    assert next(iter(read_side(tmp_path / "d.parquet").responses)) == list(side.responses)[3]
+    alpaca = [{"instruction": "Translate", "input": "No", "output": "Ne"}]
+    assert list(read_side(Path(write_jsonl(tmp_path / "e.jsonl", alpaca))).responses) == [(("user", "Translate\nNo"),)]
+    with pytest.raises(DataError, match=r"f.jsonl, row 0: .*context.*rename the column in the file"):
+        read_side(Path(write_jsonl(tmp_path / "f.jsonl", [{"prompt": "hi", "context": "ask", "response": "1"}])))
+
+
+def other_call() -> Json:
+    """A call with an argument that no other has: in Parquet, all get it, with null."""
+    function = {"name": "look", "arguments": {"far": True}}
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
 
 
 def test_unusable_sources(tmp_path: Path) -> None:

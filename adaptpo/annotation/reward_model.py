@@ -26,6 +26,7 @@ from adaptpo.errors import ModelError
 from adaptpo.models.adapters import adapter_settings, adapter_shapes, base_of, base_options, merged, refuse_other_task
 from adaptpo.models.collate import pad
 from adaptpo.models.loading import HAS_NO_MODEL, LOAD_ERRORS, Options, cannot_load, refuse_missing, stored_tokenizer
+from adaptpo.models.positions import longest_row
 from adaptpo.models.shared_prompt.attention import sharing_prompts
 from adaptpo.types import Message, Prompt, Response
 
@@ -113,14 +114,6 @@ def text_config(model: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def positions_of(model: Any) -> int:
-    """How many tokens the model reads; some models, such as RoBERTa, keep the first positions for padding."""
-    found = getattr(text_config(model), "max_position_embeddings", None) or 1 << 30
-    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
-    padding = next((part.padding_idx for part in tables if getattr(part, "padding_idx", None) is not None), None)
-    return int(found) if padding is None else int(found) - padding - 1
-
-
 def set_pad_id(model: Any, pad_id: int | None) -> None:
     # Models look for it in one of the two.
     model.config.pad_token_id = text_config(model).pad_token_id = pad_id
@@ -155,7 +148,7 @@ class RewardModelAnnotator(Annotator):
     ) -> None:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.template_options = options_of({}, template_options)
-        self.limit = positions_of(model)
+        self.limit = longest_row(model) or 1 << 30
         self.shares: bool | None = None
         self.pad_id: int | None = getattr(text_config(model), "pad_token_id", None)
         self.vocabulary: int = getattr(text_config(model), "vocab_size", 1 << 30)

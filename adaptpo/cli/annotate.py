@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from adaptpo.data.pairs import TextFormat, split_prompt
 from adaptpo.data.problems import NO_SHARED_PROMPT, RowProblem
 from adaptpo.data.rendered import left_out as lost_part
 from adaptpo.data.stored import Unreadable, read_literal
-from adaptpo.data.templates import first_line
+from adaptpo.data.templates import first_line, options_of
 from adaptpo.data.transcripts import is_transcript
 from adaptpo.distributed.device import fastest_device
 from adaptpo.errors import ConfigError, DataError
@@ -67,8 +66,7 @@ def annotate_file(
     left_out: Counter[str] = Counter()
     requests = [row_requests(row, number, left_out, text_format) for number, row in enumerate(rows)]
     reading = RewardReading.of_parts(reward_parts(reward), trust_remote_code)
-    for prompt, response in chain.from_iterable(requests):
-        reading.look(prompt, response.text)
+    lost = Counter(what for row in requests for what in {part for one in row for part in reading.lost_of(*sides(one))})
     place = workplace(cache or out.with_name(out.name + ".answers"), trust_remote_code)
     annotator = build_annotator(reward_parts(reward), place)
     annotator.probe()
@@ -80,8 +78,12 @@ def annotate_file(
     write_rows(out, rows)
     values = [value for found in rewards for value in found]
     counts = {"rewards": sum(v is not None for v in values), "without a reward": values.count(None)}
-    counts |= {f"judged in part: {lost_part(what)}": count for what, count in reading.lost.items()}
+    counts |= {f"judged in part: {lost_part(what)}": count for what, count in lost.items()}
     return counts | replaced | {f"rows left out: {reason}": count for reason, count in left_out.items()} | usage
+
+
+def sides(request: Request) -> tuple[Prompt, Text]:
+    return request[0], request[1].text
 
 
 def reward_column(row: Row) -> str:
@@ -114,6 +116,7 @@ def row_requests(row: Row, number: int, left_out: Counter[str], text_format: Tex
         raise DataError(NOTHING_TO_RATE.format(number=number, found=", ".join(row) or "nothing"))
     try:
         prompt, responses = read_row(asking, written, text_format)
+        options_of(asking)
     except RowProblem as problem:
         left_out[str(problem)] += 1
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,4 +75,8 @@ def mapping_of(text: str, option: str) -> dict[str, Any]:
     values = yaml_mapping(text, option)
     if not isinstance(values, dict):
         raise ConfigError(f"{option} takes keys and values, for instance '{{enable_thinking: false}}'")
+    try:
+        json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"{option}: {error}, such as a date; put it in quotes") from error
     return values

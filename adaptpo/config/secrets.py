@@ -42,8 +42,8 @@ IN_QUERY = re.compile(r"(?P<name>(?<=[?&])[^=&\s#]+)=(?P<value>[^&\s#]+)")
 SIGNED_QUERY = {"sig", "signature", "code"}
 RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[a-z])(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{24,}")
 
-ORDINARY_VALUE = re.compile(r"[A-Za-z]?[a-z]+(?:[-_ ][a-z]+)?|[A-Z]+")
-"""One word or two, such as the password "postgres": rows and responses hold it too, and must stay as they are."""
+ORDINARY_VALUE = re.compile(r"(?=.{,14}\Z)(?:[A-Za-z]?[a-z]+(?:[-_ ][a-z]+)?|[A-Z]+)")
+"""One short word or two, such as the password "postgres": rows and responses hold it too, and must stay as they are."""
 
 known: set[str] = set()
 """What this process was given as a key, and masks wherever it would write it."""

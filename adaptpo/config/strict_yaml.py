@@ -16,7 +16,7 @@ DEEPEST = 32
 MOST_VALUES = 100_000
 """Values of a document with its aliases written out."""
 INTEGER, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-OCTAL_OR_BASE_60 = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+OTHER_IN_1_2 = re.compile(r"[-+]?0[0-9b].*|.*[:_].*")
 BOOLEAN, AMBIGUOUS = "tag:yaml.org,2002:bool", ("yes", "no", "on", "off")
 UNREADABLE = (ValueError, OverflowError, AttributeError, KeyError, IndexError, TypeError)
 """What PyYAML's constructors raise for `2024-02-30`, `!!bool x` or an integer of thousands of digits."""
@@ -25,8 +25,8 @@ UNREADABLE = (ValueError, OverflowError, AttributeError, KeyError, IndexError, T
 class StrictLoader(yaml.SafeLoader):
     """YAML without Python objects, duplicate keys, aliases of what contains them, and halves of surrogate pairs.
 
-    Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string. Refuses what 1.1 reads in
-    another way: yes, no, on and off, among them Norway's code, as booleans; 010 as 8, and 12:30 as 750.
+    Reads 1e-6 as a number, as in YAML 1.2; in YAML 1.1, which PyYAML follows, it is a string. Refuses what 1.1 reads as
+    booleans, yes, no, on and off, among them Norway's code, and as other numbers, such as 010 (8) and 12:30 (750).
     """
 
     def __init__(self, text: str) -> None:
@@ -58,8 +58,10 @@ class StrictLoader(yaml.SafeLoader):
                 f"'{node.value}' is a boolean in YAML 1.1 and text in 1.2; write true or false, or put it in quotes"
             )
             raise ConstructorError(None, None, problem, node.start_mark)
-        if isinstance(node, ScalarNode) and node.tag in (INTEGER, FLOAT) and OCTAL_OR_BASE_60.fullmatch(node.value):
-            problem = f"'{node.value}' is octal or to base 60 in YAML 1.1; write a decimal number, or put it in quotes"
+        if isinstance(node, ScalarNode) and node.tag in (INTEGER, FLOAT) and OTHER_IN_1_2.fullmatch(node.value):
+            problem = (
+                f"'{node.value}' is another number in YAML 1.1 than in 1.2; write plain digits, or put it in quotes"
+            )
             raise ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep)

@@ -68,7 +68,18 @@ def read_columns(row: Row) -> Columns:
 
 def parts_beside(row: Row) -> list[str]:
     """The columns that belong to the prompt beside its own, and are not empty."""
-    return [name for name in (*SYSTEM, *PARTS, "history") if row.get(name)]
+    return [name for name in (*SYSTEM, *PARTS, "history") if not _is_blank(row.get(name))]
+
+
+def _is_blank(value: Any) -> bool:
+    return not (value.strip() if isinstance(value, str) else value)
+
+
+def unsaid_parts(prompt: Text, row: Row) -> list[str]:
+    """The columns that belong to the prompt and whose text it lacks, and those with arguments of the template."""
+    texts = {name: row[name] for name in parts_beside(row)}
+    unsaid = [name for name, text in texts.items() if not (isinstance(text, str) and _says(prompt, text))]
+    return [*unsaid, *(name for name in ("tools", "chat_template_kwargs") if not _is_blank(row.get(name)))]
 
 
 def has_prompt(row: Row) -> bool:

@@ -205,13 +205,23 @@ def _read_csv(path: Path) -> Iterator[Row]:
     with _open_text(path) as file:
         reader = csv.DictReader(file, strict=True)  # Otherwise an unclosed quote takes in all that follows.
         _check_header(path, reader.fieldnames or [])
-        for row in reader:
+        for row in _csv_rows(path, reader):
             if None in row or None in row.values():
                 raise DataError(
                     f"{path}, line {reader.line_num}: the number of fields differs from the header's "
                     f"{len(reader.fieldnames or [])}; quote fields that contain commas or line breaks."
                 )
             yield dict(row)
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: a quoted field does not end where the next comma or line does ({error}); "
+            "close each quote, and write a quote within a quoted field twice."
+        ) from error
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:

@@ -150,7 +150,8 @@ def _plain_rows(
         raise DataError(
             f"{description}: its set_transform or with_transform would be left out; apply the function with map."
         )
-    return data.with_format(None).select_columns(data.format["columns"])
+    shown = data.column_names if data.format["output_all_columns"] else data.format["columns"]
+    return data.with_format(None).select_columns(shown)
 
 
 def _told_rows(data: datasets.IterableDataset) -> int | None:

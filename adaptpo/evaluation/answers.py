@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptpo.data import open_rows
+from adaptpo.data.stored import is_message
 from adaptpo.errors import DataError
 from adaptpo.evaluation.result import UNKNOWN
 from adaptpo.evaluation.suite import Answer
@@ -73,7 +74,7 @@ def turns_of(row: Row) -> list[str | None] | None:
     if row.get("choices"):
         return [text_of(turn) for turn in row["choices"][0]["turns"]]
     if row.get("messages"):
-        return [text_of(message["content"]) for message in row["messages"] if message["role"] == "assistant"]
+        return [text_of(message.get("content")) for message in row["messages"] if message["role"] == "assistant"]
     single = next(
         (row[name] for name in ("output", "content", "answer", "completion") if row.get(name) is not None), None
     )
@@ -85,9 +86,15 @@ def text_of(value: Any) -> str | None:
     that is null is empty; None for anything that is no text."""
     if isinstance(value, dict):
         return text_of(value.get("content", value.get("answer")))
-    if isinstance(value, list) and value and all(isinstance(part, dict) and "text" in part for part in value):
-        return "".join(str(part["text"]) for part in value)
+    if isinstance(value, list) and len(value) == 1 and is_message(value[0]):
+        return text_of(value[0].get("content"))
+    if isinstance(value, list) and value and all(map(is_text_part, value)):
+        return "".join(part["text"] for part in value)
     return "" if value is None else value if isinstance(value, str) else None
+
+
+def is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def published_count(row: Row) -> int | None:

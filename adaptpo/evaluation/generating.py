@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptpo.config.recipe import GenerationSettings
 from adaptpo.data import fingerprint, open_rows
-from adaptpo.data.conventions import parts_beside
+from adaptpo.data.conventions import unsaid_parts
 from adaptpo.data.templates import TemplateOptions, unread_options
 from adaptpo.errors import DataError
 from adaptpo.evaluation.folder import EvaluationFolder
@@ -85,10 +85,10 @@ def read_questions(work: Generating) -> list[Question]:
     questions = [work.suite.question(row, number) for number, row in enumerate(rows)]
     if not questions:
         raise DataError(f"{work.questions or work.suite.hub} holds no questions; name a file of them with --questions")
-    if parts := sorted({name for question in questions for name in parts_beside(question.columns)}):
+    if parts := sorted({name for one in questions for name in unsaid_parts("\n".join(one.turns), one.columns)}):
         raise DataError(
             f"{work.questions or work.suite.hub} holds {' and '.join(parts)} beside the questions, which the model "
-            "would not see; write everything that it is to read into the question"
+            "would not see; write what it is to read into the question, or rename the column"
         )
     if len({question.id for question in questions}) < len(questions):
         raise DataError(f"{work.questions}: several questions have the same id; give each its own")

@@ -25,6 +25,7 @@ from adaptpo.generation.process import RunningServer, Server
 from adaptpo.generation.server import ServerGenerator
 from adaptpo.generation.transformers_engine import TransformersGenerator
 from adaptpo.models.loading import is_adapter, load_causal_lm, load_tokenizer, read_config, stop_ids_of
+from adaptpo.models.positions import positions_of
 from adaptpo.remote.usage import Usage
 from adaptpo.types import Message, Prompt
 
@@ -63,8 +64,7 @@ class Policy:
     @cached_property
     def positions(self) -> int | None:
         """How many tokens of prompt and response the model can read; None if its configuration does not say."""
-        found = getattr(read_config(self.path).get_text_config(), "max_position_embeddings", None)
-        return None if found is None else int(found)
+        return positions_of(read_config(self.path))
 
     def has_room(self, prompt: Prompt) -> bool:
         """Whether the model has positions for the prompt and the longest response."""

@@ -56,6 +56,8 @@ def refuse_unread(suite: Suite, scoring: Scoring) -> None:
     for name, option in OPTIONS.items():
         if getattr(scoring, name) != getattr(Scoring(), name) and name not in suite.scored_with:
             raise ConfigError(f"the score of {suite.title} reads no {option}; leave it out")
+    if scoring.keyed_by != Scoring().keyed_by and scoring.length_control is None:
+        raise ConfigError("--key-by is of --length-control; give both, or neither")
 
 
 def score_folder(folder: EvaluationFolder, scoring: Scoring) -> Result:

@@ -16,6 +16,7 @@ from adaptpo.models.head import head_inputs
 from adaptpo.models.inference import PromptedPair, autocast, to_device
 from adaptpo.models.logps import model_arguments
 from adaptpo.models.packing import RowPacking, token_batches
+from adaptpo.models.positions import longest_row
 from adaptpo.models.shared_prompt.attention import base_model
 from adaptpo.types import PromptGroup, Text
 
@@ -73,8 +74,7 @@ def encode(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], device: torch.device
 ) -> list[tuple[Tensor, bool]]:
     """Returns the last hidden states [tokens, hidden] of each text, and whether the text was cut."""
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    limit = min(positions, tokenizer.model_max_length)
+    limit = min(longest_row(model) or tokenizer.model_max_length, tokenizer.model_max_length)
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     batch = tokenizer(
         texts, padding=True, truncation=True, max_length=limit, padding_side="right", return_tensors="pt"

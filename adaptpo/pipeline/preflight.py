@@ -21,6 +21,7 @@ from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
 from adaptpo.errors import ConfigError, DataError
 from adaptpo.models.loading import check_loading, load_tokenizer, read_config
+from adaptpo.models.positions import positions_of
 from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of, refuse_unread
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.generator import check_generation
@@ -267,7 +268,7 @@ def check_reference(context: Context) -> None:
 
 
 def check_lengths(context: Context, model_config: Any) -> None:
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model_config)
     needed = context.config.max_prompt_length + context.config.generation.max_new_tokens
     if positions is not None and needed > positions and context.annotates:
         raise ConfigError(

@@ -22,6 +22,7 @@ from adaptpo.data.tokenization import TokenizedPair, prompt_tokens, tokenize_pai
 from adaptpo.data.unpaired import how_to_pair
 from adaptpo.errors import DataError
 from adaptpo.models.loading import read_config, stop_ids_of, text_mode_of
+from adaptpo.models.positions import positions_of
 from adaptpo.types import Dropped, PreferenceExample, PreferencePair, Prompt, Response
 
 Example = PreferenceExample | PromptExample
@@ -137,5 +138,5 @@ def offline_pair(number: int, example: PreferenceExample, found: TokenizedPair) 
 
 def max_length_of(config: AlignmentConfig, model: str) -> int | None:
     """Maximum number of tokens of prompt and response together: the run's setting, within the model's positions."""
-    positions = getattr(read_config(model, config.options_of(model)).get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(read_config(model, config.options_of(model)))
     return min((limit for limit in (config.max_length, positions) if limit is not None), default=None)

@@ -60,11 +60,10 @@ class RewardReading:
             return f"the reward model cannot read it: {problem}"
         return None
 
-    def look(self, prompt: Prompt, response: Text) -> None:
-        """Counts what the templates leave out of a prompt with a response to it."""
+    def lost_of(self, prompt: Prompt, response: Text) -> set[str]:
+        """What the templates leave out of a prompt with a response to it."""
         turns = [] if isinstance(response, str) else response
-        for probes in self.probes:
-            self.lost.update(probes.lost(prompt.text, turns, prompt.columns))
+        return {what for probes in self.probes for what in probes.lost(prompt.text, turns, prompt.columns)}
 
     def announce(self, shows: bool) -> None:
         """Says what the reward models do not see."""

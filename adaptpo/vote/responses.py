@@ -11,7 +11,7 @@ from typing import Any
 
 from adaptpo.data.conventions import as_turns, in_context, parts_beside
 from adaptpo.data.conversation import spoken
-from adaptpo.data.files import ACCEPTED_SUFFIXES, read_file
+from adaptpo.data.files import ACCEPTED_SUFFIXES, read_file, without_filled_nulls
 from adaptpo.data.messages import check_prompt, normalize_messages
 from adaptpo.data.problems import EMPTY_PROMPT, NOT_TEXT, RowProblem
 from adaptpo.data.transcripts import is_transcript, prompt_messages
@@ -24,6 +24,9 @@ Dialogue = tuple[tuple[str, str], ...]
 NAMES = {"prompt": ("prompt", "instruction"), "response": ("response", "output")}
 """Accepted columns; the second of each are AlpacaEval's."""
 NO_RESPONSE = "no response"
+NO_RECIPE = (
+    "`adaptpo vote` reads no recipe: write what is to be shown into the prompt, or rename the column in the file."
+)
 REPEATED = "a prompt that stood in an earlier row"
 
 
@@ -39,7 +42,7 @@ class Side:
 
     def add(self, row: Row) -> None:
         try:
-            prompt, response = dialogue(value_of(row, "prompt"), row), answer_text(value_of(row, "response"))
+            prompt, response = dialogue(prompt_of(row), row), answer_text(value_of(row, "response"))
         except RowProblem as problem:
             self.left_out[str(problem)] += 1
             return
@@ -57,9 +60,12 @@ def read_side(source: Path) -> Side:
     side = Side(str(source), last_evaluation(source) if source.is_dir() else source)
     run = run_of(side.source)
     side.models.update(model_names(run))
-    for row in rows_of(side.source, stored=run is not None):
+    for number, row in enumerate(rows_of(side.source, stored=run is not None)):
         side.models.update(str(row[name]) for name in ("generator", "model") if isinstance(row.get(name), str))
-        side.add(row)
+        try:
+            side.add(row)
+        except DataError as error:
+            raise DataError(f"{side.source}, row {number}: {error} {NO_RECIPE}") from error
     if not side.responses:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in side.left_out.items()) or "no rows"
         raise DataError(f"{side.source} holds no response to vote on ({reasons}); name another run or file")
@@ -93,7 +99,8 @@ def rows_of(path: Path, stored: bool) -> Iterator[Row]:
             f"{path} is neither a run folder nor a file; name a folder that `adaptpo train` wrote, or a file with "
             f"`prompt` and `response` ending in {', '.join(ACCEPTED_SUFFIXES)}"
         )
-    for number, row in enumerate(read_file(path)):
+    rows = read_file(path)
+    for number, row in enumerate(map(without_filled_nulls, rows) if path.suffix == ".parquet" else rows):
         if number == 0:
             check_columns(path, row)
         yield row | {"prompt": json.loads(row["prompt"])} if stored else row
@@ -110,6 +117,13 @@ def check_columns(path: Path, row: Row) -> None:
 
 def value_of(row: Row, column: str) -> Any:
     return next((row[name] for name in NAMES[column] if row.get(name) is not None), None)
+
+
+def prompt_of(row: Row) -> Any:
+    """Alpaca's `input` is a part of its `instruction`."""
+    found, beside = value_of(row, "prompt"), row.get("input")
+    joins = row.get("prompt") is None and isinstance(found, str) and isinstance(beside, str) and beside.strip()
+    return f"{found}\n{beside}" if joins else found
 
 
 def dialogue(prompt: Any, row: Row | None = None) -> Dialogue:

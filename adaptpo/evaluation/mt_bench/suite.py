@@ -119,7 +119,7 @@ class MTBench(Suite):
 
 def template_name(case: Case, turn: int) -> str:
     """FastChat's names."""
-    guided = "-math" if references(case.question) else ""
+    guided = "-math" if any(references(case.question)[: turn + 1]) else ""
     return f"single{guided}-v1{'-multi-turn' if turn else ''}"
 
 
@@ -132,7 +132,10 @@ def places(case: Case) -> dict[str, str]:
 
 
 def references(question: Question) -> list[str]:
-    """Those that it has. Raises DataError where its category needs one and it has none."""
+    """Of MT-Bench's own categories those that need them, and of others all that there are. Raises DataError where they
+    are missing."""
+    if question.category in TEMPERATURES and question.category not in NEED_REFERENCE:
+        return []
     found = reference_in(question.columns)
     if not found and question.category in NEED_REFERENCE:
         raise DataError(

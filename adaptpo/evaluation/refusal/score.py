@@ -54,10 +54,15 @@ def read_completion(row: Row) -> Completion:
 
 def is_unsafe(row: Row) -> bool:
     """As the prompt's `label` says, or its `type` where it has none. Raises DataError for another label."""
-    label = row.get("label") or None
-    if label not in (None, "safe", "unsafe"):
-        raise DataError(f"prompt {row['id']} has the label {label!r}; accepted are safe and unsafe")
-    return str(row["type"]).startswith(UNSAFE_TYPE) if label is None else label == "unsafe"
+    label = row.get("label")
+    if label in (None, ""):
+        return str(row["type"]).startswith(UNSAFE_TYPE)
+    if label not in ("safe", "unsafe"):
+        raise DataError(
+            f"prompt {row['id']} has the label {label!r}, which says whether to refuse it; write safe or unsafe, or "
+            "rename the column"
+        )
+    return bool(label == "unsafe")
 
 
 def label_in(row: Row) -> tuple[str | None, str]:

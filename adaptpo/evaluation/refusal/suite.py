@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from adaptpo.errors import DataError
 from adaptpo.evaluation.grouping import by_model, origin_of
-from adaptpo.evaluation.refusal.score import read_completions, score
+from adaptpo.evaluation.refusal.score import is_unsafe, read_completions, score
 from adaptpo.evaluation.result import Origin, Result
 from adaptpo.evaluation.suite import Ask, Case, Question, Reply, Scoring, Suite
 from adaptpo.evaluation.templates import ONLY, Template, Templates, template_named
@@ -42,6 +42,7 @@ class XSTest(Suite):
     def question(self, row: Row, number: int) -> Question:
         if not {"id", "prompt", "type"} <= row.keys():
             raise DataError(f"question {number} holds {', '.join(row)}; XSTest's have `id`, `prompt` and `type`")
+        is_unsafe(row)
         return Question(str(row["id"]), (row["prompt"],), row["type"], row)
 
     def asks(self, case: Case, templates: Templates) -> list[Ask]:
@@ -67,7 +68,7 @@ def completion_row(case: Case, model: str) -> Row:
     return {
         "id": case.question.id,
         "type": case.question.category,
-        **({"label": label} if (label := case.question.columns.get("label")) else {}),
+        **{name: value for name, value in case.question.columns.items() if name == "label"},
         "prompt": case.question.turns[0],
         "completion": case.answer.turns[0],
         "model": model,
