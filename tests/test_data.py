@@ -451,7 +451,7 @@ def test_missing_splits_name_the_available_ones(tmp_path: Path) -> None:
             r"line 3: a quoted field does not end where the next comma or line does \(unexpected end of data\)",
         ),
         ("d.csv", 'a,b\n1,"2', "close each quote"),
-        ("d.csv", 'a,b\n1,"2" x\n', "line 2: a quoted field"),
+        ("d.csv", 'a,b\n1,2\n1,"2" x\n', "after line 2: a quoted field"),
         ("d.parquet", "no parquet", "not a readable .parquet file"),
         ("d.jsonl.gz", "no gzip", "not a readable .jsonl.gz file"),
         ("d.txt", "x", "accepted endings: .jsonl"),

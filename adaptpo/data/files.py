@@ -219,7 +219,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, str
         yield from reader
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {reader.line_num}: a quoted field does not end where the next comma or line does ({error}); "
+            f"{path}, after line {reader.line_num}: a quoted field does not end at a comma or line break ({error}); "
             "close each quote, and write a quote within a quoted field twice."
         ) from error
 
