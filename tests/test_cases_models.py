@@ -659,7 +659,7 @@ def test_dtype_of_a_checkpoint_is_announced(
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto") if in_memory else path
     tokenizer = {"processing_class": byte_tokenizer()} if in_memory else {}
     out = run(model, tmp_path / "run", show_progress=True, **tokenizer)
-    assert "trained in float32, and the checkpoint's dtype is bfloat16" in capsys.readouterr().out
+    assert "train in float32, and the checkpoint's dtype is bfloat16" in capsys.readouterr().out
     assert AutoModelForCausalLM.from_pretrained(out / "final", dtype="auto").dtype == torch.float32
 
 

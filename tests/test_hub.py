@@ -86,6 +86,14 @@ def test_a_push_that_failed_is_repeated_alone(policy: str, hub: Hub, tmp_path: P
     assert hub.commits == ["End of training"] and (tmp_path / "tea" / "metrics.jsonl").read_text() == before
 
 
+def test_another_place_is_pushed_to(policy: str, hub: Hub, tmp_path: Path) -> None:
+    """A finished run with another repository pushes there; the same command again does not push again."""
+    trainer(policy, tmp_path / "tea").train()
+    for _ in range(2):
+        trainer(policy, tmp_path / "tea", hub_model_id="ann/coffee").train()
+    assert len(hub.commits) == 2 and hub.files["ann/coffee"].keys() == hub.files["ann/tea"].keys()
+
+
 def test_push_to_hub_of_the_trainer(policy: str, hub: Hub, tmp_path: Path) -> None:
     """As in TRL: after training, with a message and a token of its own."""
     made = trainer(policy, tmp_path / "tea", push_to_hub=False)

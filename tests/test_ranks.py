@@ -418,6 +418,7 @@ def test_reward_training_refuses_an_optimizer_state_of_another_layout(
     [
         (zero(2) | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "round the weights to float16"),
         (zero(0), "set zero_stage to 1, 2 or 3"),
+        (zero(3) | {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "false"}, "set zero3_save_16bit_model"),
         (FSDP | {"FSDP_VERSION": "1"}, "fsdp_version: 1; runs need 2"),
         (FSDP | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "runs need FULL_STATE_DICT"),
         (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "runs need false"),

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, integration_utils
 
 from adaptpo import AlignmentConfig, AlignmentTrainer
 from adaptpo.errors import ConfigError
-from adaptpo.pipeline.trackers import tracked_id, tracking
+from adaptpo.pipeline.trackers import Trackers, tracked_id, tracking
 from adaptpo.run.damage import mend
 from adaptpo.run.directory import open_run
 from adaptpo.run.files import JsonLines
@@ -181,10 +181,36 @@ class Writer:
 
 def test_unlogged_steps_count(tmp_path: Path) -> None:
     """A phase of five steps that logs every two is followed by one whose first step is the sixth."""
-    (tmp_path / "state.json").write_text('{"phases": {"a": {"done": true, "steps": 5}}}')
+    (tmp_path / "state.json").write_text('{"phases": {"warmup": {"done": true, "steps": 5}}}')
     axis = StepAxis(tmp_path)
-    records = [("a", 2), ("a", 4), ("e", None), ("b", 2), ("e", None)]
+    records = [("warmup", 2), ("warmup", 4), ("e", None), ("iterations/0/train", 2), ("e", None)]
     assert [axis.place({"phase": phase, "step": step}) for phase, step in records] == [2, 4, 5, 7, 7]
+
+
+def test_steps_of_another_model_are_its_own(memory: list[tuple[str, Any]], tmp_path: Path) -> None:
+    """A reward model's steps are none of the policy's, in a tracker either."""
+    (tmp_path / "state.json").write_text('{"phases": {"reward": {"done": true, "steps": 500}}}')
+    followed = Trackers([Memory()], TrainingArguments(str(tmp_path)), tmp_path)
+    for phase, step in [("evaluate/initial", None), ("reward", 500), ("warmup", 1), ("reward", 3), ("warmup", 2)]:
+        followed.send({"phase": phase, "step": step, "iteration": None, "time": 0.0, "loss": 1.0})
+    assert [given[0] for _, given in memory] == [0, 500, 1, 3, 2]
+
+
+def test_a_tracker_stores_the_recipe(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep over methods and betas has to show them: the seed is the run's, the epochs are the method's."""
+    stored: list[dict[str, Any]] = []
+
+    class Storing(Memory):
+        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+            stored.append(args.to_sanitized_dict() | {"whole": args.to_dict(), "json": json.loads(args.to_json_string())})
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "memory", Storing)
+    monkeypatch.setattr(Memory, "told", [], raising=False)
+    trainer(policy, tmp_path / "tea", "memory").train()
+    (found,) = stored
+    assert (found["seed"], found["num_train_epochs"], found["learning_rate"]) == (0, 1.0, 1e-3)
+    assert all("DPO(beta=0.1," in found[form]["method"]["choices"]["objective"] for form in ("whole", "json"))
+    assert found["whole"]["num_iterations"] == 2
 
 
 def scalars_of(folder: Path) -> list[tuple[str, int]]:

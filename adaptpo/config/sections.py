@@ -81,6 +81,7 @@ UNUSABLE_VALUES = {
     "lr_scheduler_type": dict.fromkeys(
         ("reduce_lr_on_plateau", "greedy"), f"set another schedule, such as cosine; {NEEDS_EVALUATIONS}"
     ),
+    "max_steps": {"0": "transformers takes it for no limit; leave it out, or set a number of steps"},
 }
 """Values of `TrainingArguments` that no run can follow, with what to set instead."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 
 def is_set(variable: str) -> bool:
@@ -17,6 +19,17 @@ def is_sharded() -> bool:
 def converts_weights() -> bool:
     """Whether training in mixed precision converts the weights, in place of autocast."""
     return is_set("ACCELERATE_USE_FSDP")
+
+
+def saves_parts() -> bool:
+    """Whether DeepSpeed shares out the weights, and each process would save its part alone."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    gathers = is_set("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")
+    file = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"))
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
+        stage, gathers = settings.get("stage", 0), settings.get("stage3_gather_16bit_weights_on_model_save", False)
+    return str(stage) == "3" and gathers is not True
 
 
 def parallel_size(kind: str) -> int:

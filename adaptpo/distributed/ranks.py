@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from adaptpo.distributed.launch import is_set, is_sharded, parallel_size, process_count
+from adaptpo.distributed.launch import is_set, is_sharded, parallel_size, process_count, saves_parts
 from adaptpo.errors import ConfigError, RunError
 
 Value = TypeVar("Value")
@@ -152,6 +152,11 @@ def check_sharding(training: dict[str, Any]) -> None:
         raise ConfigError(
             "DeepSpeed would round the weights to float16 and save them so; train in bf16, or with FSDP2 "
             "(recipes/accelerate/fsdp2.yaml)"
+        )
+    if is_set("ACCELERATE_USE_DEEPSPEED") and saves_parts():
+        raise ConfigError(
+            "DeepSpeed's stage 3 would save each process's part of the weights apart; set zero3_save_16bit_model, "
+            "as in recipes/accelerate/zero3.yaml (in a DeepSpeed file: stage3_gather_16bit_weights_on_model_save)"
         )
     if not is_set("ACCELERATE_USE_FSDP"):
         return

@@ -44,6 +44,9 @@ WHERE_AND_WHOSE = (*WHERE, "trust_remote_code", "code_revision")
 """The arguments of `from_pretrained` that hold for the configuration and the tokenizer of a model too."""
 OF_A_LAYER = re.compile(r"^(?!score|classifier|lm_head).*\.\d+\.")
 """Names of weights that a model of every kind has."""
+OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+OF_BEAMS = ("early_stopping", "length_penalty")
+"""Settings of a `GenerationConfig` that are read with `do_sample` alone, and with several beams."""
 HAS_NO_MODEL = "Give a folder that `save_pretrained` wrote, or a hub id that this machine can reach."
 TRUST = (
     "it comes with Python code of its own. Read that code, then set trust_remote_code: true in the recipe "
@@ -106,13 +109,17 @@ def stored_tokenizer(path: str, options: Options | None = None) -> PreTrainedTok
 
 def stop_ids_of(path: str, tokenizer: PreTrainedTokenizerBase, options: Options | None = None) -> frozenset[int]:
     """Ids of the tokens that end a response of the model at `path`."""
+    return stop_token_ids(tokenizer, read_generation_config(path, options))
+
+
+def read_generation_config(path: str, options: Options | None = None) -> GenerationConfig | None:
+    """None for a model without `generation_config.json`."""
     try:
         place, own = whole_model(path, options)
         where = {name: value for name, value in shared_options(own).items() if name != "trust_remote_code"}
-        generation_config = GenerationConfig.from_pretrained(place, **where)
-    except OSError:  # A model folder without generation_config.json.
-        generation_config = None
-    return stop_token_ids(tokenizer, generation_config)
+        return GenerationConfig.from_pretrained(place, **where)
+    except OSError:
+        return None
 
 
 def text_mode_of(tokenizer: PreTrainedTokenizerBase, text_format: Literal["auto", "messages", "text"]) -> TextFormat:
@@ -154,7 +161,24 @@ def load_causal_lm(path: str, options: dict[str, Any]) -> nn.Module:
         raise cannot_load("a causal language model", path, error, remedy, options) from error
     remedy = "give a model that generates text (a reward model belongs under `reward`)"
     refuse_missing(path, loaded["missing_keys"], "is not a causal language model", remedy)
+    leave_out_unread(model.generation_config)
     return model
+
+
+def leave_out_unread(config: GenerationConfig) -> list[str]:
+    """Takes out what transformers does not read, such as a temperature without `do_sample`: with it, it would not save
+    the model once a special token changes. Returns the names."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        sampling = () if config.do_sample else OF_SAMPLING
+        beams = () if (config.num_beams or 1) > 1 else OF_BEAMS
+        usual = GenerationConfig()
+        unread = [name for name in (*sampling, *beams) if getattr(config, name, None) != getattr(usual, name, None)]
+        for name in unread:
+            setattr(config, name, getattr(usual, name))
+        return unread
+    return []
 
 
 def refuse_missing(path: str, missing: Collection[str], other_kind: str, remedy: str) -> None:
@@ -170,19 +194,42 @@ def refuse_missing(path: str, missing: Collection[str], other_kind: str, remedy:
     raise ModelError(f"the model at '{path}' {other_kind}: it has no {', '.join(sorted(missing)[:3])}; {remedy}")
 
 
+def dequantizes(quantization: Any) -> bool:
+    """Whether a model is loaded with whole weights, whatever its files hold."""
+    found = quantization if isinstance(quantization, dict) else vars(quantization or object)
+    return bool(found.get("dequantize"))
+
+
+def check_quantization(quantization: Any, is_stored: bool, adapted: bool) -> None:
+    """Raises ConfigError for quantized weights that a run cannot train, or that this machine cannot load."""
+    if not adapted:
+        whose = (
+            "the checkpoint's weights are quantized" if is_stored else "model_init_kwargs.quantization_config is set"
+        )
+        raise ConfigError(
+            f"{whose}, and quantized weights are not trained; set peft (LoRA), or train a model without quantization"
+        )
+    try:
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=is_stored)
+        quantizer.validate_environment(device_map=None)
+        trains = quantizer.is_trainable
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"the quantized weights cannot be loaded: {first_line(error)}") from error
+    if not trains:
+        raise ConfigError(
+            f"weights quantized by {quantizer.quantization_config.quant_method.value} train with no adapter either; "
+            "give a model that is not quantized, or quantized by bitsandbytes"
+        )
+
+
 def check_loading(config: PretrainedConfig, options: Options, adapted: bool) -> None:
     """Raises ModelError or ConfigError for arguments of `from_pretrained` that this machine cannot follow, such as an
     attention implementation or a quantization whose package is missing. Loads no weights."""
-    quantization = options.get("quantization_config")
-    if quantization is not None and not adapted:
-        raise ConfigError(
-            "model_init_kwargs.quantization_config: quantized weights are not trained; set peft (LoRA), or leave the "
-            "quantization out"
-        )
+    given, stored = options.get("quantization_config"), getattr(config, "quantization_config", None)
+    if (given or stored) and not dequantizes(given):
+        check_quantization(given or stored, stored is not None, adapted)
     implementation = {name: options[name] for name in ("attn_implementation",) if name in options}
     try:
-        if quantization is not None:
-            AutoHfQuantizer.from_config(quantization).validate_environment(device_map=options.get("device_map"))
         if implementation:
             trust = bool(options.get("trust_remote_code"))
             with torch.device("meta"):
@@ -244,9 +291,25 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
+            refuse_unmatched(peft, [name for name, _ in model.named_modules()])
             return get_peft_model(model, lora_config(peft), revision=options.get("revision"))
         except ValueError as error:
             raise ConfigError(f"peft: {first_line(error)}") from error
+
+
+def refuse_unmatched(peft: dict[str, Any], modules: Collection[str]) -> None:
+    """Raises ConfigError for names of modules that the model does not have; peft ignores all but the last."""
+    for setting in ("target_modules", "modules_to_save"):
+        names = peft.get(setting) or ()
+        for name in () if isinstance(names, str) else names:
+            if not any(f".{module}".endswith(f".{name}") for module in modules):
+                known = ", ".join(sorted({module.rpartition(".")[2] for module in modules} - {""}, key=kind_of_name))
+                raise ConfigError(f"peft.{setting}: the model has no module '{name}'; it has {known}")
+
+
+def kind_of_name(module: str) -> tuple[bool, str]:
+    """Sorts the names of modules, those of layers, which are numbers, last."""
+    return module.isdigit(), module
 
 
 def base_is_untouched(policy: nn.Module, peft: dict[str, Any]) -> bool:
@@ -254,10 +317,14 @@ def base_is_untouched(policy: nn.Module, peft: dict[str, Any]) -> bool:
 
     Some LoRA settings change weights of the model itself.
     """
-    config = lora_config(peft)
     head = base_model(policy).get_output_embeddings()
-    adapted_head = any(parameter.requires_grad for parameter in head.parameters())
-    return config.bias == "none" and config.init_lora_weights in (True, False, "gaussian") and not adapted_head
+    return not any(parameter.requires_grad for parameter in head.parameters()) and not changes_base(peft)
+
+
+def changes_base(peft: dict[str, Any]) -> bool:
+    """Whether such an adapter changes weights of the model itself, before the first step or with it."""
+    config = lora_config(peft)
+    return config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian", "orthogonal")
 
 
 def lora_config(peft: dict[str, Any]) -> LoraConfig:

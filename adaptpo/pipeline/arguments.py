@@ -16,6 +16,8 @@ from adaptpo.models.loading import first_line
 OF_LAYERS = ("galore", "apollo", "lomo", "adalomo")
 """Beginnings of the names of optimizers that a run cannot use."""
 ANOTHER_VALUE = 0.123456
+OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
 STEPS = 10
 """Any number of steps: a schedule fails for all or none."""
 
@@ -63,13 +65,21 @@ def check_scheduler(args: TrainingArguments) -> None:
     """Raises ConfigError if the scheduler cannot be made of its arguments."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     schedule, warm_up = args.lr_scheduler_type, args.get_warmup_steps(STEPS)
+    name = getattr(schedule, "value", schedule)
     try:
         get_scheduler(schedule, optimizer, warm_up, STEPS, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"training.lr_scheduler_kwargs: the scheduler {getattr(schedule, 'value', schedule)} cannot be made with "
+            f"training.lr_scheduler_kwargs: the scheduler {name} cannot be made with "
             f"{args.lr_scheduler_kwargs or 'no arguments'}: {first_line(error)}"
         ) from error
+    if warm_up and name == "constant":
+        raise ConfigError(
+            "training.warmup_steps: the scheduler constant has no warm-up; set lr_scheduler_type to "
+            "constant_with_warmup, or leave the warm-up out"
+        )
+    if args.lr_scheduler_kwargs and name in WITHOUT_ARGUMENTS:
+        raise ConfigError(f"training.lr_scheduler_kwargs: the scheduler {name} reads none; leave them out")
 
 
 def check_compilation(args: TrainingArguments) -> None:
@@ -83,9 +93,21 @@ def check_compilation(args: TrainingArguments) -> None:
             raise ConfigError(f"training.{name} is {getattr(args, name)!r}; give one of {', '.join(accepted)}")
 
 
+def refuse_unread_by_optimizer(given: Mapping[str, Any], args: TrainingArguments) -> None:
+    """Raises ConfigError for fields of Adam, as given, that the chosen optimizer does not read."""
+    for name in (each for each in OF_ADAM if each in given):
+        other = copy(args)
+        setattr(other, name, ANOTHER_VALUE)
+        if Trainer.get_optimizer_cls_and_kwargs(other) == Trainer.get_optimizer_cls_and_kwargs(args):
+            optimizer = getattr(args.optim, "value", args.optim)
+            raise ConfigError(f"training.{name}: the optimizer {optimizer} does not read it; leave it out")
+
+
 def refuse_unread(given: Mapping[str, Any], args: TrainingArguments) -> None:
     """Raises ConfigError for fields of `training`, as given, that nothing reads beside the others."""
     hub = [name for name in ("hub_model_id", "hub_private_repo", "hub_revision") if given.get(name) is not None]
+    if hub == ["hub_private_repo"] and "trackio" in str(given.get("report_to")):
+        hub = []  # Of trackio's Space.
     if hub and not given.get("push_to_hub"):
         raise ConfigError(f"training.{hub[0]} says where to push, and push_to_hub is not set; set it, or leave it out")
     if given.get("optim_target_modules"):

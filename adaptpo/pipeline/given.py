@@ -16,7 +16,10 @@ from adaptpo.config.base import nearest
 from adaptpo.config.elsewhere import ARGUMENTS_OF_TRL, elsewhere
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import reward_parts
+from adaptpo.distributed.launch import is_first_process
 from adaptpo.errors import ConfigError
+from adaptpo.pipeline.phases.train import TRACKERS
+from adaptpo.run.progress import caution
 from adaptpo.training.own_optimizer import OwnOptimizer
 
 
@@ -55,7 +58,8 @@ def lora_settings(config: Any) -> dict[str, Any]:
 
 
 def callbacks_of(given: Any) -> list[TrainerCallback]:
-    """The callbacks, made where a class is given. Raises ConfigError for what is none, and for early stopping."""
+    """The callbacks, made where a class is given. Raises ConfigError for what is none, and for early stopping; says
+    which of their events a run does not call."""
     if given is None:
         return []
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -76,9 +80,18 @@ def callback_of(given: Any) -> TrainerCallback:
         )
     if not isinstance(given, TrainerCallback):
         raise ConfigError(f"callbacks holds a {type(given).__name__}; give objects of transformers.TrainerCallback")
+    for event in NEVER_CALLED:
+        if getattr(type(given), event) is not getattr(TrainerCallback, event) and not isinstance(given, TRACKERS):
+            caution(
+                f"callbacks: {event} of {type(given).__name__} is never called: a run evaluates after an iteration, "
+                "outside of training. Read those numbers in metrics.jsonl, or with trainer.evaluate()",
+                is_first_process(),
+            )
     return given
 
 
+NEVER_CALLED = ("on_evaluate", "on_predict", "on_prediction_step")
+"""Events of a callback outside of the training phases, in which alone a run calls it."""
 OF_AN_OPTIMIZER = ("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Fields of `TrainingArguments` that are an optimizer's settings."""
 

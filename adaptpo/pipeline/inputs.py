@@ -136,6 +136,17 @@ def content_of(folder: Path) -> str:
     return Digest.of(entry_of(folder, file, "", "") for file in files).xxh3
 
 
+def save_whole(model: Any, folder: Path) -> None:
+    """Raises ModelError for a model that transformers does not save."""
+    try:
+        whole(model).save_pretrained(folder)
+    except ValueError as error:
+        raise ModelError(
+            f"the model in memory cannot be saved: {' '.join(str(error).split())[:300]}; correct its "
+            "generation_config (do_sample=True, or no sampling settings)"
+        ) from error
+
+
 def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
     """The path of a model: as given, or the folder that a model in memory is saved to, with its adapter merged."""
     if isinstance(model, str | Path):
@@ -145,6 +156,6 @@ def as_folder(target: Path, model: Any, tokenizer: Any) -> str:
             "a model in memory needs its tokenizer: give processing_class (for a reward model, reward_processing_class)"
         )
     with whole_folder(target) as folder:
-        whole(model).save_pretrained(folder)
+        save_whole(model, folder)
         tokenizer.save_pretrained(folder)
     return str(target.resolve())

@@ -52,8 +52,14 @@ def align(context: Context) -> Path:
         with tracking(context):
             run_phases(context)
     if context.config.training.get("push_to_hub"):
-        do_once(context, "push", partial(push_final, final, hub_repository(context), context.shows))
+        push_once(context, final, hub_repository(context))
     return final
+
+
+def push_once(context: Context, final: Path, repository: Repository) -> None:
+    """Pushes the model unless this place has it; another repository or branch is another place."""
+    place = "@".join(filter(None, (repository.name, repository.revision)))
+    do_once(context, f"push/{place}", partial(push_final, final, repository, context.shows))
 
 
 def hub_repository(context: Context) -> Repository:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,25 @@ class AlignmentOutput(TrainOutput):
 
 
 def outcome(run: Path) -> AlignmentOutput:
-    """The numbers of a finished run; times are those of each phase's last attempt."""
+    """The numbers of a finished run. Times are those of each phase's last attempt; the rates leave out phases that were
+    interrupted, whose last attempt did a part of the work."""
     phases, steps = policy_phases(run), global_step(run)
     loss = training_loss(run, phases)
-    seconds = sum(facts["seconds"] for facts in phases.values())
-    prompts = sum(facts.get("prompts", 0) for facts in phases.values())
+    whole = [facts for facts in phases.values() if facts["attempts"] == 1]
+    prompts = sum(facts.get("prompts", 0) * facts.get("epochs", 1) for facts in whole)
     metrics = {
-        "train_runtime": round(seconds, 4),
-        "train_samples_per_second": round(prompts / seconds, 3) if seconds else 0.0,
-        "train_steps_per_second": round(steps / seconds, 3) if seconds else 0.0,
+        "train_runtime": round(sum(facts["seconds"] for facts in phases.values()), 4),
+        "train_samples_per_second": rate(prompts, whole),
+        "train_steps_per_second": rate(sum(facts.get("steps", 0) for facts in whole), whole),
         "train_loss": float("nan") if loss is None else loss,
     }
     return AlignmentOutput(steps, metrics["train_loss"], metrics, run / "final")
+
+
+def rate(count: float, phases: Sequence[Row]) -> float:
+    """So many a second of these phases; 0 without any."""
+    seconds = sum(facts["seconds"] for facts in phases)
+    return round(count / seconds, 3) if seconds else 0.0
 
 
 def load_newest(request: Request) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
 from adaptpo.choices.learners.base import Estimator, Schedule
@@ -20,15 +21,33 @@ from adaptpo.data.templates import unread_options
 from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.models.loading import check_loading, load_tokenizer, read_config
+from adaptpo.models.loading import (
+    changes_base,
+    check_loading,
+    leave_out_unread,
+    load_tokenizer,
+    read_config,
+    read_generation_config,
+)
 from adaptpo.models.positions import positions_of
-from adaptpo.pipeline.arguments import check_compilation, check_scheduler, optimizer_of, refuse_unread
+from adaptpo.pipeline.arguments import (
+    check_compilation,
+    check_scheduler,
+    optimizer_of,
+    refuse_unread,
+    refuse_unread_by_optimizer,
+)
 from adaptpo.pipeline.context import Context
+from adaptpo.pipeline.dtypes import announce_dtype, dtype_doubts, trained_dtype
 from adaptpo.pipeline.generator import check_generation
+from adaptpo.pipeline.phases.reward import reward_arguments
 from adaptpo.pipeline.trackers import make_trackers
 from adaptpo.run.arrow_rows import MappedRows
 from adaptpo.run.progress import caution, say
 from adaptpo.training.optimizer_rules import check_optimizer
+
+SHOWN_BY_PEFT = ("tie", "ignored", "excluded", "matched")
+"""Words in those of peft's warnings that tell of settings without effect, or with an unexpected one."""
 
 
 def refuse_impossible(context: Context) -> None:
@@ -54,6 +73,7 @@ def refuse_impossible(context: Context) -> None:
     check_training(context)
     check_reward(context)
     announce_dtype(context, config)
+    announce_unread(context)
     announce_devices(context)
 
 
@@ -69,13 +89,13 @@ def announce_devices(context: Context) -> None:
         )
 
 
-def announce_dtype(context: Context, model_config: Any) -> None:
-    """Says that the policy is trained in another dtype than that of its checkpoint, unless the recipe names one."""
-    stored = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
-    if stored != "float32" and "dtype" not in context.config.model_init_kwargs:
+def announce_unread(context: Context) -> None:
+    """Says what of its `generation_config.json` the aligned model will not have."""
+    stored = read_generation_config(context.initial, context.config.options_of(context.initial))
+    if unread := leave_out_unread(stored) if stored else []:
         say(
-            f"the policy is trained in float32, and the checkpoint's dtype is {stored}; to train in it, set "
-            f"model_init_kwargs.dtype to {stored} (or training.bf16, for mixed precision)",
+            f"the model's generation_config.json has {', '.join(unread)}, which transformers does not read without "
+            "do_sample (or several beams) and does not save; the aligned model leaves it out",
             context.shows,
         )
 
@@ -95,7 +115,8 @@ def doubts_of(context: Context) -> list[str]:
     unread = unread_options(context.tokenizer, context.config.chat_template_kwargs)
     data = context.run.state["phases"]["data"]
     repeats = doubts_of_repeats(data.get(REPEATS, 0), data["kept"])
-    return [*context.method.doubts(schedule), *reference_doubts(context, schedule), *unread, *repeats]
+    doubts = [*context.method.doubts(schedule), *reference_doubts(context, schedule), *dtype_doubts(context)]
+    return [*doubts, *unread, *repeats]
 
 
 def reference_doubts(context: Context, schedule: Schedule) -> list[str]:
@@ -212,9 +233,13 @@ def check_training(context: Context) -> None:
         raise ConfigError("training.per_device_train_batch_size counts prompts; set it to 1 or more")
     make_trackers(context.report_to)
     optimizer, settings = optimizer_settings(context)
-    check_scheduler(args)
-    check_compilation(args)
+    check_arguments(context.config.training, args)
     refuse_unread(context.config.training, args)
+    if args.fp16 and trained_dtype(context) in ("float16", "half"):
+        raise ConfigError(
+            "training.fp16 scales the gradients of float32 weights, and model_init_kwargs.dtype makes them float16; "
+            "leave dtype out"
+        )
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError("training.use_liger_kernel needs the package liger-kernel; install it, or leave the key out")
     if context.method.looks_ahead:
@@ -225,11 +250,23 @@ def check_training(context: Context) -> None:
                 "training.fp16 scales; set training.bf16, or neither"
             )
     if context.config.peft is not None:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            context.trainable_policy(context.initial)
-        for message in dict.fromkeys(str(warning.message) for warning in said if "tie" in str(warning.message)):
-            caution(f"peft: {' '.join(message.split())}", context.ranks.is_first)
+        check_adapter(context, context.config.peft)
+
+
+def check_adapter(context: Context, peft: dict[str, Any]) -> None:
+    """Makes the adapter once, which raises ConfigError for settings that do not fit the model, and shows what peft
+    says of settings without effect."""
+    if context.method.trainer.trains_on == "groups" and changes_base(peft):
+        raise ConfigError(
+            f"method '{context.method.name}' takes the model below the adapter as its reference, and "
+            "peft.init_lora_weights or peft.bias changes that model; leave both out, or train without peft"
+        )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        context.trainable_policy(context.initial)
+    messages = dict.fromkeys(str(warning.message) for warning in said)
+    for message in (each for each in messages if any(word in each for word in SHOWN_BY_PEFT)):
+        caution(f"peft: {' '.join(message.split())}", context.ranks.is_first)
 
 
 def optimizer_settings(context: Context) -> tuple[type, dict[str, Any]]:
@@ -277,11 +314,28 @@ def check_lengths(context: Context, model_config: Any) -> None:
         )
 
 
+def check_arguments(given: dict[str, Any], args: TrainingArguments) -> None:
+    """Raises ConfigError for fields of `training` or `reward_training` that do not fit together, or this machine."""
+    optimizer_of(args)
+    check_scheduler(args)
+    check_compilation(args)
+    refuse_unread_by_optimizer(given, args)
+
+
 def check_reward(context: Context) -> None:
     """Loads the annotator once and probes it, so that a wrong one fails before any work is done."""
     trained_later = context.trains_reward and not context.reward_folder.exists()
+    if trained_later:
+        check_reward_training(context)
     if context.reward is not None and context.annotates and not trained_later:
         context.annotator().probe()
+
+
+def check_reward_training(context: Context) -> None:
+    try:
+        check_arguments(context.config.reward_training, reward_arguments(context))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("training.", "reward_training.")) from error
 
 
 def refuse_unfit_data(context: Context) -> None:

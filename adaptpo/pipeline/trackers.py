@@ -1,6 +1,8 @@
 """The trackers of `training.report_to`: one run in each, over all phases and all attempts of a run.
 
-They get what `metrics.jsonl` gets, on one axis: the optimizer steps since the start of the run.
+They get what `metrics.jsonl` gets, by the policy's optimizer steps since the start of the run. What a phase logs that
+trains another model, such as a reward model, they get by that model's steps. The settings that they store are those of
+the recipe.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
+from adaptpo.config.secrets import masked
 from adaptpo.errors import ConfigError
 from adaptpo.models.loading import first_line
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.phases.train import TRACKERS
 from adaptpo.run.directory import RunDirectory
 from adaptpo.run.files import JsonLines, write_json
-from adaptpo.run.history import WHERE, StepAxis
+from adaptpo.run.history import WHERE, StepAxis, trains_policy
 from adaptpo.run.progress import caution
 from adaptpo.types import Row
 
@@ -52,11 +56,16 @@ class Trackers:
         for record in JsonLines(run / "metrics.jsonl").records():
             self.follow(record)
 
-    def follow(self, record: Row) -> None:
-        self.last = max(self.last, self.axis.place(record))
+    def follow(self, record: Row) -> int:
+        """The step of this record; one of the policy never lies before earlier ones."""
+        place = self.axis.place(record)
+        if record["step"] is not None and not trains_policy(record["phase"]):
+            return place
+        self.last = max(self.last, place)
+        return self.last
 
-    def state(self) -> TrainerState:
-        return TrainerState(global_step=self.last, is_world_process_zero=True)
+    def state(self, step: int | None = None) -> TrainerState:
+        return TrainerState(global_step=self.last if step is None else step, is_world_process_zero=True)
 
     def open(self) -> None:
         """Raises ConfigError if a tracker does not start, for instance without a login."""
@@ -70,21 +79,21 @@ class Trackers:
                 ) from error
 
     def send(self, record: Row) -> None:
-        self.follow(record)
+        step = self.follow(record)
         values = {shown_name(record["phase"], name): value for name, value in record.items() if name not in WHERE}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if record["iteration"] is not None:
             numbers["iteration"] = record["iteration"]
-        self._tell("on_log", logs=numbers)
+        self._tell("on_log", step, logs=numbers)
 
     def close(self) -> None:
         self._tell("on_train_end")
 
-    def _tell(self, event: str, **values: Any) -> None:
+    def _tell(self, event: str, step: int | None = None, **values: Any) -> None:
         for callback in list(self.callbacks):
             given = {name: dict(value) for name, value in values.items()}
             try:
-                getattr(callback, event)(self.args, self.state(), self.control, model=None, **given)
+                getattr(callback, event)(self.args, self.state(step), self.control, model=None, **given)
             except Exception as error:  # noqa: BLE001 (a tracker's failure, of whatever kind, must not end the run)
                 self.callbacks.remove(callback)
                 caution(f"{tracker_name(callback)} failed ({first_line(error)}); the run continues without it", True)
@@ -127,8 +136,9 @@ def open_trackers(context: Context, given: list[TrainerCallback], identity: str)
             callback.logging_dir = str(context.run.path / "tensorboard")  # Its default is a new folder per attempt.
     args = context.arguments("inference")
     args.output_dir, args.report_to = str(context.run.path), context.report_to
+    args.seed, args.num_train_epochs = context.config.seed, context.num_train_epochs
     args.run_name = context.config.training.get("run_name") or f"{context.run.path.absolute().name}-{identity}"
-    trackers = Trackers(callbacks, without_keys(args), context.run.path)
+    trackers = Trackers(callbacks, with_recipe(without_keys(args), context.run), context.run.path)
     trackers.open()
     return trackers
 
@@ -136,6 +146,14 @@ def open_trackers(context: Context, given: list[TrainerCallback], identity: str)
 def without_keys(args: TrainingArguments) -> Any:
     """The arguments as a pickle keeps them, which holds no key: trackers store all that they get."""
     return pickle.loads(pickle.dumps(args))
+
+
+def with_recipe(args: TrainingArguments, run: RunDirectory) -> TrainingArguments:
+    """The arguments, whose dictionary, which trackers store, also holds the settings of the run, without secrets."""
+    recipe = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    fields = args.to_dict()
+    args.to_dict = lambda: fields | masked({name: recipe[name] for name in recipe if name not in fields})
+    return args
 
 
 def tracked_id(run: RunDirectory) -> str:

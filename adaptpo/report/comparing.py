@@ -15,7 +15,7 @@ from adaptpo.report.figures import FigureSpec, render
 from adaptpo.report.formats import duration, styled
 from adaptpo.report.overview import name
 from adaptpo.report.page import template
-from adaptpo.report.reading import RunData, number
+from adaptpo.report.reading import RunData, number, stage_order
 from adaptpo.report.tables import Table, iteration_counts, ratio
 from adaptpo.report.verdict import verdict
 from adaptpo.run.files import write_text
@@ -118,11 +118,14 @@ Curve = tuple[Any, Any]
 
 
 def stage_curves(runs: Mapping[str, RunData], metric: str) -> dict[str, Curve]:
+    """By stage: a run without a warm-up has no point where others have theirs."""
+    keys = sorted({stage.key for run in runs.values() for stage in run.stages}, key=stage_order)
     found = {}
     for label, run in runs.items():
-        values = [value for stage in run.stages if (value := stage.value(metric)) is not None]
-        if len(values) > 1:
-            found[label] = (np.arange(len(values)), np.array(values))
+        values = {keys.index(stage.key): stage.value(metric) for stage in run.stages}
+        known = {place: value for place, value in values.items() if value is not None}
+        if len(known) > 1:
+            found[label] = (np.array([*known]), np.array([*known.values()]))
     return found
 
 

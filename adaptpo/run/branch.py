@@ -113,8 +113,10 @@ def opened_state(source: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_opening(phase: str) -> bool:
-    return phase not in ("final", "push") and not phase.startswith(
-        ("iterations/", "evaluate/iteration-", "evaluate-on/")
+    return (
+        phase != "final"
+        and not phase.startswith("push/")
+        and not phase.startswith(("iterations/", "evaluate/iteration-", "evaluate-on/"))
     )
 
 

@@ -14,7 +14,8 @@ WHERE = ("phase", "iteration", "step", "time")
 
 
 class StepAxis:
-    """Counts optimizer steps over the training phases of a run, in the order in which these were first logged.
+    """Counts optimizer steps of the policy over the training phases of a run, in the order in which these were first
+    logged. A phase that trains another model, such as a reward model, counts its own.
 
     A phase that a resumed run repeats in part keeps its place, so a step has the same number in every attempt.
     """
@@ -24,8 +25,10 @@ class StepAxis:
         self.ends: dict[str, int] = {}
 
     def place(self, record: Row) -> int:
-        """The number of optimizer steps that the run had made when it logged this record."""
+        """The number of optimizer steps that the policy had made when the run logged this record."""
         phase, step = record["phase"], record["step"]
+        if step is not None and not trains_policy(phase):
+            return int(step)
         if phase != self.phase:
             self._count_unlogged()
             self.phase = phase

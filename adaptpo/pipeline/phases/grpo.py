@@ -146,12 +146,14 @@ def train_with_trl(
     )
     trainer.sample = partial(sample, context, iteration, {prompt.id: prompt for prompt in prompts})
     trainer.remove_callback(PrinterCallback)
-    forget_copied_adapter(context, model)
+    if context.reference_choice == "initial":
+        forget_adapter(model)
     checkpoint = resumed(context.run, Path(args.output_dir), Logs(context.run.metrics.path, phase))
     context.run.forget_after(phase, step_of(checkpoint) if checkpoint else 0)
     with disk_errors(Path(args.output_dir)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     take_average(trainer.optimizer)
+    forget_adapter(model)
     return int(trainer.state.global_step)
 
 
@@ -190,10 +192,10 @@ def choose_reference(context: Context, iteration: int, model: nn.Module) -> None
     model.config._name_or_path = context.start_policy(iteration) if previous else context.first_reference
 
 
-def forget_copied_adapter(context: Context, model: Any) -> None:
+def forget_adapter(model: Any) -> None:
     """Deletes TRL's copy of the adapter that the iteration starts with. TRL uses that copy as the reference; without
     it, the reference is the initial model."""
-    if context.reference_choice == "initial" and "ref" in getattr(model, "peft_config", {}):
+    if "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")
 
 

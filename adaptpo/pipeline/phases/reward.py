@@ -23,18 +23,19 @@ from adaptpo.annotation.reward_model import scored_ids
 from adaptpo.data.pair_numbers import data_margin
 from adaptpo.data.templates import TemplateOptions
 from adaptpo.distributed.quiet import turn_off_telemetry
-from adaptpo.errors import TrainingError
+from adaptpo.errors import ConfigError, TrainingError
 from adaptpo.models.dropout import turn_off_dropout
 from adaptpo.models.loading import (
     LOAD_ERRORS,
     cannot_load,
+    first_line,
     load_tokenizer,
     load_whole_models,
     onto,
     reading_dtype,
     shared_options,
 )
-from adaptpo.pipeline.context import Context, on_one_device
+from adaptpo.pipeline.context import Context, on_one_device, training_fault
 from adaptpo.pipeline.phases.train import own_folder, recomputes_activations, resumed, take_average
 from adaptpo.run.arrow_rows import BATCH
 from adaptpo.run.directory import Summary
@@ -100,7 +101,7 @@ def reward_trainer(context: Context) -> Any:
 
     turn_off_telemetry()
     model = load_with_head(context)
-    tokenizer = load_tokenizer(context.initial, context.config.options_of(context.initial))
+    tokenizer = own_tokenizer(context)
     model.config.pad_token_id = tokenizer.pad_token_id
     args = reward_arguments(context)
     if args.disable_dropout:
@@ -117,6 +118,12 @@ def reward_trainer(context: Context) -> Any:
     hooks.layout = layout_of(trainer.accelerator)
     compute_by_autocast(trainer.accelerator, args)
     return trainer
+
+
+def own_tokenizer(context: Context) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, loaded anew because TRL may change it."""
+    folder = context.tokenizer_folder or context.initial
+    return load_tokenizer(folder, context.config.options_of(folder))
 
 
 def load_with_head(context: Context) -> nn.Module:
@@ -155,13 +162,15 @@ def reward_arguments(context: Context) -> Any:
     own = context.config.reward_training
     if "activation_checkpointing" in own:  # The newer of two names, of which one is given.
         del settings["gradient_checkpointing"]
-    args = RewardConfig(
-        **settings | own,
-        output_dir=str(context.run.path / PHASE / "training"),
-        seed=seed_for(context.config.seed, PHASE) % 2**31,
-        disable_tqdm=True,
-    )
-    return on_one_device(args)
+    owned = {
+        "output_dir": str(context.run.path / PHASE / "training"),
+        "seed": seed_for(context.config.seed, PHASE) % 2**31,
+        "disable_tqdm": True,
+    }
+    try:
+        return on_one_device(RewardConfig(**settings | own | owned))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(training_fault(first_line(error))) from error
 
 
 class RewardHooks(TrainerCallback):

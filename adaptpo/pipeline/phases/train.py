@@ -166,6 +166,7 @@ def train(
     context.ranks.wait()  # A filter evaluates the checkpoint next.
     pairs = pair_count(context.scratch(phase, "training"))
     summary = {"prompts": len(groups), "pairs": pairs, "steps": trainer.state.global_step}
+    summary["epochs"] = round(trainer.state.epoch or 0.0, 4)
     summary["num_tokens"] = trainer.state.num_input_tokens_seen
     learned = {title: count - before[title] for title, count in method.updates().items()}
     return summary if offline else summary | {"learner_updates": learned}
