@@ -202,7 +202,9 @@ def test_a_tracker_stores_the_recipe(policy: str, tmp_path: Path, monkeypatch: p
 
     class Storing(Memory):
         def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-            stored.append(args.to_sanitized_dict() | {"whole": args.to_dict(), "json": json.loads(args.to_json_string())})
+            stored.append(
+                args.to_sanitized_dict() | {"whole": args.to_dict(), "json": json.loads(args.to_json_string())}
+            )
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "memory", Storing)
     monkeypatch.setattr(Memory, "told", [], raising=False)

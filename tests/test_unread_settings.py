@@ -88,7 +88,13 @@ def test_a_reference_below_an_adapter_is_the_initial_model(peft: dict[str, Any],
 
 def test_the_reference_adapter_is_no_part_of_the_model(policy: str, tmp_path: Path) -> None:
     batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
-    out = trainer(policy, tmp_path / "run", methods.grpo(num_generations=2), peft=LORA, reference="previous", training=batch).train().folder
+    out = (
+        trainer(
+            policy, tmp_path / "run", methods.grpo(num_generations=2), peft=LORA, reference="previous", training=batch
+        )
+        .train()
+        .folder
+    )
     assert (out / "adapter_config.json").exists() and not (out / "ref").exists()
 
 
@@ -148,7 +154,9 @@ class Evaluated(TrainerCallback):
     def on_evaluate(self, *_: Any, **__: Any) -> None: ...
 
 
-def test_an_event_that_never_comes_is_announced(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_that_never_comes_is_announced(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = AlignmentConfig(output_dir=str(tmp_path), **QUICK)
     AlignmentTrainer(policy, args, "dpo", preference_rows(4), callbacks=[Evaluated])
     assert "on_evaluate of Evaluated is never called" in capsys.readouterr().err
