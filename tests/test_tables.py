@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptpo.cli import main
 from adaptpo.cli.help import TABLE_HELP
@@ -24,7 +25,9 @@ from adaptpo.report import RunData
 from adaptpo.run.files import JsonLines, write_json
 from adaptpo.run.state import read_state, write_state
 from adaptpo.sandbox.build import write_recipe
+from adaptpo.sandbox.sampling import Decoding
 from adaptpo.sandbox.settings import WorldSettings
+from adaptpo.sandbox.tables import sandbox_world
 from adaptpo.sandbox.tables.cells import Cell, Outcome, cells_of, run_name, settings_of
 from adaptpo.sandbox.tables.command import record, run_table
 from adaptpo.sandbox.tables.definitions import TABLES
@@ -448,14 +451,30 @@ def test_processes_start_afresh_where_there_is_a_gpu(tmp_path: Path, monkeypatch
 
 
 def test_a_run_is_measured_by_its_own_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The world's policy answers for the state before training, a run's final one for the run."""
-    asked: list[tuple[Path, Path]] = []
-    monkeypatch.setattr(SandboxWorld, "sample", lambda self, policy, out, responses: asked.append((policy, responses)))
+    """The world's policy answers for the state before training, a run's final one for the run; both sample as the run
+    does, whose stage would otherwise be that of other responses than its gain."""
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path: path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: path)
+    monkeypatch.setattr(sandbox_world, "heldout_prompts", lambda folder: ["p"])
+    monkeypatch.setattr(
+        sandbox_world,
+        "sample_responses",
+        lambda policy, *_, decoding: asked.append((str(Path(policy).relative_to(tmp_path)), decoding)) or [["tea"]],
+    )
     world = SandboxWorld(WorldSettings(prompts=32))
-    world.respond(tmp_path, tmp_path / "runs" / world.name / "dpo-0")
-    kept = tmp_path / "responses" / world.name / "dpo-0.json"
-    assert asked == [(tmp_path / "runs" / world.name / "dpo-0" / "final", kept)]
-    assert world.responses(tmp_path, None) != kept
+    for name, own in (("dpo-0", {}), ("on_on-0", {"temperature": 0.7, "top_k": 50})):
+        run = tmp_path / "runs" / world.name / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(json.dumps({"generation": {"temperature": 1.0, "top_p": 1.0, **own}}))
+        world.respond(tmp_path, run)
+    cool, runs, base = Decoding(0.7, top_k=50), f"runs/{world.name}", f"worlds/{world.name}/policy"
+    assert asked == [
+        (base, Decoding()), (f"{runs}/dpo-0/final", Decoding()), (base, cool), (f"{runs}/on_on-0/final", cool),
+    ]  # fmt: skip
+    kept = sorted(str(path.relative_to(tmp_path / "responses" / world.name)) for path in tmp_path.rglob("*.json"))
+    after = "_temperature-0.7_top_k-50.json"
+    assert kept == ["dpo-0.json", f"on_on-0{after}", "sft.json", f"sft{after}"]
 
 
 def test_an_opening_that_another_row_has_begun_begins_again(tmp_path: Path) -> None:

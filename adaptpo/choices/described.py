@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 OWN = "adaptpo."
@@ -16,6 +16,13 @@ class Described:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__qualname__}({settings})"
+
+
+def choice_name(table: Mapping[str, type], choice: Any) -> str:
+    """The name of a choice in its axis's table, as a recipe gives it; of a sum of objectives, those of its parts."""
+    if isinstance(parts := getattr(choice, "parts", None), tuple):
+        return " + ".join(choice_name(table, part) for part in parts)
+    return next((key for key, kind in table.items() if type(choice) is kind), repr(choice))
 
 
 def code_digests(*parts: Any) -> dict[str, str]:

@@ -229,7 +229,9 @@ def add_stage(commands: argparse._SubParsersAction) -> None:
     add_recipe(stage, "a recipe that names model, data and reward")
     stage.add_argument("--model", help="folder or hub id of the policy (default: the recipe's)")
     stage.add_argument("--data", help="file, folder or hub id of preference pairs (default: the recipe's)")
-    stage.add_argument("--reward", help="reward model, `train`, or python:module:function (default: the recipe's)")
+    stage.add_argument(
+        "--reward", help="reward model, `train`, python:module:function, or YAML (default: the recipe's)"
+    )
     stage.add_argument("--prompts", type=int, help="maximum number of prompts (default: 2000)")
     stage.add_argument("--precision", type=float, help="stop once half the interval's width is at most this")
     stage.add_argument("--out", type=Path, help="folder to write to (default: the recipe's output_dir with -stage)")

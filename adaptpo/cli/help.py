@@ -10,7 +10,8 @@ are YAML, and dots address keys inside sections. To resume an interrupted run, s
   adaptpo train recipe.yaml --training.learning_rate 1e-6 --generation.num_generations 4
   adaptpo train recipe.yaml --method.name online_dpo --output_dir runs/online
   adaptpo train --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl --method dpo --output_dir runs/dpo
-  adaptpo train --model M --data D --reward org/reward-model --method metaapo --peft '{r: 16}' --output_dir runs/metaapo
+  adaptpo train --model M --data D --reward org/reward-model --method metaapo --output_dir runs/metaapo \\
+    --peft '{r: 16}' --training.learning_rate 1e-5
 """
 
 
@@ -175,10 +176,10 @@ requested again.
 STUDY_HELP = """\
 Compare methods on a real language model, at equal optimizer steps: a table as of `adaptpo sandbox table`, with the same
 options. Prompts ask a question with two rules for the form of the answer; a judge that trains nothing checks the rules
-in held-out answers. A seed is a world, with prompts and offline answers of its own. Rows: DPO, Online DPO, MetaAPO,
-Online DPO at half the annotations, SELM, MetaPO, pool KTO, and offline against own pairs from the SFT policy, with its
-stage. With one seed and several --runs, intervals are between runs and hold for that seed's prompts alone. To resume an
-interrupted study, start the same command again.
+in held-out answers. A seed is a world, with prompts and offline answers of its own. Rows: DPO; Online DPO; MetaAPO,
+also with all offline pairs, and with a reference of each iteration; Online DPO at half the annotations; SELM; MetaPO;
+pool KTO; and offline against own pairs from the SFT policy, with its stage. With one seed and several --runs, intervals
+are between runs and hold for that seed's prompts alone. To resume an interrupted study, start the same command again.
 
   adaptpo sandbox study --model HuggingFaceTB/SmolLM2-135M-Instruct --jobs 2
   adaptpo sandbox study --model real-model --prompts 96 --heldout 48 --seeds 1 --rows 'DPO;Online DPO;MetaAPO'

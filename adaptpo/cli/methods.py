@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from adaptpo.choices.described import choice_name
 from adaptpo.choices.filters import FILTERS
 from adaptpo.choices.method import Method
 from adaptpo.choices.objectives import OBJECTIVES
@@ -55,20 +56,16 @@ AXES: tuple[tuple[str, dict[str, Any]], ...] = (
 def axis_names(name: str) -> list[str]:
     """The choices of a method by their names in the axes' tables."""
     method = METHODS[name]()
-    return [name_in(table, getattr(method, axis)) for axis, table in AXES]
-
-
-def name_in(table: dict[str, Any], choice: Any) -> str:
-    return next((key for key, kind in table.items() if type(choice) is kind), repr(choice))
+    return [choice_name(table, getattr(method, axis)) for axis, table in AXES]
 
 
 def further(name: str) -> str:
     """A method's settings besides the four choices: a filter of the offline pairs, held-out pairs, another trainer or
     reference."""
     method = METHODS[name]()
-    found = name_in(FILTERS, method.filter)
+    found = choice_name(FILTERS, method.filter)
     said = [found] if found != "all" else []
-    said += [] if method.trainer.uses_pairs else [name_in(POLICY_TRAINERS, method.trainer)]
+    said += [] if method.trainer.uses_pairs else [choice_name(POLICY_TRAINERS, method.trainer)]
     if method.validation is not None:
         said.append(f"holds out {method.validation.share:.0%}")
     said += [f"{method.num_train_epochs:g} epochs"] if method.num_train_epochs != 1 else []
@@ -78,6 +75,12 @@ def further(name: str) -> str:
 
 def named_reference(method: Method) -> str:
     return method.reference if isinstance(method.reference, str) else "follows the policy"
+
+
+def paper_of(row: dict[str, Any]) -> str:
+    """The paper that the method is of, as it follows the method's sentence."""
+    named = row["paper"].removeprefix("none").lstrip(".; ")
+    return f"({named})" if named and named != row["paper"] else named
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
@@ -95,5 +98,5 @@ def print_table(rows: list[dict[str, Any]], as_json: bool = False) -> None:
     needed = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) + 4
     Console(width=max(console.width, needed)).print(table)
     for row in rows:
-        console.print(f"  [bold]{row['name']}[/bold]  {row['summary']} [dim]{row['paper']}[/dim]", highlight=False)
+        console.print(f"  [bold]{row['name']}[/bold]  {row['summary']} [dim]{paper_of(row)}[/dim]", highlight=False)
     console.print("\n  Every hyperparameter: adaptpo methods --json", highlight=False)

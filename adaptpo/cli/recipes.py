@@ -30,7 +30,7 @@ def add_recipes(commands: argparse._SubParsersAction) -> None:
     init = add_command(commands, "init", "write a recipe", INIT_HELP, run_init_command)
     init.add_argument("--model", help="folder or hub id of the policy to align")
     init.add_argument("--data", help="file, folder or hub id of preference pairs")
-    init.add_argument("--reward", help="reward model, `train`, or python:module:function")
+    init.add_argument("--reward", help="reward model, `train`, python:module:function, or YAML")
     init.add_argument("--method", help="a name from `adaptpo methods` (default: metaapo)")
     init.add_argument("--machine", help="cpu, or a machine of `adaptpo plan` such as h100x8 (default: cpu)")
     init.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="file to write (default: recipe.yaml)")

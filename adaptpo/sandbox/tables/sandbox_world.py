@@ -18,7 +18,7 @@ from adaptpo.run.files import write_json
 from adaptpo.sandbox.build import build
 from adaptpo.sandbox.candidates import KINDS, write_candidates
 from adaptpo.sandbox.check import heldout_prompts
-from adaptpo.sandbox.sampling import sample_responses
+from adaptpo.sandbox.sampling import OWN, Decoding, sample_responses
 from adaptpo.sandbox.settings import WorldSettings
 from adaptpo.sandbox.tables.measure import Measurement, Responses, measure
 from adaptpo.sandbox.tables.row import Row
@@ -71,7 +71,7 @@ class SandboxWorld:
             build(folder, progress=False, cache=out / "models", **asdict(self.settings))
         elif plain(WorldSettings()) | json.loads(finished.read_text(encoding="utf-8")) != plain(self.settings):
             raise RunError(f"{folder} holds a world with other settings; choose another --out, or remove it")
-        self.sample(folder / "policy", out, self.responses(out, None))
+        self.sample(out, None, OWN)
         for name in sorted({name for row in rows for name in candidates_of(row)}):
             write_candidates(folder, name)
 
@@ -88,26 +88,36 @@ class SandboxWorld:
         return (f"training.max_steps={ceil(row.epochs * prompts / config.training[BATCH])}",)
 
     def respond(self, out: Path, run: Path) -> None:
-        self.sample(run / "final", out, self.responses(out, run))
+        """Samples as the run itself does, also from the SFT policy, with which it may be compared."""
+        decoding = decoding_of(run)
+        self.sample(out, None, decoding)
+        self.sample(out, run, decoding)
 
-    def sample(self, policy: Path, out: Path, responses: Path) -> None:
-        """Samples four responses of a policy to each held-out prompt, unless the file is there."""
+    def sample(self, out: Path, run: Path | None, decoding: Decoding) -> None:
+        """Samples four responses of a run's policy to each held-out prompt, unless the file is there; None: those of
+        the SFT policy."""
+        responses = self.responses(out, run, decoding)
         if not responses.exists():
+            folder = folder_of(out, self)
+            policy = folder / "policy" if run is None else run / "final"
             model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-            prompts = heldout_prompts(folder_of(out, self))
-            found = sample_responses(model, tokenizer, prompts, RESPONSES, SAMPLING_SEED)
+            prompts = heldout_prompts(folder)
+            found = sample_responses(model, tokenizer, prompts, RESPONSES, SAMPLING_SEED, decoding=decoding)
             responses.parent.mkdir(parents=True, exist_ok=True)
             write_json(responses, {"prompts": prompts, "responses": found})
 
-    def responses(self, out: Path, run: Path | None) -> Path:
+    def responses(self, out: Path, run: Path | None, decoding: Decoding = OWN) -> Path:
         """Where the held-out responses of a run's policy lie; None: those of the SFT policy."""
-        if run is None:
-            return out / "responses" / self.name / "sft.json"
-        return out / "responses" / run.relative_to(out / "runs").with_suffix(".json")
+        place = Path(self.name) / "sft" if run is None else run.relative_to(out / "runs")
+        return out / "responses" / place.with_name(f"{place.name}{decoding}.json")
 
     def measure(self, out: Path, run: Path, start: Path | None) -> Measurement:
-        found = RunData.open(run)
-        return measure(found, *(read_responses(self.responses(out, policy)) for policy in (run, start)))
+        found, decoding = RunData.open(run), decoding_of(run)
+        return measure(found, *(read_responses(self.responses(out, policy, decoding)) for policy in (run, start)))
+
+
+def decoding_of(run: Path) -> Decoding:
+    return Decoding.of(RunData.open(run).config["generation"])
 
 
 def candidates_of(row: Row) -> list[str]:

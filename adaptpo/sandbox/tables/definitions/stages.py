@@ -42,9 +42,12 @@ TABLE_5 = {
 BETAS = (0.3, 1.0, 3.0)
 PAPERS_BETA = "method.objective={name: dpo, beta: 0.01}"
 PAPERS_RATE = "training.learning_rate=5.0e-7"
+SAMPLED = (
+    "PC_on, the score and the true reward are of responses at temperature 0.7, top-p 0.9 and top-k 50, the paper's. "
+)
 STAGES_NOTE = (
-    "PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and the "
-    "comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a "
+    f"{SAMPLED}PC_off keeps the labels of the data, a tenth of them wrong; the world's reward model labels PC_on and "
+    "the comparisons. The paper relabels PC_off with the model that labels PC_on. Little SFT is half an epoch, in a "
     "separate world whose reward model has learned from that policy's responses."
 )
 
@@ -136,15 +139,15 @@ TABLES: dict[str, Table] = {
         "Alignment stages with PC_off labelled by the reward model",
         stage_rows((f"data.path={RELABELLED}",)),
         PC_OFF,
-        "The world's reward model labels PC_off, PC_on and the comparisons, as in the paper. Little SFT is half an "
-        "epoch, in a separate world whose reward model has learned from that policy's responses.",
+        f"{SAMPLED}The world's reward model labels PC_off, PC_on and the comparisons, as in the paper. Little SFT is "
+        "half an epoch, in a separate world whose reward model has learned from that policy's responses.",
         view=StageView(MODELS, TABLE_3),
     ),
     "stages-candidates": Table(
         "Diversity and quality apart (the alignment-stages paper's Table 2)",
         candidate_rows(),
         PC_OFF,
-        f"{PC_OTHER}: two responses by a better policy of another family (Qwen2, trained on the best writer's "
+        f"{SAMPLED}{PC_OTHER}: two responses by a better policy of another family (Qwen2, trained on the best writer's "
         "responses of quality 0.6 to 0.9), for the paper's PC_llama: good and alike, but off the policy's "
         "distribution. The world's reward model labels all pairs.",
         columns=("true_reward", "difference", "win_rate", "length_controlled", "words", "steps"),
