@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -38,6 +38,7 @@ class Answers:
     method: str
     reward: str | None
     machine: str
+    eval_data: str | None = None
 
     @property
     def accelerator(self) -> Machine | None:
@@ -66,9 +67,9 @@ def run_init(given: Mapping[str, str | None], out: Path) -> None:
 def complete(given: Mapping[str, str | None], missing: Callable[[str], str]) -> Answers:
     """The answers, with `missing` asked for those that are not given and needed."""
     found = {name: given.get(name) or missing(name) for name in ("model", "data", "method", "machine")}
-    answers = Answers(**found, reward=given.get("reward"))
+    answers = Answers(**found, reward=given.get("reward"), eval_data=given.get("eval_data"))
     if answers.reward is None and annotates(answers.chosen):
-        answers = Answers(**found, reward=missing("reward"))
+        return replace(answers, reward=missing("reward"))
     return answers
 
 
@@ -98,6 +99,7 @@ def recipe_text(answers: Answers, output_dir: str) -> str:
         "# Every key: docs/recipes.md. What it takes: adaptpo plan. What is read: adaptpo check.",
         line("model", answers.model),
         line("data", answers.data, "adaptpo check shows how its rows are read"),
+        held_out(answers.eval_data),
         line("method", answers.method, "adaptpo methods lists them"),
     ]
     if answers.reward is not None:
@@ -105,6 +107,12 @@ def recipe_text(answers: Answers, output_dir: str) -> str:
         lines.append(line("reward", reward, "judges, servers and lists of annotators: docs/annotation.md"))
     lines += [*schedule_lines(method), *training_lines(answers.accelerator, method), line("seed", 0)]
     return "\n".join([*lines, line("output_dir", output_dir, "start the same command again to resume"), ""])
+
+
+def held_out(data: str | None) -> str:
+    comment = "pairs that are never trained on; without them, nothing says whether the policy improved"
+    written = line("eval_data", data or "held_out.jsonl", comment)
+    return written if data else f"# {written}"
 
 
 def as_setting(reward: str) -> object:
@@ -153,6 +161,7 @@ def training_lines(machine: Machine | None, method: Method) -> list[str]:
             f"{each} x {count} x this = prompts per optimizer step",
             "  ",
         ),
+        line("save_steps", 50, "a kill costs at most so many optimizer steps", "  "),
     ]
     if machine:
         lines += [line("bf16", True, "", "  "), line("gradient_checkpointing", True, "less memory, same result", "  ")]

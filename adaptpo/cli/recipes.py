@@ -13,7 +13,7 @@ from adaptpo.cli.parsing import add_command, add_recipe, given_recipe
 def run_init_command(options: argparse.Namespace) -> None:
     from adaptpo.cli.init import QUESTIONS, run_init
 
-    run_init({name: getattr(options, name) for name in QUESTIONS}, options.out)
+    run_init({name: getattr(options, name) for name in (*QUESTIONS, "eval_data")}, options.out)
 
 
 def run_check_command(options: argparse.Namespace) -> None:
@@ -30,6 +30,7 @@ def add_recipes(commands: argparse._SubParsersAction) -> None:
     init = add_command(commands, "init", "write a recipe", INIT_HELP, run_init_command)
     init.add_argument("--model", help="folder or hub id of the policy to align")
     init.add_argument("--data", help="file, folder or hub id of preference pairs")
+    init.add_argument("--eval-data", help="the same, held out: evaluated after each iteration (default: a comment)")
     init.add_argument("--reward", help="reward model, `train`, python:module:function, or YAML")
     init.add_argument("--method", help="a name from `adaptpo methods` (default: metaapo)")
     init.add_argument("--machine", help="cpu, or a machine of `adaptpo plan` such as h100x8 (default: cpu)")
