@@ -123,6 +123,7 @@ annotated and time, beside the paper's figures if it has any. NAME is one of
 
   methods             offline, online and adaptive methods
   own                 a method of ours against the strongest others
+  beta                how strongly the reference holds
   ablations           MetaAPO without its parts
   time                seconds of generation, annotation and training
   update-interval     optimizer steps between updates of the meta-learner

@@ -20,6 +20,8 @@ EQUAL_STEPS = (
     "Every iteration has as many optimizer steps as one epoch over all its prompts: rows that train on fewer prompts "
     "see them more often."
 )
+BETAS = (0.3, 1.0, 3.0)
+FEW = "generation.num_generations=2"
 WEAKER = {"reward_flipped": 0.3}
 NOISE = (0.0, 0.1, 0.2, 0.4)
 
@@ -73,7 +75,7 @@ PAIR_ROWS = equally_long(
     Row("MetaAPO-SimPO", METAAPO_SIMPO, paper=(MetaAPO("5", 49.11, 50.56),), epochs=2.0),
 )
 OWN_ROWS = equally_long(
-    Row("pool KTO (ours)", (*own_objective("pool_kto", "kto"), "generation.num_generations=2")),
+    Row("pool KTO (ours)", (*own_objective("pool_kto", "kto"), FEW)),
     Row("MetaAPO on all prompts, 4 responses", ("method.name=metaapo_all", "generation.num_generations=4")),
 )
 ROLLOUT_ROWS = (
@@ -165,7 +167,7 @@ ANNOTATORS: tuple[Annotator, ...] = (
 )
 BESIDE_ANNOTATORS = (
     ("DPO", ("method.name=dpo",), 1.0),
-    ("pool KTO (ours)", (*own_objective("pool_kto", "kto"), "generation.num_generations=2"), 1.0),
+    ("pool KTO (ours)", (*own_objective("pool_kto", "kto"), FEW), 1.0),
 )
 """Methods without figures in the paper: one that no annotator misleads, and ours."""
 ANNOTATED_METHODS = (
@@ -182,6 +184,20 @@ REWARD_ROWS = tuple(
     )
 )
 
+
+def beta_rows(beta: float) -> tuple[Row, ...]:
+    """Methods with as strong a hold by the reference; 0.3 is the world's own."""
+    group = f"beta {beta:g}"
+    changed = () if beta == BETAS[0] else (f"method.objective={{name: dpo, beta: {beta:g}}}",)
+    kto = f"objective: {{name: kto, beta: {beta:g}}}"
+    by_dpo = (("DPO", "dpo"), ("Online DPO", "online_dpo"), ("MetaAPO", "metaapo"))
+    return (
+        *(Row(label, (f"method.name={name}", *changed), group=group, epochs=1.0) for label, name in by_dpo),
+        Row("Online DPO with KTO", (f"method={{name: online_dpo, {kto}}}",), group=group, epochs=1.0),
+        Row("pool KTO (ours)", (f"method={{name: pool_kto, {kto}}}", FEW), group=group, epochs=1.0),
+    )
+
+
 TABLES: dict[str, Table] = {
     "methods": Table(
         "Methods (the paper's Table 1)",
@@ -197,6 +213,12 @@ TABLES: dict[str, Table] = {
         (*OWN_ROWS, *(row for row in PAIR_ROWS if row.label in STRONGEST)),
         "pool KTO (ours)",
         f"{EQUAL_STEPS} The method was chosen on the worlds of seeds 0 and 1.",
+    ),
+    "beta": Table(
+        "How strongly the reference holds",
+        tuple(row for beta in BETAS for row in beta_rows(beta)),
+        "Online DPO",
+        f"{EQUAL_STEPS} The other tables have a beta of 0.3.",
     ),
     "ablations": Table(
         "MetaAPO without its parts (the paper's Tables 2 and 7)",
