@@ -55,7 +55,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """About 1.3 million parameters."""
+    """About 1.1 million parameters."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -14,9 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, TrainerCallback
 
 from adaptpo import AlignmentConfig, AlignmentTrainer, methods
+from adaptpo.choices.learners.base import Schedule
+from adaptpo.config.recipe import Recipe
 from adaptpo.data.mixture import Mixture
 from adaptpo.distributed.launch import saves_parts
 from adaptpo.errors import ConfigError
+from adaptpo.methods.build import build_method
 from adaptpo.models.loading import check_loading, leave_out_unread, load_causal_lm
 from adaptpo.pipeline.context import Context
 from adaptpo.pipeline.outcome import outcome
@@ -273,3 +276,30 @@ def test_bfloat16_rounds_small_steps_away() -> None:
     step = torch.tensor(5e-7)
     weight = torch.tensor(0.02)
     assert weight.bfloat16() - step.bfloat16() == weight.bfloat16() and weight - step != weight
+
+
+@pytest.mark.parametrize(
+    ("method", "doubt"),
+    [
+        ({"name": "kto", "objective": "dpo"}, "method 'kto' trains with the objective dpo in place of its own, kto"),
+        ({"name": "kto", "objective": [{"name": "kto", "beta": 0.3}, "sft"]}, None),
+        ({"name": "kto", "beta": 0.3}, None),
+        ({"name": "metaapo", "objective": "simpo"}, None),
+        ("pool_kto", None),
+    ],
+    ids=str,
+)
+def test_a_method_with_the_objective_of_another_is_doubted(method: Any, doubt: str | None) -> None:
+    """`--method.name kto` keeps the objective of the recipe's section; any objective suits a method of DPO's pairs."""
+    built = build_method(Recipe(model="m", data="d", output_dir="o", method=method))
+    found = [each for each in built.doubts(Schedule((100, 100, 100), 1.0)) if "in place of its own" in each]
+    assert len(found) == (doubt is not None) and all(each.startswith(str(doubt)) for each in found)
+
+
+def test_an_adapter_at_a_whole_models_rate_is_doubted(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(policy, tmp_path / "run", peft=LORA, show_progress=True).train()
+    assert "learning_rate is 5e-07, which is for training all weights" in "".join(capsys.readouterr())
+    trainer(policy, tmp_path / "fast", peft=LORA, show_progress=True, training={"learning_rate": 1e-4}).train()
+    assert "for training all weights" not in "".join(capsys.readouterr())

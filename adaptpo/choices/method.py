@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptpo.choices.described import code_digests
@@ -12,7 +12,7 @@ from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.iteration import Iteration
 from adaptpo.choices.learners.base import Estimator, Gather, Learner, Schedule, TakenStep
 from adaptpo.choices.learners.pair_features import PairFeature
-from adaptpo.choices.objectives import Objective
+from adaptpo.choices.objectives import DPO, OBJECTIVES, Objective
 from adaptpo.choices.pairing import Offline, Online, Pairing
 from adaptpo.choices.policy_update import OnPairs, PolicyTrainer
 from adaptpo.choices.reference import Reference
@@ -49,6 +49,8 @@ class Method(Ranged):
     validation: Validation | None = None
     trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
     name: str = "custom"
+    usual_objective: type | None = field(default=None, compare=False, repr=False)
+    """The kind of objective that the method is named for, or made with; None for a method without a name."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError if the trainer needs more responses than the pairing generates."""
@@ -116,7 +118,16 @@ class Method(Ranged):
         return [*self._idle(), *(learning if self.trainer.uses_pairs else [])]
 
     def _idle(self) -> Iterator[str]:
-        """The choices that change nothing beside the others."""
+        """The choices that change nothing beside the others, and an objective that makes the method another one."""
+        kinds = [type(part) for part in getattr(self.objective, "parts", (self.objective,))]
+        if self.usual_objective not in (None, DPO, *kinds):
+            names = {kind: name for name, kind in OBJECTIVES.items()}
+            trained = " + ".join(names.get(kind, kind.__name__) for kind in kinds)
+            usual = names.get(self.usual_objective, "another one")
+            yield (
+                f"method '{self.name}' trains with the objective {trained} in place of its own, {usual}: leave "
+                "method.objective out, or give that one with your settings"
+            )
         if not (self.trainer.uses_pairs or isinstance(self.weighting, Uniform)):
             yield "method.weighting has no effect: this policy trainer learns from rewards and not pairs; leave it out"
         if self.trainer.uses_pairs and isinstance(self.pairing, Offline) and not isinstance(self.selection, SelectNone):

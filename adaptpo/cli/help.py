@@ -77,10 +77,10 @@ then makes it again.
 
 
 STAGE_HELP = """\
-Measure which data a policy needs now: offline pairs (preference injection) or its own samples (preference fine-tuning).
-A preference model compares two fresh responses to each prompt with the two offline ones; the boundary score is the
-share that the policy won. Writes stage.json, the responses and a report. To resume an interrupted
-measurement, start the same command again.
+Measure the alignment-stages paper's boundary score. It asks which data a policy needs now: offline pairs (preference
+injection) or its own samples (preference fine-tuning). A preference model compares two fresh responses to each prompt
+with the two offline ones; the score is the share that the policy won. Writes stage.json, the responses and a report. To
+resume an interrupted measurement, start the same command again.
 
   adaptpo stage recipe.yaml
   adaptpo stage recipe.yaml --model runs/example/final --precision 0.02

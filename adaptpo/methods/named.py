@@ -31,7 +31,8 @@ def named(function: Callable[..., Method]) -> Callable[..., Method]:
         given = signature.bind(*args, **known).arguments
         if others:
             given["objective"] = adjusted(build.__name__, given.get("objective") or default_objective(build), others)
-        return replace(build(**given), name=build.__name__)
+        usual = default_objective(build)
+        return replace(build(**given), name=build.__name__, usual_objective=None if usual is None else type(usual))
 
     return build_named
 

@@ -11,10 +11,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
-from adaptpo.choices.described import choice_name
 from adaptpo.choices.learners.base import Estimator, Schedule
 from adaptpo.choices.method import Method
-from adaptpo.choices.objectives import DPO, OBJECTIVES, WeightedSum
 from adaptpo.choices.reference import Synced
 from adaptpo.config.recipe import AlignmentConfig
 from adaptpo.config.reward import FunctionReward, reward_parts
@@ -23,8 +21,6 @@ from adaptpo.data.templates import unread_options
 from adaptpo.data.vocabulary import check_tokenizer_fits
 from adaptpo.distributed.launch import is_set, is_sharded, parallel_size
 from adaptpo.errors import ConfigError, DataError
-from adaptpo.methods import METHODS
-from adaptpo.methods.named import default_objective
 from adaptpo.models.loading import (
     changes_base,
     check_loading,
@@ -121,21 +117,8 @@ def doubts_of(context: Context) -> list[str]:
     unread = unread_options(context.tokenizer, context.config.chat_template_kwargs)
     data = context.run.state["phases"]["data"]
     repeats = doubts_of_repeats(data.get(REPEATS, 0), data["kept"])
-    doubts = [*context.method.doubts(schedule), *objective_doubts(context.method), *reference_doubts(context, schedule)]
+    doubts = [*context.method.doubts(schedule), *reference_doubts(context, schedule)]
     return [*doubts, *dtype_doubts(context), *adapter_doubts(context), *unread, *repeats]
-
-
-def objective_doubts(method: Method) -> list[str]:
-    """Whether a method that is named for its objective trains with another one."""
-    own = default_objective(METHODS[method.name]) if method.name in METHODS else None
-    parts = method.objective.parts if isinstance(method.objective, WeightedSum) else (method.objective,)
-    if own is None or type(own) is DPO or any(type(part) is type(own) for part in parts):
-        return []
-    trained, usual = (choice_name(OBJECTIVES, one) for one in (method.objective, own))
-    return [
-        f"method '{method.name}' trains with the objective {trained} in place of its own, {usual}: leave "
-        "method.objective out, or give that one with your settings"
-    ]
 
 
 def adapter_doubts(context: Context) -> list[str]:
