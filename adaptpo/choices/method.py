@@ -49,7 +49,7 @@ class Method(Ranged):
     validation: Validation | None = None
     trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
     name: str = "custom"
-    usual_objective: type | None = field(default=None, compare=False, repr=False)
+    usual_objective: type[Objective] | None = field(default=None, compare=False, repr=False)
     """The kind of objective that the method is named for, or made with; None for a method without a name."""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Method(Ranged):
     def _idle(self) -> Iterator[str]:
         """The choices that change nothing beside the others, and an objective that makes the method another one."""
         kinds = [type(part) for part in getattr(self.objective, "parts", (self.objective,))]
-        if self.usual_objective not in (None, DPO, *kinds):
+        if self.usual_objective is not None and self.usual_objective not in (DPO, *kinds):
             names = {kind: name for name, kind in OBJECTIVES.items()}
             trained = " + ".join(names.get(kind, kind.__name__) for kind in kinds)
             usual = names.get(self.usual_objective, "another one")
