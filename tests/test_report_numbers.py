@@ -29,23 +29,29 @@ from tests.test_plan import SHAPE, job
 from tests.test_report import RunWriter, write_table
 
 
-def evaluated(root: Path, name: str, rewards: list[float], loss: float, run: RunWriter) -> None:
-    texts = {"prompt": ["p"] * len(rewards), "response": ["r"] * len(rewards)}
-    write_table(root / f"evaluation/{name}.parquet", prompt_id=range(len(rewards)), reward=rewards, **texts)
+def evaluated(run: RunWriter, name: str, rewards: list[float], loss: float) -> None:
+    if rewards:
+        texts = {"prompt": ["p"] * len(rewards), "response": ["r"] * len(rewards)}
+        write_table(run.root / f"evaluation/{name}.parquet", prompt_id=range(len(rewards)), reward=rewards, **texts)
     run.metrics.append({"phase": f"evaluate/{name}", "iteration": None, "step": None, "eval_loss": loss})
     run.finish(f"evaluate/{name}", 1.0)
 
 
 def test_a_comparison_shows_the_aligned_policy(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "run")
-    run.finish("data", 1.0, kept=4)
-    evaluated(run.root, "initial", [0.0, 0.2], 0.69, run)
-    evaluated(run.root, "iteration-0", [0.8, 1.0], 0.41, run)
-    found = RunData.open(run.root)
-    row = result_row("run", found)
+    evaluated(run, "initial", [0.0, 0.2], 0.69)
+    evaluated(run, "iteration-0", [0.8, 1.0], 0.41)
+    row = result_row("run", RunData.open(run.root))
     assert (row["held-out reward"], row["eval_loss"]) == ("0.900", "0.4100")
-    (sentence,) = [each for each in verdict(found).findings if "loss on held-out pairs" in each]
-    assert sentence == "The loss on held-out pairs went from 0.690 (initial) to 0.410 (iteration 0)."
+
+
+def test_the_loss_on_held_out_pairs_is_told_from_start_to_end(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "run")
+    evaluated(run, "initial", [], 0.69)
+    evaluated(run, "iteration-0", [], 0.41)
+    run.finish("final", 1.0)
+    sentence = "The loss on held-out pairs went from 0.690 (initial) to 0.410 (iteration 0)."
+    assert sentence in verdict(RunData.open(run.root)).findings
 
 
 def test_a_running_mean_of_a_constant_is_the_constant(tmp_path: Path) -> None:

@@ -365,7 +365,9 @@ def test_models_with_missing_weights_are_refused(tmp_path: Path) -> None:
 
 def test_peft_modules_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     base = save_policy(tmp_path / "policy")
-    with pytest.raises(ConfigError, match="peft: Target modules"):
+    with pytest.raises(
+        ConfigError, match=r"peft.target_modules: the model has no module 'no_such_module'; it has .*q_proj"
+    ):
         load_policy(base, base, {"target_modules": ["no_such_module"]}, {}, seed=0)
 
 
