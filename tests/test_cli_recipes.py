@@ -77,6 +77,17 @@ def test_a_judge_is_written_as_a_recipe_has_it(tmp_path: Path) -> None:
     assert load_recipe(path).reward == {"judge": "gpt-4o-mini"}
 
 
+def test_init_holds_data_out(tmp_path: Path) -> None:
+    """A comment says what is missed without them."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(Answers("m", "d", "dpo", None, "cpu", eval_data="held.jsonl"), "runs/x"))
+    loaded = load_recipe(path)
+    assert loaded.eval_data is not None and loaded.eval_data.path == "held.jsonl"
+    assert loaded.training["save_steps"] == 50
+    path.write_text(text := recipe_text(Answers("m", "d", "dpo", None, "cpu"), "runs/x"))
+    assert load_recipe(path).eval_data is None and "\n# eval_data: held_out.jsonl  # pairs that are never" in text
+
+
 def test_init_and_check(policy: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "shop_reward_of_init.py").write_text(REWARD)
     given = ("--model", policy, "--data", "pairs.jsonl", "--reward", "python:shop_reward_of_init:reward")
