@@ -161,7 +161,7 @@ def training_lines(machine: Machine | None, method: Method) -> list[str]:
             f"{each} x {count} x this = prompts per optimizer step",
             "  ",
         ),
-        line("save_steps", 50, "a kill costs at most so many optimizer steps", "  "),
+        line("save_steps", 50, "optimizer steps between checkpoints, from which a killed run resumes", "  "),
     ]
     if machine:
         lines += [line("bf16", True, "", "  "), line("gradient_checkpointing", True, "less memory, same result", "  ")]
