@@ -189,7 +189,7 @@ def test_a_model_stored_in_bfloat16(folder: Path, capsys: pytest.CaptureFixture[
     load_real_model().to(torch.bfloat16).save_pretrained(folder / "bf16")
     real_tokenizer().save_pretrained(folder / "bf16")
     out = train(folder, ROWS, model=str(folder / "bf16"), show_progress=True)
-    assert "set model_init_kwargs.dtype to bfloat16" in capsys.readouterr().out
+    assert "to compute in bfloat16, set training.bf16" in capsys.readouterr().out
     assert losses_of(out) == pytest.approx([0.693147], abs=1e-5)
 
 
