@@ -131,11 +131,15 @@ def test_quantized_weights_need_an_adapter(given: bool | None, message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("stage", "gathers", "refused"), [(3, False, True), (3, True, False), (2, False, False)], ids=str
+    ("stage", "gathers", "refused"),
+    [(3, False, True), (3, True, False), (2, False, False), (3, "auto", False)],
+    ids=str,
 )
 def test_a_file_of_deepspeed_has_to_gather_weights(
-    stage: int, gathers: bool, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: int, gathers: bool | str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where it says `auto`, accelerate's own setting holds."""
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", str(gathers == "auto").lower())
     settings = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": gathers}
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": settings}))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))

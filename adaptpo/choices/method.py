@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adaptpo.choices.described import code_digests
+from adaptpo.choices.described import choice_name, code_digests
 from adaptpo.choices.filters import KEEP_ALL, Filter
 from adaptpo.choices.hold_out import Validation
 from adaptpo.choices.iteration import Iteration
@@ -50,7 +50,7 @@ class Method(Ranged):
     trainer: PolicyTrainer = OnPairs()  # noqa: RUF009 (frozen)
     name: str = "custom"
     usual_objective: type[Objective] | None = field(default=None, compare=False, repr=False)
-    """The kind of objective that the method is named for, or made with; None for a method without a name."""
+    """The kind of objective that the named method has by default; None for a method without a name."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError if the trainer needs more responses than the pairing generates."""
@@ -121,9 +121,9 @@ class Method(Ranged):
         """The choices that change nothing beside the others, and an objective that makes the method another one."""
         kinds = [type(part) for part in getattr(self.objective, "parts", (self.objective,))]
         if self.usual_objective is not None and self.usual_objective not in (DPO, *kinds):
-            names = {kind: name for name, kind in OBJECTIVES.items()}
-            trained = " + ".join(names.get(kind, kind.__name__) for kind in kinds)
-            usual = names.get(self.usual_objective, "another one")
+            own = self.usual_objective
+            usual = next((name for name, kind in OBJECTIVES.items() if kind is own), own.__name__)
+            trained = choice_name(OBJECTIVES, self.objective)
             yield (
                 f"method '{self.name}' trains with the objective {trained} in place of its own, {usual}: leave "
                 "method.objective out, or give that one with your settings"

@@ -28,7 +28,8 @@ def saves_parts() -> bool:
     file = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"))
     if file.is_file():
         settings = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
-        stage, gathers = settings.get("stage", 0), settings.get("stage3_gather_16bit_weights_on_model_save", False)
+        stage, own = settings.get("stage", 0), settings.get("stage3_gather_16bit_weights_on_model_save", False)
+        gathers = gathers if own == "auto" else own  # accelerate fills it from its own setting.
     return str(stage) == "3" and gathers is not True
 
 

@@ -299,10 +299,10 @@ def load_policy(path: str, base: str, peft: dict[str, Any] | None, options: dict
 
 def refuse_unmatched(peft: dict[str, Any], modules: Collection[str]) -> None:
     """Raises ConfigError for names of modules that the model does not have; peft ignores all but the last."""
-    for setting in ("target_modules", "modules_to_save"):
+    for setting, edge in (("target_modules", "."), ("modules_to_save", "")):  # The latter may be the end of a name.
         names = peft.get(setting) or ()
         for name in () if isinstance(names, str) else names:
-            if not any(f".{module}".endswith(f".{name}") for module in modules):
+            if not any(f"{edge}{module}".endswith(f"{edge}{name}") for module in modules):
                 known = ", ".join(sorted({module.rpartition(".")[2] for module in modules} - {""}, key=kind_of_name))
                 raise ConfigError(f"peft.{setting}: the model has no module '{name}'; it has {known}")
 
